@@ -1,0 +1,153 @@
+"""Augmentation on the fly, per utterance, from a seeded generator: speed, reverberation, noise, gain."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distilled_student import audio
+from distilled_student.errors import UserError
+
+
+@dataclass
+class AugmentSettings:
+    """Each effect has a probability (0 turns it off) and a range. All are off by default.
+
+    Attributes:
+        speed: Probability of playing at one of ``speed_factors`` (pitch moves too, as in Kaldi).
+        reverb: Probability of a room: a file from ``rir_root``, or decaying noise with a reverberation time in
+            ``rt60`` seconds and a direct-to-reverberant ratio in ``drr`` dB.
+        noise: Probability of noise at a signal-to-noise ratio in ``snr`` dB: a random cut of a file under
+            ``noise_root``; without it the task's background noises, or else white noise.
+        gain: Probability of a gain in ``gain_db`` dB.
+    """
+
+    speed: float = 0.0
+    speed_factors: list[float] = field(default_factory=lambda: [0.9, 1.1])
+    reverb: float = 0.0
+    rt60: list[float] = field(default_factory=lambda: [0.1, 0.6])
+    drr: list[float] = field(default_factory=lambda: [0.0, 15.0])
+    rir_root: str | None = None
+    noise: float = 0.0
+    snr: list[float] = field(default_factory=lambda: [0.0, 20.0])
+    noise_root: str | None = None
+    gain: float = 0.0
+    gain_db: list[float] = field(default_factory=lambda: [-10.0, 6.0])
+
+    def __post_init__(self) -> None:
+        for name in ("speed", "reverb", "noise", "gain"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"augment.{name}: needs a probability in [0, 1], not {getattr(self, name)}")
+        for name in ("rt60", "drr", "snr", "gain_db"):
+            value = getattr(self, name)
+            if len(value) != 2 or value[0] > value[1]:
+                raise ValueError(f"augment.{name}: needs [lowest, highest], not {value}")
+        if self.rt60[0] <= 0:
+            raise ValueError("augment.rt60: needs positive seconds")
+        if not self.speed_factors or not all(0.5 <= f <= 2.0 for f in self.speed_factors):
+            raise ValueError(f"augment.speed_factors: need numbers in [0.5, 2], not {self.speed_factors}")
+
+
+def audio_files(root: Path, key: str) -> list[Path]:
+    """All audio files under ``root``, sorted. Raises UserError naming ``key`` when there are none."""
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in audio.SUFFIXES)
+    if not files:
+        raise UserError(f"{key}: {root}: {'holds no audio files' if root.is_dir() else 'no such folder'}")
+    return files
+
+
+def add_noise(waveform: Tensor, noise: Tensor, snr: float) -> Tensor:
+    """``waveform`` plus ``noise`` (both ``(samples,)``) scaled to ``snr`` dB below it; silence stays as it is."""
+    signal_power, noise_power = waveform.square().mean(), noise.square().mean()
+    if signal_power == 0 or noise_power == 0:
+        return waveform
+    return waveform + noise * torch.sqrt(signal_power / noise_power / 10 ** (snr / 10))
+
+
+def synthetic_rir(rng: np.random.Generator, rt60: float, drr: float) -> Tensor:
+    """A direct path and exponentially decaying noise, 60 dB down after ``rt60`` seconds, ``drr`` dB below the path."""
+    samples = max(2, int(rt60 * audio.SAMPLE_RATE))
+    tail = rng.standard_normal(samples) * 10 ** (-3 * np.arange(samples) / samples)
+    tail[0] = 0.0
+    tail *= np.sqrt(10 ** (-drr / 10) / np.square(tail).sum())
+    tail[0] = 1.0
+    return torch.from_numpy(tail.astype(np.float32))
+
+
+def reverberate(waveform: Tensor, rir: Tensor) -> Tensor:
+    """Convolved, as long and as loud as before, the direct path (the response's largest sample) not delayed."""
+    size = len(waveform) + len(rir) - 1
+    wet = torch.fft.irfft(torch.fft.rfft(waveform, size) * torch.fft.rfft(rir, size), size)
+    delay = int(rir.abs().argmax())
+    wet = wet[delay : delay + len(waveform)]
+    return wet * torch.sqrt(waveform.square().mean() / wet.square().mean().clamp(min=1e-12))
+
+
+def change_speed(waveform: Tensor, factor: float) -> Tensor:
+    """``waveform`` ``(samples,)`` played ``factor`` times as fast."""
+    from torchaudio.functional import resample
+
+    ratio = Fraction(factor).limit_denominator(20)
+    return resample(waveform, ratio.numerator, ratio.denominator)
+
+
+@functools.lru_cache(maxsize=64)
+def _header_seconds(path: Path) -> float:
+    return audio.seconds(path)
+
+
+def random_cut(path: Path, samples: int, rng: np.random.Generator) -> Tensor:
+    """``samples`` of an audio file from a random place; a shorter file is repeated."""
+    length = samples / audio.SAMPLE_RATE
+    spare = max(0.0, _header_seconds(path) - length)
+    cut = audio.load(path, start=rng.uniform(0.0, spare), duration=length + 0.01)
+    return fill(cut, samples)
+
+
+def fill(waveform: Tensor, samples: int) -> Tensor:
+    """The first ``samples``; a shorter waveform is repeated."""
+    return waveform.repeat(-(-samples // len(waveform)))[:samples]
+
+
+class Augmentation:
+    """What the settings ask for, on one utterance at a time; picklable, so it runs in the data workers."""
+
+    def __init__(self, settings: AugmentSettings, key: str, noises: list[Path] | None = None) -> None:
+        self.settings = settings
+        self.noises, self.rirs = list(noises or []), list[Path]()
+        if settings.noise and settings.noise_root is not None:
+            self.noises = audio_files(Path(settings.noise_root), f"{key}.noise_root")
+        if settings.reverb and settings.rir_root is not None:
+            self.rirs = audio_files(Path(settings.rir_root), f"{key}.rir_root")
+
+    def speed(self, rng: np.random.Generator) -> float:
+        """The factor for one utterance, 1 for no change; drawn first, so that a crop can be cut to the right size."""
+        s = self.settings
+        return float(rng.choice(s.speed_factors)) if s.speed and rng.random() < s.speed else 1.0
+
+    def __call__(self, waveform: Tensor, rng: np.random.Generator) -> Tensor:
+        """``(samples,)`` to ``(samples,)``: reverberation, noise, gain, in the order they happen in a room."""
+        s = self.settings
+        if s.reverb and rng.random() < s.reverb:
+            rir = (
+                audio.load(self.rirs[rng.integers(len(self.rirs))])
+                if self.rirs
+                else synthetic_rir(rng, rng.uniform(*s.rt60), rng.uniform(*s.drr))
+            )
+            waveform = reverberate(waveform, rir)
+        if s.noise and rng.random() < s.noise:
+            snr = rng.uniform(*s.snr)
+            if self.noises:
+                noise = random_cut(self.noises[rng.integers(len(self.noises))], len(waveform), rng)
+            else:
+                noise = torch.from_numpy(rng.standard_normal(len(waveform), dtype=np.float32))
+            waveform = add_noise(waveform, noise, snr)
+        if s.gain and rng.random() < s.gain:
+            waveform = waveform * 10 ** (rng.uniform(*s.gain_db) / 20)
+        return waveform

@@ -1,0 +1,126 @@
+"""Speaker classification losses on embeddings: softmax and its three margins on the angle."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LOSSES = ("softmax", "angular", "am", "aam")
+
+
+@dataclass
+class LossSettings:
+    """Attributes:
+    name: ``softmax``, ``angular`` (the paper's), ``am`` or ``aam``.
+    margin: ``angular``: a whole number from 1 to 4 that multiplies the angle; ``am``: subtracted from the cosine;
+        ``aam``: added to the angle, radians. None: 2, 0.4 and 0.2.
+    scale: What cosines are multiplied by. None: the embedding's own length for ``angular`` (SphereFace), 30 for the
+        others.
+    anneal_start, anneal_decay, anneal_stop: ``angular`` only: lambda = max(stop, start / (1 + decay * step)).
+    """
+
+    name: str = "angular"
+    margin: float | None = None
+    scale: float | None = None
+    anneal_start: float = 1000.0
+    anneal_decay: float = 0.12
+    anneal_stop: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.name not in LOSSES:
+            raise ValueError(f"loss.name: '{self.name}' is not one of {', '.join(LOSSES)}")
+        if self.margin is None:
+            self.margin = {"softmax": 0.0, "angular": 2.0, "am": 0.4, "aam": 0.2}[self.name]
+        if self.name == "angular" and self.margin not in (1, 2, 3, 4):
+            raise ValueError(f"loss.margin: angular softmax needs 1, 2, 3 or 4, not {self.margin}")
+        if self.name in ("am", "aam") and not 0.0 <= self.margin < 1.5:
+            raise ValueError(f"loss.margin: needs a number in [0, 1.5), not {self.margin}")
+        if self.scale is None and self.name in ("am", "aam"):
+            self.scale = 30.0
+        if self.scale is not None and self.scale <= 0:
+            raise ValueError(f"loss.scale: needs a positive number, not {self.scale}")
+
+
+def angular_psi(cosine: Tensor, margin: int) -> Tensor:
+    """psi(theta) = (-1)^k cos(margin * theta) - 2k with k = floor(margin * theta / pi): monotonic on [0, pi].
+
+    Liu et al., SphereFace, arXiv 1704.08063, eq. 6. cos(margin * theta) is taken by its polynomial in cos(theta), so
+    that no gradient passes through acos, which has none at 0 and pi.
+    """
+    multiple = {
+        1: cosine,
+        2: 2 * cosine**2 - 1,
+        3: 4 * cosine**3 - 3 * cosine,
+        4: 8 * cosine**4 - 8 * cosine**2 + 1,
+    }[margin]
+    with torch.no_grad():
+        k = (margin * cosine.clamp(-1, 1).acos() / math.pi).floor().clamp(max=margin - 1)
+        sign = 1 - 2 * k.remainder(2)
+    return sign * multiple - 2 * k
+
+
+def am_cosine(cosine: Tensor, margin: float) -> Tensor:
+    """cos(theta) - margin. Wang et al., AM-Softmax, arXiv 1801.05599, eq. 6 (CosFace, 1801.09414, is the same)."""
+    return cosine - margin
+
+
+def aam_cosine(cosine: Tensor, margin: float) -> Tensor:
+    """cos(theta + margin); past theta = pi - margin, where that would rise again, cos(theta) - margin * sin(margin).
+
+    Deng et al., ArcFace, arXiv 1801.07698, eq. 3; the fallback is the one of its published code.
+    """
+    sine = (1 - cosine.square()).clamp(min=1e-12).sqrt()
+    shifted = cosine * math.cos(margin) - sine * math.sin(margin)
+    return torch.where(cosine > math.cos(math.pi - margin), shifted, cosine - margin * math.sin(margin))
+
+
+class SpeakerLoss(nn.Module):
+    """``(batch, embedding)`` + labels ``(batch,)`` -> mean cross-entropy over the training speakers.
+
+    Holds the speakers' weights, ``(speakers, embedding)``; ``softmax`` has a bias too. The annealing step of the
+    angular softmax is a buffer, so a resumed run goes on where it stopped.
+    """
+
+    def __init__(self, settings: LossSettings, embedding: int, speakers: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(speakers, embedding)))
+        self.bias = nn.Parameter(torch.zeros(speakers)) if settings.name == "softmax" else None
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+
+    def annealing(self) -> Tensor:
+        """lambda of the angular softmax: large at first (no margin), falling towards ``anneal_stop``.
+
+        SphereFace, section 4.1 and its published code: logit = (lambda cos(theta) + psi(theta)) / (1 + lambda).
+        """
+        s = self.settings
+        return (s.anneal_start / (1 + s.anneal_decay * self.step)).clamp(min=s.anneal_stop)
+
+    def cosines(self, embedding: Tensor) -> Tensor:
+        """``(batch, speakers)``."""
+        return F.linear(F.normalize(embedding, dim=1), F.normalize(self.weight, dim=1)).clamp(-1.0, 1.0)
+
+    def logits(self, embedding: Tensor, labels: Tensor) -> Tensor:
+        """``(batch, speakers)``; the margin is applied at ``labels`` alone."""
+        s = self.settings
+        if s.name == "softmax":
+            return F.linear(embedding, self.weight, self.bias) * (s.scale or 1.0)
+        cosine = self.cosines(embedding)
+        target = cosine.gather(1, labels[:, None])
+        if s.name == "angular":
+            strength = self.annealing()
+            target = (strength * target + angular_psi(target, int(s.margin or 1))) / (1 + strength)
+        else:
+            target = (am_cosine if s.name == "am" else aam_cosine)(target, float(s.margin or 0.0))
+        scale = embedding.norm(dim=1, keepdim=True) if s.scale is None else s.scale
+        return cosine.scatter(1, labels[:, None], target) * scale
+
+    def forward(self, embedding: Tensor, labels: Tensor) -> Tensor:
+        loss = F.cross_entropy(self.logits(embedding.float(), labels), labels)
+        if self.training:
+            self.step += 1
+        return loss

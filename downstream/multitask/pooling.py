@@ -1,0 +1,48 @@
+"""Frames to one vector per utterance: mean, mean + deviation, or attention over the valid frames."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from distilled_student.lengths import frame_mask
+
+POOLINGS = ("mean", "mean_std", "attentive")
+
+
+class Pooling(nn.Module):
+    """``(batch, frames, features)`` + ``lengths (batch,)`` in frames -> ``(batch, output_size)``.
+
+    * ``mean``: average of the valid frames.
+    * ``mean_std``: average and standard deviation (population), concatenated (Snyder et al., x-vectors, 2018).
+    * ``attentive``: average weighted by softmax(v . tanh(W x + b)) over the valid frames (Okabe et al.,
+      arXiv 1803.10963, eq. 1 to 3).
+
+    Raises:
+        ValueError: ``kind`` is none of these.
+    """
+
+    def __init__(self, kind: str, features: int, hidden: int = 128) -> None:
+        super().__init__()
+        if kind not in POOLINGS:
+            raise ValueError(f"pooling: '{kind}' is not one of {', '.join(POOLINGS)}")
+        self.kind = kind
+        self.output_size = 2 * features if kind == "mean_std" else features
+        if kind == "attentive":
+            self.attention = nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, 1, bias=False))
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        mask = frame_mask(lengths.to(x.device), x.shape[1])[:, :, None]
+        # masked_fill, not multiplication: a NaN in the padding must not survive as NaN * 0
+        x = x.masked_fill(~mask, 0.0)
+        if self.kind == "attentive":
+            weights = self.attention(x).masked_fill(~mask, float("-inf")).softmax(dim=1)
+            return (weights * x).sum(dim=1)
+        count = mask.sum(dim=1).to(x.dtype)
+        mean = x.sum(dim=1) / count
+        if self.kind == "mean":
+            return mean
+        centred = (x - mean[:, None]).masked_fill(~mask, 0.0)
+        # the clamp keeps the square root's gradient finite where a feature does not vary (one frame, silence)
+        deviation = (centred.square().sum(dim=1) / count).clamp(min=1e-10).sqrt()
+        return torch.cat([mean, deviation], dim=1)

@@ -1,0 +1,59 @@
+"""One distribution, distilled-student; one import name, distilled_student; the two rooms keep s3prl's names."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PACKAGE_DIR = {
+    "distilled_student": "upstream/distilled_student",
+    "distilled_student.multitask": "downstream/multitask",
+    "distilled_student.configs": "configs",
+}
+
+packages = [
+    name if sub == "" else f"{name}.{sub}"
+    for name, folder in PACKAGE_DIR.items()
+    for sub in ["", *find_packages(folder)]
+]
+
+setup(
+    name="distilled-student",
+    version="0.1.0",
+    description="Distilled speech students and joint keyword spotting + speaker verification as an s3prl plugin",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=packages,
+    package_dir=PACKAGE_DIR,
+    package_data={
+        "distilled_student": ["assets/**/*"],
+        "distilled_student.configs": ["**/*.yaml", "*.yaml"],
+    },
+    install_requires=[
+        "torch>=2.6",
+        "torchaudio>=2.6",  # s3prl imports it; resampling
+        "s3prl>=0.4.18",  # the host: runner, upstreams, SUPERB's experts
+        "numpy",  # arrays between audio files and torch
+        "pyyaml",  # configuration files
+        "safetensors",  # weights on disk that cannot carry code
+        "soundfile",  # audio files: libsndfile, every common format
+        "lhotse>=1.24",  # manifests and buckets by duration, the field's library for both
+        "accelerate>=1.0",  # device, precision and processes of the distillation loop
+        "transformers>=4.48",  # teachers
+        "omegaconf>=2.3",  # typed configuration; already a dependency of s3prl
+        "typer>=0.12",  # the command line
+        "rich>=13",  # progress lines and tables
+        "tensorboard",  # reads the logs that tensorboardX writes
+        "tensorboardX",  # s3prl's runner imports it without requiring it
+        "matplotlib",  # the report's plots
+        "scipy",  # s3prl imports it; room responses and filters of the demo corpus
+    ],
+    extras_require={"dev": ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "ruff", "build"]},
+    entry_points={
+        "console_scripts": [
+            "distilled-student = distilled_student.cli:main",
+            "run_downstream.py = distilled_student.host:main",
+        ]
+    },
+)

@@ -1,0 +1,103 @@
+"""The sizes of a student: one frozen dataclass, and the named ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Everything that determines a student's shape. The defaults are the paper's student (Kerpicci et al. 2023, sec. 2).
+
+    Attributes:
+        frontend: ``cnn`` (wav2vec 2.0's, on the waveform) or ``logmel`` (80 log-mel bins at 100 frames a second and a
+            strided convolution stem: far fewer operations on a CPU).
+        conv_dim: Output width of each front-end convolution; ``conv_kernel`` and ``conv_stride`` have the same length.
+        conv_norm: ``group`` (after the first convolution, BASE), ``layer`` (after each, LARGE) or ``none``.
+        projection_norm: Layer norm before the linear projection of front-end frames to ``hidden_size``.
+        projection: Whether there is such a projection; without it the last ``conv_dim`` is ``hidden_size``.
+        positions: ``conv`` (wav2vec 2.0's convolutional embedding), ``sinusoidal`` (Whisper's) or ``none``.
+        norm_first: False for post-norm layers (BASE), True for pre-norm layers with a final norm (LARGE, Whisper).
+        targets: Teacher layers that the prediction layers imitate, 1 for the first; empty for no prediction layers.
+        target_size: Features of the teacher. ``prediction_size``: hidden features of each prediction layer.
+    """
+
+    frontend: str = "cnn"
+    mel_bins: int = 80
+    conv_dim: list[int] = field(default_factory=lambda: [512] * 7)
+    conv_kernel: list[int] = field(default_factory=lambda: [10, 3, 3, 3, 3, 2, 2])
+    conv_stride: list[int] = field(default_factory=lambda: [5, 2, 2, 2, 2, 2, 2])
+    conv_bias: bool = False
+    conv_norm: str = "group"
+    projection: bool = True
+    projection_norm: bool = True
+    hidden_size: int = 768
+    layers: int = 2
+    heads: int = 12
+    feed_forward: int = 3072
+    norm_first: bool = False
+    positions: str = "conv"
+    position_kernel: int = 128
+    position_groups: int = 16
+    dropout: float = 0.1
+    targets: list[int] = field(default_factory=lambda: [4, 8, 12])
+    target_size: int = 768
+    prediction_size: int = 768
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, message: str) -> None:
+            if not ok:
+                raise ValueError(message)
+
+        check(self.frontend in ("cnn", "logmel"), f"frontend: '{self.frontend}' is not cnn or logmel")
+        check(
+            self.conv_norm in ("group", "layer", "none"), f"conv_norm: '{self.conv_norm}' is not group, layer or none"
+        )
+        known = ("conv", "sinusoidal", "none")
+        check(self.positions in known, f"positions: '{self.positions}' is not one of {', '.join(known)}")
+        lengths = {len(self.conv_dim), len(self.conv_kernel), len(self.conv_stride)}
+        check(len(lengths) == 1 and lengths != {0}, "conv_dim, conv_kernel, conv_stride: need one length, at least 1")
+        for name in ("conv_dim", "conv_kernel", "conv_stride"):
+            check(min(getattr(self, name)) > 0, f"{name}: needs positive numbers")
+        for name in ("mel_bins", "hidden_size", "layers", "heads", "feed_forward", "target_size", "prediction_size"):
+            check(getattr(self, name) > 0, f"{name}: needs a positive number")
+        check(self.hidden_size % self.heads == 0, f"heads: {self.heads} does not divide hidden_size {self.hidden_size}")
+        if self.positions == "conv":
+            check(self.hidden_size % self.position_groups == 0, "position_groups: does not divide hidden_size")
+        if self.positions == "sinusoidal":
+            check(self.hidden_size % 2 == 0, "hidden_size: sinusoidal positions need an even number")
+        same = self.conv_dim[-1] == self.hidden_size
+        check(self.projection or same, "projection: false needs the last conv_dim equal to hidden_size")
+        check(0.0 <= self.dropout < 1.0, "dropout: needs a number in [0, 1)")
+        check(all(t > 0 for t in self.targets), "targets: teacher layers are counted from 1")
+
+    @property
+    def frame_shift(self) -> int:
+        """Samples at 16 kHz from one frame to the next."""
+        shift = 160 if self.frontend == "logmel" else 1
+        for stride in self.conv_stride:
+            shift *= stride
+        return shift
+
+
+SIZES: dict[str, StudentConfig] = {
+    "paper": StudentConfig(),
+    "edge": StudentConfig(
+        frontend="logmel",
+        conv_dim=[128, 256],
+        conv_kernel=[3, 3],
+        conv_stride=[1, 2],
+        conv_bias=True,
+        conv_norm="none",
+        projection=False,
+        projection_norm=False,
+        hidden_size=256,
+        layers=4,
+        heads=4,
+        feed_forward=1024,
+        norm_first=True,
+        positions="conv",
+        position_kernel=32,
+        prediction_size=256,
+    ),
+}

@@ -1,0 +1,58 @@
+"""What a model costs: parameters, multiply-accumulates per second of audio, real-time factor on this machine."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from distilled_student.audio import SAMPLE_RATE
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+@torch.no_grad()
+def macs_per_second(upstream: nn.Module) -> int:
+    """Multiply-accumulates for one second of 16 kHz audio, counted on the convolutions and matrix products that run.
+
+    ``upstream`` takes a list of 1-D waveforms, as s3prl's do.
+    """
+    training, fast = upstream.training, torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused kernel cannot be looked into
+    try:
+        counter = FlopCounterMode(display=False)
+        with counter:
+            upstream.eval()([torch.zeros(SAMPLE_RATE, device=_device(upstream))])
+        return counter.get_total_flops() // 2
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        upstream.train(training)
+
+
+@torch.no_grad()
+def real_time_factor(upstream: nn.Module, seconds: float = 4.0, repeats: int = 7) -> float:
+    """Seconds of computation per second of audio, one utterance at a time: the median of ``repeats`` runs."""
+    training, device = upstream.training, _device(upstream)
+    generator = torch.Generator().manual_seed(0)
+    wav = (0.1 * torch.randn(int(seconds * SAMPLE_RATE), generator=generator)).to(device)
+    upstream.eval()
+    times = []
+    for _ in range(repeats + 2):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        upstream([wav])
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    upstream.train(training)
+    return sorted(times[2:])[repeats // 2] / seconds  # the first two warm caches up

@@ -1,0 +1,241 @@
+"""Expand the packed demo corpus into the two public layouts: Speech Commands and VoxCeleb1.
+
+The package carries clean synthetic speech (``assets/corpus``, made by ``make_corpus.py``). Clean synthetic voices are
+too easy for both tasks, so each item gets a room, noise and a channel of its own on the way out (``augment.py``).
+Each item draws from a random generator seeded by its own file name: the result does not depend on the order.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations, count
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from distilled_student.demo.augment import SAMPLE_RATE, Audio, augment, make_noises
+from distilled_student.errors import UserError
+
+PACKED = Path(__file__).resolve().parent.parent / "assets" / "corpus"
+RECIPE = 1  # raise it whenever the expanded files change: expanded caches of an older recipe are then made again
+COPIES = 2  # times that each recorded clip is written, each time in another room, noise and channel
+TRIALS = 2_000
+COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+MAX_NUM_WAVS_PER_CLASS = 2**27 - 1  # TensorFlow's speech_commands/input_data.py
+STAMP = "corpus.sha256"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row of the packed index. ``start`` and ``samples`` are in samples of the voice's file, at 16 kHz."""
+
+    voice: str
+    split: str
+    kind: str
+    text: str
+    take: int
+    start: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file to write: where, from which clip. ``fixed`` is its length in samples, None: as long as the clip."""
+
+    path: str
+    clip: Clip
+    fixed: int | None
+
+
+def read_index(packed: Path = PACKED) -> list[Clip]:
+    """All clips of the packed corpus, in the index's order."""
+    with (packed / "index.csv").open(newline="", encoding="utf-8") as file:
+        return [
+            Clip(r["voice"], r["split"], r["kind"], r["text"], int(r["take"]), int(r["start"]), int(r["samples"]))
+            for r in csv.DictReader(file)
+        ]
+
+
+def read_voice(voice: str, packed: Path = PACKED) -> Audio:
+    """A voice's whole file, ``(samples,)``."""
+    return soundfile.read(packed / f"{voice}.ogg", dtype="float32")[0]
+
+
+def hash_percentage(speaker: str) -> float:
+    """Where Speech Commands' classic split puts a speaker, 0 to 100 (TensorFlow's ``input_data.which_set``)."""
+    hashed = int(hashlib.sha1(speaker.encode()).hexdigest(), 16)
+    return hashed % (MAX_NUM_WAVS_PER_CLASS + 1) * (100.0 / MAX_NUM_WAVS_PER_CLASS)
+
+
+def speaker_ids(clips: list[Clip]) -> dict[str, str]:
+    """Voice to a VoxCeleb-like id whose hash falls into the voice's own part of the classic split.
+
+    Below 10 % is validation, below 20 % testing, the rest training: a reader that splits by hash alone (s3prl's does)
+    thereby gets our speaker-disjoint splits.
+    """
+    bounds = {"dev": (0.0, 10.0), "test": (10.0, 20.0), "train": (20.0, 101.0)}
+    ids: dict[str, str] = {}
+    numbers = {split: count(10_001) for split in bounds}
+    for voice, split in sorted({(clip.voice, clip.split) for clip in clips}):
+        low, high = bounds[split]
+        ids[voice] = next(name for n in numbers[split] if low <= hash_percentage(name := f"id{n}") < high)
+    return ids
+
+
+def _rng(key: str) -> np.random.Generator:
+    return np.random.default_rng([RECIPE, zlib.crc32(key.encode())])
+
+
+def _commands(clips: list[Clip], ids: dict[str, str]) -> Iterator[Output]:
+    """Files of the Speech Commands layout. The test's ``_unknown_`` is as large as one of its keywords."""
+    test_voices = sorted({clip.voice for clip in clips if clip.split == "test"})
+    takes = max(clip.take for clip in clips if clip.kind == "word")
+    others = sorted({clip.text for clip in clips if clip.kind == "word"} - set(COMMANDS))
+    # Each test voice says some of the other words, a different few than its neighbours: all words come up in turn.
+    few = takes * COPIES
+    unknown = {(voice, others[(n * few + k) % len(others)]) for n, voice in enumerate(test_voices) for k in range(few)}
+    for clip in clips:
+        if clip.kind != "word":
+            continue
+        name = ids[clip.voice]
+        numbers = [(clip.take - 1) * COPIES + copy for copy in range(COPIES)]
+        if clip.split != "test":
+            paths = [f"train/{clip.text}/{name}_nohash_{number}.wav" for number in numbers]
+        elif clip.text in COMMANDS:
+            paths = [f"test/{clip.text}/{name}_nohash_{number}.wav" for number in numbers]
+        else:
+            number = others.index(clip.text)  # the word is not in the path, so the number keeps the names apart
+            paths = [f"test/_unknown_/{name}_nohash_{number}.wav"] if (clip.voice, clip.text) in unknown else []
+        yield from (Output(f"speech_commands/{path}", clip, SAMPLE_RATE) for path in paths)
+
+
+def _sentences(clips: list[Clip], ids: dict[str, str]) -> Iterator[Output]:
+    """Files of the VoxCeleb1 layout: each sentence once in each session."""
+    numbers: dict[str, Iterator[int]] = {voice: count(1) for voice in ids}
+    for clip in clips:
+        if clip.kind == "sentence":
+            part, number = "test" if clip.split == "test" else "dev", next(numbers[clip.voice])
+            for session in range(COPIES):
+                path = f"voxceleb1/{part}/wav/{ids[clip.voice]}/session{session}/{number:05d}.wav"
+                yield Output(path, clip, None)
+
+
+def make_trials(outputs: list[Output], wanted: int = TRIALS) -> list[str]:
+    """VoxCeleb1's ``1 a.wav b.wav`` lines (1: same speaker), half of them targets, in random order.
+
+    The two sides never say the same sentence. Four non-targets in five are two voices of one gender, the harder kind.
+    """
+    prefix = "voxceleb1/test/wav/"
+    files = [output for output in outputs if output.path.startswith(prefix)]
+    pools: dict[str, list[str]] = {"target": [], "same": [], "cross": []}
+    for a, b in combinations(files, 2):
+        if a.clip.text == b.clip.text:
+            continue
+        target = a.clip.voice == b.clip.voice
+        gender = "same" if a.clip.voice[1] == b.clip.voice[1] else "cross"  # Kokoro's names: af_ is female, am_ male
+        line = f"{int(target)} {a.path.removeprefix(prefix)} {b.path.removeprefix(prefix)}"
+        pools["target" if target else gender].append(line)
+    rng = _rng("trials")
+    shares = {"target": 0.5, "same": 0.4, "cross": 0.1}
+    lines = [
+        str(line) for kind, share in shares.items() for line in rng.permutation(pools[kind])[: int(share * wanted)]
+    ]
+    return [str(line) for line in rng.permutation(lines)]
+
+
+def plan(packed: Path = PACKED) -> list[Output]:
+    """Every file with speech in it, grouped by voice."""
+    clips = read_index(packed)
+    ids = speaker_ids(clips)
+    return sorted([*_commands(clips, ids), *_sentences(clips, ids)], key=lambda output: output.clip.voice)
+
+
+def noise_sets(packed: Path = PACKED) -> tuple[dict[str, Audio], dict[str, Audio]]:
+    """Noises for training and development, and others of the same kinds for testing; their babblers differ too."""
+    babblers = sorted({clip.voice for clip in read_index(packed) if clip.split == "train"})[::3][:12]
+    voices = [read_voice(voice, packed) for voice in babblers]
+    return make_noises(_rng("train noise"), voices[::2]), make_noises(_rng("test noise"), voices[1::2])
+
+
+def render(output: Output, voice: Audio, noises: dict[str, Audio]) -> Audio:
+    """One file's samples, ``(samples,)``, from the whole file of its ``voice``."""
+    clip = output.clip
+    speech = voice[clip.start : clip.start + clip.samples]
+    return augment(speech, noises, _rng(output.path), output.fixed)
+
+
+def _write(path: Path, audio: Audio) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.round(audio * 32767).astype(np.int16), SAMPLE_RATE, subtype="PCM_16")
+
+
+def _fill(root: Path, packed: Path, progress: Callable[[int, int], None] | None) -> None:
+    """Write all files under ``root``."""
+    outputs = plan(packed)
+    train_noises, test_noises = noise_sets(packed)
+    for name, noise in train_noises.items():
+        _write(
+            root / f"speech_commands/train/_background_noise_/{name}.wav", 0.1 * noise / max(1, np.abs(noise).max() / 9)
+        )
+    silences = sum(output.path.startswith("speech_commands/test/yes/") for output in outputs)
+    for number in range(silences):
+        path = f"speech_commands/test/_silence_/{number:03d}.wav"
+        rng = _rng(path)
+        noise = test_noises[rng.choice(sorted(test_noises))]
+        start = int(rng.integers(len(noise) - SAMPLE_RATE))
+        crop = noise[start : start + SAMPLE_RATE]
+        _write(root / path, crop / np.abs(crop).max() * 10 ** (rng.uniform(-30, -1) / 20))
+    loaded, voice = "", np.zeros(0, np.float32)
+    for done, output in enumerate(outputs, 1):
+        if output.clip.voice != loaded:
+            loaded, voice = output.clip.voice, read_voice(output.clip.voice, packed)
+        _write(root / output.path, render(output, voice, test_noises if output.clip.split == "test" else train_noises))
+        if progress is not None:
+            progress(done, len(outputs))
+    (root / "voxceleb1/veri_test.txt").write_text("\n".join(make_trials(outputs)) + "\n", encoding="utf-8")
+
+
+def fingerprint(packed: Path = PACKED) -> str:
+    """What an expanded folder is made from: the packed files' contents and the recipe's version."""
+    digest = hashlib.sha256(f"recipe {RECIPE}".encode())
+    for path in [*sorted(packed.glob("*.ogg")), packed / "index.csv"]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def expand(root: Path, progress: Callable[[int, int], None] | None = None, packed: Path = PACKED) -> Path:
+    """Make ``root/speech_commands`` and ``root/voxceleb1``; at once when an earlier call has made the same ones.
+
+    Args:
+        root: the cache folder to make. An older expansion there is replaced; a folder of anything else is left alone.
+        progress: called with (files written, files in all).
+        packed: the folder with ``index.csv`` and a ``VOICE.ogg`` each.
+
+    Returns:
+        ``root``, which is either complete or, after an interruption, not there.
+
+    Raises:
+        UserError: ``root`` holds files, but no demo corpus.
+    """
+    wanted = fingerprint(packed)
+    stamp = root / STAMP
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return root
+    if root.exists() and not stamp.is_file() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(f"{root}: in the way of the demo corpus, and not made by it")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as folder:
+        made = Path(folder) / "made"
+        _fill(made, packed, progress)
+        (made / STAMP).write_text(wanted)
+        if root.exists():
+            shutil.rmtree(root)
+        made.rename(root)
+    return root

@@ -1,0 +1,1 @@
+"""Distillation: a student learns to predict a teacher's hidden states (Kerpicci et al. 2023, sec. 2)."""

@@ -1,0 +1,185 @@
+"""Unlabelled audio for distillation: any folder or lhotse manifest, in batches of a bounded number of seconds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+import torch
+from lhotse import AudioSource, CutSet, Recording, RecordingSet
+from lhotse.audio.utils import AudioLoadingError
+from lhotse.cut import Cut
+from lhotse.dataset import DynamicBucketingSampler
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+from torchaudio.functional import resample
+
+from distilled_student.audio import SAMPLE_RATE, SUFFIXES
+from distilled_student.errors import UserError
+
+log = logging.getLogger(__name__)
+MANIFESTS = (".jsonl", ".jsonl.gz")
+
+
+@dataclass
+class DataConfig:
+    """Where the audio is and how it is batched.
+
+    Attributes:
+        paths: Folders of audio (LibriSpeech's layout is one), or lhotse manifests of cuts or recordings (.jsonl[.gz]).
+        min_seconds: Shorter files are skipped. ``max_seconds``: longer ones are cut into pieces.
+        batch_seconds: Seconds of audio in a batch, on each process. ``buckets``: by duration, so that little is padded.
+        workers: Processes that read audio ahead.
+    """
+
+    paths: list[str]
+    min_seconds: float = 0.1
+    max_seconds: float = 15.0
+    batch_seconds: float = 60.0
+    buckets: int = 10
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise ValueError("data.paths: needs at least one folder or manifest")
+        if not 0 < self.min_seconds < self.max_seconds <= self.batch_seconds:
+            raise ValueError("data: needs 0 < min_seconds < max_seconds <= batch_seconds")
+        if self.buckets < 1 or self.workers < 0:
+            raise ValueError("data: buckets needs at least 1, workers at least 0")
+
+
+class Skipped:
+    """Files that were left out, counted and named."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+
+    def add(self, name: str, reason: str) -> None:
+        """Name a file once."""
+        if name not in self.reasons:
+            self.reasons[name] = reason
+            log.warning("skipped %s: %s", name, reason)
+
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+
+def _folder_cuts(folder: Path, min_seconds: float, skipped: Skipped) -> Iterable[Cut]:
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
+        try:
+            info = soundfile.info(str(path))
+        except (OSError, RuntimeError) as error:
+            skipped.add(str(path), f"not readable as audio ({error})")
+            continue
+        if info.samplerate <= 0 or info.frames < min_seconds * info.samplerate:
+            skipped.add(str(path), f"shorter than {min_seconds} s")
+            continue
+        channels = list(range(info.channels))
+        recording = Recording(
+            id=str(path),
+            sources=[AudioSource("file", channels, str(path))],
+            sampling_rate=info.samplerate,
+            num_samples=info.frames,
+            duration=info.frames / info.samplerate,
+            channel_ids=channels,
+        )
+        yield recording.to_cut()
+
+
+def _manifest_cuts(path: Path) -> CutSet:
+    try:
+        manifest = CutSet.from_file(path) if "cut" in path.name else _any_manifest(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as a lhotse manifest ({error})") from None
+    return manifest
+
+
+def _any_manifest(path: Path) -> CutSet:
+    from lhotse import load_manifest
+
+    manifest = load_manifest(path)
+    if isinstance(manifest, RecordingSet):
+        return CutSet.from_cuts(recording.to_cut() for recording in manifest)
+    if isinstance(manifest, CutSet):
+        return manifest
+    raise UserError(f"{path}: holds {type(manifest).__name__}; expected cuts or recordings")
+
+
+def read_cuts(config: DataConfig) -> tuple[CutSet, Skipped]:
+    """All audio as cuts of at most ``max_seconds``, and what was skipped.
+
+    Raises:
+        UserError: a path is missing, or nothing usable is left; names it.
+    """
+    skipped, cuts = Skipped(), []
+    for name in config.paths:
+        path = Path(name)
+        if path.is_dir():
+            found = list(_folder_cuts(path, config.min_seconds, skipped))
+        elif path.is_file() and path.name.endswith(MANIFESTS):
+            found = []
+            for cut in _manifest_cuts(path):
+                if cut.duration < config.min_seconds:
+                    skipped.add(cut.id, f"shorter than {config.min_seconds} s")
+                else:
+                    found.append(cut)
+        else:
+            raise UserError(f"data.paths: {name}: no such folder or manifest ({', '.join(MANIFESTS)})")
+        if not found:
+            raise UserError(f"data.paths: {name}: no usable audio in it ({len(skipped)} files skipped)")
+        cuts += found
+    pieces = CutSet.from_cuts(cuts).cut_into_windows(config.max_seconds)
+    return CutSet.from_cuts(c for c in pieces if c.duration >= config.min_seconds), skipped
+
+
+@dataclass
+class Batch:
+    """``waveforms (batch, samples)`` at 16 kHz, ``lengths (batch,)`` in samples; files that failed, with the reason."""
+
+    waveforms: Tensor
+    lengths: Tensor
+    failed: dict[str, str]
+
+
+def _load(cut: Cut) -> Tensor:
+    waveform = torch.from_numpy(cut.load_audio()).float().mean(dim=0)
+    if cut.sampling_rate != SAMPLE_RATE:
+        waveform = resample(waveform, cut.sampling_rate, SAMPLE_RATE)
+    if not torch.isfinite(waveform).all():
+        raise ValueError("holds NaN or infinite samples")
+    return waveform
+
+
+class CutDataset(Dataset):
+    """Reads the cuts of one batch; a file that fails is left out and named."""
+
+    def __getitem__(self, cuts: CutSet) -> Batch:
+        waveforms, failed = [], {}
+        for cut in cuts:
+            try:
+                waveforms.append(_load(cut))
+            except (AudioLoadingError, OSError, RuntimeError, ValueError) as error:
+                failed[cut.recording_id if cut.has_recording else cut.id] = str(error).splitlines()[0][:200]
+        if not waveforms:
+            return Batch(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long), failed)
+        lengths = torch.tensor([len(w) for w in waveforms])
+        return Batch(pad_sequence(waveforms, batch_first=True), lengths, failed)
+
+
+def make_loader(cuts: CutSet, config: DataConfig, seed: int, epoch: int, rank: int = 0, world: int = 1) -> DataLoader:
+    """Batches of one epoch, in an order that depends on the seed and the epoch alone."""
+    sampler = DynamicBucketingSampler(
+        cuts,
+        max_duration=config.batch_seconds,
+        num_buckets=max(2, min(config.buckets, len(cuts) // 4)),
+        shuffle=True,
+        seed=seed,
+        rank=rank,
+        world_size=world,
+    )
+    sampler.set_epoch(epoch)
+    return DataLoader(CutDataset(), sampler=sampler, batch_size=None, num_workers=config.workers)

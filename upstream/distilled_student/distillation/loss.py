@@ -1,0 +1,42 @@
+"""The paper's distillation loss (Kerpicci et al. 2023, eq. 1; first used by DistilHuBERT, Chang et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distilled_student.lengths import frame_mask
+
+
+class LossParts(NamedTuple):
+    """Sums over valid frames, one per target layer ``(targets,)``, and the number of those frames.
+
+    ``l1`` is the mean absolute difference over features, ``cosine`` is ``-log sigmoid(cosine similarity)``.
+    """
+
+    l1: Tensor
+    cosine: Tensor
+    frames: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The paper's loss: both parts, summed over frames and target layers, without weights."""
+        return (self.l1 + self.cosine).sum()
+
+
+def distillation_loss(predictions: Tensor, targets: Tensor, lengths: Tensor) -> LossParts:
+    """L1 distance and negative log-sigmoid of the cosine similarity, per target layer, over valid frames only.
+
+    Args:
+        predictions: The student's, ``(batch, targets, frames, features)``.
+        targets: The teacher's, of the same shape.
+        lengths: ``(batch,)`` valid frames.
+    """
+    predictions, targets = predictions.float(), targets.to(predictions.device).float()
+    valid = frame_mask(lengths, predictions.shape[2])[:, None, :]
+    l1 = (predictions - targets).abs().mean(dim=3)
+    cosine = -F.logsigmoid(F.cosine_similarity(predictions, targets, dim=3))
+    keep = valid.to(l1.dtype)
+    return LossParts((l1 * keep).sum(dim=(0, 2)), (cosine * keep).sum(dim=(0, 2)), valid.sum())

@@ -1,0 +1,300 @@
+"""The distillation loop: one pass from a typed configuration to a student folder."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from lhotse import CutSet
+from tensorboardX import SummaryWriter
+from torch import Tensor
+
+from distilled_student.config import SIZES, StudentConfig
+from distilled_student.distillation.card import write_card
+from distilled_student.distillation.data import Batch, DataConfig, Skipped, make_loader, read_cuts
+from distilled_student.distillation.initialize import initialize
+from distilled_student.distillation.loss import distillation_loss
+from distilled_student.errors import UserError
+from distilled_student.settings import typed
+from distilled_student.storage import save_student
+from distilled_student.student import Student
+from distilled_student.teachers import Teacher, align, open_teacher
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class DistillConfig:
+    """One distillation run.
+
+    Attributes:
+        teacher: See `open_teacher`. ``targets``: the teacher's layers to imitate, counted from 1.
+        student: A named size, or the fields of `StudentConfig` (``targets`` and ``target_size`` follow the teacher).
+        output: Folder for the student, its checkpoints and logs.
+        initialize: Take the teacher's front end and first layers where the shapes match.
+        reduction: ``frame`` divides the paper's sum by the number of valid frames, ``sum`` does not. Adam does not see
+            the difference, the gradient's clipping does.
+        warmup: Share of ``steps`` with a linearly rising learning rate; then it falls linearly to zero.
+        precision: ``no`` (float32), ``bf16`` or ``fp16``, as accelerate names them.
+        weights: Type of the weights in the student folder, ``float32`` or ``float16``.
+    """
+
+    teacher: str
+    output: str
+    data: DataConfig
+    targets: list[int] = field(default_factory=lambda: [4, 8, 12])
+    student: Any = "paper"
+    initialize: bool = True
+    steps: int = 200_000
+    learning_rate: float = 2.0e-4
+    warmup: float = 0.07
+    weight_decay: float = 0.0
+    clip: float = 5.0
+    reduction: str = "frame"
+    precision: str = "no"
+    seed: int = 0
+    log_every: int = 50
+    save_every: int = 1000
+    keep: int = 2
+    weights: str = "float32"
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "learning_rate", "clip", "log_every", "save_every", "keep"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: needs a positive number")
+        if not 0 <= self.warmup < 1:
+            raise ValueError("warmup: needs a share in [0, 1)")
+        choices = {"reduction": ("frame", "sum"), "precision": ("no", "bf16", "fp16"), "weights": ("float32", "float16")}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(known)}")
+
+
+def student_config(config: DistillConfig, target_size: int, where: str | Path) -> StudentConfig:
+    """The student's typed configuration, fitted to the teacher."""
+    if isinstance(config.student, str):
+        if config.student not in SIZES:
+            raise UserError(f"{where}: student: '{config.student}' is no size; there are {', '.join(SIZES)}")
+        fields = dict(vars(SIZES[config.student]))
+    elif isinstance(config.student, dict):
+        fields = dict(config.student)
+    else:
+        raise UserError(f"{where}: student: expected a size's name or a mapping")
+    return typed(StudentConfig, {**fields, "targets": config.targets, "target_size": target_size}, where)
+
+
+@dataclass
+class Progress:
+    """Where training stands; with the tensors beside it, all that a checkpoint holds."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0  # batches already used of this epoch
+    audio_seconds: float = 0.0
+    curve: list[list[float]] = field(default_factory=list)  # [step, loss per frame]
+
+
+class Distillation:
+    """One run: teacher, student, optimiser and their place in the data."""
+
+    def __init__(self, config: DistillConfig, where: str | Path) -> None:
+        self.config = config
+        self.accelerator = Accelerator(mixed_precision=config.precision)
+        torch.manual_seed(config.seed)
+        encoder = open_teacher(config.teacher)
+        self.student = Student(student_config(config, encoder.hidden_size, where))
+        self.taken = initialize(self.student, encoder.weights()) if config.initialize else []
+        self.teacher = Teacher(encoder, config.targets).to(self.accelerator.device)
+        self.progress = Progress()
+        optimizer = torch.optim.AdamW(
+            self.student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        self.model, self.optimizer = self.accelerator.prepare(self.student, optimizer)
+        self.scheduler = scheduler
+        self.output = Path(config.output)
+
+    def _rate(self, step: int) -> float:
+        warmup = max(1, round(self.config.warmup * self.config.steps))
+        return min((step + 1) / warmup, max(0.0, (self.config.steps - step) / max(1, self.config.steps - warmup)))
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """One update. Returns the meters, as tensors that stay on the device."""
+        device = self.accelerator.device
+        waveforms, lengths = batch.waveforms.to(device), batch.lengths.to(device)
+        with self.accelerator.autocast():
+            targets, teacher_lengths = self.teacher(waveforms, lengths)
+            output = self.model(waveforms, lengths)
+        frames = output.predictions.shape[2]
+        shifts = self.teacher.encoder.frame_shift, self.student.config.frame_shift
+        targets, valid = align(targets, teacher_lengths, shifts[0], output.lengths, shifts[1], frames)
+        parts = distillation_loss(output.predictions, targets, valid)
+        per_frame = 1.0 / parts.frames.clamp(min=1)
+        loss = parts.total * (per_frame if self.config.reduction == "frame" else 1.0)
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        return {
+            "loss": parts.total.detach() * per_frame,
+            "l1": parts.l1.detach() * per_frame,
+            "cosine": parts.cosine.detach() * per_frame,
+            "gradient_norm": norm.detach(),
+        }
+
+    def batches(self, cuts: CutSet) -> Iterator[Batch]:
+        """Batches for ever, from the place where training stands."""
+        accelerator, progress = self.accelerator, self.progress
+        while True:
+            world = accelerator.num_processes
+            rank = accelerator.process_index
+            loader = make_loader(cuts, self.config.data, self.config.seed, progress.epoch, rank, world)
+            for index, batch in enumerate(loader):
+                if index >= progress.batch:
+                    progress.batch = index + 1
+                    yield batch
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+
+    def save(self) -> None:
+        """Write a checkpoint beside, rename it, and drop the oldest."""
+        if not self.accelerator.is_main_process:
+            return
+        folder = self.output / "checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "student": self.accelerator.unwrap_model(self.model).state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "random": torch.get_rng_state(),
+            "progress": vars(self.progress),
+        }
+        path = folder / f"step-{self.progress.step:08d}.pt"
+        torch.save(state, path.with_suffix(".new"))
+        os.replace(path.with_suffix(".new"), path)
+        for old in sorted(folder.glob("step-*.pt"))[: -self.config.keep]:
+            old.unlink()
+
+    def resume(self) -> bool:
+        """Take up the newest checkpoint in the output folder, if there is one."""
+        found = sorted((self.output / "checkpoints").glob("step-*.pt"))
+        if not found:
+            return False
+        try:
+            state = torch.load(found[-1], map_location="cpu", weights_only=True)
+            self.accelerator.unwrap_model(self.model).load_state_dict(state["student"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            torch.set_rng_state(state["random"])
+            self.progress = Progress(**state["progress"])
+        except Exception as error:  # whatever a damaged or foreign file raises, it is that file's fault
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(f"{found[-1]}: cannot be resumed from ({reason}); remove it or choose another output") from None
+        log.info("resumed from %s", found[-1])
+        return True
+
+
+def _log_line(progress: Progress, meters: dict[str, Tensor], config: DistillConfig, speed: float, rate: float) -> str:
+    left = (config.steps - progress.step) * speed
+    parts = "  ".join(
+        f"layer {layer} L1 {l1:.4f} cos {cosine:.4f}"
+        for layer, l1, cosine in zip(config.targets, meters["l1"].tolist(), meters["cosine"].tolist(), strict=True)
+    )
+    return (
+        f"step {progress.step}/{config.steps}  loss {float(meters['loss']):.4f}  {parts}  "
+        f"|g| {float(meters['gradient_norm']):.2f}  {rate:.0f} s audio/s  ETA {int(left // 60)}:{int(left % 60):02d}"
+    )
+
+
+def _report(run: Distillation, meters: dict[str, Tensor], writer: SummaryWriter | None, speed: float, rate: float) -> None:
+    progress, config = run.progress, run.config
+    loss = float(meters["loss"])
+    if not math.isfinite(loss):
+        raise UserError(f"{config.output}: the loss is {loss} at step {progress.step}: lower learning_rate")
+    progress.curve.append([progress.step, loss])
+    if not run.accelerator.is_main_process:
+        return
+    log.info(_log_line(progress, meters, config, speed, rate))
+    if writer is not None:
+        writer.add_scalar("loss", loss, progress.step)
+        for layer, l1, cosine in zip(config.targets, meters["l1"].tolist(), meters["cosine"].tolist(), strict=True):
+            writer.add_scalar(f"layer-{layer}/l1", l1, progress.step)
+            writer.add_scalar(f"layer-{layer}/cosine", cosine, progress.step)
+        writer.add_scalar("gradient_norm", float(meters["gradient_norm"]), progress.step)
+        writer.add_scalar("learning_rate", run.scheduler.get_last_lr()[0], progress.step)
+        writer.add_scalar("audio_seconds_per_second", rate, progress.step)
+
+
+def train(run: Distillation, cuts: CutSet, skipped: Skipped) -> None:
+    """Update until ``config.steps``, logging and saving on the way."""
+    config, progress = run.config, run.progress
+    writer = SummaryWriter(str(run.output / "tensorboard")) if run.accelerator.is_main_process else None
+    run.model.train()
+    sums: dict[str, Tensor] = {}
+    count, heard, since = 0, 0.0, time.monotonic()
+    batches = run.batches(cuts)
+    empty = 0
+    while progress.step < config.steps:
+        batch = next(batches)
+        for name, reason in batch.failed.items():
+            skipped.add(name, reason)
+        empty = empty + 1 if len(batch.lengths) == 0 else 0
+        if empty:
+            if empty > 1000:
+                raise UserError("data.paths: a thousand batches in a row without one readable file")
+            continue
+        meters = run.step(batch)
+        sums = {k: sums[k] + v if sums else v for k, v in meters.items()}
+        count += 1
+        progress.step += 1
+        seconds = float(batch.lengths.sum()) / 16_000
+        heard, progress.audio_seconds = heard + seconds, progress.audio_seconds + seconds
+        if progress.step % config.log_every == 0 or progress.step == config.steps:
+            elapsed = time.monotonic() - since
+            _report(run, {k: v / count for k, v in sums.items()}, writer, elapsed / count, heard / elapsed)
+            sums, count, heard, since = {}, 0, 0.0, time.monotonic()
+        if progress.step % config.save_every == 0 or progress.step == config.steps:
+            run.save()
+    if writer is not None:
+        writer.close()
+
+
+def distill(config: DistillConfig, where: str | Path) -> Path:
+    """Distil a student as ``config`` (read from ``where``) says, resuming what is in its output folder.
+
+    Returns:
+        The student folder, ``config.output``; ``load_student`` and ``-k`` read it.
+
+    Raises:
+        UserError: unusable data, teacher, configuration or output folder; one line.
+    """
+    output = Path(config.output)
+    cuts, skipped = read_cuts(config.data)
+    run = Distillation(config, where)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "checkpoints").mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror})") from None
+    hours = sum(cut.duration for cut in cuts) / 3600
+    log.info("%d pieces, %.2f hours of audio; %d files skipped", len(cuts), hours, len(skipped))
+    run.resume()
+    train(run, cuts, skipped)
+    if run.accelerator.is_main_process:
+        student = run.accelerator.unwrap_model(run.model)
+        save_student(student, output, getattr(torch, config.weights))
+        write_card(output, student.eval(), config, run.progress.curve, run.progress.audio_seconds, hours, run.taken)
+        if len(skipped):
+            log.warning("%d files were skipped: %s", len(skipped), ", ".join(list(skipped.reasons)[:10]))
+        log.info("student written to %s", output)
+    run.accelerator.end_training()
+    return output

@@ -1,0 +1,92 @@
+"""The two s3prl upstreams of this package: ``distilled_student`` and ``teacher``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from distilled_student.storage import load_student, shipped_student
+from distilled_student.student import Student
+from distilled_student.teachers import open_teacher
+
+
+def match_host(x: Tensor, lengths: Tensor, samples: Sequence[int], shift: int) -> Tensor:
+    """Give each utterance the ``round(samples / shift)`` frames that s3prl takes from it, repeating its last valid one.
+
+    s3prl's Featurizer cuts features to that length, which is up to one frame more than a front end makes: alone an
+    utterance would lack it, in a batch it would be padding. Repeating is what s3prl's newer interface does.
+
+    ``x (batch, frames, features)`` -> ``(batch, max round(samples / shift), features)``.
+    """
+    expected = torch.tensor([round(n / shift) for n in samples], device=x.device)
+    last = torch.minimum(lengths, expected) - 1
+    index = torch.arange(max(1, int(expected.max())), device=x.device)[None, :].minimum(last[:, None].clamp(min=0))
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+class Upstream(nn.Module):
+    """What both share: list of waveforms in, padded features of s3prl's lengths out."""
+
+    frame_shift: int
+
+    def get_downsample_rates(self, key: str | None = None) -> int:
+        """Samples at 16 kHz per frame, the same for every key."""
+        return self.frame_shift
+
+    def encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[dict[str, list[Tensor]], Tensor]:
+        """Named lists of ``(batch, frames, features)`` and lengths in frames."""
+        raise NotImplementedError
+
+    def forward(self, wavs: Sequence[Tensor]) -> dict[str, Any]:
+        """``wavs``: 1-D waveforms at 16 kHz -> features by name; see s3prl's upstream contract."""
+        samples = [len(wav) for wav in wavs]
+        lengths = torch.tensor(samples, device=wavs[0].device)
+        named, frames = self.encode(pad_sequence(list(wavs), batch_first=True), lengths)
+        result: dict[str, Any] = {
+            name: [match_host(x, frames, samples, self.frame_shift) for x in states] for name, states in named.items()
+        }
+        result["last_hidden_state"] = result["hidden_states"][-1]
+        return result
+
+
+class StudentUpstream(Upstream):
+    """``-u distilled_student``: ``hidden_states``, ``predictions`` (one per teacher layer), ``last_hidden_state``."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+        self.frame_shift = self.student.config.frame_shift
+
+    def encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[dict[str, list[Tensor]], Tensor]:
+        output = self.student(waveforms, lengths)
+        named = {"hidden_states": output.hidden_states}
+        if output.predictions is not None:
+            named["predictions"] = list(output.predictions.unbind(1))
+        return named, output.lengths
+
+
+class TeacherUpstream(Upstream):
+    """``-u teacher -k NAME_OR_FOLDER``: ``hidden_states``, ``last_hidden_state`` of any teacher, trainable with -f."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.frame_shift = self.encoder.frame_shift
+
+    def encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[dict[str, list[Tensor]], Tensor]:
+        encoded = self.encoder(waveforms, lengths)
+        return {"hidden_states": list(encoded.hidden_states)}, encoded.lengths
+
+
+def student_upstream(ckpt: str | None = None, **_: Any) -> StudentUpstream:
+    """s3prl's factory of ``distilled_student``; ``ckpt`` (-k) is a student folder, by default the shipped one."""
+    return StudentUpstream(load_student(ckpt or shipped_student()))
+
+
+def teacher_upstream(ckpt: str | None = None, **_: Any) -> TeacherUpstream:
+    """s3prl's factory of ``teacher``; ``ckpt`` (-k) is a teacher's name or folder, by default the shipped one."""
+    return TeacherUpstream(open_teacher(ckpt or "shipped"))
