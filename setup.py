@@ -22,7 +22,7 @@ setup(
     description="Distilled speech students and joint keyword spotting + speaker verification as an s3prl plugin",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license="MIT",
     python_requires=">=3.10",
     packages=packages,
     package_dir=PACKAGE_DIR,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import pickle
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -11,10 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from torchaudio.functional import resample
-
 from distilled_student import host, hostaudio
 from distilled_student.errors import UserError
+from torchaudio.functional import resample
 
 SHORT = "config.runner.total_steps=3,,config.runner.save_step=2,,config.runner.eval_step=100"
 
@@ -64,6 +65,19 @@ def test_a_checkpoint_evaluates_from_another_folder(
     assert runner.config["runner"]["log_step"] == 7
 
 
+def test_two_processes_without_a_gpu_train_and_go_on(tmp_path: Path) -> None:
+    program = "import sys; from distilled_student.host import main; sys.exit(main())"
+    (tmp_path / "run.py").write_text(program)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "run.py"]
+    options = ["-a", "-m", "train", "-u", "fbank", "-d", "example", "-p", "exp", "--device", "cpu", "-o"]
+    for steps in (2, 3):
+        settings = SHORT.replace("total_steps=3", f"total_steps={steps}")
+        done = subprocess.run([*start, *options, settings], cwd=tmp_path, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stderr
+    state = torch.load(tmp_path / "exp" / "states-3.ckpt", weights_only=True)
+    assert (state["Step"], state["WorldSize"], state["Args"].local_rank) == (3, 2, 0)
+
+
 def test_builtins_are_left_alone(trained: Path) -> None:
     assert type(builtins.isinstance) is type(len)
 
@@ -90,7 +104,7 @@ START = ["-m", "train", "-u", "fbank", "-d", "example", "-p", "new"]
         ([*START, "-o", "config.optimizer.name=Nope"], "optimizer.name"),
         ([*START, "--push_to_hf_hub", "yes"], "huggingface_hub before 1.0"),
         ([*START[:-1], "file/new"], "file is not a writable folder"),
-        (["-m", "evaluate", "-e", "empty"], "-e empty: no states-*.ckpt"),
+        (["-m", "evaluate", "-e", "empty"], "empty: no states-*.ckpt"),
         (["-m", "evaluate", "-e", "none.ckpt"], "none.ckpt: no such checkpoint"),
         (["-m", "evaluate", "-e", "file"], "file: not a checkpoint"),
         (["-m", "evaluate", "-e", "weights.ckpt"], "weights.ckpt: not a checkpoint of run_downstream.py: lacks Args"),

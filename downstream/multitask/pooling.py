@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
 from distilled_student.lengths import frame_mask
+from torch import Tensor, nn
 
 POOLINGS = ("mean", "mean_std", "attentive")
 

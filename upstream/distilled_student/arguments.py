@@ -170,6 +170,7 @@ def _finish(args: Namespace) -> Namespace:
     else:
         if args.init_ckpt:
             read_checkpoint(args.init_ckpt, needs=())
+        check_names(args)
         args.config = where = _find_config(args)
         asked, config = args, read_yaml(Path(where))
     if args.override and args.override.lower() != "none":
@@ -196,7 +197,18 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, argv: Sequence[str] | None) -> None:
         super().__init__(prog="run_downstream.py")
         self._argv = argv
+        self.new_folder: Path | None = None
 
     def parse_args(self) -> Namespace:
         self.set_defaults(device=None)
-        return _finish(super().parse_args(self._argv))
+        args = _finish(super().parse_args(self._argv))
+        self.new_folder = None if args.past_exp or Path(args.expdir).exists() else Path(args.expdir)
+        return args
+
+    def undo(self) -> None:
+        """Remove an experiment folder that this run made, if it holds no more than s3prl's record of the settings."""
+        made = list(self.new_folder.glob("*")) if self.new_folder else []
+        if self.new_folder and self.new_folder.exists() and all(path.suffix == ".yaml" for path in made):
+            for path in made:
+                path.unlink()
+            self.new_folder.rmdir()

@@ -119,6 +119,12 @@ class LogMel(nn.Module):
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
         self.register_buffer("filters", mel_filters(bins), persistent=False)
 
+    def log_mel(self, padded: Tensor) -> Tensor:
+        """Windows of ``(batch, samples)`` -> ``(batch, frames, bins)``."""
+        spectrum = torch.stft(padded, WINDOW, HOP, window=self.window, center=False, return_complex=True)
+        power = spectrum.real.square() + spectrum.imag.square()
+        return (power.transpose(1, 2) @ self.filters).clamp(min=1e-10).log10()
+
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """``(batch, samples)``, zero behind ``lengths``, -> ``(batch, bins, frames)``; frame i is centred on 160 i.
 
@@ -131,9 +137,8 @@ class LogMel(nn.Module):
         frames = -(-waveforms.shape[1] // HOP)
         padded = torch.cat([waveforms[:, 1 : half + 1].flip(1), waveforms], dim=1)
         padded = F.pad(padded, (0, (frames - 1) * HOP + WINDOW - padded.shape[1]))
-        spectrum = torch.stft(padded.float(), WINDOW, HOP, window=self.window, center=False, return_complex=True)
-        power = spectrum.real.square() + spectrum.imag.square()
-        mel = (power.transpose(1, 2) @ self.filters).clamp(min=1e-10).log10()
+        with torch.autocast(waveforms.device.type, enabled=False):  # a spectrum's range is too wide for half precision
+            mel = self.log_mel(padded.float())
         lengths = -(-lengths // HOP)
         mask = mask_if_padded(lengths, frames)
         peak = (mel if mask is None else mel.masked_fill(~mask[:, :, None], -10.0)).amax(dim=(1, 2), keepdim=True)

@@ -5,6 +5,7 @@ Delete the mends when s3prl is repaired; nothing else in the package changes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import itertools
@@ -14,6 +15,7 @@ import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
@@ -112,6 +114,10 @@ def prepare() -> None:
     _register()
 
 
+class _LastStep(Exception):
+    """A process that is not the leader has made its last step."""
+
+
 class _MendedRunner:
     """Goes before s3prl's ``Runner``: processes without a GPU, a last checkpoint, errors that name what is wrong."""
 
@@ -136,22 +142,55 @@ class _MendedRunner:
     def _init_model(self, model: torch.nn.Module, name: str, trainable: bool, interfaces: Sequence[str] = ()) -> Any:
         from s3prl.downstream.runner import ModelEntry
 
-        if not dist.is_initialized() or torch.device(self.args.device).type == "cuda":
+        if not dist.is_initialized():
             return super()._init_model(model, name, trainable, interfaces)
         self._load_weight(model, name)
         if trainable and any(parameter.requires_grad for parameter in model.parameters()):
-            inner, model = model, torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+            devices = [self.args.local_rank] if torch.device(self.args.device).type == "cuda" else None
+            # Only the leader evaluates: a broadcast of buffers there would wait for processes that take no part.
+            inner, model = (
+                model,
+                torch.nn.parallel.DistributedDataParallel(
+                    model, device_ids=devices, find_unused_parameters=True, broadcast_buffers=False
+                ),
+            )
             for interface in interfaces or ():
                 setattr(model, interface, getattr(inner, interface))
         return ModelEntry(model, name, trainable, interfaces)
 
     def _get_optimizer(self, models: Any) -> Any:
-        self._optimizer = super()._get_optimizer(models)
-        return self._optimizer
+        self._optimizer = optimizer = super()._get_optimizer(models)
+        if dist.is_initialized() and dist.get_rank() > 0:
+            # s3prl counts steps in the leader alone; the others would wait for it for ever after the last one.
+            left, zero_grad = self.config["runner"]["total_steps"] - self.init_ckpt.get("Step", 0), optimizer.zero_grad
+
+            def counted(*args: Any, **kwargs: Any) -> None:  # s3prl calls it once a step
+                nonlocal left
+                zero_grad(*args, **kwargs)
+                left -= 1
+                if left <= 0:
+                    raise _LastStep
+
+            optimizer.zero_grad = counted
+        return optimizer
 
     def _get_scheduler(self, optimizer: Any) -> Any:
         self._scheduler = super()._get_scheduler(optimizer)
         return self._scheduler
+
+    @contextmanager
+    def _half_precision(self) -> Iterator[None]:
+        """``runner.bf16: true``: the upstream computes in bfloat16, on CPU or GPU; s3prl has float16 on GPUs only."""
+        upstream = self.upstream.model
+        if not self.config["runner"].get("bf16", False):
+            yield
+            return
+        forward = upstream.forward
+        upstream.forward = torch.autocast(torch.device(self.args.device).type, torch.bfloat16)(forward)
+        try:
+            yield
+        finally:
+            upstream.forward = forward
 
     def train(self) -> None:
         """s3prl's, then the last step's checkpoint, which s3prl saves only where save_step divides total_steps."""
@@ -164,7 +203,10 @@ class _MendedRunner:
             return get_dataloader(split, **kwargs)
 
         downstream.get_dataloader = watched
-        super().train()
+        with contextlib.suppress(_LastStep):
+            super().train()
+        if dist.is_initialized():
+            dist.barrier()
         downstream.get_dataloader = get_dataloader
         step, folder = int(self.config["runner"]["total_steps"]), Path(self.args.expdir)
         last = folder / f"states-{step}.ckpt"
@@ -221,14 +263,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # s3prl clears the GPU's cache, if there is one, by the device's name
     for library in (r".?torch\.cuda\.amp", r".?torch\.jit"):
         warnings.filterwarnings("ignore", message=library, category=FutureWarning)
+    parser = Parser(arguments)
     try:
         prepare()
         from s3prl import run_downstream
 
-        parser = Parser(arguments)
         run_downstream.argparse = SimpleNamespace(ArgumentParser=lambda: parser)
         run_downstream.main()
     except (UserError, OSError) as error:
+        parser.undo()
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
     finally:

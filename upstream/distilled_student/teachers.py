@@ -109,7 +109,9 @@ class TransformersEncoder(EqualLengthEncoder):
     def encode(self, waveforms: Tensor) -> Sequence[Tensor]:
         if self.normalize:
             waveforms = normalize_waveforms(waveforms, None)
-        return self.model(waveforms, output_hidden_states=True).hidden_states
+        output = self.model(waveforms, output_hidden_states=True)
+        # behind the final norm, which transformers 5 leaves out of hidden_states in pre-norm models
+        return [*output.hidden_states[:-1], output.last_hidden_state]
 
     def weights(self) -> dict[str, Tensor]:
         return student_weights(self.model.state_dict())

@@ -1,0 +1,161 @@
+"""What a task is: it owns its data, head, loss and metrics. A new task is one new file with `Task` and `Settings`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from distilled_student.audio import SAMPLE_RATE
+from distilled_student.errors import UserError
+from distilled_student.multitask.augment import AugmentSettings
+from distilled_student.multitask.pooling import POOLINGS, Pooling
+from torch import Tensor, nn
+
+# what every upstream's front end needs at least (a window of 25 ms and some): shorter utterances are zero-padded to it
+SHORTEST = SAMPLE_RATE // 10
+HASH_RANGE = 2**27 - 1
+
+
+class Item(NamedTuple):
+    """One utterance: ``waveform (samples,)``, its class (-1 where there is none) and a name that tells it apart."""
+
+    waveform: Tensor
+    label: int
+    key: str
+
+
+class TrainingData(Protocol):
+    """Utterances to train on; all randomness comes from the generators handed in."""
+
+    def order(self, rng: np.random.Generator) -> Sequence[int]:
+        """The items of one pass, shuffled."""
+
+    def item(self, index: int, rng: np.random.Generator) -> Item:
+        """One crop, augmented."""
+
+
+class EvaluationData(Protocol):
+    """Whole utterances, the same at every call."""
+
+    def __len__(self) -> int: ...
+
+    def samples(self, index: int) -> int:
+        """Length at 16 kHz without decoding, so that utterances of one length can share a batch."""
+
+    def item(self, index: int) -> Item: ...
+
+
+@dataclass
+class TaskSettings:
+    """Settings that every task has; a task's ``Settings`` may add to them.
+
+    Attributes:
+        batch_size: Utterances in a training batch.
+        eval_batch_size: At most so many utterances, all of one length, in an evaluation batch.
+        pooling: ``mean``, ``mean_std`` or ``attentive``.
+    """
+
+    batch_size: int = 32
+    eval_batch_size: int = 16
+    pooling: str = "mean"
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: needs at least 1, not {getattr(self, name)}")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling: '{self.pooling}' is not one of {', '.join(POOLINGS)}")
+
+
+class BaseTask(nn.Module):
+    """Pooling and one linear layer; a task gives the data, the loss, the metrics and what `score` is.
+
+    Args of a task: its settings, the upstream's features, the seed, and ``key``: ``FILE: dotted.key`` for messages.
+    """
+
+    output_size: int
+
+    def __init__(self, settings: Any, features: int, output_size: int) -> None:
+        super().__init__()
+        self.pooling = Pooling(settings.pooling, features)
+        self.head = nn.Linear(self.pooling.output_size, output_size)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """``(batch, frames, features)`` + lengths in frames -> ``(batch, output_size)``."""
+        return self.head(self.pooling(features, lengths))
+
+    def training_data(self) -> TrainingData:
+        raise NotImplementedError
+
+    def evaluation_data(self, split: str) -> EvaluationData:
+        """Data of ``dev`` or ``test``."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a training batch, and what else to log about it (detached scalars)."""
+        raise NotImplementedError
+
+    def collect(self, outputs: Tensor, labels: Sequence[int], keys: Sequence[str]) -> list[Any]:
+        """What `metrics` needs of each utterance of an evaluation batch, on the CPU."""
+        raise NotImplementedError
+
+    def metrics(self, split: str, collected: list[Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Results of a split that JSON can hold, and arrays for plots."""
+        raise NotImplementedError
+
+    def score(self, results: Mapping[str, Any]) -> float:
+        """One number, larger is better, in percent: its sum over the tasks chooses the best checkpoint."""
+        raise NotImplementedError
+
+    def summary(self, results: Mapping[str, Any]) -> str:
+        """One line for the terminal."""
+        return ", ".join(f"{k} {v:.4g}" for k, v in results.items() if isinstance(v, int | float))
+
+    def describe(self, output: Tensor) -> str:
+        """One line about one utterance, ``output (output_size,)``, for s3prl's inference mode."""
+        return f"{output.numel()} outputs"
+
+
+def task_module(name: str, module: str | None, where: str) -> ModuleType:
+    """The module of a task: ``tasks/NAME.py`` here, or any importable ``module`` that the settings name."""
+    path = module or f"{__name__}.{name}"
+    try:
+        found = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not path.startswith(error.name):
+            raise  # the task's file is there; something that it imports is not
+        raise UserError(f"{where}: no task of this name: there is no module {path}") from None
+    for needed in ("Task", "Settings"):
+        if not hasattr(found, needed):
+            raise UserError(f"{where}: module {path} has no class {needed}")
+    return found
+
+
+def hash_percentage(name: str) -> float:
+    """A fixed place in [0, 100] for a speaker, TensorFlow's ``which_set`` (speech_commands/input_data.py)."""
+    digest = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
+    return int(digest, 16) % (HASH_RANGE + 1) * (100.0 / HASH_RANGE)
+
+
+def pad_to(waveform: Tensor, samples: int) -> Tensor:
+    """Zero-padded at the end to at least ``samples``."""
+    missing = samples - len(waveform)
+    return torch.nn.functional.pad(waveform, (0, missing)) if missing > 0 else waveform
+
+
+def samples_of(path: Any) -> int:
+    """Samples that `audio.load` makes of a file, from the header alone; at least `SHORTEST`."""
+    import soundfile
+
+    try:
+        info = soundfile.info(str(path))
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: not readable as audio ({error})") from None
+    return max(-(-info.frames * SAMPLE_RATE // info.samplerate), SHORTEST)

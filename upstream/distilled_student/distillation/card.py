@@ -55,4 +55,3 @@ Loss per valid frame (sum over target layers of L1 and -log sigmoid(cosine)):
 {_curve(curve)}
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
-

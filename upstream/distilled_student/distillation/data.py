@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import soundfile
@@ -15,7 +17,7 @@ from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchaudio.functional import resample
 
 from distilled_student.audio import SAMPLE_RATE, SUFFIXES
@@ -170,8 +172,21 @@ class CutDataset(Dataset):
         return Batch(pad_sequence(waveforms, batch_first=True), lengths, failed)
 
 
-def make_loader(cuts: CutSet, config: DataConfig, seed: int, epoch: int, rank: int = 0, world: int = 1) -> DataLoader:
-    """Batches of one epoch, in an order that depends on the seed and the epoch alone."""
+class _From(Sampler):
+    """A sampler from its ``start``-th batch on: what was used before is not even read."""
+
+    def __init__(self, sampler: DynamicBucketingSampler, start: int) -> None:
+        self.sampler, self.start = sampler, start
+
+    def __iter__(self) -> Iterator[CutSet]:
+        return islice(iter(self.sampler), self.start, None)
+
+
+def make_loader(
+    cuts: CutSet, config: DataConfig, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
+) -> DataLoader:
+    """Batches of one epoch from the ``start``-th on, in an order that depends on the seed and the epoch alone."""
+    warnings.filterwarnings("ignore", message="You are using DynamicBucketingSampler with an eagerly read CutSet")
     sampler = DynamicBucketingSampler(
         cuts,
         max_duration=config.batch_seconds,
@@ -182,4 +197,10 @@ def make_loader(cuts: CutSet, config: DataConfig, seed: int, epoch: int, rank: i
         world_size=world,
     )
     sampler.set_epoch(epoch)
-    return DataLoader(CutDataset(), sampler=sampler, batch_size=None, num_workers=config.workers)
+    return DataLoader(
+        CutDataset(),
+        sampler=_From(sampler, start),
+        batch_size=None,
+        num_workers=config.workers,
+        generator=torch.Generator().manual_seed(seed),  # else it draws from the state that a checkpoint holds
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,7 +35,8 @@ def distillation_loss(predictions: Tensor, targets: Tensor, lengths: Tensor) -> 
         targets: The teacher's, of the same shape.
         lengths: ``(batch,)`` valid frames.
     """
-    predictions, targets = predictions.float(), targets.to(predictions.device).float()
+    wide = torch.promote_types(predictions.dtype, torch.float32)  # half precision would lose small differences
+    predictions, targets = predictions.to(wide), targets.to(wide)
     valid = frame_mask(lengths, predictions.shape[2])[:, None, :]
     l1 = (predictions - targets).abs().mean(dim=3)
     cosine = -F.logsigmoid(F.cosine_similarity(predictions, targets, dim=3))

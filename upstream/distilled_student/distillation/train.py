@@ -73,7 +73,11 @@ class DistillConfig:
                 raise ValueError(f"{name}: needs a positive number")
         if not 0 <= self.warmup < 1:
             raise ValueError("warmup: needs a share in [0, 1)")
-        choices = {"reduction": ("frame", "sum"), "precision": ("no", "bf16", "fp16"), "weights": ("float32", "float16")}
+        choices = {
+            "reduction": ("frame", "sum"),
+            "precision": ("no", "bf16", "fp16"),
+            "weights": ("float32", "float16"),
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(known)}")
@@ -156,13 +160,11 @@ class Distillation:
         """Batches for ever, from the place where training stands."""
         accelerator, progress = self.accelerator, self.progress
         while True:
-            world = accelerator.num_processes
-            rank = accelerator.process_index
-            loader = make_loader(cuts, self.config.data, self.config.seed, progress.epoch, rank, world)
-            for index, batch in enumerate(loader):
-                if index >= progress.batch:
-                    progress.batch = index + 1
-                    yield batch
+            place = self.config.seed, progress.epoch, progress.batch
+            rank, world = accelerator.process_index, accelerator.num_processes
+            for batch in make_loader(cuts, self.config.data, *place, rank, world):
+                progress.batch += 1
+                yield batch
             progress.epoch, progress.batch = progress.epoch + 1, 0
 
     def save(self) -> None:
@@ -198,7 +200,9 @@ class Distillation:
             self.progress = Progress(**state["progress"])
         except Exception as error:  # whatever a damaged or foreign file raises, it is that file's fault
             reason = str(error).strip().splitlines()[0][:200]
-            raise UserError(f"{found[-1]}: cannot be resumed from ({reason}); remove it or choose another output") from None
+            raise UserError(
+                f"{found[-1]}: cannot be resumed from ({reason}); remove it or choose another output"
+            ) from None
         log.info("resumed from %s", found[-1])
         return True
 
@@ -215,7 +219,9 @@ def _log_line(progress: Progress, meters: dict[str, Tensor], config: DistillConf
     )
 
 
-def _report(run: Distillation, meters: dict[str, Tensor], writer: SummaryWriter | None, speed: float, rate: float) -> None:
+def _report(
+    run: Distillation, meters: dict[str, Tensor], writer: SummaryWriter | None, speed: float, rate: float
+) -> None:
     progress, config = run.progress, run.config
     loss = float(meters["loss"])
     if not math.isfinite(loss):

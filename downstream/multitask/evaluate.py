@@ -1,0 +1,74 @@
+"""An experiment folder to results.json: both tasks' metrics and the upstream's cost."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from distilled_student import cost
+from distilled_student.errors import UserError
+from distilled_student.multitask.expert import BEST
+
+
+def find_checkpoint(expdir: Path, name: str = BEST) -> Path:
+    """``name`` in ``expdir``, or the newest ``states-STEP.ckpt`` with a message. Raises UserError without either."""
+    if (expdir / name).is_file():
+        return expdir / name
+    saved = sorted(expdir.glob("states-*.ckpt"), key=lambda p: int(p.stem.split("-")[-1]))
+    if not saved:
+        raise UserError(f"{expdir / name}: no such checkpoint, nor a states-*.ckpt beside it")
+    print(f"{expdir / name}: no such checkpoint; evaluating {saved[-1].name}")
+    return saved[-1]
+
+
+def evaluate(
+    expdir: str | Path,
+    split: str = "test",
+    checkpoint: str = BEST,
+    device: str | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Run a split and write ``EXPDIR/results.json`` and ``EXPDIR/scores-SPLIT.npz`` (for DET curves and confusion).
+
+    Returns:
+        ``{"split", "checkpoint", "kws": {...}, "sv": {...}, "upstream": {"name", "parameters", "macs_per_second",
+        "rtf"}}``: accuracies and EER in percent, rtf on this machine.
+
+    Raises:
+        UserError: no checkpoint, one of another kind, or data that is missing.
+    """
+    from distilled_student.host import open_runner
+
+    expdir = Path(expdir)
+    path = find_checkpoint(expdir, checkpoint)
+    runner = open_runner(path, device=device, overrides=overrides)
+    expert, upstream = runner.downstream.model, runner.upstream.model
+    if not hasattr(expert, "results"):
+        raise UserError(f"{path}: is not a checkpoint of the multitask downstream")
+    runner.args.evaluate_split = split
+    runner.evaluate()
+    results = {
+        "split": split,
+        "checkpoint": path.name,
+        **expert.results[split],
+        "upstream": {
+            "name": runner.args.upstream,
+            "parameters": cost.parameters(upstream),
+            "macs_per_second": cost.macs_per_second(upstream),
+            "rtf": cost.real_time_factor(upstream),
+        },
+        "head_parameters": {name: cost.parameters(task.head) for name, task in expert.tasks.items()},
+    }
+    scores = expdir / f"scores-{split}.npz"
+    with (scores.with_suffix(".new")).open("wb") as file:
+        np.savez_compressed(file, **expert.arrays[split])
+    os.replace(scores.with_suffix(".new"), scores)
+    target = expdir / "results.json"
+    beside = expdir / "results.json.new"
+    beside.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(beside, target)
+    return results

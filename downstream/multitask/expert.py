@@ -1,0 +1,192 @@
+"""s3prl's downstream expert of the joint task: features in, each task's loss or records out, best checkpoint chosen."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from distilled_student import audio
+from distilled_student.errors import UserError
+from distilled_student.multitask.loader import AlternationLoader, EvaluationLoader
+from distilled_student.multitask.tasks import BaseTask, pad_to, task_module
+from distilled_student.settings import typed
+from torch import Tensor, nn
+from torch.distributed import get_rank, get_world_size, is_initialized
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+BEST = "best-dev.ckpt"
+
+
+@dataclass
+class ExpertSettings:
+    """``downstream_expert`` in the YAML file.
+
+    Attributes:
+        tasks: Settings of each task by name; ``module`` names a module that is not in ``tasks/``.
+        schedule: Batches of each task in a cycle, in this order. Only tasks named here are used: naming one is
+            single-task training. Empty: one of each.
+        update: ``alternate`` (a step per batch) or ``sum`` (a step per cycle, on the sum of its losses).
+        score: Weight of each task's score in the choice of the best checkpoint; 1 where not named.
+        num_workers: Data worker processes of each task.
+        seed: Of the data; None: the runner's ``--seed``.
+    """
+
+    tasks: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, int] = field(default_factory=dict)
+    update: str = "alternate"
+    score: dict[str, float] = field(default_factory=dict)
+    num_workers: int = 0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        self.schedule = self.schedule or dict.fromkeys(self.tasks, 1)
+        if not self.schedule:
+            raise ValueError("tasks: names no task")
+        for key, names in (("schedule", self.schedule), ("score", self.score)):
+            for name in names:
+                if name not in self.tasks:
+                    raise ValueError(f"{key}.{name}: no such task in tasks ({', '.join(self.tasks)})")
+        if min(self.schedule.values()) < 1:
+            raise ValueError("schedule: needs 1 or more batches of each task it names")
+        if self.update not in ("alternate", "sum"):
+            raise ValueError(f"update: '{self.update}' is not alternate or sum")
+        if self.num_workers < 0:
+            raise ValueError("num_workers: needs 0 or more")
+
+
+class DownstreamExpert(nn.Module):
+    """See s3prl's ``downstream/example/expert.py`` for the contract. Works on the features of any upstream.
+
+    ``results[split]`` holds the last evaluation of a split (JSON can hold it), ``arrays[split]`` its scores.
+    """
+
+    def __init__(
+        self, upstream_dim: int, upstream_rate: int, downstream_expert: Mapping[str, Any], expdir: str, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        where = f"{kwargs.get('config') or 'config'}"
+        self.settings = typed(ExpertSettings, downstream_expert, f"{where}: downstream_expert")
+        self.expdir = Path(expdir)
+        self.seed = self.settings.seed if self.settings.seed is not None else int(kwargs.get("seed", 0))
+        runner = kwargs.get("runner") or {}
+        self.accumulate = int(runner.get("gradient_accumulate_steps", 1))
+        cycle = sum(self.settings.schedule.values())
+        if self.settings.update == "sum" and self.accumulate != cycle:
+            raise UserError(
+                f"{where}: runner.gradient_accumulate_steps: update: sum needs {cycle}, the batches of a cycle"
+            )
+        if float(runner.get("evaluate_ratio", 1)) != 1:
+            raise UserError(f"{where}: runner.evaluate_ratio: needs 1: trials need all their utterances")
+        self.tasks = nn.ModuleDict(
+            {
+                name: self._build(name, dict(self.settings.tasks[name] or {}), upstream_dim, where)
+                for name in self.settings.schedule
+            }
+        )
+        self.register_buffer("best_score", torch.full((1,), float("-inf"), dtype=torch.float64))
+        self.results: dict[str, dict[str, Any]] = {}
+        self.arrays: dict[str, dict[str, np.ndarray]] = {}
+
+    def _build(self, name: str, values: dict[str, Any], features: int, where: str) -> BaseTask:
+        key = f"{where}: downstream_expert.tasks.{name}"
+        module = task_module(name, values.pop("module", None), key)
+        return module.Task(typed(module.Settings, values, key), features, self.seed, key)
+
+    def _sizes(self, name: str) -> dict[str, int]:
+        return {task: getattr(self.tasks[task].settings, name) for task in self.tasks}
+
+    # Interface
+    def get_dataloader(self, split: str, epoch: int = 0) -> AlternationLoader | EvaluationLoader:
+        """``train``: the alternation of one epoch; ``dev``, ``test``: every utterance of each task."""
+        workers = self.settings.num_workers
+        if split == "train":
+            rank, world = (get_rank(), get_world_size()) if is_initialized() else (0, 1)
+            data = {name: task.training_data() for name, task in self.tasks.items()}
+            repeat = self.accumulate if self.settings.update == "alternate" else 1
+            sizes, schedule = self._sizes("batch_size"), self.settings.schedule
+            return AlternationLoader(data, sizes, schedule, self.seed, epoch, workers, repeat, rank, world)
+        if split not in ("dev", "test"):
+            raise UserError(f"split: '{split}' is not train, dev or test")
+        data = {name: task.evaluation_data(split) for name, task in self.tasks.items()}
+        return EvaluationLoader(data, self._sizes("eval_batch_size"), workers)
+
+    # Interface
+    def forward(
+        self,
+        split: str,
+        features: Sequence[Tensor],
+        task: str,
+        labels: Sequence[int],
+        keys: Sequence[str],
+        records: dict[str, list[Any]],
+        **_: Any,
+    ) -> Tensor | None:
+        """``features``: per utterance ``(frames, features)``, without padding. Training: the loss of ``task``."""
+        lengths = torch.tensor([len(f) for f in features], device=features[0].device)
+        outputs = self.tasks[task](pad_sequence(list(features), batch_first=True), lengths)
+        if split != "train":
+            records[task] += self.tasks[task].collect(outputs, labels, keys)
+            return None
+        loss, extra = self.tasks[task].loss(outputs, torch.tensor(labels, device=outputs.device))
+        # kept on the device and read when they are logged: a step must not wait for the device
+        for name, value in {"loss": loss.detach(), **extra}.items():
+            records[f"{task}/{name}"].append(value)
+        # the runner divides by the accumulation, so that this is what makes the gradient that of the sum
+        return loss * self.accumulate if self.settings.update == "sum" else loss
+
+    # Interface
+    def log_records(
+        self, split: str, records: Mapping[str, list[Any]], logger: Any, global_step: int, **_: Any
+    ) -> list[str]:
+        """TensorBoard, a line per task on the terminal, a line in ``log.jsonl``; on ``dev`` maybe a new best."""
+        if split == "train":
+            entry = {key: torch.stack(values).float().mean().item() for key, values in records.items()}
+            for key, value in entry.items():
+                logger.add_scalar(f"multitask/train-{key.replace('/', '-')}", value, global_step=global_step)
+            tqdm.write(f"train step {global_step}: " + ", ".join(f"{k} {v:.4g}" for k, v in entry.items()))
+            self._log({"split": split, "step": global_step, **entry})
+            return []
+        results, arrays = {}, {}
+        for name, task in self.tasks.items():
+            results[name], found = task.metrics(split, records[name])
+            arrays |= {f"{name}_{key}": value for key, value in found.items()}
+            tqdm.write(f"{split} step {global_step}: {name}: {task.summary(results[name])}")
+            for key, value in results[name].items():
+                if isinstance(value, int | float):
+                    logger.add_scalar(f"multitask/{split}-{name}-{key}", value, global_step=global_step)
+        score = self.score(results)
+        self.results[split], self.arrays[split] = results, arrays
+        if global_step:  # 0: an evaluation outside training, which must not change the experiment's log
+            self._log({"split": split, "step": global_step, "score": score, **results})
+        if split != "dev" or score <= self.best_score.item():
+            return []
+        self.best_score.fill_(score)
+        return [BEST]
+
+    def score(self, results: Mapping[str, Mapping[str, Any]]) -> float:
+        """What chooses the best checkpoint: KWS accuracy (%) minus SV EER (%), or the single task's own."""
+        return sum(self.settings.score.get(name, 1.0) * self.tasks[name].score(r) for name, r in results.items())
+
+    def _log(self, entry: Mapping[str, Any]) -> None:
+        self.expdir.mkdir(parents=True, exist_ok=True)
+        with (self.expdir / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def load_audio(self, path: str | Path) -> Tensor:
+        """For s3prl's inference mode: any rate, any channel count."""
+        return pad_to(audio.load(path), audio.SAMPLE_RATE // 10)
+
+    def inference(self, features: Sequence[Tensor], filenames: Sequence[str]) -> None:
+        """One line per utterance and task on the standard output."""
+        lengths = torch.tensor([len(f) for f in features], device=features[0].device)
+        padded = pad_sequence(list(features), batch_first=True)
+        for name, task in self.tasks.items():
+            for filename, output in zip(filenames, task(padded, lengths), strict=True):
+                print(f"{filename}: {name}: {task.describe(output)}", file=sys.stdout)

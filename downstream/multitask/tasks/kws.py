@@ -1,0 +1,261 @@
+"""Keyword spotting on Speech Commands' layout, with TensorFlow's classic index of ten words, unknown and silence."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from distilled_student import audio
+from distilled_student.errors import UserError
+from distilled_student.multitask import metrics as M
+from distilled_student.multitask.augment import Augmentation, change_speed
+from distilled_student.multitask.tasks import BaseTask, Item, TaskSettings, hash_percentage, pad_to, samples_of
+from torch import Tensor
+from torch.nn import functional as F
+
+SILENCE, UNKNOWN, BACKGROUND = "_silence_", "_unknown_", "_background_noise_"
+KEYWORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
+
+
+@dataclass
+class Settings(TaskSettings):
+    """Attributes:
+    train_root: Folder of ``WORD/SPEAKER_nohash_TAKE.wav`` and ``_background_noise_/``.
+    test_root: Folder of ``KEYWORD/``, ``_unknown_/``, ``_silence_/``; None: the hash's testing part of ``train_root``.
+    silence_percentage, unknown_percentage: Of the keyword utterances of a split, rounded up (TensorFlow's).
+    silence_volume: What a cut of background noise is multiplied by.
+    crop_seconds: Length of a training clip.
+    """
+
+    train_root: str = "data/speech_commands/train"
+    test_root: str | None = "data/speech_commands/test"
+    keywords: list[str] = field(default_factory=lambda: list(KEYWORDS))
+    validation_percentage: float = 10.0
+    testing_percentage: float = 10.0
+    silence_percentage: float = 10.0
+    unknown_percentage: float = 10.0
+    silence_volume: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    crop_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("validation_percentage", "testing_percentage", "silence_percentage", "unknown_percentage"):
+            if not 0.0 <= getattr(self, name) <= 100.0:
+                raise ValueError(f"{name}: needs a number in [0, 100], not {getattr(self, name)}")
+        if self.validation_percentage + self.testing_percentage >= 100:
+            raise ValueError("validation_percentage: with testing_percentage it leaves nothing to train on")
+        if not self.keywords or len(set(self.keywords)) != len(self.keywords):
+            raise ValueError("keywords: need one or more different words")
+        if len(self.silence_volume) != 2 or not 0 <= self.silence_volume[0] <= self.silence_volume[1]:
+            raise ValueError(f"silence_volume: needs [lowest, highest], not {self.silence_volume}")
+        if self.crop_seconds < 0.1:
+            raise ValueError("crop_seconds: needs at least 0.1")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An utterance; ``volume`` is None for speech, and for silence what a second from ``start`` is multiplied by."""
+
+    path: Path
+    label: int
+    key: str
+    start: float = 0.0
+    volume: float | None = None
+
+
+def speaker_of(name: str) -> str:
+    """The speaker in ``SPEAKER_nohash_TAKE.wav``."""
+    return re.sub(r"_nohash_.*$", "", name)
+
+
+def which_set(name: str, validation_percentage: float, testing_percentage: float) -> str:
+    """``validation``, ``testing`` or ``training`` by the speaker's hash (TensorFlow's function of this name)."""
+    percentage = hash_percentage(speaker_of(name))
+    if percentage < validation_percentage:
+        return "validation"
+    return "testing" if percentage < testing_percentage + validation_percentage else "training"
+
+
+def class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, list[Clip]], list[Path]]:
+    """The classic index: keyword utterances of each set, then unknown and silence, each a percentage of them.
+
+    Follows ``prepare_data_index`` of TensorFlow's speech_commands/input_data.py in what it counts; the draw of unknown
+    utterances is seeded. Silent clips of training are cut afresh at each pass, so theirs have no place yet.
+
+    Raises:
+        UserError: no folder, a keyword without files, or no background noise to cut silence from.
+    """
+    root = Path(settings.train_root)
+    if not root.is_dir():
+        raise UserError(f"{key}.train_root: {root}: no such folder")
+    labels = {word: i for i, word in enumerate([SILENCE, UNKNOWN, *settings.keywords])}
+    sets: dict[str, list[Clip]] = {"validation": [], "testing": [], "training": []}
+    unknown: dict[str, list[Clip]] = {name: [] for name in sets}
+    for path in sorted(p for p in root.glob("*/*") if p.suffix.lower() in audio.SUFFIXES):
+        word = path.parent.name.lower()
+        if word == BACKGROUND:
+            continue
+        part = which_set(path.name, settings.validation_percentage, settings.testing_percentage)
+        known = word in settings.keywords
+        clip = Clip(path, labels[word if known else UNKNOWN], f"{path.parent.name}/{path.name}")
+        (sets if known else unknown)[part].append(clip)
+    found = {clip.label for clips in sets.values() for clip in clips}
+    for word in settings.keywords:
+        if labels[word] not in found:
+            raise UserError(f"{key}.keywords: {root / word}: class '{word}' has no files")
+    if settings.unknown_percentage and not any(unknown.values()):
+        raise UserError(
+            f"{key}.unknown_percentage: {root}: class '{UNKNOWN}' has no files: no word beside the keywords"
+        )
+    noises = sorted(p for p in (root / BACKGROUND).glob("*") if p.suffix.lower() in audio.SUFFIXES)
+    if settings.silence_percentage and not noises:
+        raise UserError(f"{key}.silence_percentage: {root / BACKGROUND}: no files to cut silence from")
+    for part, clips in sets.items():
+        rng = random.Random(f"{seed} {part}")
+        size = len(clips)
+        rng.shuffle(unknown[part])
+        clips += unknown[part][: math.ceil(size * settings.unknown_percentage / 100)]
+        for i in range(math.ceil(size * settings.silence_percentage / 100)):
+            place = cut_silence(noises, settings, rng)
+            clips.append(Clip(place[0], labels[SILENCE], f"{SILENCE}/{i:05d}", place[1], place[2]))
+    return sets, noises
+
+
+def cut_silence(noises: Sequence[Path], settings: Settings, rng: Any) -> tuple[Path, float, float]:
+    """A random file, start in seconds and volume; ``rng`` is Python's or numpy's generator."""
+    path = noises[int(rng.random() * len(noises))]
+    spare = max(0.0, audio.seconds(path) - settings.crop_seconds)
+    return path, rng.uniform(0.0, spare), rng.uniform(*settings.silence_volume)
+
+
+def test_index(settings: Settings, key: str) -> list[Clip]:
+    """The test archive's layout: a folder per class. Raises UserError naming a class without files."""
+    root = Path(str(settings.test_root))
+    if not root.is_dir():
+        raise UserError(f"{key}.test_root: {root}: no such folder")
+    clips = []
+    for label, word in enumerate([SILENCE, UNKNOWN, *settings.keywords]):
+        files = sorted(p for p in (root / word).glob("*") if p.suffix.lower() in audio.SUFFIXES)
+        if not files:
+            raise UserError(f"{key}.test_root: {root / word}: class '{word}' has no files")
+        clips += [Clip(path, label, f"{word}/{path.name}") for path in files]
+    return clips
+
+
+test_index.__test__ = False  # type: ignore[attr-defined]  # its name is the field's; pytest must not collect it
+
+
+class Training:
+    """One-second clips: longer ones cut at random, shorter ones zero-padded at the end."""
+
+    def __init__(self, clips: list[Clip], settings: Settings, noises: list[Path], key: str) -> None:
+        self.clips, self.settings, self.noises = clips, settings, noises
+        self.augment = Augmentation(settings.augment, f"{key}.augment", noises)
+
+    def order(self, rng: np.random.Generator) -> Sequence[int]:
+        return rng.permutation(len(self.clips)).tolist()
+
+    def item(self, index: int, rng: np.random.Generator) -> Item:
+        clip, samples = self.clips[index], int(self.settings.crop_seconds * audio.SAMPLE_RATE)
+        if clip.volume is not None:
+            path, start, volume = cut_silence(self.noises, self.settings, rng)
+            waveform = audio.load(path, start, self.settings.crop_seconds) * volume
+        else:
+            waveform = change_speed(audio.load(clip.path), self.augment.speed(rng))
+        first = int(rng.integers(max(1, len(waveform) - samples + 1)))
+        waveform = pad_to(waveform[first : first + samples], samples)
+        return Item(self.augment(waveform, rng), clip.label, clip.key)
+
+
+class Evaluation:
+    """Whole utterances; silence from where the index says."""
+
+    def __init__(self, clips: list[Clip], crop_seconds: float) -> None:
+        self.clips, self.crop_seconds = clips, crop_seconds
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def samples(self, index: int) -> int:
+        clip = self.clips[index]
+        return samples_of(clip.path) if clip.volume is None else int(self.crop_seconds * audio.SAMPLE_RATE)
+
+    def item(self, index: int) -> Item:
+        clip = self.clips[index]
+        if clip.volume is None:
+            return Item(audio.load(clip.path), clip.label, clip.key)
+        cut = audio.load(clip.path, clip.start, self.crop_seconds) * clip.volume
+        samples = self.samples(index)
+        return Item(pad_to(cut[:samples], samples), clip.label, clip.key)
+
+
+class Task(BaseTask):
+    """Cross-entropy over ``_silence_``, ``_unknown_`` and the keywords."""
+
+    def __init__(self, settings: Settings, features: int, seed: int, key: str) -> None:
+        super().__init__(settings, features, 2 + len(settings.keywords))
+        self.settings, self.key = settings, key
+        self.labels = [SILENCE, UNKNOWN, *settings.keywords]
+        self.sets, self.noises = class_index(settings, seed, key)
+        if not self.sets["training"]:
+            raise UserError(f"{key}.train_root: {settings.train_root}: the hash leaves no speaker to train on")
+        if settings.test_root is not None:
+            self.sets["testing"] = test_index(settings, key)
+
+    def training_data(self) -> Training:
+        return Training(self.sets["training"], self.settings, self.noises, self.key)
+
+    def evaluation_data(self, split: str) -> Evaluation:
+        clips = self.sets["validation" if split == "dev" else "testing"]
+        if not clips:
+            name = "validation_percentage" if split == "dev" else "testing_percentage"
+            raise UserError(f"{self.key}.{name}: {self.settings.train_root}: the hash puts no speaker into {split}")
+        return Evaluation(clips, self.settings.crop_seconds)
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        right = (outputs.detach().argmax(dim=1) == labels).float().mean()
+        return F.cross_entropy(outputs, labels), {"accuracy": 100 * right}
+
+    def collect(self, outputs: Tensor, labels: Sequence[int], keys: Sequence[str]) -> list[Any]:
+        return list(zip(labels, outputs.argmax(dim=1).tolist(), keys, strict=True))
+
+    def metrics(self, split: str, collected: list[Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        labels, predicted, keys = zip(*collected, strict=True)
+        confusion = M.confusion_matrix(labels, predicted, len(self.labels))
+        shares = (None if share is None else 100 * share for share in M.per_class_accuracy(confusion))
+        results = {
+            "accuracy": 100 * M.accuracy(confusion),
+            "per_class": dict(zip(self.labels, shares, strict=True)),
+            "confusion": confusion.tolist(),
+            "labels": self.labels,
+            "utterances": len(keys),
+            "speakers": len(_speakers(keys)),
+        }
+        return results, {"labels": np.array(labels), "predicted": np.array(predicted)}
+
+    def score(self, results: Mapping[str, Any]) -> float:
+        return float(results["accuracy"])
+
+    def summary(self, results: Mapping[str, Any]) -> str:
+        return f"accuracy {results['accuracy']:.2f} % ({results['utterances']} utterances)"
+
+    def describe(self, output: Tensor) -> str:
+        share, label = output.softmax(dim=0).max(dim=0)
+        return f"{self.labels[int(label)]} {float(share):.3f}"
+
+
+def _speakers(keys: Sequence[str]) -> set[str]:
+    speakers = set()
+    for key in keys:
+        word, name = key.split("/", 1)
+        if "_nohash_" in name:  # the archive's unknown files are named WORD_SPEAKER_nohash_TAKE
+            speakers.add(
+                speaker_of(name.split("_", 1)[1] if re.match(r"[^_]+_(?!nohash_)", name) and word == UNKNOWN else name)
+            )
+    return speakers

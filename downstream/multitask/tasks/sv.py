@@ -1,0 +1,169 @@
+"""Speaker verification on VoxCeleb1's layout: crops of training speakers, held-out development trials, a trial list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from distilled_student import audio
+from distilled_student.errors import UserError
+from distilled_student.multitask import metrics as M
+from distilled_student.multitask.augment import Augmentation, change_speed, fill
+from distilled_student.multitask.losses import LossSettings, SpeakerLoss
+from distilled_student.multitask.tasks import BaseTask, Item, TaskSettings, pad_to, samples_of
+from distilled_student.multitask.tasks.sv_index import SpeakerIndex, Trials
+from torch import Tensor
+
+
+@dataclass
+class Settings(TaskSettings):
+    """Attributes:
+    root: Folder with ``dev/wav/SPEAKER/SESSION/*.wav`` (or ``wav/SPEAKER/...``), and the test speakers beside.
+    trials: Test trials, ``1|0 a.wav b.wav`` a line, relative to ``root``; None where nothing is tested.
+    dev_speakers: Speakers kept out of training, those of the lowest hash; dev_trials: trials made from them.
+    extra_roots: Folders of ``SPEAKER/**/*``, further training speakers; one item per ``crop_seconds`` of their files.
+    sampling: ``utterance`` (each once a pass) or ``speaker`` (speakers equally often).
+    """
+
+    root: str = "data/voxceleb1"
+    trials: str | None = "veri_test.txt"
+    dev_speakers: int = 40
+    dev_trials: int = 10_000
+    extra_roots: list[str] = field(default_factory=list)
+    sampling: str = "utterance"
+    crop_seconds: float = 2.0
+    embedding_size: int = 256
+    loss: LossSettings = field(default_factory=LossSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampling not in ("utterance", "speaker"):
+            raise ValueError(f"sampling: '{self.sampling}' is not utterance or speaker")
+        if self.dev_speakers == 1 or self.dev_speakers < 0:
+            raise ValueError(f"dev_speakers: trials need at least 2 speakers (0 for none), not {self.dev_speakers}")
+        if self.dev_trials < 2 or self.embedding_size < 1:
+            raise ValueError("dev_trials, embedding_size: need at least 2 and 1")
+        if self.crop_seconds < 0.1:
+            raise ValueError("crop_seconds: needs at least 0.1")
+
+
+class Training:
+    """Random crops; shorter utterances are repeated."""
+
+    def __init__(self, items: list[tuple[Path, int]], settings: Settings, key: str) -> None:
+        self.items, self.settings = items, settings
+        self.augment = Augmentation(settings.augment, f"{key}.augment")
+        self.labels = np.array([label for _, label in items])
+        self.by_speaker = np.argsort(self.labels, kind="stable")
+        self.counts = np.bincount(self.labels)
+        self.starts = np.cumsum(self.counts) - self.counts
+
+    def order(self, rng: np.random.Generator) -> Sequence[int]:
+        if self.settings.sampling == "utterance":
+            return rng.permutation(len(self.items)).tolist()
+        speakers = np.resize(np.arange(len(self.counts)), len(self.items))
+        speakers = rng.permutation(speakers)
+        return self.by_speaker[self.starts[speakers] + rng.integers(self.counts[speakers])].tolist()
+
+    def item(self, index: int, rng: np.random.Generator) -> Item:
+        path, label = self.items[index]
+        speed = self.augment.speed(rng)
+        length = self.settings.crop_seconds * speed
+        spare = max(0.0, audio.seconds(path) - length)
+        waveform = audio.load(path, rng.uniform(0.0, spare), length + 0.01)
+        samples = int(self.settings.crop_seconds * audio.SAMPLE_RATE)
+        waveform = fill(change_speed(waveform, speed), samples)
+        return Item(self.augment(waveform, rng), label, str(path))
+
+
+class Evaluation:
+    """Each utterance of the trials once, whole."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def samples(self, index: int) -> int:
+        return samples_of(self.paths[index])
+
+    def item(self, index: int) -> Item:
+        return Item(audio.load(self.paths[index]), -1, str(index))
+
+
+def cosine_scores(embeddings: Tensor, trials: Trials) -> np.ndarray:
+    """``(trials,)`` cosines of ``embeddings (utterances, size)``; memory linear in trials."""
+    unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
+    scores = np.empty(len(trials.labels))
+    for start in range(0, len(scores), 65536):  # blocks: a gathered embedding per trial would not fit for millions
+        part = slice(start, start + 65536)
+        scores[part] = (unit[trials.left[part]] * unit[trials.right[part]]).sum(dim=1).numpy()
+    return scores
+
+
+class Task(BaseTask):
+    """The linear layer makes the embedding; the loss has the training speakers' weights; trials are scored by cosine."""
+
+    def __init__(self, settings: Settings, features: int, seed: int, key: str) -> None:
+        super().__init__(settings, features, settings.embedding_size)
+        self.settings, self.key = settings, key
+        self.index = SpeakerIndex(
+            Path(settings.root), settings.trials, settings.dev_speakers, settings.extra_roots, key
+        )
+        self.trials: dict[str, Trials] = {}
+        if settings.dev_speakers:
+            self.trials["dev"] = self.index.development_trials(settings.dev_trials, seed)
+        if self.index.test is not None:
+            self.trials["test"] = self.index.test
+        self.objective = SpeakerLoss(settings.loss, settings.embedding_size, len(self.index.training))
+
+    def training_data(self) -> Training:
+        return Training(self.index.training_items(self.settings.crop_seconds), self.settings, self.key)
+
+    def _trials(self, split: str) -> Trials:
+        if split not in self.trials:
+            name = "dev_speakers" if split == "dev" else "trials"
+            raise UserError(f"{self.key}.{name}: not set, so there are no trials for {split}")
+        return self.trials[split]
+
+    def evaluation_data(self, split: str) -> Evaluation:
+        return Evaluation(self._trials(split).paths)
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            right = (self.objective.cosines(outputs.float()).argmax(dim=1) == labels).float().mean()
+        return self.objective(outputs, labels), {"accuracy": 100 * right}
+
+    def collect(self, outputs: Tensor, labels: Sequence[int], keys: Sequence[str]) -> list[Any]:
+        return [(int(key), embedding) for key, embedding in zip(keys, outputs.float().cpu(), strict=True)]
+
+    def metrics(self, split: str, collected: list[Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        trials = self._trials(split)
+        embeddings = torch.stack([embedding for _, embedding in sorted(collected, key=lambda pair: pair[0])])
+        scores = cosine_scores(embeddings, trials)
+        results = {
+            "eer": 100 * M.eer(scores, trials.labels),
+            "min_dcf_0.01": M.min_dcf(scores, trials.labels, 0.01),
+            "min_dcf_0.05": M.min_dcf(scores, trials.labels, 0.05),
+            "utterances": len(trials.paths),
+            "speakers": trials.speakers,
+            "trials": len(scores),
+        }
+        return results, {"scores": scores, "labels": trials.labels}
+
+    def score(self, results: Mapping[str, Any]) -> float:
+        return -float(results["eer"])
+
+    def summary(self, results: Mapping[str, Any]) -> str:
+        return f"EER {results['eer']:.2f} %, minDCF(0.01) {results['min_dcf_0.01']:.3f} ({results['trials']} trials)"
+
+    def describe(self, output: Tensor) -> str:
+        return f"embedding of {output.numel()} features, length {float(output.norm()):.3f}"
+
+
+__all__ = ["Evaluation", "Settings", "Task", "Training", "cosine_scores", "pad_to"]

@@ -1,0 +1,158 @@
+"""Who is trained on, who is held out, and the trials of each: the index behind speaker verification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from distilled_student import audio
+from distilled_student.errors import UserError
+from distilled_student.multitask.tasks import hash_percentage
+
+
+@dataclass(frozen=True)
+class Trials:
+    """``left`` and ``right`` ``(trials,)`` index ``paths``; ``labels`` are 1 where both are of one speaker."""
+
+    paths: list[Path]
+    left: np.ndarray
+    right: np.ndarray
+    labels: np.ndarray
+    speakers: int
+
+
+def read_trials(path: Path, roots: Sequence[Path]) -> tuple[Trials, set[str]]:
+    """A list of ``1|0 a b`` lines with files relative to one of ``roots``; also the speakers (first folder of each).
+
+    Raises:
+        UserError: no such list, a malformed line, a file that is not there, or only one kind of trial.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a trial list ({error})") from None
+    found: dict[str, int] = {}
+    paths, labels, pairs = [], [], []
+    for number, line in enumerate(lines, start=1):
+        if not (fields := line.split()):
+            continue
+        if len(fields) != 3 or fields[0] not in ("0", "1"):
+            raise UserError(f"{path}: line {number}: expected '1|0 FILE FILE', found '{line[:80]}'")
+        for name in fields[1:]:
+            if name in found:
+                continue
+            file = next((root / name for root in roots if (root / name).is_file()), None)
+            if file is None:
+                raise UserError(f"{path}: line {number}: no file {name} under {' or '.join(map(str, roots))}")
+            found[name] = len(paths)
+            paths.append(file)
+        labels.append(int(fields[0]))
+        pairs.append((found[fields[1]], found[fields[2]]))
+    if len(set(labels)) != 2:
+        raise UserError(f"{path}: needs both target (1) and non-target (0) trials")
+    speakers = {Path(name).parts[0] for name in found}
+    left, right = np.array(pairs).T
+    return Trials(paths, left, right, np.array(labels), len(speakers)), speakers
+
+
+def speaker_files(root: Path, key: str) -> dict[str, list[Path]]:
+    """Audio files of each folder in ``root``. Raises UserError naming a folder without any."""
+    if not root.is_dir():
+        raise UserError(f"{key}: {root}: no such folder")
+    speakers = {}
+    for folder in sorted(p for p in root.iterdir() if p.is_dir()):
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in audio.SUFFIXES)
+        if not files:
+            raise UserError(f"{key}: {folder}: speaker '{folder.name}' has no files")
+        speakers[folder.name] = files
+    return speakers
+
+
+class SpeakerIndex:
+    """Speakers in training, held out for development, and in the test trials: no speaker is in two of them.
+
+    ``training`` maps names to files; ``development`` likewise; ``test`` are the trials of the list, or None.
+    The development speakers are those of the lowest hash (the one that splits Speech Commands), so the choice neither
+    depends on the seed nor moves when speakers are added.
+    """
+
+    def __init__(self, root: Path, trials: str | None, dev_speakers: int, extra_roots: Sequence[str], key: str) -> None:
+        self.root, self.key = root, key
+        if not root.is_dir():
+            raise UserError(f"{key}.root: {root}: no such folder")
+        self.test, tested = None, set[str]()
+        if trials is not None:
+            self.test, tested = read_trials(root / trials, [root / "test" / "wav", root / "wav"])
+        home = root / "dev" / "wav" if (root / "dev" / "wav").is_dir() else root / "wav"
+        speakers = {name: files for name, files in speaker_files(home, f"{key}.root").items() if name not in tested}
+        if dev_speakers >= len(speakers):
+            raise UserError(f"{key}.dev_speakers: {dev_speakers} of {len(speakers)} leaves no speaker to train on")
+        held_out = set(sorted(speakers, key=lambda name: (hash_percentage(name), name))[:dev_speakers])
+        self.development = {name: files for name, files in speakers.items() if name in held_out}
+        self.training = {name: files for name, files in speakers.items() if name not in held_out}
+        self.extra: set[str] = set()
+        for folder in extra_roots:
+            for name, files in speaker_files(Path(folder), f"{key}.extra_roots").items():
+                if name not in held_out | tested:  # a corpus may hold the same people
+                    self.training[f"{folder}:{name}"] = files
+                    self.extra.add(f"{folder}:{name}")
+
+    def training_items(self, crop_seconds: float) -> list[tuple[Path, int]]:
+        """``(file, speaker)`` of one pass; a file of an extra speaker once for each crop that fits into it."""
+        items = []
+        for label, (name, files) in enumerate(self.training.items()):
+            for file in files:
+                times = max(1, int(audio.seconds(file) / crop_seconds)) if name in self.extra else 1
+                items += [(file, label)] * times
+        return items
+
+    def development_trials(self, count: int, seed: int) -> Trials:
+        """``count`` trials (fewer where there are not as many), half of them target trials, across sessions first.
+
+        Raises:
+            UserError: a development speaker has a single utterance, so no target trial.
+        """
+        for name, files in self.development.items():
+            if len(files) < 2:
+                reason = f"speaker '{name}' has one utterance; development trials need at least two"
+                raise UserError(f"{self.key}.root: {files[0].parent}: {reason}")
+        rng = np.random.default_rng([seed, 1])
+        paths = [file for files in self.development.values() for file in files]
+        speakers = np.repeat(np.arange(len(self.development)), [len(f) for f in self.development.values()])
+        _, sessions = np.unique([str(p.parent) for p in paths], return_inverse=True)
+        half = count // 2
+        target = _target_pairs(speakers)
+        rng.shuffle(target)
+        same_session = sessions[target[:, 0]] == sessions[target[:, 1]]
+        target = target[np.argsort(same_session, kind="stable")][:half]
+        other = _nontarget_pairs(speakers, count - half, rng)
+        pairs = np.concatenate([target, other])
+        labels = np.repeat([1, 0], [len(target), len(other)])
+        used, positions = np.unique(pairs, return_inverse=True)
+        left, right = positions.reshape(-1, 2).T
+        return Trials([paths[i] for i in used], left, right, labels, len(self.development))
+
+
+def _target_pairs(speakers: np.ndarray) -> np.ndarray:
+    pairs = []
+    for speaker in np.unique(speakers):
+        members = np.flatnonzero(speakers == speaker)
+        i, j = np.triu_indices(len(members), k=1)
+        pairs.append(np.stack([members[i], members[j]], axis=1))
+    return np.concatenate(pairs)
+
+
+def _nontarget_pairs(speakers: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Up to ``count`` different pairs of utterances of two speakers."""
+    utterances = len(speakers)
+    if utterances <= 2000:
+        i, j = np.triu_indices(utterances, k=1)
+        codes = rng.permutation((i * utterances + j)[speakers[i] != speakers[j]])
+    else:  # too many to list; nearly every random pair is of two speakers
+        i, j = rng.integers(utterances, size=(2, 4 * count))
+        different = speakers[i] != speakers[j]
+        low, high = np.minimum(i, j)[different], np.maximum(i, j)[different]
+        codes = rng.permutation(np.unique(low * utterances + high))
+    return np.stack(np.divmod(codes[:count], utterances), axis=1)

@@ -1,0 +1,87 @@
+"""What several tests share: short real-looking audio, small students, no network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+import soundfile
+import torch
+from distilled_student import StudentConfig
+from distilled_student.demo import corpus
+
+SMALL = {
+    "hidden_size": 16,
+    "layers": 2,
+    "heads": 2,
+    "feed_forward": 32,
+    "position_kernel": 8,
+    "position_groups": 2,
+    "targets": [1, 2],
+    "target_size": 16,
+    "prediction_size": 8,
+}
+
+
+@pytest.fixture
+def small_cnn() -> StudentConfig:
+    """A tiny student on the waveform."""
+    return StudentConfig(conv_dim=[8] * 7, **SMALL)
+
+
+@pytest.fixture
+def small_logmel() -> StudentConfig:
+    """A tiny student in Whisper's form."""
+    return StudentConfig(
+        **SMALL,
+        frontend="logmel",
+        mel_bins=20,
+        conv_dim=[16, 16],
+        conv_kernel=[3, 3],
+        conv_stride=[1, 2],
+        conv_bias=True,
+        conv_norm="none",
+        projection=False,
+        projection_norm=False,
+        norm_first=True,
+        positions="sinusoidal",
+    )
+
+
+# four to train on, two for development, two for test
+SMALL_VOICES = ("af_alloy", "af_heart", "am_adam", "am_echo", "af_kore", "am_eric", "af_bella", "am_puck")
+
+
+def tone(seconds: float, rate: int = 16_000, seed: int = 0) -> torch.Tensor:
+    """``(samples,)``: a few drifting harmonics with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.arange(int(seconds * rate)) / rate
+    pitch = 90 + 150 * float(torch.rand(1, generator=generator))
+    wave = sum(torch.sin(2 * torch.pi * k * pitch * time) / k for k in range(1, 6))
+    return (0.1 * wave + 0.01 * torch.randn(len(time), generator=generator)).float()
+
+
+@pytest.fixture
+def audio_folder(tmp_path: Path) -> Path:
+    """A folder with twelve files of 0.5 to 2 s."""
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    for i in range(12):
+        soundfile.write(folder / f"{i:02d}.wav", tone(0.5 + 1.5 * i / 11, seed=i).numpy(), 16_000)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded corpus in both layouts, of eight voices only."""
+    packed, voices = tmp_path_factory.mktemp("packed"), SMALL_VOICES
+    for voice in voices:
+        os.symlink(corpus.PACKED / f"{voice}.ogg", packed / f"{voice}.ogg")
+    lines = (corpus.PACKED / "index.csv").read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines[1:] if line.startswith(voices)]
+    (packed / "index.csv").write_text("\n".join([lines[0], *kept]) + "\n", encoding="utf-8")
+    return corpus.expand(tmp_path_factory.mktemp("cache") / "small", packed=packed)

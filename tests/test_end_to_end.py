@@ -1,0 +1,141 @@
+"""The real commands, one after the other, on some seconds of embedded speech."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import distilled_student as ds
+import pytest
+import torch
+from distilled_student import host
+from distilled_student.cli import main
+from distilled_student.demo.run import run_demo
+
+DISTIL = [
+    "steps=3",
+    "log_every=1",
+    "data.batch_seconds=4",
+    "data.max_seconds=4",
+    "student.conv_dim=[32,32]",
+    "student.hidden_size=32",
+    "student.heads=2",
+    "student.feed_forward=64",
+    "student.prediction_size=8",
+]
+JOINT = [
+    "config.runner.total_steps=4",
+    "config.runner.log_step=2",
+    "config.runner.eval_step=4",
+    "config.runner.save_step=2",
+    "config.downstream_expert.tasks.kws.batch_size=4",
+    "config.downstream_expert.tasks.sv.batch_size=4",
+    "config.downstream_expert.tasks.sv.dev_speakers=2",
+    "config.downstream_expert.tasks.sv.dev_trials=20",
+    "config.downstream_expert.tasks.sv.crop_seconds=0.5",
+]
+ROW = {"name", "kws_accuracy", "sv_eer", "min_dcf", "parameters", "macs_per_second", "rtf", "train_seconds"}
+
+
+def _command(function: object, *argv: object) -> int:
+    try:
+        return int(function(list(map(str, argv))) or 0)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+@pytest.fixture(scope="module")
+def student(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student that the distill command made from the shipped teacher."""
+    output = tmp_path_factory.mktemp("student") / "with a space"
+    paths = f"data.paths=['{small_corpus / 'speech_commands' / 'train'}']"
+    assert _command(main, "distill", "demo", f"output={output}", paths, *DISTIL) == 0
+    return output
+
+
+def _joint(small_corpus: Path, *extra: str) -> list[str]:
+    tasks = "config.downstream_expert.tasks"
+    pairs = [
+        f"{tasks}.kws.train_root={small_corpus / 'speech_commands' / 'train'}",
+        f"{tasks}.kws.test_root={small_corpus / 'speech_commands' / 'test'}",
+        f"{tasks}.sv.root={small_corpus / 'voxceleb1'}",
+    ]
+    return ["-c", "demo", "-o", ",,".join([*pairs, *JOINT, *extra])]
+
+
+def test_distil_train_evaluate_and_resume(
+    student: Path, small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train = ["-m", "train", "-u", "distilled_student", "-k", student, "-d", "multitask", "-p", "exp", "-f"]
+    assert _command(host.main, *train, *_joint(small_corpus)) == 0
+    assert (tmp_path / "exp" / "states-4.ckpt").is_file()
+    assert _command(main, "evaluate", "exp") == 0
+    results = json.loads((tmp_path / "exp" / "results.json").read_text())
+    assert 0 <= results["kws"]["accuracy"] <= 100
+    assert 0 <= results["sv"]["eer"] <= 100
+    assert results["upstream"]["macs_per_second"] > 0
+    assert _command(main, "evaluate", "exp") == 0
+    again = json.loads((tmp_path / "exp" / "results.json").read_text())
+    assert (again["kws"], again["sv"]) == (results["kws"], results["sv"])
+
+    more = ["-m", "train", "-e", "exp", "-o", "config.runner.total_steps=6"]
+    assert _command(host.main, *more) == 0
+    state = torch.load(tmp_path / "exp" / "states-6.ckpt", weights_only=True)
+    assert state["Step"] == 6
+
+
+def test_without_f_the_upstream_stays_as_it_was_distilled(student: Path, small_corpus: Path, tmp_path: Path) -> None:
+    train = ["-m", "train", "-u", "distilled_student", "-k", student, "-d", "multitask", "-p", tmp_path / "exp"]
+    assert _command(host.main, *train, *_joint(small_corpus)) == 0
+    state = torch.load(tmp_path / "exp" / "states-4.ckpt", weights_only=True)
+    assert "Upstream" not in state
+    assert {"Featurizer", "Downstream"} <= state.keys()
+
+
+@pytest.mark.parametrize("selection", ["predictions", "last_hidden_state"])
+def test_s_chooses_the_features(selection: str, student: Path, small_corpus: Path, tmp_path: Path) -> None:
+    train = [
+        "-m",
+        "train",
+        "-u",
+        "distilled_student",
+        "-k",
+        student,
+        "-d",
+        "multitask",
+        "-p",
+        tmp_path,
+        "-s",
+        selection,
+    ]
+    assert _command(host.main, *train, *_joint(small_corpus, "config.runner.total_steps=2")) == 0
+    width = 512 if selection == "predictions" else ds.load_student(student).config.hidden_size
+    state = torch.load(tmp_path / "states-2.ckpt", weights_only=True)["Downstream"]
+    assert state["tasks.kws.head.weight"].shape[1] == width
+
+
+def test_without_k_the_shipped_student_is_used(small_corpus: Path, tmp_path: Path) -> None:
+    train = ["-m", "train", "-u", "distilled_student", "-d", "multitask", "-p", tmp_path]
+    assert _command(host.main, *train, *_joint(small_corpus, "config.runner.total_steps=2")) == 0
+
+
+def test_the_demo_writes_its_rows_report_and_plots(small_corpus: Path, tmp_path: Path) -> None:
+    run_demo(tmp_path, seeds=1, distil=DISTIL, joint=JOINT, corpus=small_corpus)
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [r["name"] for r in rows] == ["student", "student, frozen", "student, from scratch", "teacher"]
+    for row in rows:
+        assert row.keys() >= ROW
+        assert 0 <= row["kws_accuracy"] <= 100
+        assert row["train_seconds"] > 0
+    assert rows[3]["macs_per_second"] > rows[0]["macs_per_second"]
+    for name in ("report.md", "confusion.png", "det.png", "speed.png"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def test_shipped_folders_keep_to_their_sizes() -> None:
+    assets = Path(ds.__file__).parent / "assets"
+    for name, megabytes in {"teacher": 16, "student": 10}.items():
+        size = sum(p.stat().st_size for p in (assets / name).iterdir())
+        assert size <= megabytes * 1e6
+        assert "Whisper" in (assets / name / "README.md").read_text()

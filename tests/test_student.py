@@ -1,0 +1,150 @@
+"""The student: shapes, padding, its two front ends, its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import distilled_student as ds
+import pytest
+import torch
+from conftest import tone
+from distilled_student.frontend import LogMel, MaskedGroupNorm
+from distilled_student.lengths import frame_mask
+
+
+@pytest.fixture(params=["cnn", "cnn-layer-norm", "logmel", "edge"])
+def student(request: pytest.FixtureRequest, small_cnn: ds.StudentConfig, small_logmel: ds.StudentConfig) -> ds.Student:
+    torch.manual_seed(0)
+    configs = {
+        "cnn": small_cnn,
+        "cnn-layer-norm": dataclasses.replace(small_cnn, conv_norm="layer", norm_first=True),
+        "logmel": small_logmel,
+        "edge": ds.SIZES["edge"],
+    }
+    return ds.build_student(configs[request.param]).eval()
+
+
+def test_padding_never_changes_a_result(student: ds.Student) -> None:
+    lengths = torch.tensor([24_000, 9_999, 5_121, 401, 100])
+    waveforms = torch.randn(5, 24_000)  # noise behind the end must not matter either
+    for i, n in enumerate(lengths):
+        waveforms[i, :n] = tone(int(n) / 16_000 + 0.01, seed=i)[:n]
+    with torch.no_grad():
+        batch = student(waveforms, lengths)
+        for i, n in enumerate(lengths.tolist()):
+            alone = student(waveforms[i : i + 1, :n])
+            frames = int(alone.lengths[0])
+            assert int(batch.lengths[i]) == frames
+            for together, single in zip(batch.hidden_states, alone.hidden_states, strict=True):
+                torch.testing.assert_close(together[i, :frames], single[0], atol=1e-5, rtol=0)
+            torch.testing.assert_close(batch.predictions[i, :, :frames], alone.predictions[0], atol=1e-5, rtol=0)
+
+
+def test_gradients_do_not_flow_from_padding(student: ds.Student) -> None:
+    waveforms = torch.randn(2, 8_000, requires_grad=True)
+    output = student(waveforms, torch.tensor([8_000, 4_000]))
+    (output.last_hidden_state.square().sum() + output.predictions[1, :, : output.lengths[1]].sum()).backward()
+    assert waveforms.grad[1, 4_000:].abs().max() == 0
+    assert waveforms.grad[1, :4_000].abs().max() > 0
+
+
+def test_output_has_the_documented_shapes(small_cnn: ds.StudentConfig) -> None:
+    output = ds.build_student(small_cnn)(torch.randn(3, 16_000))
+    assert [tuple(h.shape) for h in output.hidden_states] == [(3, 49, 16)] * 3
+    assert output.last_hidden_state is output.hidden_states[-1]
+    assert tuple(output.predictions.shape) == (3, 2, 49, 16)
+    assert output.lengths.tolist() == [49] * 3
+
+
+def test_paper_student_has_the_papers_size() -> None:
+    student = ds.build_student("paper")
+    total = sum(p.numel() for p in student.parameters())
+    heads = sum(p.numel() for p in student.predictions.parameters())
+    assert heads == 3_543_552
+    assert total - heads == 23_492_992 - 768  # the published count includes an unused embedding of masked frames
+    assert round(total / 1e6, 2) == 27.04
+
+
+def test_masked_group_norm_equals_torchs_on_the_valid_part() -> None:
+    norm = MaskedGroupNorm(4)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(2, 4, 50)
+    masked = norm(x, frame_mask(torch.tensor([50, 31]), 50))
+    expected = torch.nn.functional.group_norm(x[1:, :, :31], 4, norm.weight, norm.bias, norm.eps)
+    torch.testing.assert_close(masked[1:, :, :31], expected, atol=1e-6, rtol=0)
+
+
+def test_log_mel_equals_whispers_feature_extractor() -> None:
+    from transformers import WhisperFeatureExtractor
+
+    wave = tone(3.0)
+    expected = WhisperFeatureExtractor()(wave.numpy(), sampling_rate=16_000, return_tensors="pt").input_features
+    padded = torch.nn.functional.pad(wave, (0, 480_000 - len(wave)))[None]
+    mel, lengths = LogMel(80)(padded, torch.tensor([480_000]))
+    assert lengths.tolist() == [3000]
+    torch.testing.assert_close(mel, expected, atol=1e-5, rtol=0)
+
+
+def test_a_saved_student_is_the_same_student(student: ds.Student, tmp_path: Path) -> None:
+    ds.save_student(student, tmp_path / "a folder")
+    again = ds.load_student(tmp_path / "a folder")
+    assert again.config == student.config
+    wave = tone(1.0)[None]
+    torch.testing.assert_close(again(wave).predictions, student(wave).predictions, atol=0, rtol=0)
+
+
+def _damage(folder: Path, **values: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"width": 3}, "config.json: width: unknown key"),
+        ({"frontend": "mfcc"}, "config.json: frontend"),
+        ({"heads": 5}, "config.json: heads"),
+        ({"model_type": "hubert"}, "config.json: model_type"),
+        ({"hidden_size": 32}, "model.safetensors: does not fit"),
+    ],
+)
+def test_a_wrong_student_folder_is_one_clear_line(
+    small_cnn: ds.StudentConfig, tmp_path: Path, values: dict[str, object], message: str
+) -> None:
+    ds.save_student(ds.build_student(small_cnn), tmp_path)
+    _damage(tmp_path, **values)
+    with pytest.raises(ds.UserError, match=message) as error:
+        ds.load_student(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_truncated_weights_are_refused(small_cnn: ds.StudentConfig, tmp_path: Path) -> None:
+    ds.save_student(ds.build_student(small_cnn), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ds.UserError, match=r"model\.safetensors"):
+        ds.load_student(tmp_path)
+
+
+@pytest.mark.parametrize("lengths", [[0, 10], [10], [10, 4_001]])
+def test_impossible_lengths_are_refused(small_cnn: ds.StudentConfig, lengths: list[int]) -> None:
+    with pytest.raises(ValueError, match="lengths"):
+        ds.build_student(small_cnn)(torch.zeros(2, 4_000), torch.tensor(lengths))
+
+
+def test_an_unknown_size_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="paper"):
+        ds.build_student("huge")
+
+
+def test_importing_the_package_needs_torch_alone() -> None:
+    code = (
+        "import sys, distilled_student as ds; ds.build_student;"
+        "print([m for m in ('s3prl','transformers','lhotse','torchaudio','omegaconf') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
