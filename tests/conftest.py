@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 import pytest
 import soundfile
 import torch
+
 from distilled_student import StudentConfig
 from distilled_student.demo import corpus
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+
 from distilled_student.demo import corpus
 from distilled_student.errors import UserError
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import distilled_student as ds
 import numpy as np
 import pytest
 import soundfile
 import torch
 import yaml
 from conftest import SMALL, tone
+
+import distilled_student as ds
 from distilled_student.cli import main
 from distilled_student.distillation.data import DataConfig, make_loader, read_cuts
 from distilled_student.distillation.initialize import initialize

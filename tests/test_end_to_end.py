@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import distilled_student as ds
 import pytest
 import torch
+
+import distilled_student as ds
 from distilled_student import host
 from distilled_student.cli import main
 from distilled_student.demo.run import run_demo

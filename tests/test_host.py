@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torchaudio.functional import resample
+
 from distilled_student import host, hostaudio
 from distilled_student.errors import UserError
-from torchaudio.functional import resample
 
 SHORT = "config.runner.total_steps=3,,config.runner.save_step=2,,config.runner.eval_step=100"
 

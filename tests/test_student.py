@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import distilled_student as ds
 import pytest
 import torch
 from conftest import tone
+
+import distilled_student as ds
 from distilled_student.frontend import LogMel, MaskedGroupNorm
 from distilled_student.lengths import frame_mask
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import distilled_student as ds
 import pytest
 import torch
 import transformers
 from conftest import tone
+
+import distilled_student as ds
 from distilled_student.teachers import StudentEncoder, Teacher, align, open_teacher
 
 TINY = {
@@ -154,7 +155,7 @@ def test_one_frame_more_or_less_is_cut() -> None:
 
 @pytest.mark.parametrize(("shift", "frames"), [(480, 33), (320, 40)])
 def test_frames_that_cannot_be_aligned_are_an_error(shift: int, frames: int) -> None:
-    with pytest.raises(ValueError, match="apart|multiple"):
+    with pytest.raises(ValueError, match=r"apart|multiple"):
         align(torch.zeros(1, 1, 50, 4), torch.tensor([frames]), shift, torch.tensor([50]), 320, 50)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from distilled_student import audio
 from distilled_student.errors import UserError
-from torch import Tensor
 
 
 @dataclass

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from distilled_student import cost
 from distilled_student.errors import UserError
 from distilled_student.multitask.expert import BEST

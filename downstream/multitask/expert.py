@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from distilled_student import audio
-from distilled_student.errors import UserError
-from distilled_student.multitask.loader import AlternationLoader, EvaluationLoader
-from distilled_student.multitask.tasks import BaseTask, pad_to, task_module
-from distilled_student.settings import typed
 from torch import Tensor, nn
 from torch.distributed import get_rank, get_world_size, is_initialized
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
+
+from distilled_student import audio
+from distilled_student.errors import UserError
+from distilled_student.multitask.loader import AlternationLoader, EvaluationLoader
+from distilled_student.multitask.tasks import SHORTEST, BaseTask, TrainingData, pad_to, task_module
+from distilled_student.settings import typed
 
 BEST = "best-dev.ckpt"
 
@@ -91,6 +92,7 @@ class DownstreamExpert(nn.Module):
             }
         )
         self.register_buffer("best_score", torch.full((1,), float("-inf"), dtype=torch.float64))
+        self._training: dict[str, TrainingData] = {}  # made at the first epoch: it reads headers
         self.results: dict[str, dict[str, Any]] = {}
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
 
@@ -108,10 +110,11 @@ class DownstreamExpert(nn.Module):
         workers = self.settings.num_workers
         if split == "train":
             rank, world = (get_rank(), get_world_size()) if is_initialized() else (0, 1)
-            data = {name: task.training_data() for name, task in self.tasks.items()}
+            if not self._training:
+                self._training = {name: task.training_data() for name, task in self.tasks.items()}
             repeat = self.accumulate if self.settings.update == "alternate" else 1
             sizes, schedule = self._sizes("batch_size"), self.settings.schedule
-            return AlternationLoader(data, sizes, schedule, self.seed, epoch, workers, repeat, rank, world)
+            return AlternationLoader(self._training, sizes, schedule, self.seed, epoch, workers, repeat, rank, world)
         if split not in ("dev", "test"):
             raise UserError(f"split: '{split}' is not train, dev or test")
         data = {name: task.evaluation_data(split) for name, task in self.tasks.items()}
@@ -181,7 +184,7 @@ class DownstreamExpert(nn.Module):
 
     def load_audio(self, path: str | Path) -> Tensor:
         """For s3prl's inference mode: any rate, any channel count."""
-        return pad_to(audio.load(path), audio.SAMPLE_RATE // 10)
+        return pad_to(audio.load(path), SHORTEST)
 
     def inference(self, features: Sequence[Tensor], filenames: Sequence[str]) -> None:
         """One line per utterance and task on the standard output."""

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
 from distilled_student.errors import UserError
 from distilled_student.multitask.tasks import EvaluationData, Item, TrainingData, pad_to
-from torch.utils.data import DataLoader, Dataset
 
 Batch = tuple[list[np.ndarray], str, list[int], list[str]]  # wavs, task, labels, keys
 

@@ -17,7 +17,7 @@ class LossSettings:
     """Attributes:
     name: ``softmax``, ``angular`` (the paper's), ``am`` or ``aam``.
     margin: ``angular``: a whole number from 1 to 4 that multiplies the angle; ``am``: subtracted from the cosine;
-        ``aam``: added to the angle, radians. None: 2, 0.4 and 0.2.
+        ``aam``: added to the angle, radians. None: 4 (as published), 0.4 and 0.2.
     scale: What cosines are multiplied by. None: the embedding's own length for ``angular`` (SphereFace), 30 for the
         others.
     anneal_start, anneal_decay, anneal_stop: ``angular`` only: lambda = max(stop, start / (1 + decay * step)).
@@ -34,7 +34,7 @@ class LossSettings:
         if self.name not in LOSSES:
             raise ValueError(f"loss.name: '{self.name}' is not one of {', '.join(LOSSES)}")
         if self.margin is None:
-            self.margin = {"softmax": 0.0, "angular": 2.0, "am": 0.4, "aam": 0.2}[self.name]
+            self.margin = {"softmax": 0.0, "angular": 4.0, "am": 0.4, "aam": 0.2}[self.name]
         if self.name == "angular" and self.margin not in (1, 2, 3, 4):
             raise ValueError(f"loss.margin: angular softmax needs 1, 2, 3 or 4, not {self.margin}")
         if self.name in ("am", "aam") and not 0.0 <= self.margin < 1.5:
@@ -120,7 +120,8 @@ class SpeakerLoss(nn.Module):
         return cosine.scatter(1, labels[:, None], target) * scale
 
     def forward(self, embedding: Tensor, labels: Tensor) -> Tensor:
-        loss = F.cross_entropy(self.logits(embedding.float(), labels), labels)
+        with torch.autocast(embedding.device.type, enabled=False):  # a margin is finer than half precision's steps
+            loss = F.cross_entropy(self.logits(embedding.float(), labels), labels)
         if self.training:
             self.step += 1
         return loss

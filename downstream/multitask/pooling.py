@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from distilled_student.lengths import frame_mask
 from torch import Tensor, nn
+
+from distilled_student.lengths import frame_mask
 
 POOLINGS = ("mean", "mean_std", "attentive")
 

@@ -1,4 +1,4 @@
-"""Small speech students distilled from large teachers. This import needs torch alone; the rest is imported where used."""
+"""Small speech students distilled from large teachers. This import needs torch alone."""
 
 from distilled_student.config import SIZES, StudentConfig
 from distilled_student.errors import UserError

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """Everything that determines a student's shape. The defaults are the paper's student (Kerpicci et al. 2023, sec. 2).
+    """Everything that determines a student's shape. The defaults are the paper's (Kerpicci et al. 2023, sec. 2).
 
     Attributes:
         frontend: ``cnn`` (wav2vec 2.0's, on the waveform) or ``logmel`` (80 log-mel bins at 100 frames a second and a

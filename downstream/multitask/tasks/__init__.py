@@ -11,11 +11,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from distilled_student.audio import SAMPLE_RATE
 from distilled_student.errors import UserError
 from distilled_student.multitask.augment import AugmentSettings
 from distilled_student.multitask.pooling import POOLINGS, Pooling
-from torch import Tensor, nn
 
 # what every upstream's front end needs at least (a window of 25 ms and some): shorter utterances are zero-padded to it
 SHORTEST = SAMPLE_RATE // 10
@@ -89,7 +90,7 @@ class BaseTask(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """``(batch, frames, features)`` + lengths in frames -> ``(batch, output_size)``."""
-        return self.head(self.pooling(features, lengths))
+        return self.head(self.pooling(features.float(), lengths))
 
     def training_data(self) -> TrainingData:
         raise NotImplementedError

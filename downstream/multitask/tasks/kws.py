@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+
 from distilled_student import audio
 from distilled_student.errors import UserError
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed
 from distilled_student.multitask.tasks import BaseTask, Item, TaskSettings, hash_percentage, pad_to, samples_of
-from torch import Tensor
-from torch.nn import functional as F
 
 SILENCE, UNKNOWN, BACKGROUND = "_silence_", "_unknown_", "_background_noise_"
 KEYWORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
@@ -52,6 +53,8 @@ class Settings(TaskSettings):
             raise ValueError("validation_percentage: with testing_percentage it leaves nothing to train on")
         if not self.keywords or len(set(self.keywords)) != len(self.keywords):
             raise ValueError("keywords: need one or more different words")
+        if {"True", "False"} & set(self.keywords):
+            raise ValueError("keywords: YAML reads yes, no, on, off as true and false: put them in quotes")
         if len(self.silence_volume) != 2 or not 0 <= self.silence_volume[0] <= self.silence_volume[1]:
             raise ValueError(f"silence_volume: needs [lowest, highest], not {self.silence_volume}")
         if self.crop_seconds < 0.1:
@@ -247,15 +250,13 @@ class Task(BaseTask):
 
     def describe(self, output: Tensor) -> str:
         share, label = output.softmax(dim=0).max(dim=0)
-        return f"{self.labels[int(label)]} {float(share):.3f}"
+        return f"{self.labels[int(label)]} {share.item():.3f}"
 
 
 def _speakers(keys: Sequence[str]) -> set[str]:
-    speakers = set()
-    for key in keys:
-        word, name = key.split("/", 1)
-        if "_nohash_" in name:  # the archive's unknown files are named WORD_SPEAKER_nohash_TAKE
-            speakers.add(
-                speaker_of(name.split("_", 1)[1] if re.match(r"[^_]+_(?!nohash_)", name) and word == UNKNOWN else name)
-            )
+    """Speakers in ``CLASS/FILE`` keys. The test archive names unknown files ``WORD_SPEAKER_nohash_TAKE``."""
+    files = [key.split("/", 1) for key in keys if "_nohash_" in key]
+    speakers = {speaker_of(name) for word, name in files if word != UNKNOWN}
+    for name in {speaker_of(name) for word, name in files if word == UNKNOWN} - speakers:
+        speakers.add(name.partition("_")[2] or name)
     return speakers

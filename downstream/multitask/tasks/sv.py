@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from distilled_student import audio
 from distilled_student.errors import UserError
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed, fill
 from distilled_student.multitask.losses import LossSettings, SpeakerLoss
-from distilled_student.multitask.tasks import BaseTask, Item, TaskSettings, pad_to, samples_of
+from distilled_student.multitask.tasks import BaseTask, Item, TaskSettings, samples_of
 from distilled_student.multitask.tasks.sv_index import SpeakerIndex, Trials
-from torch import Tensor
 
 
 @dataclass
@@ -107,7 +108,7 @@ def cosine_scores(embeddings: Tensor, trials: Trials) -> np.ndarray:
 
 
 class Task(BaseTask):
-    """The linear layer makes the embedding; the loss has the training speakers' weights; trials are scored by cosine."""
+    """The linear layer makes the embedding; the loss owns the training speakers' weights; cosine scores the trials."""
 
     def __init__(self, settings: Settings, features: int, seed: int, key: str) -> None:
         super().__init__(settings, features, settings.embedding_size)
@@ -146,6 +147,8 @@ class Task(BaseTask):
         trials = self._trials(split)
         embeddings = torch.stack([embedding for _, embedding in sorted(collected, key=lambda pair: pair[0])])
         scores = cosine_scores(embeddings, trials)
+        if not np.isfinite(scores).all():
+            raise UserError(f"{self.key}: {split}: embeddings are NaN or infinite: has the training diverged?")
         results = {
             "eer": 100 * M.eer(scores, trials.labels),
             "min_dcf_0.01": M.min_dcf(scores, trials.labels, 0.01),
@@ -163,7 +166,4 @@ class Task(BaseTask):
         return f"EER {results['eer']:.2f} %, minDCF(0.01) {results['min_dcf_0.01']:.3f} ({results['trials']} trials)"
 
     def describe(self, output: Tensor) -> str:
-        return f"embedding of {output.numel()} features, length {float(output.norm()):.3f}"
-
-
-__all__ = ["Evaluation", "Settings", "Task", "Training", "cosine_scores", "pad_to"]
+        return f"embedding of {output.numel()} features, length {output.norm().item():.3f}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from distilled_student import audio
 from distilled_student.errors import UserError
 from distilled_student.multitask.tasks import hash_percentage

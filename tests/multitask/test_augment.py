@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from trees import tone
+
+from distilled_student.errors import UserError
+from distilled_student.multitask.augment import (
+    Augmentation,
+    AugmentSettings,
+    add_noise,
+    change_speed,
+    reverberate,
+    synthetic_rir,
+)
+from distilled_student.settings import typed
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def wave(samples: int = 16_000) -> torch.Tensor:
+    return 0.3 * torch.sin(2 * torch.pi * 440 * torch.arange(samples) / 16_000)
+
+
+def test_nothing_happens_by_default() -> None:
+    augment = Augmentation(AugmentSettings(), "F")
+    assert augment(wave(), rng()).equal(wave()) and augment.speed(rng()) == 1.0
+
+
+@pytest.mark.parametrize("snr", [-5.0, 0.0, 20.0])
+def test_noise_comes_at_the_ratio_asked_for(snr: float) -> None:
+    noise = add_noise(wave(), torch.randn(16_000), snr) - wave()
+    assert 10 * float(torch.log10(wave().square().mean() / noise.square().mean())) == pytest.approx(snr, abs=0.01)
+
+
+def test_a_room_keeps_length_and_loudness_and_is_a_convolution() -> None:
+    rir = synthetic_rir(rng(), 0.3, 5.0)
+    wet = reverberate(wave(), rir)
+    want = np.convolve(wave().numpy(), rir.numpy())[:16_000]
+    want *= np.sqrt(np.mean(wave().numpy() ** 2) / np.mean(want**2))
+    np.testing.assert_allclose(wet.numpy(), want, atol=1e-4)
+    assert -10 * float(torch.log10(rir[1:].square().sum())) == pytest.approx(5.0, abs=0.01)
+
+
+def test_speed_changes_length_and_pitch() -> None:
+    fast = change_speed(wave(), 1.1)
+    assert len(fast) == pytest.approx(16_000 / 1.1, abs=2)
+    peak = torch.fft.rfft(fast * torch.hann_window(len(fast))).abs().argmax() * 16_000 / len(fast)
+    assert peak == pytest.approx(440 * 1.1, abs=2)
+
+
+def test_the_same_generator_gives_the_same_utterance(tmp_path: Path) -> None:
+    tone(tmp_path / "n/a.wav", 90, 0.4)
+    s = AugmentSettings(speed=1, reverb=1, noise=1, gain=1, noise_root=str(tmp_path / "n"))
+    augment = Augmentation(s, "F")
+    assert augment(wave(), rng(3)).equal(augment(wave(), rng(3)))
+    assert not augment(wave(), rng(3)).equal(augment(wave(), rng(4)))
+    assert augment.speed(rng()) in s.speed_factors
+
+
+@pytest.mark.parametrize("bad", [{"noise": 1.5}, {"snr": [20.0, 0.0]}, {"speed_factors": [9.0]}, {"echo": 1}])
+def test_an_impossible_setting_names_its_key(bad: dict) -> None:
+    with pytest.raises(UserError, match=next(iter(bad))):
+        typed(AugmentSettings, bad, "FILE")
+
+
+def test_a_missing_noise_folder_is_named(tmp_path: Path) -> None:
+    s = AugmentSettings(noise=1.0, noise_root=str(tmp_path / "gone"))
+    with pytest.raises(UserError, match=r"F\.noise_root: .*gone: no such folder"):
+        Augmentation(s, "F")

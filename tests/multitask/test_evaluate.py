@@ -1,0 +1,45 @@
+"""The real commands on tones: train, evaluate twice, the files that they leave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from trees import tasks
+
+from distilled_student import host
+from distilled_student.errors import UserError
+from distilled_student.multitask import metrics
+from distilled_student.multitask.evaluate import evaluate, find_checkpoint
+from distilled_student.settings import find_config, read_yaml
+
+
+def test_train_and_evaluate_leave_the_results_and_the_scores_behind_them(tmp_path: Path) -> None:
+    config = read_yaml(find_config("default", kind="multitask"))
+    config["runner"] |= {"total_steps": 4, "log_step": 2, "eval_step": 2, "save_step": 2}
+    config["downstream_expert"] |= {"num_workers": 0, "tasks": tasks(tmp_path)}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    exp = tmp_path / "exp"
+    train = ["-m", "train", "-u", "fbank", "-d", "multitask", "-c", str(tmp_path / "c.yaml"), "-p", str(exp)]
+    assert host.main([*train, "--device", "cpu"]) == 0
+    results = evaluate(exp, device="cpu")
+    assert results == json.loads((exp / "results.json").read_text())
+    assert results["checkpoint"] == "best-dev.ckpt" and results["upstream"]["name"] == "fbank"
+    assert set(results["upstream"]) == {"name", "parameters", "macs_per_second", "rtf"}
+    scores = np.load(exp / "scores-test.npz")
+    assert results["sv"]["eer"] == 100 * metrics.eer(scores["sv_scores"], scores["sv_labels"])
+    again = evaluate(exp, device="cpu")
+    assert (again["kws"], again["sv"]) == (results["kws"], results["sv"])
+    assert not list(exp.glob("*.new"))
+
+
+def test_without_a_best_checkpoint_the_newest_is_taken_and_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for step in (900, 1000):
+        (tmp_path / f"states-{step}.ckpt").touch()
+    assert find_checkpoint(tmp_path).name == "states-1000.ckpt"
+    assert "best-dev.ckpt: no such checkpoint; evaluating states-1000.ckpt" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"gone/best-dev\.ckpt: no such checkpoint"):
+        evaluate(tmp_path / "gone")

@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trees import tasks
+
+from distilled_student.errors import UserError
+from distilled_student.multitask.expert import DownstreamExpert
+from distilled_student.multitask.loader import AlternationLoader, equal_length_batches
+
+
+class Logger:
+    def add_scalar(self, *_: Any, **__: Any) -> None: ...
+
+
+def expert(folder: Path, runner: dict | None = None, **settings: Any) -> DownstreamExpert:
+    torch.manual_seed(0)
+    values = {"tasks": tasks(folder), **settings}
+    runner = runner or {"gradient_accumulate_steps": 1}
+    return DownstreamExpert(6, 160, values, str(folder / "exp"), config="my.yaml", seed=1, runner=runner)
+
+
+def frames(wavs: list) -> list[torch.Tensor]:
+    """A stand-in upstream: six statistics of every 160 samples."""
+    features = []
+    for wav in wavs:
+        wav = torch.as_tensor(wav)
+        blocks = wav[: len(wav) // 160 * 160].view(-1, 160)
+        features.append(torch.fft.rfft(blocks).abs()[:, :6])
+    return features
+
+
+def train_batches(e: DownstreamExpert, epoch: int = 0) -> Iterator[tuple]:
+    for wavs, *others in e.get_dataloader("train", epoch=epoch):
+        yield frames(wavs), *others
+
+
+def run(e: DownstreamExpert, split: str, step: int = 1) -> list[str]:
+    records: dict = defaultdict(list)
+    with torch.no_grad():
+        for wavs, *others in e.eval().get_dataloader(split):
+            assert len({len(w) for w in wavs}) == 1  # no padding enters
+            e(split, frames(wavs), *others, records=records, batch_id=0)
+    return e.log_records(split, records, Logger(), step, batch_ids=[], total_batch_num=1)
+
+
+@pytest.mark.parametrize("schedule", [{"kws": 1, "sv": 1}, {"kws": 2, "sv": 1}, {"sv": 1, "kws": 3}])
+def test_batches_come_in_the_order_and_ratio_of_the_schedule(tmp_path: Path, schedule: dict) -> None:
+    loader = expert(tmp_path, schedule=schedule).get_dataloader("train")
+    names = [batch[1] for batch in loader]
+    cycle = [name for name, times in schedule.items() for _ in range(times)]
+    assert names == cycle * (len(names) // len(cycle)) and len(names) == len(loader)
+
+
+def test_every_utterance_of_the_longest_task_is_seen_in_an_epoch(tmp_path: Path) -> None:
+    e = expert(tmp_path)
+    keys = {name: [] for name in e.tasks}
+    for _, name, _, found in e.get_dataloader("train"):
+        keys[name] += found
+    covered = {name: len(set(found)) / len(e.tasks[name].training_data().order(_rng())) for name, found in keys.items()}
+    assert min(covered.values()) > 0.7  # at most a part of a batch is left out
+
+
+def _rng() -> Any:
+    import numpy as np
+
+    return np.random.default_rng(0)
+
+
+def test_data_depend_on_seed_and_epoch_and_not_on_the_number_of_workers(tmp_path: Path) -> None:
+    e = expert(tmp_path)
+
+    def heard(epoch: int, workers: int) -> list:
+        e.settings.num_workers = workers
+        return [(name, keys, [w.tobytes() for w in wavs]) for wavs, name, _, keys in e.get_dataloader("train", epoch)]
+
+    assert heard(0, 0) == heard(0, 2) != heard(1, 0)
+    e.seed = 2
+    assert heard(0, 0) != heard(1, 0)
+
+
+def test_processes_share_the_batches_and_none_sees_anothers(tmp_path: Path) -> None:
+    e = expert(tmp_path)
+    data = {name: task.training_data() for name, task in e.tasks.items()}
+    sizes, schedule = {"kws": 2, "sv": 2}, {"kws": 1, "sv": 1}
+    parts = [AlternationLoader(data, sizes, schedule, 0, 0, rank=r, world=2) for r in (0, 1)]
+    assert len(parts[0]) == len(parts[1])
+    places = [{place for plan in p.plans.values() for batch in plan for place in batch} for p in parts]
+    for name in schedule:
+        one, two = ({p for batch in part.plans[name] for p in batch} for part in parts)
+        assert not one & two and places
+
+
+def test_accumulation_repeats_a_task_so_that_a_step_is_of_one_task(tmp_path: Path) -> None:
+    names = [b[1] for b in expert(tmp_path, {"gradient_accumulate_steps": 2}).get_dataloader("train")]
+    assert names[:4] == ["kws", "kws", "sv", "sv"] and len(names) % 4 == 0
+
+
+def test_update_sum_gives_the_gradient_of_the_sum(tmp_path: Path) -> None:
+    e = expert(tmp_path, {"gradient_accumulate_steps": 2}, update="sum")
+    batches = [b for _, b in zip(range(2), train_batches(e), strict=False)]
+    assert [b[1] for b in batches] == ["kws", "sv"]
+    trunk = torch.ones(6, requires_grad=True)  # something that both tasks share
+
+    def losses() -> list[torch.Tensor]:
+        return [e("train", [f * trunk for f in b[0]], *b[1:], records=defaultdict(list)) for b in batches]
+
+    for loss in losses():
+        (loss / 2).backward()  # as the runner does
+    got, trunk.grad = trunk.grad.clone(), None
+    e.tasks["sv"].objective.step.fill_(0)
+    e.settings.update = "alternate"
+    sum(losses()).backward()
+    torch.testing.assert_close(got, trunk.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_update_sum_needs_the_runner_to_agree(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"my\.yaml: runner\.gradient_accumulate_steps: .* needs 2"):
+        expert(tmp_path, update="sum")
+
+
+def test_naming_one_task_trains_it_alone(tmp_path: Path) -> None:
+    e = expert(tmp_path, schedule={"sv": 1})
+    assert list(e.tasks) == ["sv"] and {b[1] for b in e.get_dataloader("train")} == {"sv"}
+    run(e, "dev")
+    assert e.score(e.results["dev"]) == -e.results["dev"]["sv"]["eer"]
+
+
+def test_training_lowers_both_losses_and_evaluation_is_deterministic(tmp_path: Path) -> None:
+    e = expert(tmp_path)
+    optimizer, losses = torch.optim.Adam(e.parameters(), 3e-2), defaultdict(list)
+    for epoch in range(8):
+        for features, name, *others in train_batches(e.train(), epoch):
+            loss = e("train", features, name, *others, records=defaultdict(list))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[name].append(loss.item())
+    for name, values in losses.items():
+        assert sum(values[-3:]) < sum(values[:3]), name
+    run(e, "test")
+    first = e.results["test"]
+    run(e, "test")
+    assert e.results["test"] == first
+    kws, sv = first["kws"], first["sv"]
+    assert kws["labels"] == ["_silence_", "_unknown_", "yes", "no"]
+    assert kws["utterances"] == 8 == sum(map(sum, kws["confusion"])) and kws["speakers"] == 2
+    assert {"eer", "min_dcf_0.01", "min_dcf_0.05"} < set(sv)
+    assert (sv["utterances"], sv["speakers"], sv["trials"]) == (4, 2, 6)
+    json.dumps(first)
+
+
+def test_the_batch_size_of_the_evaluation_does_not_change_its_results(tmp_path: Path) -> None:
+    e = expert(tmp_path)
+    run(e, "test")
+    first = e.arrays["test"]["sv_scores"]
+    for task in e.tasks.values():
+        task.settings.eval_batch_size = 1
+    run(e, "test")
+    assert e.arrays["test"]["sv_scores"] == pytest.approx(first, abs=1e-6)
+
+
+def test_only_development_data_choose_and_a_resumed_run_keeps_the_best(tmp_path: Path) -> None:
+    e = expert(tmp_path)
+    assert run(e, "test") == []
+    assert run(e, "dev") == ["best-dev.ckpt"]
+    assert run(e, "dev") == []  # as good is not better
+    resumed = expert(tmp_path)
+    resumed.load_state_dict(e.state_dict())
+    assert run(resumed, "dev") == [] and resumed.best_score.item() == e.score(e.results["dev"])
+    dev = e.results["dev"]
+    assert e.score(dev) == pytest.approx(dev["kws"]["accuracy"] - dev["sv"]["eer"])
+    lines = [json.loads(line) for line in (tmp_path / "exp/log.jsonl").read_text().splitlines()]
+    assert [line["split"] for line in lines] == ["test", "dev", "dev", "dev"]
+
+
+def test_training_records_are_averaged_into_the_log(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    e, records = expert(tmp_path), defaultdict(list)
+    for batch in list(train_batches(e))[:4]:
+        e("train", *batch, records=records)
+    e.log_records("train", records, Logger(), 4, batch_ids=[], total_batch_num=1)
+    entry = json.loads((tmp_path / "exp/log.jsonl").read_text())
+    assert {"kws/loss", "kws/accuracy", "sv/loss", "sv/accuracy"} < set(entry)
+    assert entry["kws/loss"] == pytest.approx(torch.stack(records["kws/loss"]).mean().item())
+
+
+def test_inference_prints_a_keyword_and_its_share(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    e = expert(tmp_path)
+    wav = e.load_audio(next((tmp_path / "sc/test/yes").iterdir()))
+    e.inference(frames([wav]), ["clip"])
+    out = capsys.readouterr().out
+    assert out.startswith("clip: kws: ") and "clip: sv: " in out
+
+
+def test_a_bad_file_in_a_worker_is_one_line_that_names_it(tmp_path: Path) -> None:
+    e = expert(tmp_path, num_workers=1)
+    bad = e.tasks["kws"].sets["training"][0].path
+    for clip in e.tasks["kws"].sets["training"]:
+        if clip.volume is None:
+            clip.path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"\.wav: not readable as audio") as error:
+        list(e.get_dataloader("train"))
+    assert bad and "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"tasks": {"kws": {"poling": "mean"}}}, r"my\.yaml: downstream_expert\.tasks\.kws: key 'poling'"),
+        ({"tasks": {"kws": {"batch_size": "many"}}}, r"tasks\.kws: key 'batch_size'"),
+        ({"tasks": {"kws": {"pooling": "max"}}}, r"tasks\.kws: pooling: 'max' is not one of"),
+        ({"tasks": {"sv": {"loss": {"name": "arc"}}}}, r"tasks\.sv: loss\.name: 'arc'"),
+        ({"tasks": {"emotion": {}}}, r"tasks\.emotion: no task of this name"),
+        ({"schedule": {"asr": 1}}, r"downstream_expert: schedule\.asr: no such task"),
+        ({"schedule": {"kws": 0}}, r"schedule: needs 1 or more"),
+        ({"update": "both"}, r"update: 'both'"),
+        ({"updat": "sum"}, r"downstream_expert: key 'updat'"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_file_and_key(tmp_path: Path, change: dict, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        expert(tmp_path, **change)
+
+
+TOY = '''
+"""A third task: is it loud?"""
+from dataclasses import dataclass
+
+import torch
+from distilled_student.multitask.tasks import BaseTask, Item, TaskSettings
+
+
+@dataclass
+class Settings(TaskSettings):
+    items: int = 12
+
+
+class Data:
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return self.items
+
+    def samples(self, index):
+        return 3200
+
+    def order(self, rng):
+        return rng.permutation(self.items).tolist()
+
+    def item(self, index, rng=None):
+        return Item(torch.full((3200,), 0.5 * (index % 2)), index % 2, str(index))
+
+
+class Task(BaseTask):
+    def __init__(self, settings, features, seed, key):
+        super().__init__(settings, features, 2)
+        self.settings = settings
+
+    def training_data(self):
+        return Data(self.settings.items)
+
+    def evaluation_data(self, split):
+        return Data(self.settings.items)
+
+    def loss(self, outputs, labels):
+        return torch.nn.functional.cross_entropy(outputs, labels), {}
+
+    def collect(self, outputs, labels, keys):
+        return [int(a == b) for a, b in zip(outputs.argmax(1).tolist(), labels)]
+
+    def metrics(self, split, collected):
+        return {"accuracy": 100 * sum(collected) / len(collected)}, {}
+
+    def score(self, results):
+        return results["accuracy"]
+'''
+
+
+def test_a_third_task_is_one_file_and_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loudness.py").write_text(TOY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "loudness", raising=False)
+    entries = {**tasks(tmp_path), "loud": {"module": "loudness", "items": 8, "batch_size": 4}}
+    e = expert(tmp_path, tasks=entries)
+    assert [b[1] for b in e.get_dataloader("train")][:3] == ["kws", "sv", "loud"]
+    for batch in list(train_batches(e))[:3]:
+        e("train", *batch, records=defaultdict(list)).backward()
+    run(e, "dev")
+    assert set(e.results["dev"]) == {"kws", "sv", "loud"}
+
+
+def test_evaluation_batches_hold_one_length_and_every_utterance_once() -> None:
+    class Data:
+        lengths = (5, 3, 5, 5, 3, 9)
+
+        def __len__(self) -> int:
+            return 6
+
+        def samples(self, index: int) -> int:
+            return self.lengths[index]
+
+    assert equal_length_batches(Data(), 2) == [[1, 4], [0, 2], [3], [5]]

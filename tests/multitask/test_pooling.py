@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from distilled_student.multitask.pooling import POOLINGS, Pooling
+
+
+@pytest.mark.parametrize("kind", POOLINGS)
+def test_padding_never_changes_a_result_even_when_it_is_nan(kind: str) -> None:
+    torch.manual_seed(0)
+    pooling, lengths = Pooling(kind, 5), [7, 3, 1]
+    utterances = [torch.randn(n, 5) for n in lengths]
+    padded = torch.full((3, 9, 5), float("nan"))
+    for row, utterance in zip(padded, utterances, strict=True):
+        row[: len(utterance)] = utterance
+    together = pooling(padded, torch.tensor(lengths))
+    for row, utterance in zip(together, utterances, strict=True):
+        torch.testing.assert_close(row, pooling(utterance[None], torch.tensor([len(utterance)]))[0])
+    assert together.shape == (3, pooling.output_size)
+
+
+def test_mean_and_deviation_are_torchs() -> None:
+    x = torch.randn(1, 6, 4)
+    got = Pooling("mean_std", 4)(x, torch.tensor([6]))[0]
+    torch.testing.assert_close(got, torch.cat([x[0].mean(0), x[0].std(0, correction=0)]))
+
+
+def test_attention_is_the_formula() -> None:
+    pooling, x = Pooling("attentive", 4, hidden=3), torch.randn(1, 6, 4)
+    w, v = pooling.attention[0], pooling.attention[2]
+    scores = [float(v.weight[0] @ torch.tanh(w.weight @ frame + w.bias)) for frame in x[0]]
+    weights = torch.tensor(scores).exp() / torch.tensor(scores).exp().sum()
+    torch.testing.assert_close(pooling(x, torch.tensor([6]))[0], (weights[:, None] * x[0]).sum(0))
+
+
+@pytest.mark.parametrize("kind", POOLINGS)
+def test_the_gradient_of_a_single_or_constant_frame_is_finite(kind: str) -> None:
+    x = torch.ones(2, 4, 3, requires_grad=True)
+    Pooling(kind, 3)(x, torch.tensor([1, 4])).sum().backward()
+    assert torch.isfinite(x.grad).all()

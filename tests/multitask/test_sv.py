@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from trees import tone, voxceleb
+
+from distilled_student.errors import UserError
+from distilled_student.multitask.tasks import hash_percentage, sv
+from distilled_student.multitask.tasks.sv_index import SpeakerIndex, Trials
+
+
+def index(root: Path, dev: int = 2, extra: tuple[str, ...] = (), trials: str | None = "veri_test.txt") -> SpeakerIndex:
+    return SpeakerIndex(root, trials, dev, extra, "F")
+
+
+def test_development_and_test_speakers_are_never_trained_on(tmp_path: Path) -> None:
+    root = voxceleb(tmp_path)
+    # the same people in another corpus, and both parts in one folder as VoxCeleb1 is often unpacked
+    extra = tmp_path / "extra"
+    for name in [*(f"id1{i:03d}" for i in range(6)), "id2000", "stranger"]:
+        tone(extra / name / "chapter/a.wav", 200, 1.0)
+    found = index(root, extra=(str(extra),))
+    trained = {Path(name.rpartition(":")[2]).name for name in found.training}
+    assert not trained & set(found.development) and "id2000" not in trained and "stranger" in trained
+    (root / "dev/wav").rename(root / "wav")
+    for folder in (root / "test/wav").iterdir():
+        folder.rename(root / "wav" / folder.name)
+    merged = index(root)
+    assert set(merged.development) == set(found.development)
+    assert not {"id2000", "id2001"} & (set(merged.training) | set(merged.development))
+
+
+def test_the_development_speakers_are_those_of_the_lowest_hash(tmp_path: Path) -> None:
+    found = index(voxceleb(tmp_path))
+    dev, rest = ([hash_percentage(n) for n in group] for group in (found.development, found.training))
+    assert len(dev) == 2 and max(dev) < min(rest)
+
+
+def test_development_trials_are_seeded_balanced_distinct_and_across_sessions_first(tmp_path: Path) -> None:
+    found = index(voxceleb(tmp_path, utterances=3), dev=3)
+    t = found.development_trials(40, 0)
+    who = [p.parent.parent.name for p in t.paths]
+    assert [who[i] == who[j] for i, j in zip(t.left, t.right, strict=True)] == t.labels.astype(bool).tolist()
+    assert t.labels.sum() == 20 and len(t.labels) == 40
+    assert len({frozenset(pair) for pair in zip(t.left, t.right, strict=True)}) == 40
+    assert set(who) <= set(found.development) and all(i != j for i, j in zip(t.left, t.right, strict=True))
+    assert all(t.paths[i].parent != t.paths[j].parent for i, j in zip(t.left[:20], t.right[:20], strict=True))
+    again, other = found.development_trials(40, 0), found.development_trials(40, 1)
+    assert again.paths == t.paths and (again.left == t.left).all()
+    assert (other.left.tolist(), other.right.tolist()) != (t.left.tolist(), t.right.tolist())
+
+
+def test_scores_equal_a_loop_over_the_trials() -> None:
+    torch.manual_seed(0)
+    x, rng = torch.randn(30, 6), np.random.default_rng(0)
+    t = Trials([], rng.integers(30, size=200), rng.integers(30, size=200), np.zeros(200), 2)
+    want = [torch.cosine_similarity(x[i], x[j], dim=0).item() for i, j in zip(t.left, t.right, strict=True)]
+    np.testing.assert_allclose(sv.cosine_scores(x, t), want, atol=1e-6)
+
+
+def test_extra_files_count_once_for_each_crop_and_speakers_can_be_balanced(tmp_path: Path) -> None:
+    root = voxceleb(tmp_path / "vox")
+    tone(tmp_path / "extra/reader/book/long.wav", 200, 3.0)
+    s = sv.Settings(
+        root=str(root), dev_speakers=2, dev_trials=8, crop_seconds=0.5, extra_roots=[str(tmp_path / "extra")]
+    )
+    train = sv.Task(s, 4, 0, "F").training_data()
+    counts = np.bincount(train.labels)
+    assert counts.tolist() == [4, 4, 4, 4, 6]
+    s.sampling = "speaker"
+    drawn = train.labels[train.order(np.random.default_rng(0))]
+    assert np.ptp(np.bincount(drawn)) <= 1
+    items = [train.item(i, np.random.default_rng(0)) for i in range(len(train.items))]
+    assert {len(item.waveform) for item in items} == {8000}
+
+
+@pytest.mark.parametrize("bad", ["root", "list", "line", "file", "speaker", "one", "all held out", "one kind"])
+def test_missing_data_is_one_line_that_names_it(tmp_path: Path, bad: str) -> None:
+    root, dev = voxceleb(tmp_path / "vox"), 2
+    trials = root / "veri_test.txt"
+    match = {
+        "root": r"F\.root: .*gone: no such folder",
+        "list": r"veri_test.txt: cannot be read as a trial list",
+        "line": r"veri_test.txt: line 7: expected '1\|0 FILE FILE'",
+        "file": r"veri_test.txt: line 7: no file id9/x\.wav under",
+        "speaker": r"speaker 'id1777' has no files",
+        "one": r"speaker 'id1\d+' has one utterance",
+        "all held out": r"F\.dev_speakers: 6 of 6 leaves no speaker",
+        "one kind": r"needs both target \(1\) and non-target",
+    }[bad]
+    if bad == "root":
+        root = tmp_path / "gone"
+    elif bad == "list":
+        trials.unlink()
+    elif bad == "line":
+        trials.write_text(trials.read_text() + "yes a b\n")
+    elif bad == "file":
+        trials.write_text(trials.read_text() + "1 id9/x.wav id9/x.wav\n")
+    elif bad == "speaker":
+        (root / "dev/wav/id1777").mkdir()
+    elif bad == "one":
+        for folder in (root / "dev/wav").iterdir():
+            for file in sorted(folder.rglob("*.wav"))[1:]:
+                file.unlink()
+    elif bad == "all held out":
+        dev = 6
+    else:
+        trials.write_text(trials.read_text().splitlines()[0] + "\n")
+    with pytest.raises(UserError, match=match):
+        index(root, dev).development_trials(8, 0)
