@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -46,6 +47,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def _check_groups(schema: Any, values: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise ValueError for a plain value where a group of keys belongs: OmegaConf's own message names no key."""
+    groups = get_type_hints(schema)
+    for key, value in values.items():
+        if is_dataclass(groups.get(key)):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{prefix}{key}: expected a group of keys, found '{value}'")
+            _check_groups(groups[key], value, f"{prefix}{key}.")
+
+
 def typed(schema: type[T], values: Mapping[str, Any], where: str | Path, overrides: Sequence[str] = ()) -> T:
     """Fill the dataclass ``schema`` from ``values``, then from ``key=value`` ``overrides``.
 
@@ -56,16 +67,20 @@ def typed(schema: type[T], values: Mapping[str, Any], where: str | Path, overrid
         UserError: unknown key, wrong type, missing or impossible value; one line that names ``where`` and the key.
     """
     try:
+        _check_groups(schema, values)
         config = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values)))
         for pair in overrides:
             if "=" not in pair:
                 raise UserError(f"{pair}: overrides are written key=value")
             key, value = pair.split("=", 1)
-            OmegaConf.update(config, key, yaml.safe_load(value), merge=True)
+            try:
+                OmegaConf.update(config, key, yaml.safe_load(value), merge=True)
+            except yaml.YAMLError:
+                raise UserError(f"{pair}: the value is not YAML") from None
         return OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         key = f"key '{error.full_key}': " if error.full_key else ""
         reason = str(error.msg or error).splitlines()[0]
         raise UserError(f"{where}: {key}{reason}") from None
-    except (ValueError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {error}") from None
