@@ -118,6 +118,15 @@ class _LastStep(Exception):
     """A process that is not the leader has made its last step."""
 
 
+def _flag(runner: dict[str, Any], key: str) -> bool:
+    value = runner.get(key, False)
+    if isinstance(value, str) and value.lower() in ("true", "false"):  # -o takes a bare word as a string
+        return value.lower() == "true"
+    if not isinstance(value, bool):
+        raise UserError(f"runner.{key}: expected true or false, found '{value}'")
+    return value
+
+
 class _MendedRunner:
     """Goes before s3prl's ``Runner``: processes without a GPU, a last checkpoint, errors that name what is wrong."""
 
@@ -182,7 +191,7 @@ class _MendedRunner:
     def _half_precision(self) -> Iterator[None]:
         """``runner.bf16: true``: the upstream computes in bfloat16, on CPU or GPU; s3prl has float16 on GPUs only."""
         upstream = self.upstream.model
-        if not self.config["runner"].get("bf16", False):
+        if not _flag(self.config["runner"], "bf16"):
             yield
             return
         forward = upstream.forward
@@ -204,7 +213,8 @@ class _MendedRunner:
 
         downstream.get_dataloader = watched
         with contextlib.suppress(_LastStep):
-            super().train()
+            with self._half_precision():
+                super().train()
         if dist.is_initialized():
             dist.barrier()
         downstream.get_dataloader = get_dataloader

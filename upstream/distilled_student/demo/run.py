@@ -64,8 +64,7 @@ def _fine_tune(expdir: Path, corpus: Path, upstream: list[str], seed: int, overr
         f"{tasks}.sv.root={corpus / 'voxceleb1'}",
         *overrides,
     ]
-    # normalised, since layers differ in scale and are summed (see s3prl's Featurizer)
-    options = ["-d", "multitask", "-c", "demo", "--upstream_feature_normalize"]
+    options = ["-d", "multitask", "-c", "demo", "-s", "last_hidden_state"]
     command = ["-m", "train", *upstream, *options, "-p", str(expdir), "--seed", str(seed)]
     console.print("run_downstream.py", *command, style="dim", soft_wrap=True)
     start = time.monotonic()
