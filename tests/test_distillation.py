@@ -13,6 +13,7 @@ import yaml
 from conftest import SMALL, tone
 
 import distilled_student as ds
+from distilled_student import audio
 from distilled_student.cli import main
 from distilled_student.distillation.data import DataConfig, make_loader, read_cuts
 from distilled_student.distillation.initialize import initialize
@@ -180,3 +181,42 @@ def test_a_damaged_checkpoint_is_named(config: Path, tmp_path: Path, capfd: pyte
     newest.write_bytes(b"torn")
     assert _run(config) == 2
     assert newest.name in capfd.readouterr().err
+
+
+def test_one_file_is_enough(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    soundfile.write(folder / "a.wav", tone(2).numpy(), 16_000)
+    assert _run(config, f"data.paths=[{folder}]", "steps=3") == 0
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "half.wav"
+    soundfile.write(path, tone(2).numpy(), 16_000)
+    path.write_bytes(path.read_bytes()[:30_000])
+    for read in (audio.load, audio.header):
+        with pytest.raises(ds.UserError, match=r"half\.wav: not readable as audio \(truncated"):
+            read(path)
+    soundfile.write(tmp_path / "whole.wav", tone(1).numpy(), 16_000)
+    _, skipped = read_cuts(DataConfig(paths=[str(tmp_path)]))
+    assert list(skipped.reasons) == [str(path)]
+
+
+def test_frames_that_never_meet_and_unreadable_audio_leave_nothing_behind(
+    config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(config, "student.conv_stride=[5,2,2,2,2,2,3]") == 2
+    assert "no rate is a multiple" in capfd.readouterr().err
+    folder = tmp_path / "nan"
+    folder.mkdir()
+    soundfile.write(folder / "nan.wav", np.full(16_000, np.nan, dtype=np.float32), 16_000, subtype="FLOAT")
+    assert _run(config, f"data.paths=[{folder}]") == 2
+    assert "no file could be read" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_not_resumed_with_other_settings(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert _run(config) == 0
+    assert _run(config, "learning_rate=1e-4", "steps=20") == 2
+    assert "learning_rate: was 0.01, is 0.0001" in capfd.readouterr().err
+    assert _run(config, "steps=14") == 0

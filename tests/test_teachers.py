@@ -165,3 +165,21 @@ def test_a_teacher_out_of_reach_says_what_to_do_instead(name: str) -> None:
         open_teacher(name)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def _damaged(folder: Path, name: str, content: bytes) -> Path:
+    config, model_class, extra = FAMILIES["hubert-base"]
+    model_class(config(**{**TINY, **extra})).save_pretrained(folder)
+    (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("model.safetensors", b"torn"), ("config.json", b"{"), ("config.json", b"null"), ("config.json", b'{"a": 1}')],
+)
+def test_a_damaged_teacher_folder_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ds.UserError, match="cannot be loaded") as error:
+        open_teacher(_damaged(tmp_path, name, content))
+    assert str(tmp_path) in str(error.value)
+    assert "another machine" not in str(error.value)

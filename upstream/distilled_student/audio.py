@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import soundfile
 import torch
@@ -14,13 +16,38 @@ SAMPLE_RATE = 16_000
 SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"}
 
 
-def seconds(path: str | Path) -> float:
-    """Duration from the header alone. Raises UserError naming the file when it is not readable audio."""
+class Header(NamedTuple):
+    """What a file says of itself: ``frames`` per channel at ``rate`` Hz, and the number of ``channels``."""
+
+    frames: int
+    rate: int
+    channels: int
+
+
+def _check_whole(file: soundfile.SoundFile) -> None:
+    """Raise RuntimeError for a WAV file that ends early: libsndfile reads what there is and says so only in its log."""
+    found = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    # a program that writes into a pipe cannot know the length and declares the largest one
+    if found and int(found[2]) < int(found[1]) < 0x7FFFF000:
+        raise RuntimeError(f"truncated: {found[2]} bytes of audio where the header says {found[1]}")
+
+
+def header(path: str | Path) -> Header:
+    """Length, rate and channels without decoding. Raises UserError naming a file that is no audio or ends early."""
     try:
-        info = soundfile.info(str(path))
-        return info.frames / info.samplerate
-    except (OSError, RuntimeError, ZeroDivisionError) as error:
+        with soundfile.SoundFile(str(path)) as file:
+            _check_whole(file)
+            if file.samplerate <= 0:
+                raise RuntimeError("a rate of 0 Hz")
+            return Header(file.frames, file.samplerate, file.channels)
+    except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: not readable as audio ({error})") from None
+
+
+def seconds(path: str | Path) -> float:
+    """Duration from the header alone. Raises UserError as `header` does."""
+    frames, rate, _ = header(path)
+    return frames / rate
 
 
 def load(path: str | Path, start: float = 0.0, duration: float | None = None) -> Tensor:
@@ -36,6 +63,7 @@ def load(path: str | Path, start: float = 0.0, duration: float | None = None) ->
     """
     try:
         with soundfile.SoundFile(str(path)) as file:
+            _check_whole(file)
             rate = file.samplerate
             file.seek(int(start * rate))
             frames = -1 if duration is None else int(duration * rate)

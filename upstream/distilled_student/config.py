@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,12 @@ class StudentConfig:
             if not ok:
                 raise ValueError(message)
 
+        for f in fields(self):
+            value, wanted = getattr(self, f.name), {"int": int, "bool": bool, "str": str, "float": (int, float)}
+            ok = isinstance(value, wanted.get(f.type, list)) and (f.type == "bool" or not isinstance(value, bool))
+            check(ok, f"{f.name}: expected {f.type}, found '{value}'")
+            whole = f.type != "list[int]" or all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+            check(whole, f"{f.name}: expected whole numbers, found {value}")
         check(self.frontend in ("cnn", "logmel"), f"frontend: '{self.frontend}' is not cnn or logmel")
         check(
             self.conv_norm in ("group", "layer", "none"), f"conv_norm: '{self.conv_norm}' is not group, layer or none"
@@ -63,6 +69,9 @@ class StudentConfig:
             check(getattr(self, name) > 0, f"{name}: needs a positive number")
         check(self.hidden_size % self.heads == 0, f"heads: {self.heads} does not divide hidden_size {self.hidden_size}")
         if self.positions == "conv":
+            check(
+                min(self.position_kernel, self.position_groups) > 0, "position_kernel, position_groups: need at least 1"
+            )
             check(self.hidden_size % self.position_groups == 0, "position_groups: does not divide hidden_size")
         if self.positions == "sinusoidal":
             check(self.hidden_size % 2 == 0, "hidden_size: sinusoidal positions need an even number")

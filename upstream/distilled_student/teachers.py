@@ -150,18 +150,32 @@ def normalize_waveforms(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
     return centred / (centred.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
 
 
-def _offline_hint(name: str, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-    return UserError(
-        f"teacher {name}: cannot be loaded ({type(error).__name__}: {reason}). Where its hub is out of reach, download "
-        "it on another machine and give the folder instead of the name"
+def _unloadable(name: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:160]
+    hint = (
+        ""
+        if Path(name).is_dir()
+        else (". Where its hub is out of reach, download it on another machine and give the folder instead of the name")
     )
+    return UserError(f"teacher {name}: cannot be loaded ({type(error).__name__}: {reason}){hint}")
+
+
+def _check_reach(name: str) -> None:
+    """Raise UserError at once for a hub name that is neither cached nor in reach, before a loader's many retries."""
+    from huggingface_hub import model_info, try_to_load_from_cache
+
+    if Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        model_info(name, timeout=10)
+    except Exception as error:  # of the network, the hub or the name; each means that the teacher is not to be had
+        raise _unloadable(name, error) from None
 
 
 def _from_transformers(name: str) -> nn.Module:
     import transformers
 
-    offline = (OSError, ValueError, RuntimeError, KeyError)  # what from_pretrained raises for unreachable and damaged
+    _check_reach(name)
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         if config.model_type == "whisper":
@@ -171,8 +185,8 @@ def _from_transformers(name: str) -> nn.Module:
             model = model.get_encoder() if whole else model
         else:
             model = transformers.AutoModel.from_pretrained(name, dtype=torch.float32)
-    except offline as error:
-        raise _offline_hint(name, error) from None
+    except Exception as error:  # whatever a damaged or foreign folder raises, it is that folder's fault
+        raise _unloadable(name, error) from None
     normalize = config.model_type != "whisper" and _normalizes(name)
     form = student_config(config)
     if form is not None:
@@ -224,7 +238,7 @@ def _from_s3prl(name: str) -> nn.Module:
     try:
         return S3prlEncoder(factory())
     except (OSError, RuntimeError, ValueError, AssertionError, TypeError, AttributeError) as error:
-        raise _offline_hint(name, error) from None
+        raise _unloadable(name, error) from None
 
 
 def _s3prl_names() -> list[str]:
@@ -284,6 +298,12 @@ class Teacher(nn.Module):
         return torch.stack([encoded.hidden_states[layer] for layer in self.layers], dim=1), encoded.lengths
 
 
+def check_rates(shift: int, student_shift: int) -> None:
+    """Raise ValueError where frames ``shift`` and ``student_shift`` samples apart never meet."""
+    if shift % student_shift and student_shift % shift:
+        raise ValueError(f"a frame every {shift} and every {student_shift} samples: no rate is a multiple of the other")
+
+
 def align(
     states: Tensor, lengths: Tensor, shift: int, student_lengths: Tensor, student_shift: int, frames: int
 ) -> tuple[Tensor, Tensor]:
@@ -301,8 +321,7 @@ def align(
     Raises:
         ValueError: neither rate is a multiple of the other, or lengths differ by more than two frames.
     """
-    if shift % student_shift and student_shift % shift:
-        raise ValueError(f"a frame every {shift} and every {student_shift} samples: no rate is a multiple of the other")
+    check_rates(shift, student_shift)
     times = torch.arange(frames, device=states.device) * student_shift
     index = times.div(shift, rounding_mode="floor")
     slower = max(shift, student_shift)

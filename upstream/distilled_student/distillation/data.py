@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import soundfile
 import torch
-from lhotse import AudioSource, CutSet, Recording, RecordingSet
+from lhotse import AudioSource, CutSet, Recording, RecordingSet, load_manifest
 from lhotse.audio.utils import AudioLoadingError
 from lhotse.cut import Cut
-from lhotse.dataset import DynamicBucketingSampler
+from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchaudio.functional import resample
 
-from distilled_student.audio import SAMPLE_RATE, SUFFIXES
+from distilled_student.audio import SAMPLE_RATE, SUFFIXES, header
 from distilled_student.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -71,22 +70,22 @@ class Skipped:
 
 
 def _folder_cuts(folder: Path, min_seconds: float, skipped: Skipped) -> Iterable[Cut]:
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir()):
         try:
-            info = soundfile.info(str(path))
-        except (OSError, RuntimeError) as error:
-            skipped.add(str(path), f"not readable as audio ({error})")
+            frames, rate, count = header(path)
+        except UserError as error:
+            skipped.add(str(path), str(error).removeprefix(f"{path}: "))
             continue
-        if info.samplerate <= 0 or info.frames < min_seconds * info.samplerate:
+        if frames < min_seconds * rate:
             skipped.add(str(path), f"shorter than {min_seconds} s")
             continue
-        channels = list(range(info.channels))
+        channels = list(range(count))
         recording = Recording(
             id=str(path),
             sources=[AudioSource("file", channels, str(path))],
-            sampling_rate=info.samplerate,
-            num_samples=info.frames,
-            duration=info.frames / info.samplerate,
+            sampling_rate=rate,
+            num_samples=frames,
+            duration=frames / rate,
             channel_ids=channels,
         )
         yield recording.to_cut()
@@ -94,16 +93,9 @@ def _folder_cuts(folder: Path, min_seconds: float, skipped: Skipped) -> Iterable
 
 def _manifest_cuts(path: Path) -> CutSet:
     try:
-        manifest = CutSet.from_file(path) if "cut" in path.name else _any_manifest(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = load_manifest(path)
+    except Exception as error:  # whatever lhotse raises on damaged or foreign lines, it is that file's fault
         raise UserError(f"{path}: cannot be read as a lhotse manifest ({error})") from None
-    return manifest
-
-
-def _any_manifest(path: Path) -> CutSet:
-    from lhotse import load_manifest
-
-    manifest = load_manifest(path)
     if isinstance(manifest, RecordingSet):
         return CutSet.from_cuts(recording.to_cut() for recording in manifest)
     if isinstance(manifest, CutSet):
@@ -165,7 +157,7 @@ class CutDataset(Dataset):
             try:
                 waveforms.append(_load(cut))
             except (AudioLoadingError, OSError, RuntimeError, ValueError) as error:
-                failed[cut.recording_id if cut.has_recording else cut.id] = str(error).splitlines()[0][:200]
+                failed[cut.recording_id if cut.has_recording else cut.id] = " ".join(str(error).split())[:300]
         if not waveforms:
             return Batch(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long), failed)
         lengths = torch.tensor([len(w) for w in waveforms])
@@ -175,7 +167,7 @@ class CutDataset(Dataset):
 class _From(Sampler):
     """A sampler from its ``start``-th batch on: what was used before is not even read."""
 
-    def __init__(self, sampler: DynamicBucketingSampler, start: int) -> None:
+    def __init__(self, sampler: DynamicBucketingSampler | DynamicCutSampler, start: int) -> None:
         self.sampler, self.start = sampler, start
 
     def __iter__(self) -> Iterator[CutSet]:
@@ -186,16 +178,13 @@ def make_loader(
     cuts: CutSet, config: DataConfig, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
 ) -> DataLoader:
     """Batches of one epoch from the ``start``-th on, in an order that depends on the seed and the epoch alone."""
-    warnings.filterwarnings("ignore", message="You are using DynamicBucketingSampler with an eagerly read CutSet")
-    sampler = DynamicBucketingSampler(
-        cuts,
-        max_duration=config.batch_seconds,
-        num_buckets=max(2, min(config.buckets, len(cuts) // 4)),
-        shuffle=True,
-        seed=seed,
-        rank=rank,
-        world_size=world,
-    )
+    warnings.filterwarnings("ignore", message="You are using Dynamic.*Sampler with an eagerly read CutSet")
+    buckets = min(config.buckets, len(cuts) // 4)
+    options = {"max_duration": config.batch_seconds, "shuffle": True, "seed": seed, "rank": rank, "world_size": world}
+    if buckets > 1:
+        sampler = DynamicBucketingSampler(cuts, num_buckets=buckets, **options)
+    else:  # a handful of files
+        sampler = DynamicCutSampler(cuts, **options)
     sampler.set_epoch(epoch)
     return DataLoader(
         CutDataset(),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from distilled_student.errors import UserError
 from distilled_student.settings import typed
 from distilled_student.storage import save_student
 from distilled_student.student import Student
-from distilled_student.teachers import Teacher, align, open_teacher
+from distilled_student.teachers import Teacher, align, check_rates, open_teacher
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class DistillConfig:
         reduction: ``frame`` divides the paper's sum by the number of valid frames, ``sum`` does not. Adam does not see
             the difference, the gradient's clipping does.
         warmup: Share of ``steps`` with a linearly rising learning rate; then it falls linearly to zero.
-        precision: ``no`` (float32), ``bf16`` or ``fp16``, as accelerate names them.
+        precision: ``fp32``, ``bf16`` or, on a GPU, ``fp16``.
         weights: Type of the weights in the student folder, ``float32`` or ``float16``.
     """
 
@@ -59,7 +60,7 @@ class DistillConfig:
     weight_decay: float = 0.0
     clip: float = 5.0
     reduction: str = "frame"
-    precision: str = "no"
+    precision: str = "fp32"
     seed: int = 0
     log_every: int = 50
     save_every: int = 1000
@@ -69,13 +70,15 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "learning_rate", "clip", "log_every", "save_every", "keep"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:  # not so for NaN either
                 raise ValueError(f"{name}: needs a positive number")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError("weight_decay: needs a number of 0 or more")
         if not 0 <= self.warmup < 1:
             raise ValueError("warmup: needs a share in [0, 1)")
         choices = {
             "reduction": ("frame", "sum"),
-            "precision": ("no", "bf16", "fp16"),
+            "precision": ("fp32", "bf16", "fp16"),
             "weights": ("float32", "float16"),
         }
         for name, known in choices.items():
@@ -93,7 +96,15 @@ def student_config(config: DistillConfig, target_size: int, where: str | Path) -
         fields = dict(config.student)
     else:
         raise UserError(f"{where}: student: expected a size's name or a mapping")
-    return typed(StudentConfig, {**fields, "targets": config.targets, "target_size": target_size}, where)
+    return typed(StudentConfig, {**fields, "targets": config.targets, "target_size": target_size}, f"{where}: student")
+
+
+def _lasting(config: DistillConfig) -> dict[str, Any]:
+    """The settings that an interrupted run must be resumed with: all that its result depends on but its length."""
+    free = ("output", "steps", "log_every", "save_every", "keep", "weights", "description", "data")
+    settings = asdict(config)
+    data = {f"data.{key}": value for key, value in settings["data"].items() if key != "workers"}
+    return {key: value for key, value in settings.items() if key not in free} | data
 
 
 @dataclass
@@ -112,12 +123,18 @@ class Distillation:
 
     def __init__(self, config: DistillConfig, where: str | Path) -> None:
         self.config = config
-        self.accelerator = Accelerator(mixed_precision=config.precision)
+        self.accelerator = Accelerator(mixed_precision="no" if config.precision == "fp32" else config.precision)
+        if config.precision == "fp16" and self.accelerator.device.type == "cpu":
+            raise UserError(f"{where}: precision: fp16 needs a GPU; a CPU has bf16")
         torch.manual_seed(config.seed)
         encoder = open_teacher(config.teacher)
         self.student = Student(student_config(config, encoder.hidden_size, where))
         self.taken = initialize(self.student, encoder.weights()) if config.initialize else []
-        self.teacher = Teacher(encoder, config.targets).to(self.accelerator.device)
+        try:
+            check_rates(encoder.frame_shift, self.student.config.frame_shift)
+            self.teacher = Teacher(encoder, config.targets).to(self.accelerator.device)
+        except (ValueError, UserError) as error:
+            raise UserError(f"{where}: {error}") from None
         self.progress = Progress()
         optimizer = torch.optim.AdamW(
             self.student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -140,7 +157,10 @@ class Distillation:
             output = self.model(waveforms, lengths)
         frames = output.predictions.shape[2]
         shifts = self.teacher.encoder.frame_shift, self.student.config.frame_shift
-        targets, valid = align(targets, teacher_lengths, shifts[0], output.lengths, shifts[1], frames)
+        try:
+            targets, valid = align(targets, teacher_lengths, shifts[0], output.lengths, shifts[1], frames)
+        except ValueError as error:
+            raise UserError(f"teacher {self.config.teacher}: {error}") from None
         parts = distillation_loss(output.predictions, targets, valid)
         per_frame = 1.0 / parts.frames.clamp(min=1)
         loss = parts.total * (per_frame if self.config.reduction == "frame" else 1.0)
@@ -159,12 +179,16 @@ class Distillation:
     def batches(self, cuts: CutSet) -> Iterator[Batch]:
         """Batches for ever, from the place where training stands."""
         accelerator, progress = self.accelerator, self.progress
+        heard = self.progress.batch > 0
         while True:
             place = self.config.seed, progress.epoch, progress.batch
             rank, world = accelerator.process_index, accelerator.num_processes
             for batch in make_loader(cuts, self.config.data, *place, rank, world):
                 progress.batch += 1
+                heard = heard or len(batch.lengths) > 0
                 yield batch
+            if not heard:
+                raise UserError(f"data.paths: {', '.join(self.config.data.paths)}: no file could be read")
             progress.epoch, progress.batch = progress.epoch + 1, 0
 
     def save(self) -> None:
@@ -179,6 +203,7 @@ class Distillation:
             "scheduler": self.scheduler.state_dict(),
             "random": torch.get_rng_state(),
             "progress": vars(self.progress),
+            "settings": _lasting(self.config),
         }
         path = folder / f"step-{self.progress.step:08d}.pt"
         torch.save(state, path.with_suffix(".new"))
@@ -193,16 +218,20 @@ class Distillation:
             return False
         try:
             state = torch.load(found[-1], map_location="cpu", weights_only=True)
+            before, now = state["settings"], _lasting(self.config)
             self.accelerator.unwrap_model(self.model).load_state_dict(state["student"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             torch.set_rng_state(state["random"])
             self.progress = Progress(**state["progress"])
         except Exception as error:  # whatever a damaged or foreign file raises, it is that file's fault
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(
                 f"{found[-1]}: cannot be resumed from ({reason}); remove it or choose another output"
             ) from None
+        if changed := [key for key in now if before.get(key) != now[key]]:
+            key = changed[0]
+            raise UserError(f"{found[-1]}: {key}: was {before.get(key)}, is {now[key]}; go on with it or change output")
         log.info("resumed from %s", found[-1])
         return True
 
@@ -248,15 +277,11 @@ def train(run: Distillation, cuts: CutSet, skipped: Skipped) -> None:
     sums: dict[str, Tensor] = {}
     count, heard, since = 0, 0.0, time.monotonic()
     batches = run.batches(cuts)
-    empty = 0
     while progress.step < config.steps:
         batch = next(batches)
         for name, reason in batch.failed.items():
             skipped.add(name, reason)
-        empty = empty + 1 if len(batch.lengths) == 0 else 0
-        if empty:
-            if empty > 1000:
-                raise UserError("data.paths: a thousand batches in a row without one readable file")
+        if len(batch.lengths) == 0:
             continue
         meters = run.step(batch)
         sums = {k: sums[k] + v if sums else v for k, v in meters.items()}
@@ -286,6 +311,7 @@ def distill(config: DistillConfig, where: str | Path) -> Path:
     output = Path(config.output)
     cuts, skipped = read_cuts(config.data)
     run = Distillation(config, where)
+    new = not output.exists()
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / "checkpoints").mkdir(exist_ok=True)
@@ -294,7 +320,12 @@ def distill(config: DistillConfig, where: str | Path) -> Path:
     hours = sum(cut.duration for cut in cuts) / 3600
     log.info("%d pieces, %.2f hours of audio; %d files skipped", len(cuts), hours, len(skipped))
     run.resume()
-    train(run, cuts, skipped)
+    try:
+        train(run, cuts, skipped)
+    except UserError:
+        if new and not any((output / "checkpoints").iterdir()):
+            shutil.rmtree(output)  # nothing half-written
+        raise
     if run.accelerator.is_main_process:
         student = run.accelerator.unwrap_model(run.model)
         save_student(student, output, getattr(torch, config.weights))
