@@ -60,17 +60,23 @@ class TaskSettings:
         batch_size: Utterances in a training batch.
         eval_batch_size: At most so many utterances, all of one length, in an evaluation batch.
         pooling: ``mean``, ``mean_std`` or ``attentive``.
+        standardize: Bring each pooled feature to zero mean and unit variance (batch norm without weights) before the
+            linear layer, which then learns in a tenth of the steps: what tells classes apart is small beside what all
+            utterances share.
     """
 
     batch_size: int = 32
     eval_batch_size: int = 16
     pooling: str = "mean"
+    standardize: bool = False
     augment: AugmentSettings = field(default_factory=AugmentSettings)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: needs at least 1, not {getattr(self, name)}")
+        if self.standardize and self.batch_size < 2:
+            raise ValueError("standardize: needs a batch_size of at least 2")
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling: '{self.pooling}' is not one of {', '.join(POOLINGS)}")
 
@@ -86,11 +92,13 @@ class BaseTask(nn.Module):
     def __init__(self, settings: Any, features: int, output_size: int) -> None:
         super().__init__()
         self.pooling = Pooling(settings.pooling, features)
-        self.head = nn.Linear(self.pooling.output_size, output_size)
+        size = self.pooling.output_size
+        self.standardize = nn.BatchNorm1d(size, affine=False) if settings.standardize else nn.Identity()
+        self.head = nn.Linear(size, output_size)
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """``(batch, frames, features)`` + lengths in frames -> ``(batch, output_size)``."""
-        return self.head(self.pooling(features.float(), lengths))
+        return self.head(self.standardize(self.pooling(features.float(), lengths)))
 
     def training_data(self) -> TrainingData:
         raise NotImplementedError

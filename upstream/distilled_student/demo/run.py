@@ -64,7 +64,7 @@ def _fine_tune(expdir: Path, corpus: Path, upstream: list[str], seed: int, overr
         f"{tasks}.sv.root={corpus / 'voxceleb1'}",
         *overrides,
     ]
-    options = ["-d", "multitask", "-c", "demo", "-s", "last_hidden_state"]
+    options = ["-d", "multitask", "-c", "demo"]
     command = ["-m", "train", *upstream, *options, "-p", str(expdir), "--seed", str(seed)]
     console.print("run_downstream.py", *command, style="dim", soft_wrap=True)
     start = time.monotonic()

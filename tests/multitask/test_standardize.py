@@ -1,0 +1,41 @@
+"""The optional standardisation of pooled features."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from distilled_student.multitask.tasks import BaseTask, TaskSettings
+
+
+def _pooled(task: BaseTask, features: Tensor, lengths: Tensor) -> Tensor:
+    return task.standardize(task.pooling(features, lengths))
+
+
+def test_standardised_features_have_zero_mean_and_unit_variance_in_training() -> None:
+    task = BaseTask(TaskSettings(standardize=True), 6, 3)
+    features, lengths = 50 + torch.randn(32, 9, 6), torch.full((32,), 9)
+    pooled = _pooled(task, features, lengths)
+    torch.testing.assert_close(pooled.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
+    torch.testing.assert_close(pooled.var(0, unbiased=False), torch.ones(6), atol=1e-3, rtol=0)
+    assert sum(p.numel() for p in task.parameters()) == 6 * 3 + 3
+
+
+def test_in_evaluation_an_utterance_does_not_depend_on_its_batch() -> None:
+    task = BaseTask(TaskSettings(standardize=True), 6, 3)
+    task(torch.randn(32, 9, 6), torch.full((32,), 9))
+    task.eval()
+    features, lengths = torch.randn(4, 9, 6), torch.full((4,), 9)
+    torch.testing.assert_close(task(features, lengths)[:1], task(features[:1], lengths[:1]))
+
+
+def test_without_it_nothing_stands_between_pooling_and_the_linear_layer() -> None:
+    task = BaseTask(TaskSettings(), 6, 3)
+    features, lengths = torch.randn(4, 9, 6), torch.full((4,), 9)
+    torch.testing.assert_close(task(features, lengths), task.head(features.mean(1)))
+
+
+def test_a_batch_of_one_cannot_be_standardised() -> None:
+    with pytest.raises(ValueError, match="batch_size"):
+        TaskSettings(standardize=True, batch_size=1)
