@@ -11,15 +11,22 @@ from typing import Any
 import numpy as np
 
 from distilled_student import cost
+from distilled_student.arguments import checkpoints
 from distilled_student.errors import UserError
 from distilled_student.multitask.expert import BEST
 
 
 def find_checkpoint(expdir: Path, name: str = BEST) -> Path:
-    """``name`` in ``expdir``, or the newest ``states-STEP.ckpt`` with a message. Raises UserError without either."""
+    """``name`` in ``expdir``; for the default name also the newest ``states-STEP.ckpt``, with a message.
+
+    Raises:
+        UserError: there is none.
+    """
     if (expdir / name).is_file():
         return expdir / name
-    saved = sorted(expdir.glob("states-*.ckpt"), key=lambda p: int(p.stem.split("-")[-1]))
+    saved = checkpoints(expdir)
+    if name != BEST:  # who names one means it
+        raise UserError(f"{expdir / name}: no such checkpoint")
     if not saved:
         raise UserError(f"{expdir / name}: no such checkpoint, nor a states-*.ckpt beside it")
     print(f"{expdir / name}: no such checkpoint; evaluating {saved[-1].name}")
@@ -40,8 +47,10 @@ def evaluate(
         "rtf"}}``: accuracies and EER in percent, rtf on this machine.
 
     Raises:
-        UserError: no checkpoint, one of another kind, or data that is missing.
+        UserError: no checkpoint, one of another kind, data that is missing, or a split that is not dev or test.
     """
+    if split not in ("dev", "test"):
+        raise UserError(f"--split {split}: expected dev or test")
     from distilled_student.host import open_runner
 
     expdir = Path(expdir)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from distilled_student import audio
+from distilled_student.arguments import source
 from distilled_student.errors import UserError
 from distilled_student.multitask.loader import AlternationLoader, EvaluationLoader
-from distilled_student.multitask.tasks import SHORTEST, BaseTask, TrainingData, pad_to, task_module
+from distilled_student.multitask.tasks import SHORTEST, TrainingData, need_finite, pad_to, task_module
 from distilled_student.settings import typed
 
 BEST = "best-dev.ckpt"
@@ -60,6 +62,9 @@ class ExpertSettings:
             raise ValueError(f"update: '{self.update}' is not alternate or sum")
         if self.num_workers < 0:
             raise ValueError("num_workers: needs 0 or more")
+        if self.seed is not None and self.seed < 0:
+            raise ValueError("seed: needs 0 or more")
+        need_finite(asdict(self))
 
 
 class DownstreamExpert(nn.Module):
@@ -72,7 +77,7 @@ class DownstreamExpert(nn.Module):
         self, upstream_dim: int, upstream_rate: int, downstream_expert: Mapping[str, Any], expdir: str, **kwargs: Any
     ) -> None:
         super().__init__()
-        where = f"{kwargs.get('config') or 'config'}"
+        where = source(kwargs)
         self.settings = typed(ExpertSettings, downstream_expert, f"{where}: downstream_expert")
         self.expdir = Path(expdir)
         self.seed = self.settings.seed if self.settings.seed is not None else int(kwargs.get("seed", 0))
@@ -85,21 +90,27 @@ class DownstreamExpert(nn.Module):
             )
         if float(runner.get("evaluate_ratio", 1)) != 1:
             raise UserError(f"{where}: runner.evaluate_ratio: needs 1: trials need all their utterances")
-        self.tasks = nn.ModuleDict(
-            {
-                name: self._build(name, dict(self.settings.tasks[name] or {}), upstream_dim, where)
-                for name in self.settings.schedule
-            }
-        )
+        known = {name: self._settings(name, where) for name in self.settings.tasks}  # wrong ones are said, used or not
+        self.tasks = nn.ModuleDict()
+        for name in self.settings.schedule:
+            module, values, key = known[name]
+            self.tasks[name] = module.Task(values, upstream_dim, self.seed, key)
         self.register_buffer("best_score", torch.full((1,), float("-inf"), dtype=torch.float64))
         self._training: dict[str, TrainingData] = {}  # made at the first epoch: it reads headers
         self.results: dict[str, dict[str, Any]] = {}
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
+        if kwargs.get("mode") == "train":  # what an evaluation would find amiss hours from now
+            for split in runner.get("eval_dataloaders") or ():
+                self.get_dataloader(split)
 
-    def _build(self, name: str, values: dict[str, Any], features: int, where: str) -> BaseTask:
-        key = f"{where}: downstream_expert.tasks.{name}"
+    def _settings(self, name: str, where: str) -> tuple[ModuleType, Any, str]:
+        """A task's module, its checked settings, and ``FILE: dotted.key`` for messages about them."""
+        key, values = f"{where}: downstream_expert.tasks.{name}", self.settings.tasks[name]
+        if values is not None and not isinstance(values, Mapping):
+            raise UserError(f"{key}: expected a group of keys, found '{values}'")
+        values = dict(values or {})
         module = task_module(name, values.pop("module", None), key)
-        return module.Task(typed(module.Settings, values, key), features, self.seed, key)
+        return module, typed(module.Settings, values, key), key
 
     def _sizes(self, name: str) -> dict[str, int]:
         return {task: getattr(self.tasks[task].settings, name) for task in self.tasks}

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from distilled_student.errors import UserError
 from distilled_student.multitask.expert import ExpertSettings
+from distilled_student.multitask.losses import LOSSES
 from distilled_student.multitask.tasks import kws, sv
 from distilled_student.settings import find_config, read_yaml, typed
 
@@ -21,6 +23,26 @@ def test_the_shipped_config_is_the_papers_where_the_paper_speaks() -> None:
     assert config["downstream_expert"]["update"] == "alternate"
     assert config["downstream_expert"]["schedule"] == {"kws": 1, "sv": 1}
     assert config["runner"]["eval_dataloaders"] == ["dev"], "test never chooses"
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_naming_another_loss_is_enough(loss: str) -> None:
+    settings = read_yaml(PATH)["downstream_expert"]["tasks"]["sv"]
+    settings["loss"]["name"] = loss
+    assert typed(sv.Settings, settings, PATH).loss.margin == {"softmax": 0, "angular": 4, "am": 0.4, "aam": 0.2}[loss]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "nan"])
+@pytest.mark.parametrize("key", ["crop_seconds", "loss.scale", "augment.snr.1", "augment.noise"])
+def test_a_number_that_is_none_names_its_key(key: str, value: float | str) -> None:
+    settings: dict = {"augment": {"snr": [0.0, 1.0]}, "loss": {}}
+    *path, last = key.split(".")
+    group = settings
+    for name in path:
+        group = group[name]
+    group[int(last) if last.isdigit() else last] = value
+    with pytest.raises(UserError, match=rf"default\.yaml: {key.replace('.', '[.]')}: needs"):
+        typed(sv.Settings, settings, PATH)
 
 
 @pytest.mark.parametrize("module", [kws, sv], ids=["kws", "sv"])

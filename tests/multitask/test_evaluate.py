@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from trees import tasks
 
@@ -34,6 +36,16 @@ def test_train_and_evaluate_leave_the_results_and_the_scores_behind_them(tmp_pat
     again = evaluate(exp, device="cpu")
     assert (again["kws"], again["sv"]) == (results["kws"], results["sv"])
     assert not list(exp.glob("*.new"))
+    with pytest.raises(UserError, match=r"best-dev\.ckpt with -o: downstream_expert\.tasks\.kws: key 'batch_size'"):
+        evaluate(exp, device="cpu", overrides=["config.downstream_expert.tasks.kws.batch_size=many"])
+    shutil.rmtree(next(iter(sorted((tmp_path / "vox/dev/wav").iterdir()))))
+    with pytest.raises(UserError, match=r"vox: 3 training speakers where the checkpoint has 4"):
+        evaluate(exp, device="cpu")
+    state = torch.load(exp / "best-dev.ckpt", weights_only=True)
+    del state["Downstream"]
+    torch.save(state, exp / "best-dev.ckpt")
+    with pytest.raises(UserError, match=r"best-dev\.ckpt: lacks Downstream: nothing to evaluate"):
+        evaluate(exp, device="cpu")
 
 
 def test_without_a_best_checkpoint_the_newest_is_taken_and_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -41,5 +53,9 @@ def test_without_a_best_checkpoint_the_newest_is_taken_and_said(tmp_path: Path, 
         (tmp_path / f"states-{step}.ckpt").touch()
     assert find_checkpoint(tmp_path).name == "states-1000.ckpt"
     assert "best-dev.ckpt: no such checkpoint; evaluating states-1000.ckpt" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"nope\.ckpt: no such checkpoint"):
+        find_checkpoint(tmp_path, "nope.ckpt")
+    with pytest.raises(UserError, match="--split train: expected dev or test"):
+        evaluate(tmp_path, split="train")
     with pytest.raises(UserError, match=r"gone/best-dev\.ckpt: no such checkpoint"):
         evaluate(tmp_path / "gone")

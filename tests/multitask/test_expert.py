@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import torch
 from trees import tasks
 
@@ -218,6 +219,10 @@ def test_a_bad_file_in_a_worker_is_one_line_that_names_it(tmp_path: Path) -> Non
         ({"tasks": {"kws": {"pooling": "max"}}}, r"tasks\.kws: pooling: 'max' is not one of"),
         ({"tasks": {"sv": {"loss": {"name": "arc"}}}}, r"tasks\.sv: loss\.name: 'arc'"),
         ({"tasks": {"emotion": {}}}, r"tasks\.emotion: no task of this name"),
+        ({"tasks": {"kws": {}, "emotion": {}}, "schedule": {"kws": 1}}, r"tasks\.emotion: no task of this name"),
+        ({"tasks": {"kws": 3}}, r"tasks\.kws: expected a group of keys"),
+        ({"seed": -1}, r"seed: needs 0 or more"),
+        ({"score": {"kws": float("nan")}}, r"score\.kws: needs a finite number"),
         ({"schedule": {"asr": 1}}, r"downstream_expert: schedule\.asr: no such task"),
         ({"schedule": {"kws": 0}}, r"schedule: needs 1 or more"),
         ({"update": "both"}, r"update: 'both'"),
@@ -227,6 +232,31 @@ def test_a_bad_file_in_a_worker_is_one_line_that_names_it(tmp_path: Path) -> Non
 def test_a_wrong_setting_is_one_line_that_names_file_and_key(tmp_path: Path, change: dict, match: str) -> None:
     with pytest.raises(UserError, match=match):
         expert(tmp_path, **change)
+
+
+@pytest.mark.parametrize("amiss", ["kws", "sv", "header", "empty"])
+def test_what_an_evaluation_needs_is_missed_at_the_start_of_training(tmp_path: Path, amiss: str) -> None:
+    entries = tasks(tmp_path)
+    bad = sorted((tmp_path / "vox/test/wav").rglob("*.wav"))[0]
+    if amiss == "kws":
+        entries["kws"]["validation_percentage"] = 0
+    elif amiss == "sv":
+        entries["sv"]["dev_speakers"] = 0
+    elif amiss == "header":
+        bad.write_bytes(b"")
+    else:
+        soundfile.write(bad, [], 16_000)
+    match = {
+        "kws": r"kws\.validation_percentage: .* no speaker into dev",
+        "sv": r"sv\.dev_speakers: not set",
+        "header": r"0\.wav: not readable as audio",
+        "empty": r"0\.wav: holds no audio",
+    }[amiss]
+    runner = {"gradient_accumulate_steps": 1, "eval_dataloaders": ["dev", "test"]}
+    values = {"tasks": entries}
+    DownstreamExpert(6, 160, values, str(tmp_path), runner=runner, mode="evaluate")
+    with pytest.raises(UserError, match=match):
+        DownstreamExpert(6, 160, values, str(tmp_path), runner=runner, mode="train")
 
 
 TOY = '''

@@ -7,11 +7,15 @@ import ast
 import copy
 import difflib
 import importlib
+import inspect
+import math
 import os
 import pickle
+import re
+import shutil
 import zipfile
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +26,13 @@ from distilled_student.errors import UserError
 from distilled_student.settings import find_config, read_yaml
 
 MODES = ("train", "evaluate", "inference")
-RUNNER_KEYS = (
-    *("total_steps", "gradient_clipping", "gradient_accumulate_steps"),
-    *("log_step", "eval_step", "save_step", "max_keep"),
-)
+COUNTS = ("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step", "max_keep")
+FLAGS = ("fp16", "bf16")
+RUNNER_KEYS = (*COUNTS, "gradient_clipping", "eval_dataloaders", "train_dataloader", "evaluate_ratio", *FLAGS)
+SECTIONS = ("runner", "optimizer", "scheduler", "specaug", "downstream_expert")
+# what s3prl keeps of the command line where all else comes from a checkpoint
+KEPT = ("mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "device")
+WORDS = {"null": None, "true": True, "false": False}  # YAML's, beside Python's
 
 
 def _parse_override(string: str) -> list[tuple[list[str], Any]]:
@@ -38,20 +45,47 @@ def _parse_override(string: str) -> list[tuple[list[str], Any]]:
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            value = text  # a bare word is a string, as in s3prl
+            value = WORDS.get(text.lower(), text)  # a bare word is a string, as in s3prl
         if (path[0] == "args" and len(path) > 2) or (key == "args.mode" and value not in MODES):
             raise UserError(f"-o {option}: no such argument or value")
         pairs.append((path, value))
     return pairs
 
 
+def _check_argument(name: str, value: Any, args: Namespace) -> None:
+    """An ``args.NAME=VALUE`` of ``-o``: a known name, and a value of the kind that the command line would give it."""
+    where = f"-o args.{name}={value}"
+    if name not in vars(args):
+        raise UserError(f"{where}: no such argument{_near(name, vars(args))}")
+    now = getattr(args, name)
+    if name == "device":
+        pick_device(str(value), where)
+    elif isinstance(now, bool) and not isinstance(value, bool) and name != "push_to_hf_hub":
+        raise UserError(f"{where}: expected true or false")
+    elif name in ("seed", "local_rank", "upstream_layer_selection") and (now is not None or value is not None):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise UserError(f"{where}: expected a whole number")
+    elif not isinstance(value, str | bool | None):
+        raise UserError(f"{where}: expected a word")
+
+
+def _near(name: str, known: Any) -> str:
+    near = ", ".join(difflib.get_close_matches(str(name), list(known)))
+    return f"; did you mean {near}?" if near else ""
+
+
 def override(string: str, args: Namespace, config: dict[str, Any]) -> None:
-    """s3prl's ``-o``: ``config.optimizer.lr=1.0e-3,,args.seed=1``; values are Python literals, other text is a string.
+    """s3prl's ``-o``: ``config.optimizer.lr=1.0e-3,,args.seed=1``.
+
+    Values are Python literals, or YAML's null, true and false; other text is a string.
 
     Raises:
-        UserError: a part that is not ``args.NAME=VALUE`` or ``config.KEY...=VALUE``, or leads through a plain value.
+        UserError: a part that is not ``args.NAME=VALUE`` or ``config.KEY...=VALUE``, or leads through a plain value;
+            an argument that does not exist, or cannot have this value.
     """
     for (room, *path, name), value in _parse_override(string):
+        if room == "args":
+            _check_argument(name, value, args)
         target: Any = vars(args) if room == "args" else config
         for key in path:
             target = target.setdefault(key, {})
@@ -73,23 +107,60 @@ def read_checkpoint(path: str | Path, needs: Sequence[str] = ("Args", "Config"))
     missing = [key for key in needs if not isinstance(state, dict) or key not in state]
     if missing:
         raise UserError(f"{path}: not a checkpoint of run_downstream.py: lacks {', '.join(missing)}")
+    for key, kind, names in (("Args", Namespace, ("upstream", "downstream", "expdir")), ("Config", dict, ("runner",))):
+        found = state[key] if key in needs else None
+        if found is not None and not isinstance(found, kind):
+            raise UserError(f"{path}: not a checkpoint of run_downstream.py: {key} is of another kind")
+        for name in names if found is not None else ():
+            if name not in found:  # of a Namespace too
+                raise UserError(f"{path}: not a checkpoint of run_downstream.py: {key} lacks {name}")
     return state
 
 
+def read_experiment(path: str | Path, mode: str) -> dict[str, Any]:
+    """A checkpoint to go on from: with the weights that this mode needs, which s3prl would leave random without it."""
+    state = read_checkpoint(path)
+    needed = ["Downstream", *(["Upstream"] if getattr(state["Args"], "upstream_trainable", False) else [])]
+    missing = [key for key in needed + ["Optimizer", "Step"] * (mode == "train") if key not in state]
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(missing)}: nothing to {'go on from' if mode == 'train' else mode}")
+    return state
+
+
+def _check_initial(path: str, mode: str) -> None:
+    state = read_checkpoint(path, needs=())
+    entries = state.keys() if isinstance(state, dict) else ()
+    if not {"Upstream", "Downstream"} & set(entries):
+        raise UserError(f"-i {path}: holds neither Upstream nor Downstream, the weights of a run_downstream.py run")
+    if mode != "train" and "Downstream" not in entries:
+        raise UserError(f"-i {path}: lacks Downstream: nothing to {mode}")
+
+
 def checkpoints(folder: Path) -> list[Path]:
-    """The folder's ``states-STEP.ckpt``, fewest steps first: the last is the one s3prl goes on from."""
-    return sorted(folder.glob("states-*.ckpt"), key=lambda path: int(path.stem.split("-")[-1]))
+    """The folder's ``states-STEP.ckpt``, fewest steps first: the last is the one to go on from."""
+    found = [path for path in folder.glob("states-*.ckpt") if re.fullmatch(r"states-\d+", path.stem)]
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("states-")))
 
 
-def pick_device(wanted: str | None) -> str:
+def source(args: Mapping[str, Any]) -> str:
+    """Where the settings of a run come from, for messages: the checkpoint gone on from or the YAML file, with -o."""
+    from_checkpoint = args.get("past_exp") and args.get("init_ckpt")
+    name = str(args["init_ckpt"] if from_checkpoint else args.get("config") or "config")
+    override = str(args.get("override") or "none")
+    return name if override.lower() == "none" else f"{name} with -o"
+
+
+def pick_device(wanted: str | None, where: str | None = None) -> str:
+    """For None the best of this machine. Raises UserError naming ``where`` for a device that it does not have."""
+    where = where or f"--device {wanted}"
     if wanted is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise UserError(f"--device {wanted}: unknown; use cpu, cuda or cuda:N") from None
+        raise UserError(f"{where}: unknown; use cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {wanted}: this machine has no such GPU; leave --device out, or use --device cpu")
+        raise UserError(f"{where}: this machine has no such GPU; leave it out, or use cpu")
     return wanted
 
 
@@ -102,7 +173,8 @@ def _find_config(args: Namespace) -> str:
     except UserError:
         if args.config:
             raise
-        raise UserError(f"-d {args.downstream}: no {local} here and no shipped config; name one with -c") from None
+        reason = f"no {local} here, and s3prl's package ships no YAML file for it: give one with -c FILE"
+        raise UserError(f"-d {args.downstream}: {reason}") from None
 
 
 def check_names(args: Namespace) -> None:
@@ -125,24 +197,157 @@ def check_names(args: Namespace) -> None:
         ) from None
 
 
-def _check_config(where: str, config: Mapping[str, Any]) -> None:
+def _number(value: Any) -> Any:
+    """A string that is a number as that number: PyYAML reads ``1e-3`` as a string, for want of a point."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value) if re.search(r"[.einEIN]", value) else int(value)
+    except ValueError:
+        return value
+
+
+def mend_numbers(config: dict[str, Any]) -> None:
+    """In place: strings that are numbers, whole numbers written as 1e4, and words that are true or false."""
+    for section in ("runner", "optimizer", "scheduler"):
+        group = config.get(section)
+        if isinstance(group, dict):
+            config[section] = {key: _number(value) for key, value in group.items()}
+    runner = config.get("runner")
+    for key, value in runner.items() if isinstance(runner, dict) else ():
+        if key in COUNTS and isinstance(value, float) and value.is_integer():
+            runner[key] = int(value)
+        if key in FLAGS and isinstance(value, str):
+            runner[key] = WORDS.get(value.lower(), value)
+
+
+def _check_runner(where: str, runner: Mapping[str, Any], downstream: str) -> None:
+    for key in runner:
+        if key not in RUNNER_KEYS:
+            raise UserError(f"{where}: runner.{key}: no such key{_near(key, RUNNER_KEYS)}")
+    for key in (*COUNTS, "gradient_clipping", "evaluate_ratio"):
+        value = runner.get(key, 1 if key == "evaluate_ratio" else None)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise UserError(f"{where}: runner.{key}: expected a number above 0, found {value!r}")
+        if key in COUNTS and not isinstance(value, int):
+            raise UserError(f"{where}: runner.{key}: expected a whole number, found {value!r}")
+    for key in FLAGS:
+        if not isinstance(runner.get(key, False), bool):
+            raise UserError(f"{where}: runner.{key}: expected true or false, found {runner[key]!r}")
+    splits, known = runner.get("eval_dataloaders"), ("dev", "test")
+    if not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
+        raise UserError(f"{where}: runner.eval_dataloaders: expected a list of splits such as [dev], found {splits!r}")
+    if downstream != "multitask":  # another downstream names its splits itself
+        return
+    for split in splits:
+        if split not in known:
+            raise UserError(f"{where}: runner.eval_dataloaders: '{split}' is not dev or test")
+    if runner.get("train_dataloader", "train") != "train":
+        raise UserError(f"{where}: runner.train_dataloader: expected train, found {runner['train_dataloader']!r}")
+
+
+def _try(where: str, section: str, values: Mapping[str, Any], build: Callable[[dict[str, Any]], Any]) -> Any:
+    """What ``build`` makes of a section; of an error the key is told apart by leaving each out in turn."""
+    faults = (TypeError, ValueError, AttributeError, KeyError, AssertionError, ArithmeticError, RuntimeError)
+    try:
+        return build(dict(values))
+    except faults as error:
+        for key in values:
+            try:
+                build({other: value for other, value in values.items() if other != key})
+            except faults:
+                continue
+            section = f"{section}.{key}"
+            break
+        raise UserError(f"{where}: {section}: {error}") from None
+
+
+def _check_steps(where: str, config: Mapping[str, Any]) -> None:
+    """Optimizer, scheduler and SpecAug are built as s3prl will, and make a step on one number."""
     from s3prl import optimizers, schedulers
 
+    steps, groups = config["runner"]["total_steps"], {}
+    for section, module in (("optimizer", optimizers), ("scheduler", schedulers)):
+        groups[section] = values = config.get(section) or {}
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: {section}: expected a group of keys, found {values!r}")
+        if (values or section == "optimizer") and not hasattr(
+            module, f"get_{values.get('name')}"
+        ):  # s3prl would run the name as code
+            raise UserError(f"{where}: {section}.name: s3prl has no {section} {values.get('name')!r}")
+        for key, value in values.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if (key == "lr" or (section == "scheduler" and key != "name")) and not (is_number and value >= 0):
+                raise UserError(f"{where}: {section}.{key}: expected a number of at least 0, found {value!r}")
+            if is_number and not math.isfinite(value):
+                raise UserError(f"{where}: {section}.{key}: expected a finite number, found {value!r}")
+    kind, values = groups["optimizer"]["name"], groups["optimizer"]
+    if kind == "TorchOptim":
+        name = str(values.get("torch_optim_name"))
+        found = getattr(torch.optim, name, None)
+        if not (inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)):
+            raise UserError(
+                f"{where}: optimizer.torch_optim_name: torch.optim has no {name}{_near(name, dir(torch.optim))}"
+            )
+    elif kind in ("Adam", "AdamW", "BertAdam_with_schedule"):  # these drop what they do not know
+        known = ["name", *inspect.signature(getattr(optimizers, f"get_{kind}")).parameters][:-1]
+        for key in values:
+            if key not in known:
+                raise UserError(f"{where}: optimizer.{key}: no such key{_near(key, known)}")
+
+    def optimizer(values: dict[str, Any]) -> torch.optim.Optimizer:
+        model = torch.nn.ParameterList([torch.zeros(1, 1)])
+        model[0].grad = torch.zeros(1, 1)
+        made = optimizers.get_optimizer([model], steps, values)
+        made.step()
+        return made
+
+    made = _try(where, "optimizer", values, optimizer)
+    if groups["scheduler"]:
+        _try(where, "scheduler", groups["scheduler"], lambda v: schedulers.get_scheduler(made, steps, v).step())
+    if config.get("specaug"):
+        try:
+            specaug = importlib.import_module("s3prl.downstream.specaug").SpecAug
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"{where}: specaug: needs the Python package {error.name}, which is not installed"
+            ) from None
+        _try(where, "specaug", config["specaug"], lambda values: specaug(**values))
+
+
+def check_config(where: str, config: dict[str, Any], downstream: str) -> None:
+    """Everything but ``downstream_expert``, whose keys are the downstream's own. Mends numbers in place.
+
+    Raises:
+        UserError: naming ``where`` and the key.
+    """
+    mend_numbers(config)
     for section in ("runner", "optimizer", "downstream_expert"):
         if not isinstance(config.get(section), dict):
             raise UserError(f"{where}: {section}: missing, or not a group of keys")
-    runner = config["runner"]
-    for key in RUNNER_KEYS:
-        if isinstance(runner.get(key), bool) or not isinstance(runner.get(key), int | float) or runner[key] <= 0:
-            raise UserError(f"{where}: runner.{key}: expected a number above 0, found {runner.get(key)!r}")
-    for section, module in (("optimizer", optimizers), ("scheduler", schedulers)):
-        name = (config.get(section) or {}).get("name")
-        if config.get(section) and not hasattr(module, f"get_{name}"):  # s3prl would run the name as code
-            raise UserError(f"{where}: {section}.name: s3prl has no {section} {name!r}")
+    for section in config if downstream == "multitask" else ():
+        if section not in SECTIONS:
+            raise UserError(f"{where}: {section}: no such section{_near(section, SECTIONS)}")
+    _check_runner(where, config["runner"], downstream)
+    _check_steps(where, config)
 
 
-def _finish(args: Namespace) -> Namespace:
-    """What s3prl leaves open: defaults for this machine, absolute paths, and every check before anything is written."""
+def _check_mode(args: Namespace) -> None:
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed {args.seed}: expected a whole number from 0 to 2**32 - 1")
+    if args.mode == "inference" and not Path(args.evaluate_split).is_file():
+        raise UserError(f"-t {args.evaluate_split}: no such audio file")
+    if args.downstream == "multitask" and args.mode == "evaluate" and args.evaluate_split not in ("dev", "test"):
+        raise UserError(f"-t {args.evaluate_split}: expected dev or test")
+    if args.downstream == "multitask" and args.mode != "train" and not args.init_ckpt:
+        raise UserError(f"-m {args.mode}: needs a trained checkpoint: give one with -e or -i")
+
+
+def _finish(args: Namespace) -> tuple[Namespace, Path]:
+    """What s3prl leaves open: defaults for this machine, absolute paths, and every check before anything is written.
+
+    Also the experiment folder, which ``-e`` and ``-o`` can change.
+    """
     args.device = pick_device(args.device)
     if args.hub == "huggingface" or args.push_to_hf_hub:
         import huggingface_hub
@@ -157,27 +362,31 @@ def _finish(args: Namespace) -> Namespace:
             setattr(args, name, os.path.abspath(value))
 
     past = args.past_exp or (args.expdir if args.auto_resume and checkpoints(Path(args.expdir)) else None)
+    args.auto_resume = False  # s3prl would look again, and trip over a states-NAME.ckpt
+    asked = args
     if past:
         found = checkpoints(Path(past)) if Path(past).is_dir() else [Path(past)]
         if not found:
             raise UserError(f"-e {past}: no states-*.ckpt in this folder")
-        path = found[-1]
-        state = read_checkpoint(path)
-        asked, config, where = state["Args"], state["Config"], str(path)
+        path, args.past_exp = found[-1], str(found[-1])
+        state = read_experiment(path, args.mode)
+        asked = Namespace(**vars(args) | vars(state["Args"]) | {name: getattr(args, name) for name in KEPT})
+        asked.init_ckpt, config = str(path), state["Config"]
         processes, now = state.get("WorldSize", 1), int(os.environ.get("WORLD_SIZE", 1))
         if args.mode == "train" and processes != now:
             raise UserError(f"{path}: was trained by {processes} processes, cannot go on with {now}")
     else:
         if args.init_ckpt:
-            read_checkpoint(args.init_ckpt, needs=())
+            _check_initial(args.init_ckpt, args.mode)
         check_names(args)
-        args.config = where = _find_config(args)
-        asked, config = args, read_yaml(Path(where))
+        args.config = _find_config(args)
+        config = read_yaml(Path(args.config))
+    asked, config = copy.deepcopy((asked, config))  # s3prl reads and overrides its own
     if args.override and args.override.lower() != "none":
-        asked, config = copy.deepcopy((asked, config))
         override(args.override, asked, config)
     check_names(asked)
-    _check_config(where, config)
+    _check_mode(asked)
+    check_config(source(vars(asked)), config, asked.downstream)
 
     parent = next(folder for folder in [Path(asked.expdir), *Path(asked.expdir).parents] if folder.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
@@ -188,7 +397,7 @@ def _finish(args: Namespace) -> Namespace:
             args.local_rank = int(os.environ["LOCAL_RANK"])
         elif not dist.is_initialized():
             dist.init_process_group("gloo")  # s3prl's own start needs a GPU: see host.py, _MendedRunner
-    return args
+    return args, Path(asked.expdir)
 
 
 class Parser(argparse.ArgumentParser):
@@ -201,14 +410,18 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self) -> Namespace:
         self.set_defaults(device=None)
-        args = _finish(super().parse_args(self._argv))
-        self.new_folder = None if args.past_exp or Path(args.expdir).exists() else Path(args.expdir)
+        args, folder = _finish(super().parse_args(self._argv))
+        if not folder.exists():
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:  # another process of this run was first
+                return args
+            except OSError as error:
+                raise UserError(f"-p {folder}: cannot be written: {error.strerror}") from None
+            self.new_folder = folder
         return args
 
     def undo(self) -> None:
-        """Remove an experiment folder that this run made, if it holds no more than s3prl's record of the settings."""
-        made = list(self.new_folder.glob("*")) if self.new_folder else []
-        if self.new_folder and self.new_folder.exists() and all(path.suffix == ".yaml" for path in made):
-            for path in made:
-                path.unlink()
-            self.new_folder.rmdir()
+        """Remove an experiment folder that this run made, as long as it holds no checkpoint."""
+        if self.new_folder and self.new_folder.is_dir() and not any(self.new_folder.rglob("*.ckpt")):
+            shutil.rmtree(self.new_folder)

@@ -24,7 +24,17 @@ import torch
 import torch.distributed as dist
 
 from distilled_student import hostaudio
-from distilled_student.arguments import Parser, check_names, checkpoints, override, pick_device, read_checkpoint
+from distilled_student.arguments import (
+    Parser,
+    check_config,
+    check_names,
+    checkpoints,
+    mend_numbers,
+    override,
+    pick_device,
+    read_experiment,
+    source,
+)
 from distilled_student.errors import UserError
 
 
@@ -107,11 +117,38 @@ def prepare() -> None:
     torch.serialization.add_safe_globals([Namespace])
 
     from s3prl import run_downstream
+    from s3prl.downstream import runner
 
+    # The runner counts the states-*.ckpt of the folder by their steps, and fails where a name has none.
+    runner.glob = SimpleNamespace(glob=lambda pattern: list(map(str, checkpoints(Path(pattern).parent))))
     run_downstream.hack_isinstance = lambda: None  # it replaces the builtin, for torch before 1.8
     run_downstream.override = override  # s3prl's evaluates the string as code
     run_downstream.Runner = type("Runner", (_MendedRunner, run_downstream.Runner), {})
     _register()
+
+
+def _is_download(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is that of a download: of urllib, requests or huggingface_hub."""
+    while error is not None:
+        rooms = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+        if isinstance(error, ConnectionError | TimeoutError) or rooms & {
+            "urllib",
+            "requests",
+            "http",
+            "huggingface_hub",
+        }:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _elsewhere(name: str) -> str:
+    """What to do about an upstream whose weights cannot be downloaded here."""
+    from s3prl import hub
+
+    local = f"{name.split('_')[0]}_local"
+    how = f"-u {local} -k FILE, or " if local in hub.options() else ""
+    return f"cannot be downloaded here; download it on another machine and give {how}-u teacher -k FOLDER"
 
 
 class _LastStep(Exception):
@@ -130,9 +167,12 @@ def _flag(runner: dict[str, Any], key: str) -> bool:
 class _MendedRunner:
     """Goes before s3prl's ``Runner``: processes without a GPU, a last checkpoint, errors that name what is wrong."""
 
+    _full_precision: Callable[..., Any] | None = None  # the upstream's own forward, while training runs in bfloat16
+
     def __init__(self, args: Namespace, config: dict[str, Any]) -> None:
         if dist.is_initialized() and args.local_rank is None:
             args.local_rank = int(os.environ["LOCAL_RANK"])  # a resume looks for it in the checkpoint
+        mend_numbers(config)
         super().__init__(args, config)
 
     def _load_weight(self, model: Any, name: str) -> None:
@@ -145,8 +185,29 @@ class _MendedRunner:
         try:
             return super()._get_upstream()
         except (AssertionError, OSError, pickle.UnpicklingError) as error:
+            name, file = self.args.upstream, self.args.upstream_ckpt
+            if _is_download(error):
+                raise UserError(f"-u {name}: {_elsewhere(name)}") from error
             reason = str(error) or "its file is missing or of another kind"
-            raise UserError(f"-u {self.args.upstream} -k {self.args.upstream_ckpt}: {reason}") from error
+            raise UserError(f"-u {name} -k {file}: {reason}") from error
+
+    def _get_featurizer(self) -> Any:
+        wanted, layer = self.args.upstream_feature_selection, self.args.upstream_layer_selection
+        try:
+            entry = super()._get_featurizer()
+            if getattr(entry.model, "module", entry.model).feature_selection == wanted:
+                return entry
+        except (ValueError, AttributeError, IndexError) as error:
+            with torch.no_grad():
+                found = self.upstream.model([torch.zeros(16_000, device=self.args.device)])
+            if wanted in found and not isinstance(error, IndexError):
+                raise
+        else:
+            with torch.no_grad():
+                found = self.upstream.model([torch.zeros(16_000, device=self.args.device)])
+        if wanted in found:
+            raise UserError(f"-l {layer}: -u {self.args.upstream} has {len(found[wanted])} layers of {wanted}, from 0")
+        raise UserError(f"-s {wanted}: -u {self.args.upstream} has only {', '.join(sorted(found))}")
 
     def _init_model(self, model: torch.nn.Module, name: str, trainable: bool, interfaces: Sequence[str] = ()) -> Any:
         from s3prl.downstream.runner import ModelEntry
@@ -189,15 +250,25 @@ class _MendedRunner:
 
     @contextmanager
     def _half_precision(self) -> Iterator[None]:
-        """``runner.bf16: true``: the upstream computes in bfloat16, on CPU or GPU; s3prl has float16 on GPUs only."""
+        """``runner.bf16: true``: the upstream trains in bfloat16, on CPU or GPU; s3prl has float16 on GPUs only."""
         upstream = self.upstream.model
         if not _flag(self.config["runner"], "bf16"):
             yield
             return
-        forward = upstream.forward
+        self._full_precision = forward = upstream.forward
         upstream.forward = torch.autocast(torch.device(self.args.device).type, torch.bfloat16)(forward)
         try:
             yield
+        finally:
+            upstream.forward, self._full_precision = forward, None
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """s3prl's, always in float32: what chooses a checkpoint is what an evaluation of it will find."""
+        upstream = self.upstream.model
+        forward = upstream.forward
+        upstream.forward = self._full_precision or forward
+        try:
+            return super().evaluate(*args, **kwargs)
         finally:
             upstream.forward = forward
 
@@ -212,9 +283,8 @@ class _MendedRunner:
             return get_dataloader(split, **kwargs)
 
         downstream.get_dataloader = watched
-        with contextlib.suppress(_LastStep):
-            with self._half_precision():
-                super().train()
+        with contextlib.suppress(_LastStep), self._half_precision():
+            super().train()
         if dist.is_initialized():
             dist.barrier()
         downstream.get_dataloader = get_dataloader
@@ -251,13 +321,15 @@ def open_runner(checkpoint: str | Path, device: str | None = None, overrides: Se
     prepare()
     from s3prl import run_downstream
 
-    state = read_checkpoint(checkpoint)
+    state = read_experiment(checkpoint, "evaluate")
     args, config = state["Args"], state["Config"]
     args.mode, args.local_rank, args.init_ckpt = "evaluate", None, os.path.abspath(checkpoint)
+    args.past_exp, args.override = args.init_ckpt, ",,".join(overrides) or None
     args.device = pick_device(device)
     for string in overrides:
         override(string, args, config)
     check_names(args)
+    check_config(source(vars(args)), config, args.downstream)
     return run_downstream.Runner(args, config)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
@@ -52,6 +53,15 @@ class EvaluationData(Protocol):
     def item(self, index: int) -> Item: ...
 
 
+def need_finite(values: Any, key: str = "") -> None:
+    """Raise ValueError naming the key of a NaN or an infinite number in settings (nested groups and lists too)."""
+    if isinstance(values, float) and not math.isfinite(values):
+        raise ValueError(f"{key}: needs a finite number, not {values}")
+    items = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
+    for name, value in items:
+        need_finite(value, f"{key}.{name}".lstrip("."))
+
+
 @dataclass
 class TaskSettings:
     """Settings that every task has; a task's ``Settings`` may add to them.
@@ -72,6 +82,7 @@ class TaskSettings:
     augment: AugmentSettings = field(default_factory=AugmentSettings)
 
     def __post_init__(self) -> None:
+        need_finite(asdict(self))
         for name in ("batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: needs at least 1, not {getattr(self, name)}")
@@ -160,11 +171,17 @@ def pad_to(waveform: Tensor, samples: int) -> Tensor:
 
 
 def samples_of(path: Any) -> int:
-    """Samples that `audio.load` makes of a file, from the header alone; at least `SHORTEST`."""
+    """Samples that `audio.load` makes of a file, from the header alone; at least `SHORTEST`.
+
+    Raises:
+        UserError: not audio, or none in it.
+    """
     import soundfile
 
     try:
         info = soundfile.info(str(path))
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: not readable as audio ({error})") from None
+    if info.frames == 0:
+        raise UserError(f"{path}: holds no audio")
     return max(-(-info.frames * SAMPLE_RATE // info.samplerate), SHORTEST)

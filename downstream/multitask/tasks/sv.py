@@ -23,7 +23,8 @@ from distilled_student.multitask.tasks.sv_index import SpeakerIndex, Trials
 @dataclass
 class Settings(TaskSettings):
     """Attributes:
-    root: Folder with ``dev/wav/SPEAKER/SESSION/*.wav`` (or ``wav/SPEAKER/...``), and the test speakers beside.
+    root: Folder with ``dev/wav/SPEAKER/SESSION/*.wav`` (or ``wav/SPEAKER/...``), and the test speakers beside. One
+        utterance is enough of a training speaker, who is a class; a development speaker needs two for a target trial.
     trials: Test trials, ``1|0 a.wav b.wav`` a line, relative to ``root``; None where nothing is tested.
     dev_speakers: Speakers kept out of training, those of the lowest hash; dev_trials: trials made from them.
     extra_roots: Folders of ``SPEAKER/**/*``, further training speakers; one item per ``crop_seconds`` of their files.
@@ -122,6 +123,16 @@ class Task(BaseTask):
         if self.index.test is not None:
             self.trials["test"] = self.index.test
         self.objective = SpeakerLoss(settings.loss, settings.embedding_size, len(self.index.training))
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        saved, here = state_dict.get(f"{prefix}objective.weight"), len(self.index.training)
+        if saved is not None and len(saved) != here:  # before torch says it in terms of sizes
+            folders = ", ".join([self.settings.root, *self.settings.extra_roots])
+            raise UserError(
+                f"{self.key}.root, extra_roots: {folders}: {here} training speakers where the checkpoint has "
+                f"{len(saved)}: give the folders and the dev_speakers that it was trained with"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def training_data(self) -> Training:
         return Training(self.index.training_items(self.settings.crop_seconds), self.settings, self.key)
