@@ -24,18 +24,9 @@ import torch
 import torch.distributed as dist
 
 from distilled_student import hostaudio
-from distilled_student.arguments import (
-    Parser,
-    check_config,
-    check_names,
-    checkpoints,
-    mend_numbers,
-    override,
-    pick_device,
-    read_experiment,
-    source,
-)
+from distilled_student.arguments import Parser, check_names, checkpoints, override, pick_device, read_experiment, source
 from distilled_student.errors import UserError
+from distilled_student.runner_config import check_config, mend_numbers
 
 
 class _Gone:
