@@ -146,15 +146,6 @@ class _LastStep(Exception):
     """A process that is not the leader has made its last step."""
 
 
-def _flag(runner: dict[str, Any], key: str) -> bool:
-    value = runner.get(key, False)
-    if isinstance(value, str) and value.lower() in ("true", "false"):  # -o takes a bare word as a string
-        return value.lower() == "true"
-    if not isinstance(value, bool):
-        raise UserError(f"runner.{key}: expected true or false, found '{value}'")
-    return value
-
-
 class _MendedRunner:
     """Goes before s3prl's ``Runner``: processes without a GPU, a last checkpoint, errors that name what is wrong."""
 
@@ -243,7 +234,7 @@ class _MendedRunner:
     def _half_precision(self) -> Iterator[None]:
         """``runner.bf16: true``: the upstream trains in bfloat16, on CPU or GPU; s3prl has float16 on GPUs only."""
         upstream = self.upstream.model
-        if not _flag(self.config["runner"], "bf16"):
+        if not self.config["runner"].get("bf16", False):
             yield
             return
         self._full_precision = forward = upstream.forward

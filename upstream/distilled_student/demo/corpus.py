@@ -22,13 +22,13 @@ import soundfile
 
 from distilled_student.demo.augment import SAMPLE_RATE, Audio, augment, make_noises
 from distilled_student.errors import UserError
+from distilled_student.multitask.tasks import hash_percentage
 
 PACKED = Path(__file__).resolve().parent.parent / "assets" / "corpus"
 RECIPE = 1  # raise it whenever the expanded files change: expanded caches of an older recipe are then made again
 COPIES = 2  # times that each recorded clip is written, each time in another room, noise and channel
 TRIALS = 2_000
 COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
-MAX_NUM_WAVS_PER_CLASS = 2**27 - 1  # TensorFlow's speech_commands/input_data.py
 STAMP = "corpus.sha256"
 
 
@@ -66,12 +66,6 @@ def read_index(packed: Path = PACKED) -> list[Clip]:
 def read_voice(voice: str, packed: Path = PACKED) -> Audio:
     """A voice's whole file, ``(samples,)``."""
     return soundfile.read(packed / f"{voice}.ogg", dtype="float32")[0]
-
-
-def hash_percentage(speaker: str) -> float:
-    """Where Speech Commands' classic split puts a speaker, 0 to 100 (TensorFlow's ``input_data.which_set``)."""
-    hashed = int(hashlib.sha1(speaker.encode()).hexdigest(), 16)
-    return hashed % (MAX_NUM_WAVS_PER_CLASS + 1) * (100.0 / MAX_NUM_WAVS_PER_CLASS)
 
 
 def speaker_ids(clips: list[Clip]) -> dict[str, str]:
