@@ -31,7 +31,8 @@ setup(
         "distilled_student.configs": ["**/*.yaml", "*.yaml"],
     },
     install_requires=[
-        "torch>=2.6",
+        # torchaudio, whose last release is 2.11, refuses a torch built for another CUDA: 13.0 until 2.14, 13.2 in 2.15
+        "torch>=2.6,<2.15",
         "torchaudio>=2.6",  # s3prl imports it; resampling
         "s3prl>=0.4.18",  # the host: runner, upstreams, SUPERB's experts
         "numpy",  # arrays between audio files and torch
