@@ -49,7 +49,7 @@ def test_the_losss_gradient_is_right() -> None:
 
 def test_a_student_takes_front_end_and_first_layers_of_its_shape(small_cnn: ds.StudentConfig) -> None:
     teacher, student = ds.build_student(small_cnn), ds.build_student(small_cnn)
-    assert initialize(student, teacher.state_dict()) == ["front end", "layer 1", "layer 2"]
+    assert list(initialize(student, teacher.state_dict())) == ["front end", "layer 1", "layer 2"]
     wave = tone(0.5)[None]
     torch.testing.assert_close(
         student.eval()(wave).last_hidden_state, teacher.eval()(wave).last_hidden_state, atol=0, rtol=0
@@ -61,7 +61,7 @@ def test_a_student_of_another_shape_starts_from_scratch(
 ) -> None:
     student = ds.build_student(small_cnn)
     before = {n: v.clone() for n, v in student.state_dict().items()}
-    assert initialize(student, ds.build_student(small_logmel).state_dict()) == []
+    assert initialize(student, ds.build_student(small_logmel).state_dict()) == {}
     assert all(torch.equal(v, before[n]) for n, v in student.state_dict().items())
 
 
@@ -139,6 +139,17 @@ def test_the_command_writes_a_student_with_a_card_and_the_loss_falls(config: Pat
     rows = [line.split("|")[2] for line in card.splitlines() if line.startswith("| ") and line[2].isdigit()]
     assert float(rows[-1]) < float(rows[0])
     assert list((tmp_path / "out" / "tensorboard").iterdir())
+
+
+def test_what_was_taken_from_the_teacher_learns_at_its_own_rate(config: Path, tmp_path: Path) -> None:
+    assert _run(config, "copied_learning_rate=0") == 0
+    teacher, student = ds.load_student(tmp_path / "teacher").state_dict(), ds.load_student(tmp_path / "out")
+    copied = [name for name in student.state_dict() if name.startswith(("frontend.", "layers.0."))]
+    assert copied and all(torch.equal(student.state_dict()[name], teacher[name]) for name in copied)
+    torch.manual_seed(0)
+    fresh = ds.Student(student.config).predictions.state_dict()
+    assert not any(torch.equal(v, fresh[n]) for n, v in student.predictions.state_dict().items() if "weight" in n)
+    assert _run(config, "copied_learning_rate=-1", f"output={tmp_path / 'b'}") == 2
 
 
 def test_an_interrupted_run_resumes_to_the_same_student(config: Path, tmp_path: Path) -> None:

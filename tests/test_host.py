@@ -17,6 +17,7 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
+import distilled_student as ds
 from distilled_student import host, hostaudio
 from distilled_student.arguments import checkpoints
 from distilled_student.errors import UserError
@@ -133,6 +134,7 @@ WARM = "config.scheduler.name=linear_schedule_with_warmup"
         ([*START, "-o", "config.runner.eval_dataloaders=dev"], "eval_dataloaders: expected a list of splits"),
         ([*START, "-o", "config.runner.eval_dataloaders=null"], "eval_dataloaders: expected a list of splits"),
         ([*START, "-o", "config.runner.evaluate_ratio=half"], "runner.evaluate_ratio: expected a number"),
+        ([*START, "-o", "config.runner.upstream_lr=-1"], "runner.upstream_lr: expected a number of at least 0"),
         ([*START, "-o", "config.runner.bf16=maybe"], "runner.bf16: expected true or false"),
         ([*START, "-o", "config.runner.log_steps=2"], "runner.log_steps: no such key; did you mean log_step"),
         ([*START, "-o", "args.seed=abc"], "-o args.seed=abc: expected a whole number"),
@@ -237,6 +239,22 @@ def test_bf16_is_of_training_and_evaluation_is_of_float32(
     assert {kind for kind, _ in heard["true"][True]} == {torch.bfloat16}
     assert {kind for kind, _ in heard["true"][False]} == {torch.float32}
     assert heard["true"][True][0][1] != heard["false"][True][0][1]
+
+
+def test_the_upstream_learns_at_a_rate_of_its_own(
+    few_examples: None, small_logmel: ds.StudentConfig, tmp_path: Path
+) -> None:
+    ds.save_student(ds.build_student(small_logmel), tmp_path / "student")
+    before = ds.load_student(tmp_path / "student").state_dict()
+    start = ["-m", "train", "-u", "distilled_student", "-k", str(tmp_path / "student"), "-d", "example", "-f", "-p"]
+    for rate, still in (("0", True), ("1e-2", False)):
+        options = f"config.runner.total_steps=2,,config.runner.upstream_lr={rate}"
+        assert host.main([*start, str(tmp_path / rate), "--device", "cpu", "-o", options]) == 0
+        state = torch.load(tmp_path / rate / "states-2.ckpt", weights_only=True)
+        assert [group["lr"] for group in state["Optimizer"]["param_groups"]] == [1e-3, float(rate)]
+        after = {name.removeprefix("student."): value for name, value in state["Upstream"].items()}
+        moved = [name for name in before if name.startswith("layers.") and not torch.equal(after[name], before[name])]
+        assert bool(moved) is not still
 
 
 def test_an_upstream_out_of_reach_says_what_to_do(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distilled_student.distillation.train import DistillConfig
+from distilled_student.distillation.config import DistillConfig
 from distilled_student.errors import UserError
 from distilled_student.settings import find_config, read_yaml, typed
 

@@ -24,7 +24,7 @@ def distill(
 
     path = find_config(config, "distill")
     values = read_yaml(path)
-    from distilled_student.distillation.train import DistillConfig
+    from distilled_student.distillation.config import DistillConfig
     from distilled_student.distillation.train import distill as run
 
     run(typed(DistillConfig, values, path, overrides or []), path)

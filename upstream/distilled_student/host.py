@@ -212,6 +212,7 @@ class _MendedRunner:
 
     def _get_optimizer(self, models: Any) -> Any:
         self._optimizer = optimizer = super()._get_optimizer(models)
+        self._slow_upstream(optimizer)
         if dist.is_initialized() and dist.get_rank() > 0:
             # s3prl counts steps in the leader alone; the others would wait for it for ever after the last one.
             left, zero_grad = self.config["runner"]["total_steps"] - self.init_ckpt.get("Step", 0), optimizer.zero_grad
@@ -225,6 +226,16 @@ class _MendedRunner:
 
             optimizer.zero_grad = counted
         return optimizer
+
+    def _slow_upstream(self, optimizer: torch.optim.Optimizer) -> None:
+        """``runner.upstream_lr``: a learning rate of the upstream's own; s3prl has one for everything it trains."""
+        rate = self.config["runner"].get("upstream_lr")
+        upstream = {id(parameter) for parameter in self.upstream.model.parameters()}
+        for group in [] if rate is None else list(optimizer.param_groups):
+            own = [parameter for parameter in group["params"] if id(parameter) in upstream]
+            if own:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in upstream]
+                optimizer.add_param_group({**group, "params": own, "lr": rate})
 
     def _get_scheduler(self, optimizer: Any) -> Any:
         self._scheduler = super()._get_scheduler(optimizer)

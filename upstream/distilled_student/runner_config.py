@@ -16,7 +16,8 @@ from distilled_student.errors import UserError
 
 COUNTS = ("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step", "max_keep")
 FLAGS = ("fp16", "bf16")
-RUNNER_KEYS = (*COUNTS, "gradient_clipping", "eval_dataloaders", "train_dataloader", "evaluate_ratio", *FLAGS)
+OTHERS = ("gradient_clipping", "eval_dataloaders", "train_dataloader", "evaluate_ratio", "upstream_lr")
+RUNNER_KEYS = (*COUNTS, *OTHERS, *FLAGS)
 SECTIONS = ("runner", "optimizer", "scheduler", "specaug", "downstream_expert")
 WORDS = {"null": None, "true": True, "false": False}  # YAML's, beside Python's
 
@@ -60,6 +61,10 @@ def _check_runner(where: str, runner: Mapping[str, Any], downstream: str) -> Non
             raise UserError(f"{where}: runner.{key}: expected a number above 0, found {value!r}")
         if key in COUNTS and not isinstance(value, int):
             raise UserError(f"{where}: runner.{key}: expected a whole number, found {value!r}")
+    rate = runner.get("upstream_lr")
+    is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
+    if rate is not None and not (is_number and 0 <= rate < math.inf):
+        raise UserError(f"{where}: runner.upstream_lr: expected a number of at least 0, found {rate!r}")
     for key in FLAGS:
         if not isinstance(runner.get(key, False), bool):
             raise UserError(f"{where}: runner.{key}: expected true or false, found {runner[key]!r}")

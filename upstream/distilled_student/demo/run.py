@@ -39,7 +39,8 @@ def corpus_folder() -> Path:
 
 
 def _distil(output: Path, corpus: Path, seed: int, overrides: list[str]) -> float:
-    from distilled_student.distillation.train import DistillConfig, distill
+    from distilled_student.distillation.config import DistillConfig
+    from distilled_student.distillation.train import distill
 
     path = find_config("demo", "distill")
     own = {

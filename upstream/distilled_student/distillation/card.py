@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from distilled_student.student import Student
 from distilled_student.upstreams import StudentUpstream
 
 if TYPE_CHECKING:
-    from distilled_student.distillation.train import DistillConfig
+    from distilled_student.distillation.config import DistillConfig
 
 
 def _curve(curve: list[list[float]], rows: int = 12) -> str:
@@ -28,11 +29,13 @@ def write_card(
     curve: list[list[float]],
     audio_seconds: float,
     hours: float,
-    taken: list[str],
+    taken: Iterable[str],
 ) -> None:
     """Write ``README.md`` into the student folder."""
     kept = parameters(student) - (parameters(student.predictions) if student.predictions is not None else 0)
     macs = macs_per_second(StudentUpstream(student))
+    rate = config.copied_learning_rate
+    copied = f" ({rate:g} for what was taken from the teacher)" if rate is not None and taken else ""
     name = os.path.basename(os.path.normpath(config.teacher))
     text = f"""# Distilled speech student
 
@@ -46,7 +49,7 @@ def write_card(
 | parameters | {kept / 1e6:.2f} M + {(parameters(student) - kept) / 1e6:.2f} M in the prediction layers |
 | multiply-accumulates | {macs / 1e6:.0f} M per second of audio, prediction layers included |
 | front end | {student.config.frontend}, a frame every {student.config.frame_shift / 16:g} ms |
-| optimiser | AdamW, learning rate {config.learning_rate:g}, {config.warmup:.0%} warm-up, seed {config.seed} |
+| optimiser | AdamW, learning rate {config.learning_rate:g}{copied}, {config.warmup:.0%} warm-up, seed {config.seed} |
 
 Loss per valid frame (sum over target layers of L1 and -log sigmoid(cosine)):
 

@@ -12,14 +12,14 @@ from distilled_student.student import Student
 log = logging.getLogger(__name__)
 
 
-def initialize(student: Student, weights: Mapping[str, Tensor]) -> list[str]:
+def initialize(student: Student, weights: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """Copy what matches from a teacher's ``weights`` (under a student's names) and say so in the log.
 
     The front end (convolutions, projection, positions, first norm) is taken whole or not at all: half of one is none.
     So is each transformer layer, the first ones in order, up to the first that does not match.
 
     Returns:
-        The parts that were taken, such as ``["front end", "layer 1", "layer 2"]``.
+        The parts that were taken, in order, such as ``front end`` and ``layer 1``, and the names of their weights.
     """
     state = student.state_dict()
     front = [n for n in state if n.startswith(("frontend.", "projection", "positions."))]
@@ -42,4 +42,4 @@ def initialize(student: Student, weights: Mapping[str, Tensor]) -> list[str]:
         log.info("student initialised from the teacher: %s (%.2f M parameters)", ", ".join(taken), count / 1e6)
     else:
         log.info("student starts from scratch: the teacher's shapes do not match")
-    return list(taken)
+    return taken

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,93 +18,17 @@ from lhotse import CutSet
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
-from distilled_student.config import SIZES, StudentConfig
 from distilled_student.distillation.card import write_card
-from distilled_student.distillation.data import Batch, DataConfig, Skipped, make_loader, read_cuts
+from distilled_student.distillation.config import DistillConfig, fitted_student, lasting
+from distilled_student.distillation.data import Batch, Skipped, make_loader, read_cuts
 from distilled_student.distillation.initialize import initialize
 from distilled_student.distillation.loss import distillation_loss
 from distilled_student.errors import UserError
-from distilled_student.settings import typed
 from distilled_student.storage import save_student
 from distilled_student.student import Student
 from distilled_student.teachers import Teacher, align, check_rates, open_teacher
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class DistillConfig:
-    """One distillation run.
-
-    Attributes:
-        teacher: See `open_teacher`. ``targets``: the teacher's layers to imitate, counted from 1.
-        student: A named size, or the fields of `StudentConfig` (``targets`` and ``target_size`` follow the teacher).
-        output: Folder for the student, its checkpoints and logs.
-        initialize: Take the teacher's front end and first layers where the shapes match.
-        reduction: ``frame`` divides the paper's sum by the number of valid frames, ``sum`` does not. Adam does not see
-            the difference, the gradient's clipping does.
-        warmup: Share of ``steps`` with a linearly rising learning rate; then it falls linearly to zero.
-        precision: ``fp32``, ``bf16`` or, on a GPU, ``fp16``.
-        weights: Type of the weights in the student folder, ``float32`` or ``float16``.
-    """
-
-    teacher: str
-    output: str
-    data: DataConfig
-    targets: list[int] = field(default_factory=lambda: [4, 8, 12])
-    student: Any = "paper"
-    initialize: bool = True
-    steps: int = 200_000
-    learning_rate: float = 2.0e-4
-    warmup: float = 0.07
-    weight_decay: float = 0.0
-    clip: float = 5.0
-    reduction: str = "frame"
-    precision: str = "fp32"
-    seed: int = 0
-    log_every: int = 50
-    save_every: int = 1000
-    keep: int = 2
-    weights: str = "float32"
-    description: str = ""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "clip", "log_every", "save_every", "keep"):
-            if not 0 < getattr(self, name) < math.inf:  # not so for NaN either
-                raise ValueError(f"{name}: needs a positive number")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError("weight_decay: needs a number of 0 or more")
-        if not 0 <= self.warmup < 1:
-            raise ValueError("warmup: needs a share in [0, 1)")
-        choices = {
-            "reduction": ("frame", "sum"),
-            "precision": ("fp32", "bf16", "fp16"),
-            "weights": ("float32", "float16"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(known)}")
-
-
-def student_config(config: DistillConfig, target_size: int, where: str | Path) -> StudentConfig:
-    """The student's typed configuration, fitted to the teacher."""
-    if isinstance(config.student, str):
-        if config.student not in SIZES:
-            raise UserError(f"{where}: student: '{config.student}' is no size; there are {', '.join(SIZES)}")
-        fields = dict(vars(SIZES[config.student]))
-    elif isinstance(config.student, dict):
-        fields = dict(config.student)
-    else:
-        raise UserError(f"{where}: student: expected a size's name or a mapping")
-    return typed(StudentConfig, {**fields, "targets": config.targets, "target_size": target_size}, f"{where}: student")
-
-
-def _lasting(config: DistillConfig) -> dict[str, Any]:
-    """The settings that an interrupted run must be resumed with: all that its result depends on but its length."""
-    free = ("output", "steps", "log_every", "save_every", "keep", "weights", "description", "data")
-    settings = asdict(config)
-    data = {f"data.{key}": value for key, value in settings["data"].items() if key != "workers"}
-    return {key: value for key, value in settings.items() if key not in free} | data
 
 
 @dataclass
@@ -128,21 +52,29 @@ class Distillation:
             raise UserError(f"{where}: precision: fp16 needs a GPU; a CPU has bf16")
         torch.manual_seed(config.seed)
         encoder = open_teacher(config.teacher)
-        self.student = Student(student_config(config, encoder.hidden_size, where))
-        self.taken = initialize(self.student, encoder.weights()) if config.initialize else []
+        self.student = Student(fitted_student(config, encoder.hidden_size, where))
+        self.taken = initialize(self.student, encoder.weights()) if config.initialize else {}
         try:
             check_rates(encoder.frame_shift, self.student.config.frame_shift)
             self.teacher = Teacher(encoder, config.targets).to(self.accelerator.device)
         except (ValueError, UserError) as error:
             raise UserError(f"{where}: {error}") from None
         self.progress = Progress()
-        optimizer = torch.optim.AdamW(
-            self.student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, weight_decay=config.weight_decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         self.model, self.optimizer = self.accelerator.prepare(self.student, optimizer)
         self.scheduler = scheduler
         self.output = Path(config.output)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The optimiser's parameter groups: what was drawn afresh, and what was taken from the teacher."""
+        names = {name for part in self.taken.values() for name in part}
+        copied = [p for name, p in self.student.named_parameters() if name in names]
+        fresh = [p for name, p in self.student.named_parameters() if name not in names]
+        rate = self.config.copied_learning_rate
+        if rate is None or not copied:
+            return [{"params": list(self.student.parameters())}]
+        return [{"params": fresh}, {"params": copied, "lr": rate}]
 
     def _rate(self, step: int) -> float:
         warmup = max(1, round(self.config.warmup * self.config.steps))
@@ -203,7 +135,7 @@ class Distillation:
             "scheduler": self.scheduler.state_dict(),
             "random": torch.get_rng_state(),
             "progress": vars(self.progress),
-            "settings": _lasting(self.config),
+            "settings": lasting(self.config),
         }
         path = folder / f"step-{self.progress.step:08d}.pt"
         torch.save(state, path.with_suffix(".new"))
@@ -218,7 +150,7 @@ class Distillation:
             return False
         try:
             state = torch.load(found[-1], map_location="cpu", weights_only=True)
-            before, now = state["settings"], _lasting(self.config)
+            before, now = state["settings"], lasting(self.config)
             self.accelerator.unwrap_model(self.model).load_state_dict(state["student"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])

@@ -1,0 +1,93 @@
+"""The typed settings of one distillation run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distilled_student.config import SIZES, StudentConfig
+from distilled_student.distillation.data import DataConfig
+from distilled_student.errors import UserError
+from distilled_student.settings import typed
+
+
+@dataclass
+class DistillConfig:
+    """One distillation run.
+
+    Attributes:
+        teacher: See `open_teacher`. ``targets``: the teacher's layers to imitate, counted from 1.
+        student: A named size, or the fields of `StudentConfig` (``targets`` and ``target_size`` follow the teacher).
+        output: Folder for the student, its checkpoints and logs.
+        initialize: Take the teacher's front end and first layers where the shapes match.
+        copied_learning_rate: Of what was taken from the teacher; None: ``learning_rate``, as everything else. A short
+            run needs a smaller one, or the fresh prediction layers' first gradients undo what was taken.
+        reduction: ``frame`` divides the paper's sum by the number of valid frames, ``sum`` does not. Adam does not see
+            the difference, the gradient's clipping does.
+        warmup: Share of ``steps`` with a linearly rising learning rate; then it falls linearly to zero.
+        precision: ``fp32``, ``bf16`` or, on a GPU, ``fp16``.
+        weights: Type of the weights in the student folder, ``float32`` or ``float16``.
+    """
+
+    teacher: str
+    output: str
+    data: DataConfig
+    targets: list[int] = field(default_factory=lambda: [4, 8, 12])
+    student: Any = "paper"
+    initialize: bool = True
+    steps: int = 200_000
+    learning_rate: float = 2.0e-4
+    copied_learning_rate: float | None = None
+    warmup: float = 0.07
+    weight_decay: float = 0.0
+    clip: float = 5.0
+    reduction: str = "frame"
+    precision: str = "fp32"
+    seed: int = 0
+    log_every: int = 50
+    save_every: int = 1000
+    keep: int = 2
+    weights: str = "float32"
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "learning_rate", "clip", "log_every", "save_every", "keep"):
+            if not 0 < getattr(self, name) < math.inf:  # not so for NaN either
+                raise ValueError(f"{name}: needs a positive number")
+        if not 0 <= (self.copied_learning_rate or 0) < math.inf:
+            raise ValueError("copied_learning_rate: needs a number of 0 or more")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError("weight_decay: needs a number of 0 or more")
+        if not 0 <= self.warmup < 1:
+            raise ValueError("warmup: needs a share in [0, 1)")
+        choices = {
+            "reduction": ("frame", "sum"),
+            "precision": ("fp32", "bf16", "fp16"),
+            "weights": ("float32", "float16"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(known)}")
+
+
+def fitted_student(config: DistillConfig, target_size: int, where: str | Path) -> StudentConfig:
+    """The student's typed configuration, fitted to the teacher."""
+    if isinstance(config.student, str):
+        if config.student not in SIZES:
+            raise UserError(f"{where}: student: '{config.student}' is no size; there are {', '.join(SIZES)}")
+        fields = dict(vars(SIZES[config.student]))
+    elif isinstance(config.student, dict):
+        fields = dict(config.student)
+    else:
+        raise UserError(f"{where}: student: expected a size's name or a mapping")
+    return typed(StudentConfig, {**fields, "targets": config.targets, "target_size": target_size}, f"{where}: student")
+
+
+def lasting(config: DistillConfig) -> dict[str, Any]:
+    """The settings that an interrupted run must be resumed with: all that its result depends on but its length."""
+    free = ("output", "steps", "log_every", "save_every", "keep", "weights", "description", "data")
+    settings = asdict(config)
+    data = {f"data.{key}": value for key, value in settings["data"].items() if key != "workers"}
+    return {key: value for key, value in settings.items() if key not in free} | data
