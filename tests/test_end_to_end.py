@@ -94,7 +94,7 @@ def test_without_f_the_upstream_stays_as_it_was_distilled(student: Path, small_c
     assert {"Featurizer", "Downstream"} <= state.keys()
 
 
-@pytest.mark.parametrize("selection", ["predictions", "last_hidden_state"])
+@pytest.mark.parametrize("selection", ["predictions", "last_hidden_state", "concatenated"])
 def test_s_chooses_the_features(selection: str, student: Path, small_corpus: Path, tmp_path: Path) -> None:
     train = [
         "-m",
@@ -111,9 +111,10 @@ def test_s_chooses_the_features(selection: str, student: Path, small_corpus: Pat
         selection,
     ]
     assert _command(host.main, *train, *_joint(small_corpus, "config.runner.total_steps=2")) == 0
-    width = 512 if selection == "predictions" else ds.load_student(student).config.hidden_size
+    config = ds.load_student(student).config
+    widths = {"predictions": 512, "concatenated": config.hidden_size * (config.layers + 1)}
     state = torch.load(tmp_path / "states-2.ckpt", weights_only=True)["Downstream"]
-    assert state["tasks.kws.head.weight"].shape[1] == width
+    assert state["tasks.kws.head.weight"].shape[1] == widths.get(selection, config.hidden_size)
 
 
 def test_without_k_the_shipped_student_is_used(small_corpus: Path, tmp_path: Path) -> None:

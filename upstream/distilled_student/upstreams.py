@@ -29,7 +29,11 @@ def match_host(x: Tensor, lengths: Tensor, samples: Sequence[int], shift: int) -
 
 
 class Upstream(nn.Module):
-    """What both share: list of waveforms in, padded features of s3prl's lengths out."""
+    """What both share: list of waveforms in, padded features of s3prl's lengths out.
+
+    Beside the named lists: ``last_hidden_state``, and ``concatenated``, all hidden states side by side, from which each
+    task's head takes the layers it needs where a weighted sum is one for all tasks.
+    """
 
     frame_shift: int
 
@@ -50,6 +54,7 @@ class Upstream(nn.Module):
             name: [match_host(x, frames, samples, self.frame_shift) for x in states] for name, states in named.items()
         }
         result["last_hidden_state"] = result["hidden_states"][-1]
+        result["concatenated"] = torch.cat(result["hidden_states"], dim=2)
         return result
 
 

@@ -65,7 +65,7 @@ def _fine_tune(expdir: Path, corpus: Path, upstream: list[str], seed: int, overr
         f"{tasks}.sv.root={corpus / 'voxceleb1'}",
         *overrides,
     ]
-    options = ["-d", "multitask", "-c", "demo"]
+    options = ["-s", "concatenated", "-d", "multitask", "-c", "demo"]
     command = ["-m", "train", *upstream, *options, "-p", str(expdir), "--seed", str(seed)]
     console.print("run_downstream.py", *command, style="dim", soft_wrap=True)
     start = time.monotonic()
@@ -84,16 +84,20 @@ def _one_seed(folder: Path, corpus: Path, seed: int, distil: list[str], joint: l
     save_student(Student(load_student(folder / "student").config), folder / "untrained")
     student, untrained = ["-u", "distilled_student", "-k", str(folder / "student")], str(folder / "untrained")
     runs = {
-        "student": [*student, "-f"],
-        "student, frozen": student,
-        "student, from scratch": ["-u", "distilled_student", "-k", untrained, "-f"],
-        "teacher": ["-u", "teacher", "-k", "shipped", "-f"],
+        "student": ([*student, "-f"], joint),
+        "student, frozen": (student, joint),
+        # random weights need the heads' learning rate, not the gentle one that keeps what was learned before
+        "student, from scratch": (
+            ["-u", "distilled_student", "-k", untrained, "-f"],
+            ["config.runner.upstream_lr=null", *joint],
+        ),
+        "teacher": (["-u", "teacher", "-k", "shipped", "-f"], joint),
     }
     rows = []
-    for name, upstream in runs.items():
+    for name, (upstream, overrides) in runs.items():
         console.rule(f"seed {seed}: joint fine-tuning, {name}")
         expdir = folder / _slug(name)
-        seconds = _fine_tune(expdir, corpus, upstream, seed, joint)
+        seconds = _fine_tune(expdir, corpus, upstream, seed, overrides)
         rows.append(row(name, evaluate(expdir), seconds))
     return rows
 
