@@ -94,6 +94,8 @@ def test_a_saved_student_is_the_same_student(student: ds.Student, tmp_path: Path
     ds.save_student(student, tmp_path / "a folder")
     again = ds.load_student(tmp_path / "a folder")
     assert again.config == student.config
+    modes = {file.stat().st_mode for file in (tmp_path / "a folder").iterdir()}
+    assert len(modes) == 1  # weights that others may read as they may the configuration
     wave = tone(1.0)[None]
     torch.testing.assert_close(again(wave).predictions, student(wave).predictions, atol=0, rtol=0)
 

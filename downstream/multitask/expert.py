@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -154,6 +154,35 @@ class DownstreamExpert(nn.Module):
             records[f"{task}/{name}"].append(value)
         # the runner divides by the accumulation, so that this is what makes the gradient that of the sum
         return loss * self.accumulate if self.settings.update == "sum" else loss
+
+    @torch.no_grad()
+    def calibrate(self, extract: Callable[[list[np.ndarray]], list[Tensor]], cycles: int = 10) -> None:
+        """Take the statistics of `standardize` anew from the features of an evaluation, over some training batches.
+
+        Batch norm keeps those of training. In half precision the upstream's rounded weights shift its features by as
+        much as speakers differ, so that statistics of training would not fit an evaluation in float32.
+        After Wu and Johnson, "Rethinking Batch in BatchNorm" (arXiv 2105.07576), sec. 3, PreciseBN.
+
+        Args:
+            extract: Waveforms to features per utterance, ``(frames, features)``, as an evaluation gets them.
+            cycles: Batches of each task.
+        """
+        norms = {name: task.standardize for name, task in self.tasks.items() if task.settings.standardize}
+        before = {name: (norm.training, norm.momentum) for name, norm in norms.items()}
+        for norm in norms.values():
+            norm.reset_running_stats()
+            norm.train().momentum = None  # torch's way to ask for the average of all batches
+        left = dict.fromkeys(norms, cycles)
+        batches = iter(self.get_dataloader("train"))
+        while any(left.values()) and (batch := next(batches, None)) is not None:
+            wavs, name = batch[:2]
+            if left.get(name):
+                left[name] -= 1
+                features = extract(wavs)
+                lengths = torch.tensor([len(f) for f in features], device=features[0].device)
+                norms[name](self.tasks[name].pooling(pad_sequence(features, batch_first=True).float(), lengths))
+        for name, norm in norms.items():
+            norm.training, norm.momentum = before[name]
 
     # Interface
     def log_records(

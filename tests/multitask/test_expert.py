@@ -338,3 +338,28 @@ def test_evaluation_batches_hold_one_length_and_every_utterance_once() -> None:
             return self.lengths[index]
 
     assert equal_length_batches(Data(), 2) == [[1, 4], [0, 2], [3], [5]]
+
+
+def test_calibration_replaces_the_statistics_by_those_of_the_features_it_is_given(tmp_path: Path) -> None:
+    values = tasks(tmp_path)
+    for name in values:
+        values[name]["standardize"] = True
+    e = expert(tmp_path, tasks=values, schedule={"kws": 1, "sv": 1})
+    shifted = [f + 7 for wavs, task, *_ in train_batches(e) if task == "kws" for f in wavs]
+    e.tasks["kws"](torch.nn.utils.rnn.pad_sequence(shifted, batch_first=True), torch.tensor([len(f) for f in shifted]))
+    e.eval()
+    e.calibrate(frames, cycles=1000)
+    # the reference: every batch of an epoch pooled by hand, its moments averaged over batches
+    means = {"kws": [], "sv": []}
+    for features, task, *_ in train_batches(e):
+        means[task].append(torch.stack([f.mean(0) for f in features]).mean(0))
+    for name, values in means.items():
+        torch.testing.assert_close(e.tasks[name].standardize.running_mean, torch.stack(values).mean(0))
+        assert not e.tasks[name].standardize.training and e.tasks[name].standardize.momentum == 0.1
+
+
+def test_without_standardisation_there_is_nothing_to_calibrate(tmp_path: Path) -> None:
+    def unwanted(wavs: list) -> list[torch.Tensor]:
+        raise AssertionError("no batch is needed")
+
+    expert(tmp_path).calibrate(unwanted)

@@ -77,6 +77,16 @@ def test_extra_files_count_once_for_each_crop_and_speakers_can_be_balanced(tmp_p
     assert {len(item.waveform) for item in items} == {8000}
 
 
+def test_crops_of_drawn_length_lie_between_the_two(tmp_path: Path) -> None:
+    root = voxceleb(tmp_path / "vox")
+    s = sv.Settings(root=str(root), dev_speakers=2, dev_trials=8, crop_seconds=0.2, longest_crop_seconds=0.4)
+    train = sv.Task(s, 4, 0, "F").training_data()
+    lengths = [len(train.item(0, np.random.default_rng(i)).waveform) for i in range(50)]
+    assert 3200 <= min(lengths) < 3900 and 5700 < max(lengths) <= 6400
+    with pytest.raises(ValueError, match="longest_crop_seconds: needs at least crop_seconds"):
+        sv.Settings(crop_seconds=2.0, longest_crop_seconds=1.0)
+
+
 @pytest.mark.parametrize("bad", ["root", "list", "line", "file", "speaker", "one", "all held out", "one kind"])
 def test_missing_data_is_one_line_that_names_it(tmp_path: Path, bad: str) -> None:
     root, dev = voxceleb(tmp_path / "vox"), 2

@@ -261,9 +261,25 @@ class _MendedRunner:
         forward = upstream.forward
         upstream.forward = self._full_precision or forward
         try:
+            calibrate = getattr(getattr(self.downstream.model, "module", self.downstream.model), "calibrate", None)
+            if self._full_precision is not None and calibrate is not None:
+                calibrate(self._features)
             return super().evaluate(*args, **kwargs)
         finally:
             upstream.forward = forward
+
+    @torch.no_grad()
+    def _features(self, wavs: Sequence[Any]) -> list[torch.Tensor]:
+        """What an evaluation hands to the downstream: features of each utterance, without dropout."""
+        models = [entry.model for entry in (self.upstream, self.featurizer)]
+        were = [model.training for model in models]
+        for model in models:
+            model.eval()
+        wavs = [torch.as_tensor(wav, dtype=torch.float32, device=self.args.device) for wav in wavs]
+        features = self.featurizer.model(wavs, self.upstream.model(wavs))
+        for model, was in zip(models, were, strict=True):
+            model.train(was)
+        return features
 
     def train(self) -> None:
         """s3prl's, then the last step's checkpoint, which s3prl saves only where save_step divides total_steps."""

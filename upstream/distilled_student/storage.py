@@ -35,7 +35,7 @@ def save_student(student: Student, path: str | Path, dtype: torch.dtype = torch.
 
     Each file is written beside and renamed, so that a folder never holds half of one.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def save_student(student: Student, path: str | Path, dtype: torch.dtype = torch.
         "dtype": str(dtype).removeprefix("torch."),
         **dataclasses.asdict(student.config),
     }
-    save_file(state, folder / f"{WEIGHTS}.new")
+    (folder / f"{WEIGHTS}.new").write_bytes(save(state))  # its save_file makes files that nobody else can read
     (folder / f"{CONFIG}.new").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in (WEIGHTS, CONFIG):
         os.replace(folder / f"{name}.new", folder / name)

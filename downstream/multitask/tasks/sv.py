@@ -28,6 +28,8 @@ class Settings(TaskSettings):
     trials: Test trials, ``1|0 a.wav b.wav`` a line, relative to ``root``; None where nothing is tested.
     dev_speakers: Speakers kept out of training, those of the lowest hash; dev_trials: trials made from them.
     extra_roots: Folders of ``SPEAKER/**/*``, further training speakers; one item per ``crop_seconds`` of their files.
+    crop_seconds: Length of a training crop. With ``longest_crop_seconds`` each crop's length is drawn between the two:
+        positions leak into an upstream's features, so that a head that has heard one length only is lost at others.
     sampling: ``utterance`` (each once a pass) or ``speaker`` (speakers equally often).
     """
 
@@ -38,6 +40,7 @@ class Settings(TaskSettings):
     extra_roots: list[str] = field(default_factory=list)
     sampling: str = "utterance"
     crop_seconds: float = 2.0
+    longest_crop_seconds: float | None = None
     embedding_size: int = 256
     loss: LossSettings = field(default_factory=LossSettings)
 
@@ -51,6 +54,8 @@ class Settings(TaskSettings):
             raise ValueError("dev_trials, embedding_size: need at least 2 and 1")
         if self.crop_seconds < 0.1:
             raise ValueError("crop_seconds: needs at least 0.1")
+        if self.longest_crop_seconds is not None and self.longest_crop_seconds < self.crop_seconds:
+            raise ValueError(f"longest_crop_seconds: needs at least crop_seconds, {self.crop_seconds:g}")
 
 
 class Training:
@@ -74,10 +79,13 @@ class Training:
     def item(self, index: int, rng: np.random.Generator) -> Item:
         path, label = self.items[index]
         speed = self.augment.speed(rng)
-        length = self.settings.crop_seconds * speed
+        seconds = self.settings.crop_seconds
+        if self.settings.longest_crop_seconds is not None:
+            seconds = rng.uniform(seconds, self.settings.longest_crop_seconds)
+        length = seconds * speed
         spare = max(0.0, audio.seconds(path) - length)
         waveform = audio.load(path, rng.uniform(0.0, spare), length + 0.01)
-        samples = int(self.settings.crop_seconds * audio.SAMPLE_RATE)
+        samples = int(seconds * audio.SAMPLE_RATE)
         waveform = fill(change_speed(waveform, speed), samples)
         return Item(self.augment(waveform, rng), label, str(path))
 

@@ -38,6 +38,11 @@ def corpus_folder() -> Path:
             raise UserError(f"{folder}: cannot be written ({error.strerror}); set XDG_CACHE_HOME") from None
 
 
+def _has_fast_bf16() -> bool:
+    """Whether bfloat16 is worth while here: torch's CPU kernels have it from AVX-512 on, and crawl below."""
+    return torch.cuda.is_available() or "AVX512" in torch.backends.cpu.get_cpu_capability()
+
+
 def _distil(output: Path, corpus: Path, seed: int, overrides: list[str]) -> float:
     from distilled_student.distillation.config import DistillConfig
     from distilled_student.distillation.train import distill
@@ -46,6 +51,7 @@ def _distil(output: Path, corpus: Path, seed: int, overrides: list[str]) -> floa
     own = {
         "output": str(output),
         "seed": seed,
+        "precision": "bf16" if _has_fast_bf16() else "fp32",
         "data": {"paths": [str(corpus / "speech_commands" / "train"), str(corpus / "voxceleb1" / "dev")]},
     }
     values = read_yaml(path)
@@ -63,6 +69,7 @@ def _fine_tune(expdir: Path, corpus: Path, upstream: list[str], seed: int, overr
         f"{tasks}.kws.train_root={corpus / 'speech_commands' / 'train'}",
         f"{tasks}.kws.test_root={corpus / 'speech_commands' / 'test'}",
         f"{tasks}.sv.root={corpus / 'voxceleb1'}",
+        f"config.runner.bf16={_has_fast_bf16()}",
         *overrides,
     ]
     options = ["-s", "concatenated", "-d", "multitask", "-c", "demo"]
