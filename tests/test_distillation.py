@@ -152,6 +152,11 @@ def test_what_was_taken_from_the_teacher_learns_at_its_own_rate(config: Path, tm
     assert _run(config, "copied_learning_rate=-1", f"output={tmp_path / 'b'}") == 2
 
 
+def test_one_process_distils_in_two_precisions(config: Path, tmp_path: Path) -> None:
+    for precision in ("fp32", "bf16"):
+        assert _run(config, "steps=2", f"precision={precision}", f"output={tmp_path / precision}") == 0
+
+
 def test_an_interrupted_run_resumes_to_the_same_student(config: Path, tmp_path: Path) -> None:
     assert _run(config) == 0
     other = tmp_path / "interrupted"

@@ -36,6 +36,7 @@ class ExpertSettings:
         schedule: Batches of each task in a cycle, in this order. Only tasks named here are used: naming one is
             single-task training. Empty: one of each.
         update: ``alternate`` (a step per batch) or ``sum`` (a step per cycle, on the sum of its losses).
+        layers: Layers that ``-s concatenated`` puts side by side, hidden states from 0; a task's ``layer`` chooses one.
         score: Weight of each task's score in the choice of the best checkpoint; 1 where not named.
         num_workers: Data worker processes of each task.
         seed: Of the data; None: the runner's ``--seed``.
@@ -44,6 +45,7 @@ class ExpertSettings:
     tasks: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, int] = field(default_factory=dict)
     update: str = "alternate"
+    layers: int = 1
     score: dict[str, float] = field(default_factory=dict)
     num_workers: int = 0
     seed: int | None = None
@@ -60,6 +62,8 @@ class ExpertSettings:
             raise ValueError("schedule: needs 1 or more batches of each task it names")
         if self.update not in ("alternate", "sum"):
             raise ValueError(f"update: '{self.update}' is not alternate or sum")
+        if self.layers < 1:
+            raise ValueError("layers: needs 1 or more")
         if self.num_workers < 0:
             raise ValueError("num_workers: needs 0 or more")
         if self.seed is not None and self.seed < 0:
@@ -94,7 +98,7 @@ class DownstreamExpert(nn.Module):
         self.tasks = nn.ModuleDict()
         for name in self.settings.schedule:
             module, values, key = known[name]
-            self.tasks[name] = module.Task(values, upstream_dim, self.seed, key)
+            self.tasks[name] = module.Task(values, self._width(upstream_dim, values.layer, key), self.seed, key)
         self.register_buffer("best_score", torch.full((1,), float("-inf"), dtype=torch.float64))
         self._training: dict[str, TrainingData] = {}  # made at the first epoch: it reads headers
         self.results: dict[str, dict[str, Any]] = {}
@@ -111,6 +115,26 @@ class DownstreamExpert(nn.Module):
         values = dict(values or {})
         module = task_module(name, values.pop("module", None), key)
         return module, typed(module.Settings, values, key), key
+
+    def _width(self, features: int, layer: int | None, key: str) -> int:
+        """How many of the upstream's ``features`` a task gets."""
+        layers = self.settings.layers
+        if features % layers:
+            raise UserError(
+                f"{key.rpartition('.tasks.')[0]}.layers: {features} features are not {layers} layers side by side; "
+                "with -s concatenated they are those of all hidden states"
+            )
+        if layer is not None and not 0 <= layer < layers:
+            raise UserError(f"{key}.layer: {layer} is not one of layers: {layers}, counted from 0")
+        return features if layer is None else features // layers
+
+    def _batch(self, name: str, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """A task's features ``(batch, frames, features)``, padded, and lengths in frames."""
+        layer = self.tasks[name].settings.layer
+        if layer is not None:
+            features = [f.chunk(self.settings.layers, dim=1)[layer] for f in features]
+        lengths = torch.tensor([len(f) for f in features], device=features[0].device)
+        return pad_sequence(list(features), batch_first=True), lengths
 
     def _sizes(self, name: str) -> dict[str, int]:
         return {task: getattr(self.tasks[task].settings, name) for task in self.tasks}
@@ -143,8 +167,7 @@ class DownstreamExpert(nn.Module):
         **_: Any,
     ) -> Tensor | None:
         """``features``: per utterance ``(frames, features)``, without padding. Training: the loss of ``task``."""
-        lengths = torch.tensor([len(f) for f in features], device=features[0].device)
-        outputs = self.tasks[task](pad_sequence(list(features), batch_first=True), lengths)
+        outputs = self.tasks[task](*self._batch(task, features))
         if split != "train":
             records[task] += self.tasks[task].collect(outputs, labels, keys)
             return None
@@ -178,9 +201,8 @@ class DownstreamExpert(nn.Module):
             wavs, name = batch[:2]
             if left.get(name):
                 left[name] -= 1
-                features = extract(wavs)
-                lengths = torch.tensor([len(f) for f in features], device=features[0].device)
-                norms[name](self.tasks[name].pooling(pad_sequence(features, batch_first=True).float(), lengths))
+                features, lengths = self._batch(name, extract(wavs))
+                norms[name](self.tasks[name].pooling(features.float(), lengths))
         for name, norm in norms.items():
             norm.training, norm.momentum = before[name]
 
@@ -228,8 +250,6 @@ class DownstreamExpert(nn.Module):
 
     def inference(self, features: Sequence[Tensor], filenames: Sequence[str]) -> None:
         """One line per utterance and task on the standard output."""
-        lengths = torch.tensor([len(f) for f in features], device=features[0].device)
-        padded = pad_sequence(list(features), batch_first=True)
         for name, task in self.tasks.items():
-            for filename, output in zip(filenames, task(padded, lengths), strict=True):
+            for filename, output in zip(filenames, task(*self._batch(name, features)), strict=True):
                 print(f"{filename}: {name}: {task.describe(output)}", file=sys.stdout)

@@ -363,3 +363,29 @@ def test_without_standardisation_there_is_nothing_to_calibrate(tmp_path: Path) -
         raise AssertionError("no batch is needed")
 
     expert(tmp_path).calibrate(unwanted)
+
+
+def test_a_task_hears_the_layer_that_it_names(tmp_path: Path) -> None:
+    values = tasks(tmp_path)
+    values["sv"]["layer"] = 1
+    e = expert(tmp_path, tasks=values, schedule={"kws": 1, "sv": 1}, layers=2)
+    assert (e.tasks["kws"].head.in_features, e.tasks["sv"].head.in_features) == (6, 3)
+    features, seen = torch.randn(2, 5, 6), []
+    e.tasks["sv"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    e("dev", list(features), "sv", [0, 1], ["0", "1"], records=defaultdict(list))
+    torch.testing.assert_close(seen[0], features[:, :, 3:])
+
+
+@pytest.mark.parametrize(
+    ("layers", "layer", "message"),
+    [
+        (4, None, r"my\.yaml: downstream_expert\.layers: 6 features are not 4 layers"),
+        (2, 2, r"tasks\.sv\.layer: 2 is not one of layers: 2"),
+        (0, None, r"layers: needs 1 or more"),
+    ],
+)
+def test_layers_that_are_not_there_are_one_line(tmp_path: Path, layers: int, layer: int | None, message: str) -> None:
+    values = tasks(tmp_path)
+    values["sv"]["layer"] = layer
+    with pytest.raises(UserError, match=message):
+        expert(tmp_path, tasks=values, layers=layers)

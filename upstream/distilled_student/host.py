@@ -158,6 +158,8 @@ class _MendedRunner:
         super().__init__(args, config)
 
     def _load_weight(self, model: Any, name: str) -> None:
+        if name == "Optimizer":  # before its state is loaded, which is that of all its groups
+            self._slow_upstream(model)
         try:
             super()._load_weight(model, name)
         except (RuntimeError, ValueError, KeyError) as error:
@@ -212,7 +214,6 @@ class _MendedRunner:
 
     def _get_optimizer(self, models: Any) -> Any:
         self._optimizer = optimizer = super()._get_optimizer(models)
-        self._slow_upstream(optimizer)
         if dist.is_initialized() and dist.get_rank() > 0:
             # s3prl counts steps in the leader alone; the others would wait for it for ever after the last one.
             left, zero_grad = self.config["runner"]["total_steps"] - self.init_ckpt.get("Step", 0), optimizer.zero_grad

@@ -70,6 +70,8 @@ class TaskSettings:
         batch_size: Utterances in a training batch.
         eval_batch_size: At most so many utterances, all of one length, in an evaluation batch.
         pooling: ``mean``, ``mean_std`` or ``attentive``.
+        layer: The one of the expert's ``layers`` that this task hears; None: all features. Early layers know the
+            speaker best, late ones the word.
         standardize: Bring each pooled feature to zero mean and unit variance (batch norm without weights) before the
             linear layer, which then learns in a tenth of the steps: what tells classes apart is small beside what all
             utterances share.
@@ -78,6 +80,7 @@ class TaskSettings:
     batch_size: int = 32
     eval_batch_size: int = 16
     pooling: str = "mean"
+    layer: int | None = None
     standardize: bool = False
     augment: AugmentSettings = field(default_factory=AugmentSettings)
 

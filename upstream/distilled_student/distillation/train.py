@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from lhotse import CutSet
 from tensorboardX import SummaryWriter
 from torch import Tensor
@@ -47,6 +48,7 @@ class Distillation:
 
     def __init__(self, config: DistillConfig, where: str | Path) -> None:
         self.config = config
+        AcceleratorState._reset_state()  # it refuses a second run of another precision in one process
         self.accelerator = Accelerator(mixed_precision="no" if config.precision == "fp32" else config.precision)
         if config.precision == "fp16" and self.accelerator.device.type == "cpu":
             raise UserError(f"{where}: precision: fp16 needs a GPU; a CPU has bf16")
