@@ -15,7 +15,6 @@ import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
@@ -27,6 +26,7 @@ from distilled_student import hostaudio
 from distilled_student.arguments import Parser, check_names, checkpoints, override, pick_device, read_experiment, source
 from distilled_student.errors import UserError
 from distilled_student.runner_config import check_config, mend_numbers
+from distilled_student.runner_options import RunnerOptions
 
 
 class _Gone:
@@ -114,7 +114,7 @@ def prepare() -> None:
     runner.glob = SimpleNamespace(glob=lambda pattern: list(map(str, checkpoints(Path(pattern).parent))))
     run_downstream.hack_isinstance = lambda: None  # it replaces the builtin, for torch before 1.8
     run_downstream.override = override  # s3prl's evaluates the string as code
-    run_downstream.Runner = type("Runner", (_MendedRunner, run_downstream.Runner), {})
+    run_downstream.Runner = type("Runner", (_MendedRunner, RunnerOptions, run_downstream.Runner), {})
     _register()
 
 
@@ -149,8 +149,6 @@ class _LastStep(Exception):
 class _MendedRunner:
     """Goes before s3prl's ``Runner``: processes without a GPU, a last checkpoint, errors that name what is wrong."""
 
-    _full_precision: Callable[..., Any] | None = None  # the upstream's own forward, while training runs in bfloat16
-
     def __init__(self, args: Namespace, config: dict[str, Any]) -> None:
         if dist.is_initialized() and args.local_rank is None:
             args.local_rank = int(os.environ["LOCAL_RANK"])  # a resume looks for it in the checkpoint
@@ -158,8 +156,6 @@ class _MendedRunner:
         super().__init__(args, config)
 
     def _load_weight(self, model: Any, name: str) -> None:
-        if name == "Optimizer":  # before its state is loaded, which is that of all its groups
-            self._slow_upstream(model)
         try:
             super()._load_weight(model, name)
         except (RuntimeError, ValueError, KeyError) as error:
@@ -228,59 +224,9 @@ class _MendedRunner:
             optimizer.zero_grad = counted
         return optimizer
 
-    def _slow_upstream(self, optimizer: torch.optim.Optimizer) -> None:
-        """``runner.upstream_lr``: a learning rate of the upstream's own; s3prl has one for everything it trains."""
-        rate = self.config["runner"].get("upstream_lr")
-        upstream = {id(parameter) for parameter in self.upstream.model.parameters()}
-        for group in [] if rate is None else list(optimizer.param_groups):
-            own = [parameter for parameter in group["params"] if id(parameter) in upstream]
-            if own:
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in upstream]
-                optimizer.add_param_group({**group, "params": own, "lr": rate})
-
     def _get_scheduler(self, optimizer: Any) -> Any:
         self._scheduler = super()._get_scheduler(optimizer)
         return self._scheduler
-
-    @contextmanager
-    def _half_precision(self) -> Iterator[None]:
-        """``runner.bf16: true``: the upstream trains in bfloat16, on CPU or GPU; s3prl has float16 on GPUs only."""
-        upstream = self.upstream.model
-        if not self.config["runner"].get("bf16", False):
-            yield
-            return
-        self._full_precision = forward = upstream.forward
-        upstream.forward = torch.autocast(torch.device(self.args.device).type, torch.bfloat16)(forward)
-        try:
-            yield
-        finally:
-            upstream.forward, self._full_precision = forward, None
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """s3prl's, always in float32: what chooses a checkpoint is what an evaluation of it will find."""
-        upstream = self.upstream.model
-        forward = upstream.forward
-        upstream.forward = self._full_precision or forward
-        try:
-            calibrate = getattr(getattr(self.downstream.model, "module", self.downstream.model), "calibrate", None)
-            if self._full_precision is not None and calibrate is not None:
-                calibrate(self._features)
-            return super().evaluate(*args, **kwargs)
-        finally:
-            upstream.forward = forward
-
-    @torch.no_grad()
-    def _features(self, wavs: Sequence[Any]) -> list[torch.Tensor]:
-        """What an evaluation hands to the downstream: features of each utterance, without dropout."""
-        models = [entry.model for entry in (self.upstream, self.featurizer)]
-        were = [model.training for model in models]
-        for model in models:
-            model.eval()
-        wavs = [torch.as_tensor(wav, dtype=torch.float32, device=self.args.device) for wav in wavs]
-        features = self.featurizer.model(wavs, self.upstream.model(wavs))
-        for model, was in zip(models, were, strict=True):
-            model.train(was)
-        return features
 
     def train(self) -> None:
         """s3prl's, then the last step's checkpoint, which s3prl saves only where save_step divides total_steps."""
@@ -293,7 +239,7 @@ class _MendedRunner:
             return get_dataloader(split, **kwargs)
 
         downstream.get_dataloader = watched
-        with contextlib.suppress(_LastStep), self._half_precision():
+        with contextlib.suppress(_LastStep):
             super().train()
         if dist.is_initialized():
             dist.barrier()
