@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-COLUMNS = {  # key of a row: heading, format
-    "kws_accuracy": ("KWS accuracy %", "{:.1f}"),
-    "sv_eer": ("SV EER %", "{:.1f}"),
-    "min_dcf": ("minDCF (p 0.05)", "{:.3f}"),
-    "parameters": ("parameters M", "{:.2f}"),
-    "macs_per_second": ("M MAC per s", "{:.0f}"),
-    "rtf": ("real-time factor", "{:.4f}"),
-    "train_seconds": ("training s", "{:.0f}"),
+COLUMNS = {  # key of a row: heading, format, heading where a line has 80 characters
+    "kws_accuracy": ("KWS accuracy %", "{:.1f}", "KWS %"),
+    "sv_eer": ("SV EER %", "{:.1f}", "EER %"),
+    "min_dcf": ("minDCF (p 0.05)", "{:.3f}", "minDCF"),
+    "parameters": ("parameters M", "{:.2f}", "M par"),
+    "macs_per_second": ("M MAC per s", "{:.0f}", "MMAC/s"),
+    "rtf": ("real-time factor", "{:.4f}", "RTF"),
+    "train_seconds": ("training s", "{:.0f}", "train"),
 }
 MILLIONS = ("parameters", "macs_per_second")
 
@@ -61,17 +62,18 @@ def cell(row: Mapping[str, Any], key: str) -> str:
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| | " + " | ".join(h for h, _ in COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    headings = " | ".join(heading for heading, _, _ in COLUMNS.values())
+    lines = [f"| | {headings} |", "|---" * (len(COLUMNS) + 1) + "|"]
     lines += [f"| {r['name']} | " + " | ".join(cell(r, key) for key in COLUMNS) + " |" for r in rows]
     return "\n".join(lines)
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     """The rows on the terminal."""
-    table = Table(title=title)
-    table.add_column("")
-    for heading, _ in COLUMNS.values():
-        table.add_column(heading, justify="right")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for _, _, short in COLUMNS.values():
+        table.add_column(short, justify="right")
     for r in rows:
         table.add_row(r["name"], *(cell(r, key) for key in COLUMNS))
     Console().print(table)
