@@ -94,6 +94,9 @@ class DownstreamExpert(nn.Module):
             )
         if float(runner.get("evaluate_ratio", 1)) != 1:
             raise UserError(f"{where}: runner.evaluate_ratio: needs 1: trials need all their utterances")
+        selected = kwargs.get("upstream_feature_selection", "concatenated")
+        if self.settings.layers > 1 and selected != "concatenated":
+            raise UserError(f"{where}: downstream_expert.layers: needs -s concatenated, not -s {selected}")
         known = {name: self._settings(name, where) for name in self.settings.tasks}  # wrong ones are said, used or not
         self.tasks = nn.ModuleDict()
         for name in self.settings.schedule:
@@ -120,10 +123,7 @@ class DownstreamExpert(nn.Module):
         """How many of the upstream's ``features`` a task gets."""
         layers = self.settings.layers
         if features % layers:
-            raise UserError(
-                f"{key.rpartition('.tasks.')[0]}.layers: {features} features are not {layers} layers side by side; "
-                "with -s concatenated they are those of all hidden states"
-            )
+            raise UserError(f"{key.rpartition('.tasks.')[0]}.layers: {features} features are not of {layers} layers")
         if layer is not None and not 0 <= layer < layers:
             raise UserError(f"{key}.layer: {layer} is not one of layers: {layers}, counted from 0")
         return features if layer is None else features // layers

@@ -379,7 +379,7 @@ def test_a_task_hears_the_layer_that_it_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layers", "layer", "message"),
     [
-        (4, None, r"my\.yaml: downstream_expert\.layers: 6 features are not 4 layers"),
+        (4, None, r"my\.yaml: downstream_expert\.layers: 6 features are not of 4 layers"),
         (2, 2, r"tasks\.sv\.layer: 2 is not one of layers: 2"),
         (0, None, r"layers: needs 1 or more"),
     ],
