@@ -39,8 +39,9 @@ def corpus_folder() -> Path:
 
 
 def _has_fast_bf16() -> bool:
-    """Whether bfloat16 is worth while here: torch's CPU kernels have it from AVX-512 on, and crawl below."""
-    return torch.cuda.is_available() or "AVX512" in torch.backends.cpu.get_cpu_capability()
+    """Whether bfloat16 is worth while here: without instructions of its own it is slower than float32."""
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
+    return torch.cuda.is_available() or any(value for name, value in able.items() if "bf16" in name)
 
 
 def _distil(output: Path, corpus: Path, seed: int, overrides: list[str]) -> float:
