@@ -70,12 +70,11 @@ class Distillation:
 
     def _groups(self) -> list[dict[str, Any]]:
         """The optimiser's parameter groups: what was drawn afresh, and what was taken from the teacher."""
-        names = {name for part in self.taken.values() for name in part}
+        rate, names = self.config.copied_learning_rate, {name for part in self.taken.values() for name in part}
+        if rate is None or not names:
+            return [{"params": list(self.student.parameters())}]
         copied = [p for name, p in self.student.named_parameters() if name in names]
         fresh = [p for name, p in self.student.named_parameters() if name not in names]
-        rate = self.config.copied_learning_rate
-        if rate is None or not copied:
-            return [{"params": list(self.student.parameters())}]
         return [{"params": fresh}, {"params": copied, "lr": rate}]
 
     def _rate(self, step: int) -> float:
