@@ -106,6 +106,9 @@ class DownstreamExpert(nn.Module):
         self._training: dict[str, TrainingData] = {}  # made at the first epoch: it reads headers
         self.results: dict[str, dict[str, Any]] = {}
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
+        if kwargs.get("mode", "train") == "train":
+            for task in self.tasks.values():
+                task.prepare_training()
         if kwargs.get("mode") == "train":  # what an evaluation would find amiss hours from now
             for split in runner.get("eval_dataloaders") or ():
                 self.get_dataloader(split)

@@ -19,7 +19,9 @@ from distilled_student.multitask.evaluate import evaluate, find_checkpoint
 from distilled_student.settings import find_config, read_yaml
 
 
-def test_train_and_evaluate_leave_the_results_and_the_scores_behind_them(tmp_path: Path) -> None:
+def test_train_and_evaluate_leave_the_results_and_the_scores_behind_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     config = read_yaml(find_config("default", kind="multitask"))
     config["runner"] |= {"total_steps": 4, "log_step": 2, "eval_step": 2, "save_step": 2}
     config["downstream_expert"] |= {"num_workers": 0, "tasks": tasks(tmp_path)}
@@ -39,8 +41,14 @@ def test_train_and_evaluate_leave_the_results_and_the_scores_behind_them(tmp_pat
     with pytest.raises(UserError, match=r"best-dev\.ckpt with -o: downstream_expert\.tasks\.kws: key 'batch_size'"):
         evaluate(exp, device="cpu", overrides=["config.downstream_expert.tasks.kws.batch_size=many"])
     shutil.rmtree(next(iter(sorted((tmp_path / "vox/dev/wav").iterdir()))))
-    with pytest.raises(UserError, match=r"vox: 3 training speakers where the checkpoint has 4"):
-        evaluate(exp, device="cpu")
+    assert host.main(["-m", "train", "-e", str(exp / "states-4.ckpt"), "--device", "cpu"]) == 2
+    assert "vox: 3 training speakers where the checkpoint has 4" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "vox/dev")
+    shutil.rmtree(tmp_path / "sc/train")
+    again = evaluate(exp, device="cpu")
+    assert (again["kws"], again["sv"]) == (results["kws"], results["sv"]), "testing needs no folder of training"
+    with pytest.raises(UserError, match=r"train_root: .*: no such folder"):
+        evaluate(exp, split="dev", device="cpu")
     state = torch.load(exp / "best-dev.ckpt", weights_only=True)
     del state["Downstream"]
     torch.save(state, exp / "best-dev.ckpt")

@@ -203,8 +203,8 @@ def test_inference_prints_a_keyword_and_its_share(tmp_path: Path, capsys: pytest
 
 def test_a_bad_file_in_a_worker_is_one_line_that_names_it(tmp_path: Path) -> None:
     e = expert(tmp_path, num_workers=1)
-    bad = e.tasks["kws"].sets["training"][0].path
-    for clip in e.tasks["kws"].sets["training"]:
+    bad = e.tasks["kws"].index[0]["training"][0].path
+    for clip in e.tasks["kws"].index[0]["training"]:
         if clip.volume is None:
             clip.path.write_bytes(b"")
     with pytest.raises(UserError, match=r"\.wav: not readable as audio") as error:

@@ -128,7 +128,9 @@ def test_missing_data_is_one_line_that_names_it(tmp_path: Path, bad: str) -> Non
     else:
         s.keywords += OTHERS
     with pytest.raises(UserError, match=match) as error:
-        kws.Task(s, 4, 0, "F").evaluation_data("dev")
+        task = kws.Task(s, 4, 0, "F")
+        task.prepare_training()
+        task.evaluation_data("dev")
     assert "\n" not in str(error.value)
 
 

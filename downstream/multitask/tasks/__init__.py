@@ -114,6 +114,9 @@ class BaseTask(nn.Module):
         """``(batch, frames, features)`` + lengths in frames -> ``(batch, output_size)``."""
         return self.head(self.standardize(self.pooling(features.float(), lengths)))
 
+    def prepare_training(self) -> None:
+        """Read, check and build what training alone needs, before the optimiser is made: an evaluation does without."""
+
     def training_data(self) -> TrainingData:
         raise NotImplementedError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import re
@@ -203,19 +204,31 @@ class Task(BaseTask):
 
     def __init__(self, settings: Settings, features: int, seed: int, key: str) -> None:
         super().__init__(settings, features, 2 + len(settings.keywords))
-        self.settings, self.key = settings, key
+        self.settings, self.seed, self.key = settings, seed, key
         self.labels = [SILENCE, UNKNOWN, *settings.keywords]
-        self.sets, self.noises = class_index(settings, seed, key)
-        if not self.sets["training"]:
-            raise UserError(f"{key}.train_root: {settings.train_root}: the hash leaves no speaker to train on")
-        if settings.test_root is not None:
-            self.sets["testing"] = test_index(settings, key)
+
+    @functools.cached_property
+    def index(self) -> tuple[dict[str, list[Clip]], list[Path]]:
+        """Clips of each set and the background noises; reads ``train_root``, which the test archive does without."""
+        return class_index(self.settings, self.seed, self.key)
+
+    @functools.cached_property
+    def testing(self) -> list[Clip]:
+        return self.index[0]["testing"] if self.settings.test_root is None else test_index(self.settings, self.key)
+
+    def prepare_training(self) -> None:
+        if not self.index[0]["training"]:
+            root = self.settings.train_root
+            raise UserError(f"{self.key}.train_root: {root}: the hash leaves no speaker to train on")
+        if self.settings.test_root is not None:
+            _ = self.testing  # what is amiss there is said now, not after the training
 
     def training_data(self) -> Training:
-        return Training(self.sets["training"], self.settings, self.noises, self.key)
+        sets, noises = self.index
+        return Training(sets["training"], self.settings, noises, self.key)
 
     def evaluation_data(self, split: str) -> Evaluation:
-        clips = self.sets["validation" if split == "dev" else "testing"]
+        clips = self.index[0]["validation"] if split == "dev" else self.testing
         if not clips:
             name = "validation_percentage" if split == "dev" else "testing_percentage"
             raise UserError(f"{self.key}.{name}: {self.settings.train_root}: the hash puts no speaker into {split}")

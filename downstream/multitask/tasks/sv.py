@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,18 +122,23 @@ class Task(BaseTask):
 
     def __init__(self, settings: Settings, features: int, seed: int, key: str) -> None:
         super().__init__(settings, features, settings.embedding_size)
-        self.settings, self.key = settings, key
+        self.settings, self.seed, self.key = settings, seed, key
+        self.objective: SpeakerLoss | None = None
         self.index = SpeakerIndex(
             Path(settings.root), settings.trials, settings.dev_speakers, settings.extra_roots, key
         )
-        self.trials: dict[str, Trials] = {}
-        if settings.dev_speakers:
-            self.trials["dev"] = self.index.development_trials(settings.dev_trials, seed)
-        if self.index.test is not None:
-            self.trials["test"] = self.index.test
-        self.objective = SpeakerLoss(settings.loss, settings.embedding_size, len(self.index.training))
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    def prepare_training(self) -> None:
+        speakers = len(self.index.training)
+        self.objective = SpeakerLoss(self.settings.loss, self.settings.embedding_size, speakers)
+        if self.settings.dev_speakers:
+            _ = self.development  # what is amiss there is said now
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.objective is None:  # an evaluation needs the embedding alone
+            for name in [name for name in state_dict if name.startswith(f"{prefix}objective.")]:
+                del state_dict[name]
+            return super()._load_from_state_dict(state_dict, prefix, *args)
         saved, here = state_dict.get(f"{prefix}objective.weight"), len(self.index.training)
         if saved is not None and len(saved) != here:  # before torch says it in terms of sizes
             folders = ", ".join([self.settings.root, *self.settings.extra_roots])
@@ -140,16 +146,22 @@ class Task(BaseTask):
                 f"{self.key}.root, extra_roots: {folders}: {here} training speakers where the checkpoint has "
                 f"{len(saved)}: give the folders and the dev_speakers that it was trained with"
             )
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        return super()._load_from_state_dict(state_dict, prefix, *args)
 
     def training_data(self) -> Training:
         return Training(self.index.training_items(self.settings.crop_seconds), self.settings, self.key)
 
+    @functools.cached_property
+    def development(self) -> Trials:
+        return self.index.development_trials(self.settings.dev_trials, self.seed)
+
     def _trials(self, split: str) -> Trials:
-        if split not in self.trials:
-            name = "dev_speakers" if split == "dev" else "trials"
-            raise UserError(f"{self.key}.{name}: not set, so there are no trials for {split}")
-        return self.trials[split]
+        if split == "dev" and self.settings.dev_speakers:
+            return self.development
+        if split == "test" and self.index.test is not None:
+            return self.index.test
+        name = "dev_speakers" if split == "dev" else "trials"
+        raise UserError(f"{self.key}.{name}: not set, so there are no trials for {split}")
 
     def evaluation_data(self, split: str) -> Evaluation:
         return Evaluation(self._trials(split).paths)

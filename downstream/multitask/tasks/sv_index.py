@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,8 @@ def speaker_files(root: Path, key: str) -> dict[str, list[Path]]:
 class SpeakerIndex:
     """Speakers in training, held out for development, and in the test trials: no speaker is in two of them.
 
-    ``training`` maps names to files; ``development`` likewise; ``test`` are the trials of the list, or None.
+    ``training`` maps names to files; ``development`` likewise; ``test`` are the trials of the list, or None. Only these
+    are read at once: testing does without the folders of training.
     The development speakers are those of the lowest hash (the one that splits Speech Commands), so the choice neither
     depends on the seed nor moves when speakers are added.
     """
@@ -83,22 +85,39 @@ class SpeakerIndex:
         self.root, self.key = root, key
         if not root.is_dir():
             raise UserError(f"{key}.root: {root}: no such folder")
-        self.test, tested = None, set[str]()
+        self.dev_speakers, self.extra_roots = dev_speakers, extra_roots
+        self.test, self.tested = None, set[str]()
         if trials is not None:
-            self.test, tested = read_trials(root / trials, [root / "test" / "wav", root / "wav"])
-        home = root / "dev" / "wav" if (root / "dev" / "wav").is_dir() else root / "wav"
-        speakers = {name: files for name, files in speaker_files(home, f"{key}.root").items() if name not in tested}
-        if dev_speakers >= len(speakers):
-            raise UserError(f"{key}.dev_speakers: {dev_speakers} of {len(speakers)} leaves no speaker to train on")
-        held_out = set(sorted(speakers, key=lambda name: (hash_percentage(name), name))[:dev_speakers])
-        self.development = {name: files for name, files in speakers.items() if name in held_out}
-        self.training = {name: files for name, files in speakers.items() if name not in held_out}
-        self.extra: set[str] = set()
-        for folder in extra_roots:
-            for name, files in speaker_files(Path(folder), f"{key}.extra_roots").items():
-                if name not in held_out | tested:  # a corpus may hold the same people
-                    self.training[f"{folder}:{name}"] = files
-                    self.extra.add(f"{folder}:{name}")
+            self.test, self.tested = read_trials(root / trials, [root / "test" / "wav", root / "wav"])
+
+    @functools.cached_property
+    def _speakers(self) -> dict[str, list[Path]]:
+        home = self.root / "dev" / "wav" if (self.root / "dev" / "wav").is_dir() else self.root / "wav"
+        found = speaker_files(home, f"{self.key}.root")
+        speakers = {name: files for name, files in found.items() if name not in self.tested}
+        if self.dev_speakers >= len(speakers):
+            left = f"{self.dev_speakers} of {len(speakers)} leaves no speaker to train on"
+            raise UserError(f"{self.key}.dev_speakers: {left}")
+        return speakers
+
+    @functools.cached_property
+    def development(self) -> dict[str, list[Path]]:
+        lowest = sorted(self._speakers, key=lambda name: (hash_percentage(name), name))[: self.dev_speakers]
+        return {name: self._speakers[name] for name in sorted(lowest)}
+
+    @functools.cached_property
+    def extra(self) -> dict[str, list[Path]]:
+        """Training speakers of ``extra_roots``; a corpus may hold the same people as those held out."""
+        found = {}
+        for folder in self.extra_roots:
+            for name, files in speaker_files(Path(folder), f"{self.key}.extra_roots").items():
+                if name not in self.development and name not in self.tested:
+                    found[f"{folder}:{name}"] = files
+        return found
+
+    @functools.cached_property
+    def training(self) -> dict[str, list[Path]]:
+        return {name: f for name, f in self._speakers.items() if name not in self.development} | self.extra
 
     def training_items(self, crop_seconds: float) -> list[tuple[Path, int]]:
         """``(file, speaker)`` of one pass; a file of an extra speaker once for each crop that fits into it."""
