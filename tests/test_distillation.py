@@ -187,7 +187,7 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(
     assert _run(config, override) == 2
     error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1
-    assert message in error[0]
+    assert message in error[0] and str(config) in error[0]
     assert not (tmp_path / "out").exists()
 
 
@@ -227,7 +227,7 @@ def test_frames_that_never_meet_and_unreadable_audio_leave_nothing_behind(
     folder.mkdir()
     soundfile.write(folder / "nan.wav", np.full(16_000, np.nan, dtype=np.float32), 16_000, subtype="FLOAT")
     assert _run(config, f"data.paths=[{folder}]") == 2
-    assert "no file could be read" in capfd.readouterr().err
+    assert f"{config}: data.paths: {folder}: no file could be read" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

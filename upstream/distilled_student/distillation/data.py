@@ -103,8 +103,11 @@ def _manifest_cuts(path: Path) -> CutSet:
     raise UserError(f"{path}: holds {type(manifest).__name__}; expected cuts or recordings")
 
 
-def read_cuts(config: DataConfig) -> tuple[CutSet, Skipped]:
+def read_cuts(config: DataConfig, where: str | Path = "data") -> tuple[CutSet, Skipped]:
     """All audio as cuts of at most ``max_seconds``, and what was skipped.
+
+    Args:
+        where: What messages begin with, ``FILE: data``.
 
     Raises:
         UserError: a path is missing, or nothing usable is left; names it.
@@ -122,9 +125,9 @@ def read_cuts(config: DataConfig) -> tuple[CutSet, Skipped]:
                 else:
                     found.append(cut)
         else:
-            raise UserError(f"data.paths: {name}: no such folder or manifest ({', '.join(MANIFESTS)})")
+            raise UserError(f"{where}.paths: {name}: no such folder or manifest ({', '.join(MANIFESTS)})")
         if not found:
-            raise UserError(f"data.paths: {name}: no usable audio in it ({len(skipped)} files skipped)")
+            raise UserError(f"{where}.paths: {name}: no usable audio in it ({len(skipped)} files skipped)")
         cuts += found
     pieces = CutSet.from_cuts(cuts).cut_into_windows(config.max_seconds)
     return CutSet.from_cuts(c for c in pieces if c.duration >= config.min_seconds), skipped

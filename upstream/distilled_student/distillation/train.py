@@ -47,13 +47,16 @@ class Distillation:
     """One run: teacher, student, optimiser and their place in the data."""
 
     def __init__(self, config: DistillConfig, where: str | Path) -> None:
-        self.config = config
+        self.config, self.where = config, where
         AcceleratorState._reset_state()  # it refuses a second run of another precision in one process
         self.accelerator = Accelerator(mixed_precision="no" if config.precision == "fp32" else config.precision)
         if config.precision == "fp16" and self.accelerator.device.type == "cpu":
             raise UserError(f"{where}: precision: fp16 needs a GPU; a CPU has bf16")
         torch.manual_seed(config.seed)
-        encoder = open_teacher(config.teacher)
+        try:
+            encoder = open_teacher(config.teacher)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         self.student = Student(fitted_student(config, encoder.hidden_size, where))
         self.taken = initialize(self.student, encoder.weights()) if config.initialize else {}
         try:
@@ -93,7 +96,7 @@ class Distillation:
         try:
             targets, valid = align(targets, teacher_lengths, shifts[0], output.lengths, shifts[1], frames)
         except ValueError as error:
-            raise UserError(f"teacher {self.config.teacher}: {error}") from None
+            raise UserError(f"{self.where}: teacher {self.config.teacher}: {error}") from None
         parts = distillation_loss(output.predictions, targets, valid)
         per_frame = 1.0 / parts.frames.clamp(min=1)
         loss = parts.total * (per_frame if self.config.reduction == "frame" else 1.0)
@@ -121,7 +124,8 @@ class Distillation:
                 heard = heard or len(batch.lengths) > 0
                 yield batch
             if not heard:
-                raise UserError(f"data.paths: {', '.join(self.config.data.paths)}: no file could be read")
+                paths = ", ".join(self.config.data.paths)
+                raise UserError(f"{self.where}: data.paths: {paths}: no file could be read")
             progress.epoch, progress.batch = progress.epoch + 1, 0
 
     def save(self) -> None:
@@ -187,7 +191,7 @@ def _report(
     progress, config = run.progress, run.config
     loss = float(meters["loss"])
     if not math.isfinite(loss):
-        raise UserError(f"{config.output}: the loss is {loss} at step {progress.step}: lower learning_rate")
+        raise UserError(f"{run.where}: learning_rate: the loss is {loss} at step {progress.step}: lower it")
     progress.curve.append([progress.step, loss])
     if not run.accelerator.is_main_process:
         return
@@ -242,7 +246,7 @@ def distill(config: DistillConfig, where: str | Path) -> Path:
         UserError: unusable data, teacher, configuration or output folder; one line.
     """
     output = Path(config.output)
-    cuts, skipped = read_cuts(config.data)
+    cuts, skipped = read_cuts(config.data, f"{where}: data")
     run = Distillation(config, where)
     new = not output.exists()
     try:
