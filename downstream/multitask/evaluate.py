@@ -14,6 +14,7 @@ from distilled_student import cost
 from distilled_student.arguments import checkpoints
 from distilled_student.errors import UserError
 from distilled_student.multitask.expert import BEST
+from distilled_student.report import plot_det
 
 
 def find_checkpoint(expdir: Path, name: str = BEST) -> Path:
@@ -40,7 +41,7 @@ def evaluate(
     device: str | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Run a split and write ``EXPDIR/results.json`` and ``EXPDIR/scores-SPLIT.npz`` (for DET curves and confusion).
+    """Run a split and write ``EXPDIR/results.json``, its scores and labels as ``scores-SPLIT.npz``, ``det-SPLIT.png``.
 
     Returns:
         ``{"split", "checkpoint", "kws": {...}, "sv": {...}, "upstream": {"name", "parameters", "macs_per_second",
@@ -77,6 +78,10 @@ def evaluate(
     with (scores.with_suffix(".new")).open("wb") as file:
         np.savez_compressed(file, **expert.arrays[split])
     os.replace(scores.with_suffix(".new"), scores)
+    arrays = expert.arrays[split]
+    kinds = {"cosine": "sv_scores", "AS-norm": "sv_as_norm_scores"}
+    if trials := {name: (arrays[key], arrays["sv_labels"]) for name, key in kinds.items() if key in arrays}:
+        plot_det(expdir / f"det-{split}.png", trials)
     target = expdir / "results.json"
     beside = expdir / "results.json.new"
     beside.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

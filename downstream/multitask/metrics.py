@@ -1,4 +1,4 @@
-"""Scores to numbers: EER and minDCF from one sort, accuracy and confusion."""
+"""Scores to numbers: EER, detection costs and their spread from one sort, accuracy and confusion."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-def det_curve(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArray, NDArray]:
+def det_curve(
+    scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None
+) -> tuple[NDArray, NDArray, NDArray]:
     """Errors at every threshold that matters, from one sort; memory linear in trials.
 
     Args:
         scores: ``(trials,)``, larger for more alike. labels: ``(trials,)``, 1 for target trials and 0 for others.
+        weights: ``(trials,)``, how often each counts; None: once.
 
     Returns:
         false alarm rates (rising), miss rates (falling), thresholds (falling, the first is infinity): a trial is
@@ -29,19 +32,22 @@ def det_curve(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArray, N
         raise ValueError(f"labels: {targets} target trials of {len(labels)}; need both target and non-target trials")
     order = np.argsort(-scores, kind="stable")
     scores, labels = scores[order], labels[order]
+    weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=float)[order]
     last_of_ties = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
-    hits = np.cumsum(labels)[last_of_ties]
-    false_alarms = last_of_ties + 1 - hits
+    hits = np.cumsum(weights * labels)[last_of_ties]
+    false_alarms = np.cumsum(weights * ~labels)[last_of_ties]
+    if hits[-1] == 0 or false_alarms[-1] == 0:
+        raise ValueError("weights: leave no target or no non-target trials")
     return (
-        np.append(0.0, false_alarms / (len(labels) - targets)),
-        np.append(1.0, 1.0 - hits / targets),
+        np.append(0.0, false_alarms / false_alarms[-1]),
+        np.append(1.0, 1.0 - hits / hits[-1]),
         np.append(np.inf, scores[last_of_ties]),
     )
 
 
-def eer(scores: ArrayLike, labels: ArrayLike) -> float:
+def eer(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Equal error rate in [0, 1]: where the two error rates cross, on straight lines between thresholds."""
-    false_alarm, miss, _ = det_curve(scores, labels)
+    false_alarm, miss, _ = det_curve(scores, labels, weights)
     difference = miss - false_alarm  # from 1 down to -1, never rising
     i = int(np.argmax(difference <= 0))
     step = difference[i - 1] - difference[i]
@@ -54,6 +60,45 @@ def min_dcf(scores: ArrayLike, labels: ArrayLike, p_target: float, c_miss: float
     false_alarm, miss, _ = det_curve(scores, labels)
     cost = c_miss * p_target * miss + c_fa * (1 - p_target) * false_alarm
     return float(cost.min() / min(c_miss * p_target, c_fa * (1 - p_target)))
+
+
+def act_dcf(ratios: ArrayLike, labels: ArrayLike, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
+    """Detection cost of log-likelihood ratios at Bayes's own threshold, divided as in `min_dcf` (NIST SRE)."""
+    ratios, labels = np.asarray(ratios), np.asarray(labels).astype(bool)
+    accepted = ratios >= np.log(c_fa * (1 - p_target) / (c_miss * p_target))
+    cost = c_miss * p_target * (~accepted[labels]).mean() + c_fa * (1 - p_target) * accepted[~labels].mean()
+    return float(cost / min(c_miss * p_target, c_fa * (1 - p_target)))
+
+
+def eer_interval(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    left: NDArray,
+    right: NDArray,
+    resamples: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Bootstrap interval of the EER over speakers: trials of one speaker are not independent, speakers are.
+
+    A speaker drawn n times counts n times: a target trial of his n times, a non-target trial the product of its two
+    speakers' counts. Draws that leave one kind of trial out are left out; None where all do.
+
+    Args:
+        scores, labels: ``(trials,)``. left, right: ``(trials,)`` speakers of the two sides, counted from 0.
+    """
+    order = np.argsort(-np.asarray(scores), kind="stable")  # sorted once: the sort inside then finds one run
+    scores, labels, left, right = (np.asarray(x)[order] for x in (scores, labels, left, right))
+    speakers, rng, found = int(max(left.max(), right.max())) + 1, np.random.default_rng(seed), []
+    for _ in range(resamples):
+        counts = rng.multinomial(speakers, np.full(speakers, 1 / speakers))
+        weights = np.where(labels == 1, counts[left], counts[left] * counts[right])
+        if weights[labels == 1].any() and weights[labels == 0].any():
+            found.append(eer(scores, labels, weights))
+    if not found:
+        return None
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def confusion_matrix(labels: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray:

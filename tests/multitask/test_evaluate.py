@@ -37,7 +37,11 @@ def test_train_and_evaluate_leave_the_results_and_the_scores_behind_them(
     assert results["sv"]["eer"] == 100 * metrics.eer(scores["sv_scores"], scores["sv_labels"])
     again = evaluate(exp, device="cpu")
     assert (again["kws"], again["sv"]) == (results["kws"], results["sv"])
-    assert not list(exp.glob("*.new"))
+    assert not list(exp.glob("*.new")) and (exp / "det-test.png").stat().st_size > 1000
+    assert results["sv"]["as_norm"]["eer"] == 100 * metrics.eer(scores["sv_as_norm_scores"], scores["sv_labels"])
+    for kind in (results["sv"], results["sv"]["as_norm"]):
+        assert {"eer_interval", "min_dcf_0.01", "min_dcf_0.05", "act_dcf_0.01", "act_dcf_0.05", "cllr"} <= set(kind)
+    assert results["sv"]["cohort"] == 4, "the training speakers, from the checkpoint"
     with pytest.raises(UserError, match=r"best-dev\.ckpt with -o: downstream_expert\.tasks\.kws: key 'batch_size'"):
         evaluate(exp, device="cpu", overrides=["config.downstream_expert.tasks.kws.batch_size=many"])
     shutil.rmtree(next(iter(sorted((tmp_path / "vox/dev/wav").iterdir()))))

@@ -8,6 +8,7 @@ import torch
 from trees import tone, voxceleb
 
 from distilled_student.errors import UserError
+from distilled_student.multitask import scoring
 from distilled_student.multitask.tasks import hash_percentage, sv
 from distilled_student.multitask.tasks.sv_index import SpeakerIndex, Trials
 
@@ -56,9 +57,9 @@ def test_development_trials_are_seeded_balanced_distinct_and_across_sessions_fir
 def test_scores_equal_a_loop_over_the_trials() -> None:
     torch.manual_seed(0)
     x, rng = torch.randn(30, 6), np.random.default_rng(0)
-    t = Trials([], rng.integers(30, size=200), rng.integers(30, size=200), np.zeros(200), 2)
+    t = Trials([], rng.integers(30, size=200), rng.integers(30, size=200), np.zeros(200), np.zeros(30, int))
     want = [torch.cosine_similarity(x[i], x[j], dim=0).item() for i, j in zip(t.left, t.right, strict=True)]
-    np.testing.assert_allclose(sv.cosine_scores(x, t), want, atol=1e-6)
+    np.testing.assert_allclose(scoring.cosine_scores(x, t.left, t.right), want, atol=1e-6)
 
 
 def test_extra_files_count_once_for_each_crop_and_speakers_can_be_balanced(tmp_path: Path) -> None:
@@ -121,3 +122,19 @@ def test_missing_data_is_one_line_that_names_it(tmp_path: Path, bad: str) -> Non
         trials.write_text(trials.read_text().splitlines()[0] + "\n")
     with pytest.raises(UserError, match=match):
         index(root, dev).development_trials(8, 0)
+
+
+def test_lists_over_training_speakers_and_further_columns_are_read(tmp_path: Path) -> None:
+    root = voxceleb(tmp_path)
+    # as in VoxCeleb1-E and -H: most of the files are those of the dev part
+    lines = ["1 id1000/s0/00000.wav id1000/s1/00000.wav f GB", "0 id1000/s0/00000.wav id2000/s0/00000.wav m US"]
+    lines += ["0 id1000/s0/00000.wav id1001/s0/00000.wav f US"]
+    (root / "hard.txt").write_text("\n".join(lines))
+    trials = index(root, trials="hard.txt").test
+    assert trials.speakers[trials.left].tolist() == [0, 0, 0] and trials.speakers[trials.right].tolist() == [0, 2, 1]
+    groups = sv.by_group(np.array([0.9, 0.1, 0.2]), trials)
+    assert groups["column 4"] == {"f": {"eer": 0.0, "trials": 2}, "m": {"eer": None, "trials": 1}}
+    assert set(groups["column 5"]) == {"GB", "US"}
+    (root / "hard.txt").write_text("\n".join([*lines, "0 id1000/s0/00000.wav id1001/s0/00000.wav f"]))
+    with pytest.raises(UserError, match=r"hard\.txt: line 4: 4 columns where the first has 5"):
+        index(root, trials="hard.txt")

@@ -95,16 +95,20 @@ def _plot_confusion(folder: Path, name: str, kws: Mapping[str, Any]) -> None:
     plt.close(figure)
 
 
-def _plot_det(folder: Path, scores: Mapping[str, Path]) -> None:
-    import matplotlib.pyplot as plt
+def plot_det(path: Path, trials: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """DET curves of named ``(scores, labels)``, as an image in ``path``: errors on normal deviates' axes, in percent.
+
+    Martin et al., "The DET curve in assessment of detection task performance", Eurospeech 1997.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no display is needed, nothing is left open
     from scipy.stats import norm
 
     from distilled_student.multitask.metrics import det_curve
 
-    figure, axes = plt.subplots(figsize=(5.5, 5), layout="constrained")
-    for name, path in scores.items():
-        with np.load(path) as arrays:
-            curve = det_curve(arrays["sv_scores"], arrays["sv_labels"])
+    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, (scores, labels) in trials.items():
+        curve = det_curve(scores, labels)
         false_accept, false_reject = (np.clip(rate, 1e-4, 1 - 1e-4) for rate in curve[:2])
         axes.plot(norm.ppf(false_accept), norm.ppf(false_reject), label=name)
     ticks = np.array([0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6])
@@ -117,8 +121,7 @@ def _plot_det(folder: Path, scores: Mapping[str, Path]) -> None:
     )
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(folder / "det.png", dpi=120)
-    plt.close(figure)
+    figure.savefig(path, dpi=120)
 
 
 def _plot_speed(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -152,7 +155,11 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     first = rows[0]["name"]
     _plot_confusion(folder, first, json.loads((expdirs[first] / "results.json").read_text(encoding="utf-8"))["kws"])
-    _plot_det(folder, {name: expdir / "scores-test.npz" for name, expdir in expdirs.items()})
+    trials = {}
+    for name, expdir in expdirs.items():
+        with np.load(expdir / "scores-test.npz") as arrays:
+            trials[name] = arrays["sv_scores"], arrays["sv_labels"]
+    plot_det(folder / "det.png", trials)
     _plot_speed(folder, rows)
     plots = "\n\n".join(f"![{name}]({name}.png)" for name in ("speed", "det", "confusion"))
     (folder / "report.md").write_text(f"# {title}\n\n{notes}\n\n{markdown_table(rows)}\n\n{plots}\n", encoding="utf-8")

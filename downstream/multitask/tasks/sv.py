@@ -17,8 +17,11 @@ from distilled_student.errors import UserError
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed, fill
 from distilled_student.multitask.losses import LossSettings, SpeakerLoss
+from distilled_student.multitask.scoring import as_norm, cllr, cosine_scores, fit_calibration
 from distilled_student.multitask.tasks import BaseTask, Item, TaskSettings, samples_of
 from distilled_student.multitask.tasks.sv_index import SpeakerIndex, Trials
+
+KINDS = ("cosine", "as_norm")
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Settings(TaskSettings):
     crop_seconds: Length of a training crop. With ``longest_crop_seconds`` each crop's length is drawn between the two:
         positions leak into an upstream's features, so that a head that has heard one length only is lost at others.
     sampling: ``utterance`` (each once a pass) or ``speaker`` (speakers equally often).
+    as_norm_top: Nearest training speakers that adaptive s-norm compares each utterance with.
     """
 
     root: str = "data/voxceleb1"
@@ -43,6 +47,7 @@ class Settings(TaskSettings):
     crop_seconds: float = 2.0
     longest_crop_seconds: float | None = None
     embedding_size: int = 256
+    as_norm_top: int = 100
     loss: LossSettings = field(default_factory=LossSettings)
 
     def __post_init__(self) -> None:
@@ -51,8 +56,8 @@ class Settings(TaskSettings):
             raise ValueError(f"sampling: '{self.sampling}' is not utterance or speaker")
         if self.dev_speakers == 1 or self.dev_speakers < 0:
             raise ValueError(f"dev_speakers: trials need at least 2 speakers (0 for none), not {self.dev_speakers}")
-        if self.dev_trials < 2 or self.embedding_size < 1:
-            raise ValueError("dev_trials, embedding_size: need at least 2 and 1")
+        if self.dev_trials < 2 or self.embedding_size < 1 or self.as_norm_top < 2:
+            raise ValueError("dev_trials, embedding_size, as_norm_top: need at least 2, 1 and 2")
         if self.crop_seconds < 0.1:
             raise ValueError("crop_seconds: needs at least 0.1")
         if self.longest_crop_seconds is not None and self.longest_crop_seconds < self.crop_seconds:
@@ -107,14 +112,32 @@ class Evaluation:
         return Item(audio.load(self.paths[index]), -1, str(index))
 
 
-def cosine_scores(embeddings: Tensor, trials: Trials) -> np.ndarray:
-    """``(trials,)`` cosines of ``embeddings (utterances, size)``; memory linear in trials."""
-    unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
-    scores = np.empty(len(trials.labels))
-    for start in range(0, len(scores), 65536):  # blocks: a gathered embedding per trial would not fit for millions
-        part = slice(start, start + 65536)
-        scores[part] = (unit[trials.left[part]] * unit[trials.right[part]]).sum(dim=1).numpy()
-    return scores
+def verification(scores: np.ndarray, trials: Trials, calibration: tuple[float, float] | None) -> dict[str, Any]:
+    """What one kind of scores is worth: errors in percent, costs, and how good it is as a log-likelihood ratio."""
+    left, right = trials.speakers[trials.left], trials.speakers[trials.right]
+    interval = M.eer_interval(scores, trials.labels, left, right)
+    results: dict[str, Any] = {"eer": 100 * M.eer(scores, trials.labels)}
+    results["eer_interval"] = None if interval is None else [100 * bound for bound in interval]
+    for p in (0.01, 0.05):
+        results[f"min_dcf_{p}"] = M.min_dcf(scores, trials.labels, p)
+    if calibration is not None:
+        ratios = calibration[0] * scores + calibration[1]
+        results |= {f"act_dcf_{p}": M.act_dcf(ratios, trials.labels, p) for p in (0.01, 0.05)}
+        results["cllr"] = cllr(ratios, trials.labels)
+    return results
+
+
+def by_group(scores: np.ndarray, trials: Trials) -> dict[str, dict[str, Any]]:
+    """EER and number of trials for each value of the trial list's further columns; None where one kind is missing."""
+    results: dict[str, dict[str, Any]] = {}
+    for column, values in trials.groups.items():
+        results[column] = {}
+        for value in np.unique(values):
+            of = values == value
+            both = len(set(trials.labels[of])) == 2
+            error = 100 * M.eer(scores[of], trials.labels[of]) if both else None
+            results[column][str(value)] = {"eer": error, "trials": int(of.sum())}
+    return results
 
 
 class Task(BaseTask):
@@ -124,6 +147,8 @@ class Task(BaseTask):
         super().__init__(settings, features, settings.embedding_size)
         self.settings, self.seed, self.key = settings, seed, key
         self.objective: SpeakerLoss | None = None
+        # slope and offset for each kind of scores, fitted on development trials at each evaluation; slope 0: not yet
+        self.register_buffer("calibration", torch.zeros(len(KINDS), 2, dtype=torch.float64))
         self.index = SpeakerIndex(
             Path(settings.root), settings.trials, settings.dev_speakers, settings.extra_roots, key
         )
@@ -135,18 +160,17 @@ class Task(BaseTask):
             _ = self.development  # what is amiss there is said now
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if self.objective is None:  # an evaluation needs the embedding alone
-            for name in [name for name in state_dict if name.startswith(f"{prefix}objective.")]:
-                del state_dict[name]
-            return super()._load_from_state_dict(state_dict, prefix, *args)
-        saved, here = state_dict.get(f"{prefix}objective.weight"), len(self.index.training)
-        if saved is not None and len(saved) != here:  # before torch says it in terms of sizes
+        saved = state_dict.get(f"{prefix}objective.weight")
+        if saved is not None and self.objective is None:  # an evaluation: the training speakers are the checkpoint's
+            objective = SpeakerLoss(self.settings.loss, self.settings.embedding_size, len(saved))
+            self.objective = objective.to(self.head.weight.device)
+        elif saved is not None and len(saved) != (here := len(self.index.training)):  # before torch speaks of sizes
             folders = ", ".join([self.settings.root, *self.settings.extra_roots])
             raise UserError(
                 f"{self.key}.root, extra_roots: {folders}: {here} training speakers where the checkpoint has "
                 f"{len(saved)}: give the folders and the dev_speakers that it was trained with"
             )
-        return super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def training_data(self) -> Training:
         return Training(self.index.training_items(self.settings.crop_seconds), self.settings, self.key)
@@ -177,24 +201,50 @@ class Task(BaseTask):
     def metrics(self, split: str, collected: list[Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         trials = self._trials(split)
         embeddings = torch.stack([embedding for _, embedding in sorted(collected, key=lambda pair: pair[0])])
-        scores = cosine_scores(embeddings, trials)
-        if not np.isfinite(scores).all():
+        if not embeddings.isfinite().all():
             raise UserError(f"{self.key}: {split}: embeddings are NaN or infinite: has the training diverged?")
-        results = {
-            "eer": 100 * M.eer(scores, trials.labels),
-            "min_dcf_0.01": M.min_dcf(scores, trials.labels, 0.01),
-            "min_dcf_0.05": M.min_dcf(scores, trials.labels, 0.05),
+        kinds = self.scores(embeddings, trials)
+        for scores, line in zip(kinds.values(), self.calibration, strict=False):
+            if split == "dev":
+                line.copy_(torch.tensor(fit_calibration(scores, trials.labels)))
+        lines = [tuple(line.tolist()) if line[0] else None for line in self.calibration]
+        found = {kind: verification(s, trials, line) for (kind, s), line in zip(kinds.items(), lines, strict=False)}
+        results = found.pop("cosine") | found
+        if trials.groups:
+            results["groups"] = by_group(kinds["cosine"], trials)
+        results |= {
+            "cohort": len(self.cohort()),
             "utterances": len(trials.paths),
-            "speakers": trials.speakers,
-            "trials": len(scores),
+            "speakers": len(np.unique(trials.speakers)),
+            "trials": len(trials.labels),
         }
-        return results, {"scores": scores, "labels": trials.labels}
+        arrays = {"scores" if kind == "cosine" else f"{kind}_scores": scores for kind, scores in kinds.items()}
+        return results, arrays | {"labels": trials.labels}
+
+    def cohort(self) -> Tensor:
+        """``(speakers, embedding)``: the loss's weight of each training speaker, who is an impostor to all others.
+
+        It stands for the mean of his embeddings, and it is in the checkpoint: no audio of training is needed.
+        """
+        empty = torch.empty(0, self.settings.embedding_size)
+        return empty if self.objective is None else self.objective.weight.detach().cpu()
+
+    def scores(self, embeddings: Tensor, trials: Trials) -> dict[str, np.ndarray]:
+        """``(trials,)`` scores of each kind in `KINDS`; no ``as_norm`` without at least two training speakers."""
+        cosine, cohort = cosine_scores(embeddings, trials.left, trials.right), self.cohort()
+        if len(cohort) < 2:
+            return {"cosine": cosine}
+        top = self.settings.as_norm_top
+        return {"cosine": cosine, "as_norm": as_norm(cosine, embeddings, trials.left, trials.right, cohort, top)}
 
     def score(self, results: Mapping[str, Any]) -> float:
         return -float(results["eer"])
 
     def summary(self, results: Mapping[str, Any]) -> str:
-        return f"EER {results['eer']:.2f} %, minDCF(0.01) {results['min_dcf_0.01']:.3f} ({results['trials']} trials)"
+        line = f"EER {results['eer']:.2f} %, minDCF(0.01) {results['min_dcf_0.01']:.3f}"
+        if "as_norm" in results:
+            line += f", with AS-norm {results['as_norm']['eer']:.2f} %"
+        return f"{line} ({results['trials']} trials)"
 
     def describe(self, output: Tensor) -> str:
         return f"embedding of {output.numel()} features, length {output.norm().item():.3f}"

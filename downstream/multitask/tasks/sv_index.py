@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +16,24 @@ from distilled_student.multitask.tasks import hash_percentage
 
 @dataclass(frozen=True)
 class Trials:
-    """``left`` and ``right`` ``(trials,)`` index ``paths``; ``labels`` are 1 where both are of one speaker."""
+    """``left`` and ``right`` ``(trials,)`` index ``paths``; ``labels`` are 1 where both are of one speaker.
+
+    ``speakers (utterances,)`` is who speaks in each path, counted from 0. ``groups`` are the trial list's further
+    columns, by their number in it, from 4: a value for each trial.
+    """
 
     paths: list[Path]
     left: np.ndarray
     right: np.ndarray
     labels: np.ndarray
-    speakers: int
+    speakers: np.ndarray
+    groups: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def read_trials(path: Path, roots: Sequence[Path]) -> tuple[Trials, set[str]]:
     """A list of ``1|0 a b`` lines with files relative to one of ``roots``; also the speakers (first folder of each).
+
+    VoxCeleb1's lists O, E and H are of this format. Further columns, the same number in each line, are groups.
 
     Raises:
         UserError: no such list, a malformed line, a file that is not there, or only one kind of trial.
@@ -36,13 +43,16 @@ def read_trials(path: Path, roots: Sequence[Path]) -> tuple[Trials, set[str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a trial list ({error})") from None
     found: dict[str, int] = {}
-    paths, labels, pairs = [], [], []
+    paths, labels, pairs, further = [], [], [], []
     for number, line in enumerate(lines, start=1):
         if not (fields := line.split()):
             continue
-        if len(fields) != 3 or fields[0] not in ("0", "1"):
+        if len(fields) < 3 or fields[0] not in ("0", "1"):
             raise UserError(f"{path}: line {number}: expected '1|0 FILE FILE', found '{line[:80]}'")
-        for name in fields[1:]:
+        further.append(fields[3:])
+        if len(further[-1]) != len(further[0]):
+            raise UserError(f"{path}: line {number}: {len(fields)} columns where the first has {len(further[0]) + 3}")
+        for name in fields[1:3]:
             if name in found:
                 continue
             file = next((root / name for root in roots if (root / name).is_file()), None)
@@ -54,9 +64,10 @@ def read_trials(path: Path, roots: Sequence[Path]) -> tuple[Trials, set[str]]:
         pairs.append((found[fields[1]], found[fields[2]]))
     if len(set(labels)) != 2:
         raise UserError(f"{path}: needs both target (1) and non-target (0) trials")
-    speakers = {Path(name).parts[0] for name in found}
+    names, speakers = np.unique([Path(name).parts[0] for name in found], return_inverse=True)
     left, right = np.array(pairs).T
-    return Trials(paths, left, right, np.array(labels), len(speakers)), speakers
+    groups = {f"column {4 + i}": np.array(values) for i, values in enumerate(zip(*further, strict=True))}
+    return Trials(paths, left, right, np.array(labels), speakers, groups), set(names.tolist())
 
 
 def speaker_files(root: Path, key: str) -> dict[str, list[Path]]:
@@ -88,7 +99,9 @@ class SpeakerIndex:
         self.dev_speakers, self.extra_roots = dev_speakers, extra_roots
         self.test, self.tested = None, set[str]()
         if trials is not None:
-            self.test, self.tested = read_trials(root / trials, [root / "test" / "wav", root / "wav"])
+            self.test, self.tested = read_trials(
+                root / trials, [root / "test" / "wav", root / "wav", root / "dev" / "wav"]
+            )
 
     @functools.cached_property
     def _speakers(self) -> dict[str, list[Path]]:
@@ -152,7 +165,7 @@ class SpeakerIndex:
         labels = np.repeat([1, 0], [len(target), len(other)])
         used, positions = np.unique(pairs, return_inverse=True)
         left, right = positions.reshape(-1, 2).T
-        return Trials([paths[i] for i in used], left, right, labels, len(self.development))
+        return Trials([paths[i] for i in used], left, right, labels, speakers[used])
 
 
 def _target_pairs(speakers: np.ndarray) -> np.ndarray:

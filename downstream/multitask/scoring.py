@@ -1,0 +1,82 @@
+"""Scores of verification trials: cosine, adaptive s-norm, calibration to log-likelihood ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+BLOCK = 65536  # trials or utterances at once: a gathered embedding per trial would not fit for millions
+
+
+def _blocks(count: int, size: int = BLOCK) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def cosine_scores(embeddings: Tensor, left: NDArray, right: NDArray) -> NDArray:
+    """``(trials,)`` cosines of ``embeddings (utterances, size)`` at the trials' two sides."""
+    unit, scores = F.normalize(embeddings.double(), dim=1), np.empty(len(left))
+    for part in _blocks(len(scores)):
+        scores[part] = (unit[left[part]] * unit[right[part]]).sum(dim=1).numpy()
+    return scores
+
+
+def as_norm(
+    scores: NDArray, embeddings: Tensor, left: NDArray, right: NDArray, cohort: Tensor, top: int = 100
+) -> NDArray:
+    """Adaptive s-norm: the score in deviations from what a side's ``top`` nearest impostors get, sides averaged.
+
+    Matejka et al., "Analysis of score normalization in multilingual speaker recognition", Interspeech 2017, AS-norm1.
+
+    Args:
+        scores: ``(trials,)`` cosines. embeddings: ``(utterances, size)``. left, right: ``(trials,)`` their rows.
+        cohort: ``(speakers, size)``, one vector a speaker.
+        top: Nearest impostors of each utterance; all of them where there are fewer.
+
+    Raises:
+        ValueError: fewer than two of them: no deviation can be taken.
+    """
+    top = min(top, len(cohort))
+    if top < 2:
+        raise ValueError(f"as_norm: needs a cohort of at least 2, not {top}")
+    unit, impostors = F.normalize(embeddings.double(), dim=1), F.normalize(cohort.double(), dim=1)
+    nearest = [(unit[part] @ impostors.T).topk(top, dim=1).values for part in _blocks(len(unit), 4096)]
+    mean = torch.cat([block.mean(dim=1) for block in nearest]).numpy()
+    deviation = torch.cat([block.std(dim=1) for block in nearest]).clamp(min=1e-6).numpy()
+    return 0.5 * ((scores - mean[left]) / deviation[left] + (scores - mean[right]) / deviation[right])
+
+
+def fit_calibration(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
+    """Slope and offset that make ``slope * score + offset`` a log-likelihood ratio: logistic regression.
+
+    Target and non-target trials weigh the same, so that the ratio holds whatever the share of targets is. Brummer and
+    du Preez, "Application-independent evaluation of speaker detection", 2006. A ridge of 1e-3 on the slope (of scores
+    with deviation 1) keeps it finite where trials are separated without error.
+    """
+    s, y = torch.as_tensor(np.asarray(scores), dtype=torch.float64), torch.as_tensor(np.asarray(labels)).bool()
+    mean, deviation = s.mean(), s.std().clamp(min=1e-12)
+    s = (s - mean) / deviation
+    line = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([line], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        ratio = line[0] * s + line[1]
+        value = F.softplus(-ratio[y]).mean() / 2 + F.softplus(ratio[~y]).mean() / 2 + 5e-4 * line[0].square()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    slope = line[0].item() / deviation.item()
+    return slope, line[1].item() - slope * mean.item()
+
+
+def cllr(ratios: ArrayLike, labels: ArrayLike) -> float:
+    """Cost of log-likelihood ratios ``(trials,)`` in bits: 0 perfect, 1 as good as none. Brummer and du Preez, 2006."""
+    ratios, labels = np.asarray(ratios), np.asarray(labels).astype(bool)
+    targets, others = np.logaddexp(0, -ratios[labels]).mean(), np.logaddexp(0, ratios[~labels]).mean()
+    return float((targets + others) / 2 / np.log(2))

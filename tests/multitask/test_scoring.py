@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from distilled_student.multitask import metrics as M
+from distilled_student.multitask import scoring
+
+
+def made_trials(count: int = 4000, speakers: int = 12) -> tuple[np.ndarray, ...]:
+    """Scores around 0.2 and 0.5, labels, and the speakers of both sides; targets of speaker 0 score low."""
+    rng = np.random.default_rng(0)
+    left, right = rng.integers(speakers, size=count), rng.integers(speakers, size=count)
+    right = np.where(rng.random(count) < 0.5, left, right)
+    labels = (left == right).astype(int)
+    return 0.2 + 0.3 * labels + 0.15 * rng.standard_normal(count) - 0.2 * labels * (left == 0), labels, left, right
+
+
+def test_as_norm_equals_a_loop_over_the_trials() -> None:
+    torch.manual_seed(0)
+    x, cohort = torch.randn(20, 6), torch.randn(15, 6)
+    rng = np.random.default_rng(0)
+    left, right = rng.integers(20, size=50), rng.integers(20, size=50)
+    scores = scoring.cosine_scores(x, left, right)
+    want = []
+    for score, i, j in zip(scores, left, right, strict=True):
+        sides = []
+        for k in (i, j):
+            impostors = sorted((torch.cosine_similarity(x[k], c, dim=0).item() for c in cohort), reverse=True)[:5]
+            sides.append((score - np.mean(impostors)) / np.std(impostors, ddof=1))
+        want.append(sum(sides) / 2)
+    np.testing.assert_allclose(scoring.as_norm(scores, x, left, right, cohort, top=5), want, atol=1e-5)
+    every = scoring.as_norm(scores, x, left, right, cohort, top=15)
+    np.testing.assert_array_equal(scoring.as_norm(scores, x, left, right, cohort, top=1000), every)
+    with pytest.raises(ValueError, match="cohort of at least 2"):
+        scoring.as_norm(scores, x, left, right, cohort[:1])
+
+
+def test_calibration_is_scikit_learns_balanced_logistic_regression() -> None:
+    scores, labels, *_ = made_trials()
+    slope, offset = scoring.fit_calibration(scores, labels)
+    s = (scores - scores.mean()) / scores.std(ddof=1)
+    # its penalty is 1/2 and its loss a sum whose weights add up to the number of trials
+    model = LogisticRegression(class_weight="balanced", C=1e3 / len(s), tol=1e-10, max_iter=1000).fit(
+        s[:, None], labels
+    )
+    np.testing.assert_allclose(slope * scores + offset, model.decision_function(s[:, None]), atol=1e-3)
+
+
+def test_calibrated_scores_cost_about_their_minimum_whatever_the_scale() -> None:
+    scores, labels, *_ = made_trials()
+    for scale, shift in ((1.0, 0.0), (7.0, -3.0)):
+        slope, offset = scoring.fit_calibration(scale * scores + shift, labels)
+        ratios = slope * (scale * scores + shift) + offset
+        assert 0 <= M.act_dcf(ratios, labels, 0.05) - M.min_dcf(ratios, labels, 0.05) < 0.05
+        assert 0 < scoring.cllr(ratios, labels) < scoring.cllr(ratios + 2, labels)
+    slope, offset = scoring.fit_calibration([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1])
+    assert math.isfinite(slope) and math.isfinite(offset), "trials without an error still have a line"
+
+
+def test_cllr_and_act_dcf_equal_plain_loops() -> None:
+    ratios, labels = [3.0, 0.5, -1.0, -2.5, 0.2], [1, 1, 0, 0, 0]
+    targets = [math.log2(1 + math.exp(-r)) for r, y in zip(ratios, labels, strict=True) if y]
+    others = [math.log2(1 + math.exp(r)) for r, y in zip(ratios, labels, strict=True) if not y]
+    assert scoring.cllr(ratios, labels) == pytest.approx((sum(targets) / 2 + sum(others) / 3) / 2)
+    # at p = 0.3 the threshold is log(0.7 / 0.3) = 0.847: one of two targets is missed, nobody else comes in
+    assert M.act_dcf(ratios, labels, 0.3) == pytest.approx(0.3 * 0.5 / 0.3)
+    assert scoring.cllr([0.0, 0.0], [1, 0]) == 1
+
+
+def test_weights_count_trials_as_often_as_repeating_them() -> None:
+    scores, labels, *_ = made_trials(200)
+    times = np.random.default_rng(1).integers(0, 4, size=200)
+    repeated = M.eer(np.repeat(scores, times), np.repeat(labels, times))
+    assert M.eer(scores, labels, times) == pytest.approx(repeated)
+
+
+def test_the_interval_holds_the_error_and_is_wider_than_one_over_trials() -> None:
+    scores, labels, left, right = made_trials()
+    low, high = M.eer_interval(scores, labels, left, right)
+    assert low < M.eer(scores, labels) < high
+    # were each trial a speaker of its own, as a bootstrap over trials has it, the odd speaker 0 would not show
+    rng = np.random.default_rng(0)
+    over_trials = [M.eer(scores, labels, rng.multinomial(4000, np.full(4000, 1 / 4000))) for _ in range(100)]
+    assert high - low > 1.5 * (np.quantile(over_trials, 0.975) - np.quantile(over_trials, 0.025))
+    assert M.eer_interval(scores, labels, left, right) == (low, high)
+    assert M.eer_interval([1.0, 0.0], [1, 0], np.array([0, 0]), np.array([0, 1])) is not None
+
+
+def test_voxceleb1_e_scores_in_bounded_memory() -> None:
+    rng, utterances, trials = np.random.default_rng(0), 5_000, 580_000
+    speakers = np.arange(utterances) % 1_251
+    voices = torch.randn(1_251, 64)
+    x = voices[speakers] + 1.5 * torch.randn(utterances, 64)
+    left, right = rng.integers(utterances, size=trials), rng.integers(utterances, size=trials)
+    right = np.where(rng.random(trials) < 0.5, (left + 1_251) % utterances, right)
+    scores = scoring.cosine_scores(x, left, right)
+    normed = scoring.as_norm(scores, x, left, right, torch.randn(1_211, 64), top=300)
+    labels = (speakers[left] == speakers[right]).astype(int)
+    assert M.eer(normed, labels) == pytest.approx(M.eer(scores, labels), abs=0.02)
+    low, high = M.eer_interval(scores, labels, speakers[left], speakers[right], resamples=5)
+    assert low < high
