@@ -203,12 +203,12 @@ class Task(BaseTask):
         embeddings = torch.stack([embedding for _, embedding in sorted(collected, key=lambda pair: pair[0])])
         if not embeddings.isfinite().all():
             raise UserError(f"{self.key}: {split}: embeddings are NaN or infinite: has the training diverged?")
-        kinds = self.scores(embeddings, trials)
-        for scores, line in zip(kinds.values(), self.calibration, strict=False):
+        kinds, found = self.scores(embeddings, trials), {}
+        for kind, scores in kinds.items():
+            line = self.calibration[KINDS.index(kind)]
             if split == "dev":
                 line.copy_(torch.tensor(fit_calibration(scores, trials.labels)))
-        lines = [tuple(line.tolist()) if line[0] else None for line in self.calibration]
-        found = {kind: verification(s, trials, line) for (kind, s), line in zip(kinds.items(), lines, strict=False)}
+            found[kind] = verification(scores, trials, tuple(line.tolist()) if line[0] else None)
         results = found.pop("cosine") | found
         if trials.groups:
             results["groups"] = by_group(kinds["cosine"], trials)
