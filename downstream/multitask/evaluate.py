@@ -74,11 +74,10 @@ def evaluate(
         },
         "head_parameters": {name: cost.parameters(task.head) for name, task in expert.tasks.items()},
     }
-    scores = expdir / f"scores-{split}.npz"
+    scores, arrays = expdir / f"scores-{split}.npz", expert.arrays[split]
     with (scores.with_suffix(".new")).open("wb") as file:
-        np.savez_compressed(file, **expert.arrays[split])
+        np.savez_compressed(file, **arrays)
     os.replace(scores.with_suffix(".new"), scores)
-    arrays = expert.arrays[split]
     kinds = {"cosine": "sv_scores", "AS-norm": "sv_as_norm_scores"}
     if trials := {name: (arrays[key], arrays["sv_labels"]) for name, key in kinds.items() if key in arrays}:
         plot_det(expdir / f"det-{split}.png", trials)

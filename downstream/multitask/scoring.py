@@ -10,17 +10,20 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-BLOCK = 65536  # trials or utterances at once: a gathered embedding per trial would not fit for millions
+TRIALS, UTTERANCES = (
+    65536,
+    4096,
+)  # at once: an embedding per trial, or a cohort per utterance, would not fit for millions
 
 
-def _blocks(count: int, size: int = BLOCK) -> Iterator[slice]:
+def _blocks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, count, size))
 
 
 def cosine_scores(embeddings: Tensor, left: NDArray, right: NDArray) -> NDArray:
     """``(trials,)`` cosines of ``embeddings (utterances, size)`` at the trials' two sides."""
     unit, scores = F.normalize(embeddings.double(), dim=1), np.empty(len(left))
-    for part in _blocks(len(scores)):
+    for part in _blocks(len(scores), TRIALS):
         scores[part] = (unit[left[part]] * unit[right[part]]).sum(dim=1).numpy()
     return scores
 
@@ -44,7 +47,7 @@ def as_norm(
     if top < 2:
         raise ValueError(f"as_norm: needs a cohort of at least 2, not {top}")
     unit, impostors = F.normalize(embeddings.double(), dim=1), F.normalize(cohort.double(), dim=1)
-    nearest = [(unit[part] @ impostors.T).topk(top, dim=1).values for part in _blocks(len(unit), 4096)]
+    nearest = [(unit[part] @ impostors.T).topk(top, dim=1).values for part in _blocks(len(unit), UTTERANCES)]
     mean = torch.cat([block.mean(dim=1) for block in nearest]).numpy()
     deviation = torch.cat([block.std(dim=1) for block in nearest]).clamp(min=1e-6).numpy()
     return 0.5 * ((scores - mean[left]) / deviation[left] + (scores - mean[right]) / deviation[right])
