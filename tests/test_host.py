@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few_examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    host.prepare()
+    host.register()
     monkeypatch.setattr("s3prl.downstream.example.dataset.EXAMPLE_DATASET_SIZE", 2)
 
 
@@ -261,7 +261,7 @@ def test_the_upstream_learns_at_a_rate_of_its_own(
 def test_an_upstream_out_of_reach_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    host.prepare()
+    host.register()
 
     def unreachable(**_: object) -> None:
         raise urllib.error.URLError("https://somewhere/hubert_base.pt: no route")
@@ -287,7 +287,7 @@ def test_a_checkpoint_of_another_name_is_no_step(trained: Path, tmp_path: Path) 
 def test_a_failed_run_takes_its_folder_with_it_unless_a_checkpoint_is_in_it(
     has_checkpoint: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host.prepare()
+    host.register()
 
     def train(self: object) -> None:
         for name in ["log.jsonl", "events.out.tfevents.1", *["best-dev.ckpt"] * has_checkpoint]:

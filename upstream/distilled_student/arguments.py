@@ -250,7 +250,7 @@ def _finish(args: Namespace) -> tuple[Namespace, Path]:
         if torch.device(args.device).type == "cuda":
             args.local_rank = int(os.environ["LOCAL_RANK"])
         elif not dist.is_initialized():
-            dist.init_process_group("gloo")  # s3prl's own start needs a GPU: see host.py, _MendedRunner
+            dist.init_process_group("gloo")  # s3prl's own start needs a GPU: see runner.py
     return args, Path(asked.expdir)
 
 

@@ -231,7 +231,7 @@ def _normalizes(name: str) -> bool:
 def _from_s3prl(name: str) -> nn.Module:
     from distilled_student import host
 
-    host.prepare()
+    host.register()
     from s3prl import hub
 
     factory: Callable[..., nn.Module] = getattr(hub, name)
@@ -244,7 +244,7 @@ def _from_s3prl(name: str) -> nn.Module:
 def _s3prl_names() -> list[str]:
     from distilled_student import host
 
-    host.prepare()
+    host.register()
     from s3prl import hub
 
     return hub.options()
