@@ -148,9 +148,12 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].split())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``run_downstream.py``: s3prl's own command line, from any folder. Returns the exit code, 2 for a user's error."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+def run(arguments: Sequence[str]) -> None:
+    """s3prl's ``run_downstream.py`` with these arguments; an experiment folder without a checkpoint is removed again.
+
+    Raises:
+        UserError: something that was given cannot be used; one line.
+    """
     if "--device=cpu" in arguments or ("--device", "cpu") in itertools.pairwise(arguments):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # s3prl clears the GPU's cache, if there is one, by the device's name
     for library in (r".?torch\.cuda\.amp", r".?torch\.jit"):
@@ -164,9 +167,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_downstream.main()
     except (UserError, OSError) as error:
         parser.undo()
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        return 2
+        raise UserError(_one_line(error)) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``run_downstream.py``: s3prl's own command line, from any folder. Returns the exit code, 2 for a user's error."""
+    try:
+        run(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
