@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import soundfile
 import torch
 import torchaudio
@@ -15,6 +17,9 @@ from torch import Tensor
 from torchaudio.functional import gain, resample
 
 from distilled_student.errors import UserError
+
+# a duration without a point is in samples, and not used by s3prl
+SILENCE = re.compile(r"silence 1 (\d*\.\d+) (\d*\.?\d+)% -1 (\d*\.\d+) (\d*\.?\d+)%")
 
 
 def load(
@@ -65,12 +70,50 @@ def info(uri: Any, *args: Any, **kwargs: Any) -> SimpleNamespace:
     )
 
 
+def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First index of every run of true values, and the index after its last."""
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+    return edges[::2], edges[1::2]
+
+
+def without_silence(wave: np.ndarray, rate: int, above: Sequence[float], below: Sequence[float]) -> np.ndarray:
+    """sox's ``silence 1 SECONDS PERCENT% -1 SECONDS PERCENT%``: what is left of ``wave (samples,)``.
+
+    A part is kept from where its level has been above the first threshold for the first duration, up to where it stays
+    below the second threshold for the second one; then all begins anew. The level is the root mean square of the last
+    20 ms, of which those before a new beginning count as zeros. After ``sox_silence_flow`` of sox 14.4.2's silence.c.
+    """
+    window, full = rate // 50, 2**31 - 1  # sox compares whole levels of 32 bits
+    loud, quiet = (window * ((np.floor(percent / 100 * full) + 1) / (full + 1)) ** 2 for _, percent in (above, below))
+    long, short = (round(seconds * rate) for seconds, _ in (above, below))
+    summed = np.concatenate(([0.0], np.cumsum(wave.astype(np.float64) ** 2)))
+    energy = summed[1:].copy()
+    energy[window:] -= summed[1:-window]
+    starts, ends = _runs(energy >= loud)
+    pauses, pause_ends = _runs(energy < quiet)
+    pauses = pauses[pause_ends - pauses >= short]
+    kept, begin = [wave[:0]], 0
+    while True:
+        first = np.searchsorted(summed, summed[begin] + loud) - 1  # before it, too little is left of the window
+        speech = np.maximum(starts, first)
+        found = np.flatnonzero(ends - speech >= long)
+        if not len(found):
+            return np.concatenate(kept)  # as sox, which drops what it has not yet found to be loud
+        start = speech[found[0]]
+        index = np.searchsorted(pauses, start + long)
+        if index == len(pauses):
+            return np.concatenate([*kept, wave[start:]])
+        kept.append(wave[start : pauses[index]])
+        begin = pauses[index] + short
+
+
 def apply_effects_tensor(
     tensor: Tensor, sample_rate: int, effects: Sequence[Sequence[str]], channels_first: bool = True
 ) -> tuple[Tensor, int]:
-    """sox's ``channels 1``, ``rate HZ``, ``gain DB``, ``norm [DB]``, in the given order, on ``(channels, samples)``.
+    """sox's effects that s3prl uses, in the given order, on ``(channels, samples)``.
 
-    As in sox, samples are clipped to [-1, 1] after a gain.
+    ``channels 1``, ``rate HZ``, ``gain DB``, ``norm [DB]``; of one channel, :func:`without_silence`. As in sox, samples
+    are clipped to [-1, 1] after a gain.
 
     Raises:
         UserError: any other effect.
@@ -87,6 +130,9 @@ def apply_effects_tensor(
             case ["norm", *decibels] if len(decibels) < 2:
                 level = 10 ** (float(decibels[0]) / 20) if decibels else 1.0
                 wave = wave * (level / wave.abs().max().clamp(min=1e-10)) if wave.numel() else wave
+            case ["silence", *_] as words if wave.size(0) == 1 and (found := SILENCE.fullmatch(" ".join(words))):
+                times = [float(text) for text in found.groups()]
+                wave = torch.from_numpy(without_silence(wave[0].numpy(), sample_rate, times[:2], times[2:]))[None]
             case other:
                 raise UserError(f"sox effect '{' '.join(other)}': torchaudio {torchaudio.__version__} dropped sox")
     return (wave if channels_first else wave.T), sample_rate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib import resources
@@ -15,6 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 from distilled_student.errors import UserError
 
 T = TypeVar("T")
+
+
+def cache_folder() -> Path:
+    """For what can be made again: ``$XDG_CACHE_HOME`` or ``~/.cache``, then ``distilled-student``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distilled-student"
 
 
 def find_config(name: str | Path, kind: str = "") -> Path:

@@ -16,16 +16,11 @@ from rich.console import Console
 from distilled_student.demo.corpus import expand, fingerprint
 from distilled_student.errors import UserError
 from distilled_student.report import mean_rows, print_table, row, write_report
-from distilled_student.settings import find_config, read_yaml, typed
+from distilled_student.settings import cache_folder, find_config, read_yaml, typed
 from distilled_student.storage import load_student, save_student
 from distilled_student.student import Student
 
 console = Console()
-
-
-def cache_folder() -> Path:
-    """Where the corpus is expanded: ``$XDG_CACHE_HOME`` or ``~/.cache``, then ``distilled-student``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distilled-student"
 
 
 def corpus_folder() -> Path:
