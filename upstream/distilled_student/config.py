@@ -12,6 +12,8 @@ class StudentConfig:
     Attributes:
         frontend: ``cnn`` (wav2vec 2.0's, on the waveform) or ``logmel`` (80 log-mel bins at 100 frames a second and a
             strided convolution stem: far fewer operations on a CPU).
+        normalize: Waveforms are brought to zero mean and unit variance first, as several public encoders expect.
+            ``normalize_epsilon`` is added to the variance: 1e-7 in `transformers`, 1e-5 in fairseq and s3prl.
         conv_dim: Output width of each front-end convolution; ``conv_kernel`` and ``conv_stride`` have the same length.
         conv_norm: ``group`` (after the first convolution, BASE), ``layer`` (after each, LARGE) or ``none``.
         projection_norm: Layer norm before the linear projection of front-end frames to ``hidden_size``.
@@ -23,6 +25,8 @@ class StudentConfig:
     """
 
     frontend: str = "cnn"
+    normalize: bool = False
+    normalize_epsilon: float = 1e-7
     mel_bins: int = 80
     conv_dim: list[int] = field(default_factory=lambda: [512] * 7)
     conv_kernel: list[int] = field(default_factory=lambda: [10, 3, 3, 3, 3, 2, 2])
@@ -78,6 +82,7 @@ class StudentConfig:
         same = self.conv_dim[-1] == self.hidden_size
         check(self.projection or same, "projection: false needs the last conv_dim equal to hidden_size")
         check(0.0 <= self.dropout < 1.0, "dropout: needs a number in [0, 1)")
+        check(self.normalize_epsilon > 0.0, "normalize_epsilon: needs a positive number")
         check(all(t > 0 for t in self.targets), "targets: teacher layers are counted from 1")
 
     @property

@@ -7,10 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_student.config import StudentConfig
-from distilled_student.lengths import conv_lengths, mask_if_padded, zero_padding
+from distilled_student.lengths import conv_lengths, frame_mask, mask_if_padded, zero_padding
 
 SAMPLE_RATE = 16_000
 WINDOW, HOP = 400, 160  # 25 ms and 10 ms at 16 kHz, Whisper's (and most of the field's) analysis
+
+
+def normalize_waveforms(waveforms: Tensor, lengths: Tensor | None = None, epsilon: float = 1e-7) -> Tensor:
+    """Zero mean and unit variance over each utterance's valid samples; zero behind them.
+
+    `transformers`' Wav2Vec2FeatureExtractor adds 1e-7 to the variance, fairseq and s3prl (``F.layer_norm``) add 1e-5.
+    """
+    samples = waveforms.shape[1]
+    keep = torch.ones_like(waveforms) if lengths is None else frame_mask(lengths, samples).to(waveforms.dtype)
+    count = keep.sum(1, keepdim=True)
+    centred = (waveforms - (waveforms * keep).sum(1, keepdim=True) / count) * keep
+    return centred / (centred.square().sum(1, keepdim=True) / count + epsilon).sqrt()
 
 
 class MaskedGroupNorm(nn.GroupNorm):

@@ -1,20 +1,23 @@
-"""A student on disk: a folder with config.json and model.safetensors."""
+"""Students on disk: our folder (config.json and model.safetensors), and the formats of others through `formats`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from distilled_student.config import StudentConfig
 from distilled_student.errors import UserError
+from distilled_student.files import read_json, read_safetensors, write_whole
+from distilled_student.formats import CONFIG, WEIGHTS, Foreign, read_checkpoint, read_transformers, write_transformers
 from distilled_student.student import Student
 
 MODEL_TYPE = "distilled_student"
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMATS = (MODEL_TYPE, "transformers")
 
 
 def shipped_student() -> Path:
@@ -22,73 +25,91 @@ def shipped_student() -> Path:
     return Path(__file__).with_name("assets") / "student"
 
 
-def is_student(path: str | Path) -> bool:
-    """Whether ``path`` is a folder that `save_student` wrote."""
-    try:
-        return json.loads((Path(path) / CONFIG).read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE
-    except (OSError, ValueError, AttributeError):
-        return False
+def save_student(
+    student: Student, path: str | Path, dtype: torch.dtype = torch.float32, format: str = MODEL_TYPE
+) -> None:
+    """Write a student folder; ``dtype`` float16 halves the files.
 
+    ``format`` ``transformers`` writes one that ``transformers.AutoModel.from_pretrained`` reads too, as HubertModel.
 
-def save_student(student: Student, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a student folder; ``dtype`` float16 halves the file.
-
-    Each file is written beside and renamed, so that a folder never holds half of one.
+    Raises:
+        ValueError: no such format.
+        UserError: `transformers` has no such network; names the key.
     """
     from safetensors.torch import save
 
+    if format not in FORMATS:
+        raise ValueError(f"format: '{format}' is not one of {', '.join(FORMATS)}")
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    if format == "transformers":
+        return write_transformers(student, folder, dtype)
     state = {name: value.detach().cpu().to(dtype).contiguous() for name, value in student.state_dict().items()}
     config = {
         "model_type": MODEL_TYPE,
         "dtype": str(dtype).removeprefix("torch."),
         **dataclasses.asdict(student.config),
     }
-    (folder / f"{WEIGHTS}.new").write_bytes(save(state))  # its save_file makes files that nobody else can read
-    (folder / f"{CONFIG}.new").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for name in (WEIGHTS, CONFIG):
-        os.replace(folder / f"{name}.new", folder / name)
+    write_whole(folder, {WEIGHTS: save(state), CONFIG: (json.dumps(config, indent=2) + "\n").encode()})
 
 
-def read_config(path: str | Path) -> StudentConfig:
-    """The configuration in a student folder. Raises UserError naming the file and key."""
-    file = Path(path) / CONFIG
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); expected a student folder") from None
-    except ValueError as error:
-        raise UserError(f"{file}: is not JSON ({error})") from None
-    if not isinstance(values, dict) or values.pop("model_type", None) != MODEL_TYPE:
-        raise UserError(f"{file}: model_type: is not '{MODEL_TYPE}'")
+def _read_own(folder: Path) -> Foreign:
+    file, weights = folder / CONFIG, folder / WEIGHTS
+    values = read_json(file)
+    del values["model_type"]
     values.pop("dtype", None)
     known = {f.name for f in dataclasses.fields(StudentConfig)}
     if unknown := sorted(set(values) - known):
         raise UserError(f"{file}: {unknown[0]}: unknown key")
     try:
-        return StudentConfig(**values)
+        config = StudentConfig(**values)
     except (TypeError, ValueError) as error:
         raise UserError(f"{file}: {error}") from None
+    state = {name: value.float() for name, value in read_safetensors(weights).items()}
+    return Foreign(config, state, str(weights))
+
+
+def _read(path: Path) -> Foreign:
+    if path.is_file():
+        return read_checkpoint(path)
+    if not (path / CONFIG).is_file():
+        raise UserError(f"{path / CONFIG}: cannot be read; expected a student folder, a transformers folder or a file")
+    own = read_json(path / CONFIG).get("model_type") == MODEL_TYPE
+    return _read_own(path) if own else read_transformers(path)
+
+
+def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
+    """Raise UserError with what is missing, unexpected or of another shape, all under a student's names."""
+    problems = {
+        "missing": [n for n in expected if n not in found],
+        "unexpected": [n for n in found if n not in expected],
+        "of another shape": [
+            f"{n} {tuple(found[n].shape)} instead of {tuple(expected[n].shape)}"
+            for n in expected
+            if n in found and found[n].shape != expected[n].shape
+        ],
+    }
+    lines = []
+    for kind, names in problems.items():
+        if names:
+            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+            lines.append(f"{kind}: {', '.join(names[:10])}{more}")
+    if lines:
+        raise UserError(f"{where}: does not fit its configuration: {'; '.join(lines)}")
 
 
 def load_student(path: str | Path) -> Student:
-    """Read a student folder; float32 on the CPU, in eval mode.
+    """Read a student; float32 on the CPU, in eval mode.
+
+    Args:
+        path: A folder of `save_student`; a `transformers` folder of HuBERT, wav2vec 2.0, DistilHuBERT or Whisper (its
+            encoder); a ``.ckpt`` of s3prl's DistilHuBERT; a HuBERT or wav2vec 2.0 checkpoint that s3prl converted from
+            fairseq. All but the first and the third come without prediction layers.
 
     Raises:
-        UserError: not a student folder, damaged weights, or weights of another shape; names the file.
+        UserError: none of these, damaged, or weights that do not fit; one line naming the file, its format and keys.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    student = Student(read_config(path))
-    file = Path(path) / WEIGHTS
-    try:
-        state = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: cannot be read as safetensors ({error})") from None
-    try:
-        student.load_state_dict({name: value.float() for name, value in state.items()})
-    except RuntimeError as error:
-        raise UserError(f"{file}: does not fit its config.json: {error}") from None
+    config, weights, where = _read(Path(path))
+    student = Student(config)
+    _check_fit(student.state_dict(), weights, where)
+    student.load_state_dict(weights)
     return student.eval()

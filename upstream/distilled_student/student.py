@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from distilled_student.config import SIZES, StudentConfig
-from distilled_student.frontend import build_frontend
+from distilled_student.frontend import build_frontend, normalize_waveforms
 from distilled_student.lengths import frame_mask, mask_if_padded, zero_padding
 
 
@@ -129,6 +129,8 @@ class Student(nn.Module):
                 raise ValueError(f"lengths: expected 1 to {samples} samples, found {lengths.tolist()}")
             lengths = lengths.to(waveforms.device)
             waveforms = zero_padding(waveforms, mask_if_padded(lengths, samples))
+        if self.config.normalize:
+            waveforms = normalize_waveforms(waveforms, lengths, self.config.normalize_epsilon)
         x, lengths = self.frontend(waveforms, lengths)
         return self.encode(self.projection(self.projection_norm(x)), lengths)
 

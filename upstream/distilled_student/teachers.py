@@ -1,4 +1,4 @@
-"""Teachers: any student folder, `transformers` encoder or s3prl upstream behind one interface.
+"""Teachers: any student, `transformers` encoder or s3prl upstream behind one interface.
 
 An encoder is a module that maps ``(waveforms, lengths)`` to an `Encoded`; it has ``hidden_size``, ``num_layers`` and
 ``frame_shift``. `Teacher` freezes one for distillation.
@@ -6,23 +6,22 @@ An encoder is a module that maps ``(waveforms, lengths)`` to an `Encoded`; it ha
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from distilled_student.config import StudentConfig
-from distilled_student.convert import student_config, student_weights
+from distilled_student.convert import student_weights
+from distilled_student.counterparts import no_counterpart
 from distilled_student.errors import UserError
-from distilled_student.lengths import conv_lengths, frame_mask, mask_if_padded
-from distilled_student.storage import is_student, load_student
+from distilled_student.files import read_json
+from distilled_student.formats import CONFIG, PREPROCESSOR, WEIGHTS, normalization
+from distilled_student.frontend import normalize_waveforms
+from distilled_student.lengths import conv_lengths, mask_if_padded
+from distilled_student.storage import MODEL_TYPE, load_student
 from distilled_student.student import Student
-
-log = logging.getLogger(__name__)
 
 
 class Encoded(NamedTuple):
@@ -35,16 +34,13 @@ class Encoded(NamedTuple):
 class StudentEncoder(nn.Module):
     """A network of the student's form: a student, HuBERT, wav2vec 2.0 or Whisper's encoder. Padding-proof."""
 
-    def __init__(self, student: Student, normalize: bool = False) -> None:
+    def __init__(self, student: Student) -> None:
         super().__init__()
         self.student = student
-        self.normalize = normalize
         self.hidden_size, self.num_layers = student.config.hidden_size, student.config.layers
         self.frame_shift = student.config.frame_shift
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Encoded:
-        if self.normalize:
-            waveforms = normalize_waveforms(waveforms, lengths)
         output = self.student(waveforms, lengths)
         return Encoded(output.hidden_states, output.lengths)
 
@@ -108,7 +104,7 @@ class TransformersEncoder(EqualLengthEncoder):
 
     def encode(self, waveforms: Tensor) -> Sequence[Tensor]:
         if self.normalize:
-            waveforms = normalize_waveforms(waveforms, None)
+            waveforms = normalize_waveforms(waveforms)
         output = self.model(waveforms, output_hidden_states=True)
         # behind the final norm, which transformers 5 leaves out of hidden_states in pre-norm models
         return [*output.hidden_states[:-1], output.last_hidden_state]
@@ -138,94 +134,56 @@ class S3prlEncoder(EqualLengthEncoder):
         return self.upstream(list(waveforms))["hidden_states"]
 
     def weights(self) -> dict[str, Tensor]:
-        return student_weights({n.removeprefix("model."): v for n, v in self.upstream.state_dict().items()})
-
-
-def normalize_waveforms(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-    """Zero mean and unit variance over each utterance's valid samples, as `transformers`' Wav2Vec2FeatureExtractor."""
-    samples = waveforms.shape[1]
-    keep = torch.ones_like(waveforms) if lengths is None else frame_mask(lengths, samples).to(waveforms.dtype)
-    count = keep.sum(1, keepdim=True)
-    centred = (waveforms - (waveforms * keep).sum(1, keepdim=True) / count) * keep
-    return centred / (centred.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
+        return student_weights(self.upstream.state_dict())
 
 
 def _unloadable(name: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:160]
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:160]}"
     hint = (
         ""
-        if Path(name).is_dir()
-        else (". Where its hub is out of reach, download it on another machine and give the folder instead of the name")
+        if Path(name).exists()
+        else ". Where its hub is out of reach, download it on another machine and give the folder instead of the name"
     )
-    return UserError(f"teacher {name}: cannot be loaded ({type(error).__name__}: {reason}){hint}")
+    return UserError(f"teacher {name}: cannot be loaded ({reason}){hint}")
 
 
-def _check_reach(name: str) -> None:
-    """Raise UserError at once for a hub name that is neither cached nor in reach, before a loader's many retries."""
-    from huggingface_hub import model_info, try_to_load_from_cache
+def _hub_folder(name: str) -> Path:
+    """The folder of a name on the `transformers` hub, downloaded or from its cache."""
+    from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache
 
-    if Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return
     try:
-        model_info(name, timeout=10)
+        if not isinstance(try_to_load_from_cache(name, CONFIG), str):
+            model_info(name, timeout=10)  # at once, before a loader's many retries
+        wanted = [CONFIG, PREPROCESSOR, "processor_config.json", f"{WEIGHTS}*", "model-*.safetensors"]
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
+        if not any(folder.glob(f"{WEIGHTS}*")):
+            snapshot_download(name, allow_patterns=["pytorch_model*"])
+        return folder
     except Exception as error:  # of the network, the hub or the name; each means that the teacher is not to be had
         raise _unloadable(name, error) from None
 
 
-def _from_transformers(name: str) -> nn.Module:
+def _from_path(path: Path, name: str) -> nn.Module:
+    """The encoder in a folder or file: through `load_student` where it is of a student's form."""
+    try:
+        values = {"model_type": MODEL_TYPE} if path.is_file() else read_json(path / CONFIG)
+        if values.get("model_type") == MODEL_TYPE or no_counterpart(values) is None:
+            return StudentEncoder(load_student(path))
+        return _from_transformers(path)
+    except UserError as error:
+        raise _unloadable(name, error) from None
+
+
+def _from_transformers(folder: Path) -> TransformersEncoder:
     import transformers
 
-    _check_reach(name)
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        if config.model_type == "whisper":
-            whole = "WhisperEncoder" not in (config.architectures or [])
-            kind = transformers.WhisperModel if whole else _whisper_encoder()
-            model = kind.from_pretrained(name, dtype=torch.float32)
-            model = model.get_encoder() if whole else model
-        else:
-            model = transformers.AutoModel.from_pretrained(name, dtype=torch.float32)
+        model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
     except Exception as error:  # whatever a damaged or foreign folder raises, it is that folder's fault
-        raise _unloadable(name, error) from None
-    normalize = config.model_type != "whisper" and _normalizes(name)
-    form = student_config(config)
-    if form is not None:
-        return StudentEncoder(_as_student(form, model, name), normalize)
-    if not hasattr(config, "conv_stride"):
-        raise UserError(f"teacher {name}: '{config.model_type}' is not a speech encoder on waveforms")
-    return TransformersEncoder(model, normalize)
-
-
-def _whisper_encoder() -> Any:
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-    return WhisperEncoder
-
-
-def _as_student(form: StudentConfig, model: nn.Module, name: str) -> Student:
-    student = Student(form)
-    weights = student_weights(model.state_dict())
-    # Not part of the forward pass here: the embedding of masked frames, and fixed sinusoids (made for any length).
-    unused = {"masked_spec_embed", "embed_positions.weight"}
-    try:
-        student.load_state_dict({n: v for n, v in weights.items() if n not in unused})
-    except RuntimeError as error:
-        raise UserError(f"teacher {name}: weights do not fit its configuration: {error}") from None
-    return student
-
-
-def _normalizes(name: str) -> bool:
-    """Whether the model expects normalised waveforms: `do_normalize` of its preprocessor, if it has one."""
-    from transformers.utils import cached_file
-
-    try:
-        file = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    except OSError:
-        file = None
-    if file is None:
-        log.warning("teacher %s: no preprocessor_config.json; waveforms are given as they are", name)
-        return False
-    return bool(json.loads(Path(file).read_text(encoding="utf-8")).get("do_normalize", False))
+        raise UserError(f"{folder}: {type(error).__name__}: {str(error)[:160]}") from None
+    if not hasattr(model.config, "conv_stride"):
+        raise UserError(f"'{model.config.model_type}' is not a speech encoder on waveforms")
+    return TransformersEncoder(model, normalization(folder)["normalize"])
 
 
 def _from_s3prl(name: str) -> nn.Module:
@@ -253,25 +211,20 @@ def _s3prl_names() -> list[str]:
 def open_teacher(name: str | Path) -> nn.Module:
     """The encoder that ``name`` means, in eval mode.
 
-    A student folder; else a `transformers` folder; else an s3prl upstream's name (``hubert_base``); else a name on the
-    `transformers` hub (``facebook/hubert-base-ls960``). ``shipped`` is the small teacher that comes with the package.
+    What `load_student` reads; else a folder of another `transformers` encoder; else an s3prl upstream's name
+    (``hubert_base``); else a name on the `transformers` hub (``facebook/hubert-base-ls960``). ``shipped`` is the small
+    teacher that comes with the package.
 
     Raises:
         UserError: none of these, or out of reach; says what to do instead.
     """
     name = str(name)
     path = Path(__file__).with_name("assets") / "teacher" if name == "shipped" else Path(name)
-    if is_student(path):
-        return StudentEncoder(load_student(path)).eval()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"teacher {name}: the folder has no config.json")
-        return _from_transformers(name).eval()
     if path.exists():
-        raise UserError(f"teacher {name}: is a file; expected a folder or a name")
+        return _from_path(path, name).eval()
     if "/" not in name and name in _s3prl_names():
         return _from_s3prl(name).eval()
-    return _from_transformers(name).eval()
+    return _from_path(_hub_folder(name), name).eval()
 
 
 class Teacher(nn.Module):

@@ -1,0 +1,67 @@
+"""Files of weights and settings: read without running what is in them, written whole or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distilled_student.errors import UserError
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The mapping in a JSON file. Raises UserError naming the file."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{file}: is not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: is not a mapping")
+    return values
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file, on the CPU. Raises UserError naming the file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: cannot be read as safetensors ({error})") from None
+
+
+def read_torch(file: Path) -> Any:
+    """What ``torch.save`` wrote, if it is tensors, plain values and argparse's settings (s3prl keeps its own there).
+
+    Raises:
+        UserError: damaged, or with any other pickled object, since loading one can run code; names the file.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"holds the pickled object {found[1]}, which could run code: refused" if found else "is not a torch file"
+        raise UserError(f"{file}: {what}") from None
+    except (OSError, EOFError, RuntimeError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read as a torch file ({str(error)[:160]})") from None
+
+
+def write_whole(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files of a folder, each beside its place and then renamed, so that the folder never holds half of one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (folder / f"{name}.new").write_bytes(content)
+    for name in contents:
+        os.replace(folder / f"{name}.new", folder / name)
