@@ -114,7 +114,7 @@ def test_s_chooses_the_features(selection: str, student: Path, small_corpus: Pat
     config = ds.load_student(student).config
     widths = {"predictions": 512, "concatenated": config.hidden_size * (config.layers + 1)}
     state = torch.load(tmp_path / "states-2.ckpt", weights_only=True)["Downstream"]
-    assert state["tasks.kws.head.weight"].shape[1] == widths.get(selection, config.hidden_size)
+    assert state["tasks.kws.head.linear.weight"].shape[1] == widths.get(selection, config.hidden_size)
 
 
 def test_without_k_the_shipped_student_is_used(small_corpus: Path, tmp_path: Path) -> None:

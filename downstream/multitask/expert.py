@@ -20,6 +20,7 @@ from tqdm import tqdm
 from distilled_student import audio
 from distilled_student.arguments import source
 from distilled_student.errors import UserError
+from distilled_student.multitask.heads import WEIGHTED, LayerChoice
 from distilled_student.multitask.loader import AlternationLoader, EvaluationLoader
 from distilled_student.multitask.tasks import SHORTEST, TrainingData, need_finite, pad_to, task_module
 from distilled_student.settings import typed
@@ -36,7 +37,9 @@ class ExpertSettings:
         schedule: Batches of each task in a cycle, in this order. Only tasks named here are used: naming one is
             single-task training. Empty: one of each.
         update: ``alternate`` (a step per batch) or ``sum`` (a step per cycle, on the sum of its losses).
-        layers: Layers that ``-s concatenated`` puts side by side, hidden states from 0; a task's ``layer`` chooses one.
+        layers: Layers that ``-s concatenated`` puts side by side, hidden states from 0; a task's ``layer`` chooses one,
+            or their sum with weights of its own.
+        gain_db: Decibels by which every waveform is changed, in training and evaluation.
         score: Weight of each task's score in the choice of the best checkpoint; 1 where not named.
         num_workers: Data worker processes of each task.
         seed: Of the data; None: the runner's ``--seed``.
@@ -46,6 +49,7 @@ class ExpertSettings:
     schedule: dict[str, int] = field(default_factory=dict)
     update: str = "alternate"
     layers: int = 1
+    gain_db: float = 0.0
     score: dict[str, float] = field(default_factory=dict)
     num_workers: int = 0
     seed: int | None = None
@@ -86,6 +90,7 @@ class DownstreamExpert(nn.Module):
         self.expdir = Path(expdir)
         self.seed = self.settings.seed if self.settings.seed is not None else int(kwargs.get("seed", 0))
         runner = kwargs.get("runner") or {}
+        self.gain = 10 ** (self.settings.gain_db / 20)
         self.accumulate = int(runner.get("gradient_accumulate_steps", 1))
         cycle = sum(self.settings.schedule.values())
         if self.settings.update == "sum" and self.accumulate != cycle:
@@ -98,10 +103,13 @@ class DownstreamExpert(nn.Module):
         if self.settings.layers > 1 and selected != "concatenated":
             raise UserError(f"{where}: downstream_expert.layers: needs -s concatenated, not -s {selected}")
         known = {name: self._settings(name, where) for name in self.settings.tasks}  # wrong ones are said, used or not
-        self.tasks = nn.ModuleDict()
+        self.tasks, self.choices = nn.ModuleDict(), nn.ModuleDict()
         for name in self.settings.schedule:
             module, values, key = known[name]
+            if values.layer == WEIGHTED and selected == "concatenated" and self.settings.layers == 1:
+                raise UserError(f"{where}: downstream_expert.layers: weights need the number of hidden states here")
             self.tasks[name] = module.Task(values, self._width(upstream_dim, values.layer, key), self.seed, key)
+            self.choices[name] = LayerChoice(self.settings.layers, values.layer)
         self.register_buffer("best_score", torch.full((1,), float("-inf"), dtype=torch.float64))
         self._training: dict[str, TrainingData] = {}  # made at the first epoch: it reads headers
         self.results: dict[str, dict[str, Any]] = {}
@@ -122,22 +130,19 @@ class DownstreamExpert(nn.Module):
         module = task_module(name, values.pop("module", None), key)
         return module, typed(module.Settings, values, key), key
 
-    def _width(self, features: int, layer: int | None, key: str) -> int:
+    def _width(self, features: int, layer: int | str | None, key: str) -> int:
         """How many of the upstream's ``features`` a task gets."""
         layers = self.settings.layers
         if features % layers:
             raise UserError(f"{key.rpartition('.tasks.')[0]}.layers: {features} features are not of {layers} layers")
-        if layer is not None and not 0 <= layer < layers:
+        if isinstance(layer, int) and not 0 <= layer < layers:
             raise UserError(f"{key}.layer: {layer} is not one of layers: {layers}, counted from 0")
         return features if layer is None else features // layers
 
     def _batch(self, name: str, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """A task's features ``(batch, frames, features)``, padded, and lengths in frames."""
-        layer = self.tasks[name].settings.layer
-        if layer is not None:
-            features = [f.chunk(self.settings.layers, dim=1)[layer] for f in features]
         lengths = torch.tensor([len(f) for f in features], device=features[0].device)
-        return pad_sequence(list(features), batch_first=True), lengths
+        return pad_sequence([self.choices[name](f) for f in features], batch_first=True), lengths
 
     def _sizes(self, name: str) -> dict[str, int]:
         return {task: getattr(self.tasks[task].settings, name) for task in self.tasks}
@@ -152,11 +157,13 @@ class DownstreamExpert(nn.Module):
                 self._training = {name: task.training_data() for name, task in self.tasks.items()}
             repeat = self.accumulate if self.settings.update == "alternate" else 1
             sizes, schedule = self._sizes("batch_size"), self.settings.schedule
-            return AlternationLoader(self._training, sizes, schedule, self.seed, epoch, workers, repeat, rank, world)
+            return AlternationLoader(
+                self._training, sizes, schedule, self.seed, epoch, workers, repeat, rank, world, self.gain
+            )
         if split not in ("dev", "test"):
             raise UserError(f"split: '{split}' is not train, dev or test")
         data = {name: task.evaluation_data(split) for name, task in self.tasks.items()}
-        return EvaluationLoader(data, self._sizes("eval_batch_size"), workers)
+        return EvaluationLoader(data, self._sizes("eval_batch_size"), workers, self.gain)
 
     # Interface
     def forward(
@@ -193,7 +200,7 @@ class DownstreamExpert(nn.Module):
             extract: Waveforms to features per utterance, ``(frames, features)``, as an evaluation gets them.
             cycles: Batches of each task.
         """
-        norms = {name: task.standardize for name, task in self.tasks.items() if task.settings.standardize}
+        norms = {name: task.head.standardize for name, task in self.tasks.items() if task.settings.standardize}
         before = {name: (norm.training, norm.momentum) for name, norm in norms.items()}
         for norm in norms.values():
             norm.reset_running_stats()
@@ -204,8 +211,7 @@ class DownstreamExpert(nn.Module):
             wavs, name = batch[:2]
             if left.get(name):
                 left[name] -= 1
-                features, lengths = self._batch(name, extract(wavs))
-                norms[name](self.tasks[name].pooling(features.float(), lengths))
+                self.tasks[name](*self._batch(name, extract(wavs)))
         for name, norm in norms.items():
             norm.training, norm.momentum = before[name]
 
@@ -249,7 +255,7 @@ class DownstreamExpert(nn.Module):
 
     def load_audio(self, path: str | Path) -> Tensor:
         """For s3prl's inference mode: any rate, any channel count."""
-        return pad_to(audio.load(path), SHORTEST)
+        return self.gain * pad_to(audio.load(path), SHORTEST)
 
     def inference(self, features: Sequence[Tensor], filenames: Sequence[str]) -> None:
         """One line per utterance and task on the standard output."""

@@ -45,19 +45,19 @@ class _Whole(Dataset):
 
 
 class _Collate:
-    def __init__(self, task: str) -> None:
-        self.task = task
+    def __init__(self, task: str, gain: float) -> None:
+        self.task, self.gain = task, gain
 
     def __call__(self, items: list[Item | UserError]) -> Batch | UserError:
         for item in items:
             if isinstance(item, UserError):
                 return item
         wavs, labels, keys = zip(*items, strict=True)
-        return [wav.numpy() for wav in wavs], self.task, list(labels), list(keys)
+        return [(self.gain * wav).numpy() for wav in wavs], self.task, list(labels), list(keys)
 
 
-def _batches(dataset: Dataset, plan: list[Any], task: str, workers: int) -> Iterator[Batch]:
-    for batch in DataLoader(dataset, batch_sampler=plan, num_workers=workers, collate_fn=_Collate(task)):
+def _batches(dataset: Dataset, plan: list[Any], task: str, workers: int, gain: float) -> Iterator[Batch]:
+    for batch in DataLoader(dataset, batch_sampler=plan, num_workers=workers, collate_fn=_Collate(task, gain)):
         if isinstance(batch, UserError):
             raise batch
         yield batch
@@ -73,6 +73,7 @@ class AlternationLoader:
         data: Training data of each task. batch_sizes: utterances per batch of each.
         schedule: Batches of each task in a cycle: ``{"kws": 1, "sv": 1}`` is the paper's alternation.
         repeat: Times that each batch of the cycle is followed by another of its task, for gradient accumulation.
+        gain: What every waveform is multiplied by.
     """
 
     def __init__(
@@ -86,8 +87,9 @@ class AlternationLoader:
         repeat: int = 1,
         rank: int = 0,
         world: int = 1,
+        gain: float = 1.0,
     ) -> None:
-        self.data, self.seed, self.epoch, self.workers = data, seed, epoch, workers
+        self.data, self.seed, self.epoch, self.workers, self.gain = data, seed, epoch, workers, gain
         self.cycle = [name for name, times in schedule.items() for _ in range(times * repeat)]
         counts = {name: self.cycle.count(name) for name in schedule}
         plans = {name: self._pass(name, 0, batch_sizes[name]) for name in schedule}
@@ -113,7 +115,7 @@ class AlternationLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         streams = {
-            name: _batches(_Seeded(self.data[name], self._seed(name)), plan, name, self.workers)
+            name: _batches(_Seeded(self.data[name], self._seed(name)), plan, name, self.workers, self.gain)
             for name, plan in self.plans.items()
         }
         for _ in range(self.cycles):
@@ -127,8 +129,10 @@ class EvaluationLoader:
     So no padding enters, and the result is the same with any upstream and any batch size.
     """
 
-    def __init__(self, data: Mapping[str, EvaluationData], batch_sizes: Mapping[str, int], workers: int = 0) -> None:
-        self.data, self.workers = data, workers
+    def __init__(
+        self, data: Mapping[str, EvaluationData], batch_sizes: Mapping[str, int], workers: int = 0, gain: float = 1.0
+    ) -> None:
+        self.data, self.workers, self.gain = data, workers, gain
         self.plans = {name: equal_length_batches(d, batch_sizes[name]) for name, d in data.items()}
 
     def __len__(self) -> int:
@@ -136,7 +140,7 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for name, plan in self.plans.items():
-            yield from _batches(_Whole(self.data[name]), plan, name, self.workers)
+            yield from _batches(_Whole(self.data[name]), plan, name, self.workers, self.gain)
 
 
 def equal_length_batches(data: EvaluationData, size: int) -> list[list[int]]:

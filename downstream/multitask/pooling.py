@@ -14,7 +14,8 @@ class Pooling(nn.Module):
     """``(batch, frames, features)`` + ``lengths (batch,)`` in frames -> ``(batch, output_size)``.
 
     * ``mean``: average of the valid frames.
-    * ``mean_std``: average and standard deviation (population), concatenated (Snyder et al., x-vectors, 2018).
+    * ``mean_std``: average and standard deviation, concatenated (Snyder et al., x-vectors, 2018); of the population,
+      or of the sample with ``correction`` 1.
     * ``attentive``: average weighted by softmax(v . tanh(W x + b)) over the valid frames (Okabe et al.,
       arXiv 1803.10963, eq. 1 to 3).
 
@@ -22,11 +23,11 @@ class Pooling(nn.Module):
         ValueError: ``kind`` is none of these.
     """
 
-    def __init__(self, kind: str, features: int, hidden: int = 128) -> None:
+    def __init__(self, kind: str, features: int, hidden: int = 128, correction: int = 0) -> None:
         super().__init__()
         if kind not in POOLINGS:
             raise ValueError(f"pooling: '{kind}' is not one of {', '.join(POOLINGS)}")
-        self.kind = kind
+        self.kind, self.correction = kind, correction
         self.output_size = 2 * features if kind == "mean_std" else features
         if kind == "attentive":
             self.attention = nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, 1, bias=False))
@@ -43,6 +44,7 @@ class Pooling(nn.Module):
         if self.kind == "mean":
             return mean
         centred = (x - mean[:, None]).masked_fill(~mask, 0.0)
+        variance = centred.square().sum(dim=1) / (count - self.correction).clamp(min=1)
         # the clamp keeps the square root's gradient finite where a feature does not vary (one frame, silence)
-        deviation = (centred.square().sum(dim=1) / count).clamp(min=1e-10).sqrt()
+        deviation = variance.clamp(min=1e-20).sqrt()
         return torch.cat([mean, deviation], dim=1)

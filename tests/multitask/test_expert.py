@@ -355,8 +355,9 @@ def test_calibration_replaces_the_statistics_by_those_of_the_features_it_is_give
     for features, task, *_ in train_batches(e):
         means[task].append(torch.stack([f.mean(0) for f in features]).mean(0))
     for name, values in means.items():
-        torch.testing.assert_close(e.tasks[name].standardize.running_mean, torch.stack(values).mean(0))
-        assert not e.tasks[name].standardize.training and e.tasks[name].standardize.momentum == 0.1
+        torch.testing.assert_close(e.tasks[name].head.standardize.running_mean, torch.stack(values).mean(0))
+        norm = e.tasks[name].head.standardize
+        assert not norm.training and norm.momentum == 0.1
 
 
 def test_without_standardisation_there_is_nothing_to_calibrate(tmp_path: Path) -> None:
@@ -370,7 +371,7 @@ def test_a_task_hears_the_layer_that_it_names(tmp_path: Path) -> None:
     values = tasks(tmp_path)
     values["sv"]["layer"] = 1
     e = expert(tmp_path, tasks=values, schedule={"kws": 1, "sv": 1}, layers=2)
-    assert (e.tasks["kws"].head.in_features, e.tasks["sv"].head.in_features) == (6, 3)
+    assert (e.tasks["kws"].head.linear.in_features, e.tasks["sv"].head.linear.in_features) == (6, 3)
     features, seen = torch.randn(2, 5, 6), []
     e.tasks["sv"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     e("dev", list(features), "sv", [0, 1], ["0", "1"], records=defaultdict(list))

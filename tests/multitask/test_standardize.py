@@ -10,7 +10,7 @@ from distilled_student.multitask.tasks import BaseTask, TaskSettings
 
 
 def _pooled(task: BaseTask, features: Tensor, lengths: Tensor) -> Tensor:
-    return task.standardize(task.pooling(features, lengths))
+    return task.head.standardize(task.head.pooling(features, lengths))
 
 
 def test_standardised_features_have_zero_mean_and_unit_variance_in_training() -> None:
@@ -33,7 +33,7 @@ def test_in_evaluation_an_utterance_does_not_depend_on_its_batch() -> None:
 def test_without_it_nothing_stands_between_pooling_and_the_linear_layer() -> None:
     task = BaseTask(TaskSettings(), 6, 3)
     features, lengths = torch.randn(4, 9, 6), torch.full((4,), 9)
-    torch.testing.assert_close(task(features, lengths), task.head(features.mean(1)))
+    torch.testing.assert_close(task(features, lengths), task.head.linear(features.mean(1)))
 
 
 def test_a_batch_of_one_cannot_be_standardised() -> None:

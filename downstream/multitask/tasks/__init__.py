@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from distilled_student.audio import SAMPLE_RATE
 from distilled_student.errors import UserError
 from distilled_student.multitask.augment import AugmentSettings
-from distilled_student.multitask.pooling import POOLINGS, Pooling
+from distilled_student.multitask.heads import HEADS, WEIGHTED, make_head
+from distilled_student.multitask.pooling import POOLINGS
 
 # what every upstream's front end needs at least (a window of 25 ms and some): shorter utterances are zero-padded to it
 SHORTEST = SAMPLE_RATE // 10
@@ -69,18 +70,22 @@ class TaskSettings:
     Attributes:
         batch_size: Utterances in a training batch.
         eval_batch_size: At most so many utterances, all of one length, in an evaluation batch.
+        head: ``linear`` (the paper's), ``projection`` (SUPERB's for keywords) or ``xvector`` (SUPERB's for speakers).
         pooling: ``mean``, ``mean_std`` or ``attentive``.
-        layer: The one of the expert's ``layers`` that this task hears; None: all features. Early layers know the
-            speaker best, late ones the word.
+        layer: The one of the expert's ``layers`` that this task hears; ``weighted``: their sum with weights that it
+            learns; None: all features. Early layers know the speaker best, late ones the word.
         standardize: Bring each pooled feature to zero mean and unit variance (batch norm without weights) before the
-            linear layer, which then learns in a tenth of the steps: what tells classes apart is small beside what all
-            utterances share.
+            linear layer of the ``linear`` head, which then learns in a tenth of the steps: what tells classes apart is
+            small beside what all utterances share.
     """
+
+    heads: ClassVar[tuple[str, ...]] = ("linear", "projection")  # an x-vector is not what the loss sees
 
     batch_size: int = 32
     eval_batch_size: int = 16
+    head: str = "linear"
     pooling: str = "mean"
-    layer: int | None = None
+    layer: int | str | None = None
     standardize: bool = False
     augment: AugmentSettings = field(default_factory=AugmentSettings)
 
@@ -93,10 +98,17 @@ class TaskSettings:
             raise ValueError("standardize: needs a batch_size of at least 2")
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling: '{self.pooling}' is not one of {', '.join(POOLINGS)}")
+        if self.head not in self.heads:
+            known = "a head of other tasks" if self.head in HEADS else "no head"
+            raise ValueError(f"head: '{self.head}' is {known}; choose from {', '.join(self.heads)}")
+        if self.standardize and self.head != "linear":
+            raise ValueError(f"standardize: is of the linear head, not of {self.head}")
+        if isinstance(self.layer, str) and self.layer != WEIGHTED:
+            raise ValueError(f"layer: '{self.layer}' is neither a number nor {WEIGHTED}")
 
 
 class BaseTask(nn.Module):
-    """Pooling and one linear layer; a task gives the data, the loss, the metrics and what `score` is.
+    """A head; a task gives the data, the loss, the metrics and what `score` is.
 
     Args of a task: its settings, the upstream's features, the seed, and ``key``: ``FILE: dotted.key`` for messages.
     """
@@ -105,14 +117,11 @@ class BaseTask(nn.Module):
 
     def __init__(self, settings: Any, features: int, output_size: int) -> None:
         super().__init__()
-        self.pooling = Pooling(settings.pooling, features)
-        size = self.pooling.output_size
-        self.standardize = nn.BatchNorm1d(size, affine=False) if settings.standardize else nn.Identity()
-        self.head = nn.Linear(size, output_size)
+        self.head = make_head(settings, features, output_size)
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """``(batch, frames, features)`` + lengths in frames -> ``(batch, output_size)``."""
-        return self.head(self.standardize(self.pooling(features.float(), lengths)))
+        return self.head(features.float(), lengths)
 
     def prepare_training(self) -> None:
         """Read, check and build what training alone needs, before the optimiser is made: an evaluation does without."""
@@ -168,6 +177,14 @@ def hash_percentage(name: str) -> float:
     """A fixed place in [0, 100] for a speaker, TensorFlow's ``which_set`` (speech_commands/input_data.py)."""
     digest = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
     return int(digest, 16) % (HASH_RANGE + 1) * (100.0 / HASH_RANGE)
+
+
+def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> list[int]:
+    """As many items as there are, drawn so that each class is as frequent as any other, in random order."""
+    _, labels, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    by_class, starts = np.argsort(labels, kind="stable"), np.cumsum(counts) - counts
+    drawn = rng.permutation(np.resize(np.arange(len(counts)), len(labels)))
+    return by_class[starts[drawn] + rng.integers(counts[drawn])].tolist()
 
 
 def pad_to(waveform: Tensor, samples: int) -> Tensor:

@@ -19,7 +19,16 @@ from distilled_student import audio
 from distilled_student.errors import UserError
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed
-from distilled_student.multitask.tasks import BaseTask, Item, TaskSettings, hash_percentage, pad_to, samples_of
+from distilled_student.multitask.tasks import (
+    SHORTEST,
+    BaseTask,
+    Item,
+    TaskSettings,
+    balanced_order,
+    hash_percentage,
+    pad_to,
+    samples_of,
+)
 
 SILENCE, UNKNOWN, BACKGROUND = "_silence_", "_unknown_", "_background_noise_"
 KEYWORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
@@ -30,9 +39,12 @@ class Settings(TaskSettings):
     """Attributes:
     train_root: Folder of ``WORD/SPEAKER_nohash_TAKE.wav`` and ``_background_noise_/``.
     test_root: Folder of ``KEYWORD/``, ``_unknown_/``, ``_silence_/``; None: the hash's testing part of ``train_root``.
-    silence_percentage, unknown_percentage: Of the keyword utterances of a split, rounded up (TensorFlow's).
+    silence_percentage, unknown_percentage: Of the keyword utterances of a split, rounded up (TensorFlow's). None: each
+        background noise once, and every other word (SUPERB's).
     silence_volume: What a cut of background noise is multiplied by.
+    sampling: ``utterance`` (each once a pass) or ``class`` (classes equally often, SUPERB's).
     crop_seconds: Length of a training clip.
+    fill: Whether shorter clips are filled with zeros at the end; false: they stay short.
     """
 
     train_root: str = "data/speech_commands/train"
@@ -40,16 +52,19 @@ class Settings(TaskSettings):
     keywords: list[str] = field(default_factory=lambda: list(KEYWORDS))
     validation_percentage: float = 10.0
     testing_percentage: float = 10.0
-    silence_percentage: float = 10.0
-    unknown_percentage: float = 10.0
+    silence_percentage: float | None = 10.0
+    unknown_percentage: float | None = 10.0
     silence_volume: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    sampling: str = "utterance"
     crop_seconds: float = 1.0
+    fill: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("validation_percentage", "testing_percentage", "silence_percentage", "unknown_percentage"):
-            if not 0.0 <= getattr(self, name) <= 100.0:
-                raise ValueError(f"{name}: needs a number in [0, 100], not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 100.0:
+                raise ValueError(f"{name}: needs a number in [0, 100], not {value}")
         if self.validation_percentage + self.testing_percentage >= 100:
             raise ValueError("validation_percentage: with testing_percentage it leaves nothing to train on")
         if not self.keywords or len(set(self.keywords)) != len(self.keywords):
@@ -58,6 +73,8 @@ class Settings(TaskSettings):
             raise ValueError("keywords: YAML reads yes, no, on, off as true and false: put them in quotes")
         if len(self.silence_volume) != 2 or not 0 <= self.silence_volume[0] <= self.silence_volume[1]:
             raise ValueError(f"silence_volume: needs [lowest, highest], not {self.silence_volume}")
+        if self.sampling not in ("utterance", "class"):
+            raise ValueError(f"sampling: '{self.sampling}' is not utterance or class")
         if self.crop_seconds < 0.1:
             raise ValueError("crop_seconds: needs at least 0.1")
 
@@ -90,7 +107,8 @@ def class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, list
     """The classic index: keyword utterances of each set, then unknown and silence, each a percentage of them.
 
     Follows ``prepare_data_index`` of TensorFlow's speech_commands/input_data.py in what it counts; the draw of unknown
-    utterances is seeded. Silent clips of training are cut afresh at each pass, so theirs have no place yet.
+    utterances is seeded. Silent clips of training are cut afresh at each pass, so theirs have no place yet. With None
+    for both percentages the index is SUPERB's (s3prl, downstream/speech_commands): every word and each noise file.
 
     Raises:
         UserError: no folder, a keyword without files, or no background noise to cut silence from.
@@ -113,22 +131,28 @@ def class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, list
     for word in settings.keywords:
         if labels[word] not in found:
             raise UserError(f"{key}.keywords: {root / word}: class '{word}' has no files")
-    if settings.unknown_percentage and not any(unknown.values()):
+    if settings.unknown_percentage != 0 and not any(unknown.values()):
         raise UserError(
             f"{key}.unknown_percentage: {root}: class '{UNKNOWN}' has no files: no word beside the keywords"
         )
     noises = sorted(p for p in (root / BACKGROUND).glob("*") if p.suffix.lower() in audio.SUFFIXES)
-    if settings.silence_percentage and not noises:
+    if settings.silence_percentage != 0 and not noises:
         raise UserError(f"{key}.silence_percentage: {root / BACKGROUND}: no files to cut silence from")
     for part, clips in sets.items():
         rng = random.Random(f"{seed} {part}")
         size = len(clips)
         rng.shuffle(unknown[part])
-        clips += unknown[part][: math.ceil(size * settings.unknown_percentage / 100)]
-        for i in range(math.ceil(size * settings.silence_percentage / 100)):
-            place = cut_silence(noises, settings, rng)
+        clips += unknown[part][: _share(size, settings.unknown_percentage)]
+        silent = _share(size, settings.silence_percentage)
+        for i, files in enumerate([[noise] for noise in noises] if silent is None else [noises] * silent):
+            place = cut_silence(files, settings, rng)
             clips.append(Clip(place[0], labels[SILENCE], f"{SILENCE}/{i:05d}", place[1], place[2]))
     return sets, noises
+
+
+def _share(size: int, percentage: float | None) -> int | None:
+    """``percentage`` of ``size``, rounded up; None for all that there are."""
+    return None if percentage is None else math.ceil(size * percentage / 100)
 
 
 def cut_silence(noises: Sequence[Path], settings: Settings, rng: Any) -> tuple[Path, float, float]:
@@ -156,13 +180,15 @@ test_index.__test__ = False  # type: ignore[attr-defined]  # its name is the fie
 
 
 class Training:
-    """One-second clips: longer ones cut at random, shorter ones zero-padded at the end."""
+    """One-second clips: longer ones cut at random."""
 
     def __init__(self, clips: list[Clip], settings: Settings, noises: list[Path], key: str) -> None:
         self.clips, self.settings, self.noises = clips, settings, noises
         self.augment = Augmentation(settings.augment, f"{key}.augment", noises)
 
     def order(self, rng: np.random.Generator) -> Sequence[int]:
+        if self.settings.sampling == "class":
+            return balanced_order(np.array([clip.label for clip in self.clips]), rng)
         return rng.permutation(len(self.clips)).tolist()
 
     def item(self, index: int, rng: np.random.Generator) -> Item:
@@ -173,7 +199,7 @@ class Training:
         else:
             waveform = change_speed(audio.load(clip.path), self.augment.speed(rng))
         first = int(rng.integers(max(1, len(waveform) - samples + 1)))
-        waveform = pad_to(waveform[first : first + samples], samples)
+        waveform = pad_to(waveform[first : first + samples], samples if self.settings.fill else SHORTEST)
         return Item(self.augment(waveform, rng), clip.label, clip.key)
 
 
@@ -244,9 +270,10 @@ class Task(BaseTask):
     def metrics(self, split: str, collected: list[Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         labels, predicted, keys = zip(*collected, strict=True)
         confusion = M.confusion_matrix(labels, predicted, len(self.labels))
-        shares = (None if share is None else 100 * share for share in M.per_class_accuracy(confusion))
+        shares = [None if share is None else 100 * share for share in M.per_class_accuracy(confusion)]
         results = {
             "accuracy": 100 * M.accuracy(confusion),
+            "balanced_accuracy": float(np.mean([share for share in shares if share is not None])),
             "per_class": dict(zip(self.labels, shares, strict=True)),
             "confusion": confusion.tolist(),
             "labels": self.labels,
@@ -256,7 +283,8 @@ class Task(BaseTask):
         return results, {"labels": np.array(labels), "predicted": np.array(predicted)}
 
     def score(self, results: Mapping[str, Any]) -> float:
-        return float(results["accuracy"])
+        # where classes are drawn equally often they count equally: what SUPERB's random draw of dev has on average
+        return float(results["balanced_accuracy" if self.settings.sampling == "class" else "accuracy"])
 
     def summary(self, results: Mapping[str, Any]) -> str:
         return f"accuracy {results['accuracy']:.2f} % ({results['utterances']} utterances)"

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from distilled_student import audio
 from distilled_student.errors import UserError
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed, fill
+from distilled_student.multitask.heads import HEADS
 from distilled_student.multitask.losses import LossSettings, SpeakerLoss
 from distilled_student.multitask.scoring import as_norm, cllr, cosine_scores, fit_calibration
-from distilled_student.multitask.tasks import BaseTask, Item, TaskSettings, samples_of
+from distilled_student.multitask.tasks import SHORTEST, BaseTask, Item, TaskSettings, balanced_order, pad_to, samples_of
 from distilled_student.multitask.tasks.sv_index import SpeakerIndex, Trials
 
 KINDS = ("cosine", "as_norm")
@@ -34,9 +35,12 @@ class Settings(TaskSettings):
     extra_roots: Folders of ``SPEAKER/**/*``, further training speakers; one item per ``crop_seconds`` of their files.
     crop_seconds: Length of a training crop. With ``longest_crop_seconds`` each crop's length is drawn between the two:
         positions leak into an upstream's features, so that a head that has heard one length only is lost at others.
+    fill: Whether utterances shorter than the crop are repeated until they fill it; false: they stay short.
     sampling: ``utterance`` (each once a pass) or ``speaker`` (speakers equally often).
     as_norm_top: Nearest training speakers that adaptive s-norm compares each utterance with.
     """
+
+    heads: ClassVar[tuple[str, ...]] = HEADS
 
     root: str = "data/voxceleb1"
     trials: str | None = "veri_test.txt"
@@ -46,6 +50,7 @@ class Settings(TaskSettings):
     sampling: str = "utterance"
     crop_seconds: float = 2.0
     longest_crop_seconds: float | None = None
+    fill: bool = True
     embedding_size: int = 256
     as_norm_top: int = 100
     loss: LossSettings = field(default_factory=LossSettings)
@@ -65,22 +70,17 @@ class Settings(TaskSettings):
 
 
 class Training:
-    """Random crops; shorter utterances are repeated."""
+    """Random crops of the training speakers' utterances."""
 
     def __init__(self, items: list[tuple[Path, int]], settings: Settings, key: str) -> None:
         self.items, self.settings = items, settings
         self.augment = Augmentation(settings.augment, f"{key}.augment")
         self.labels = np.array([label for _, label in items])
-        self.by_speaker = np.argsort(self.labels, kind="stable")
-        self.counts = np.bincount(self.labels)
-        self.starts = np.cumsum(self.counts) - self.counts
 
     def order(self, rng: np.random.Generator) -> Sequence[int]:
-        if self.settings.sampling == "utterance":
-            return rng.permutation(len(self.items)).tolist()
-        speakers = np.resize(np.arange(len(self.counts)), len(self.items))
-        speakers = rng.permutation(speakers)
-        return self.by_speaker[self.starts[speakers] + rng.integers(self.counts[speakers])].tolist()
+        if self.settings.sampling == "speaker":
+            return balanced_order(self.labels, rng)
+        return rng.permutation(len(self.items)).tolist()
 
     def item(self, index: int, rng: np.random.Generator) -> Item:
         path, label = self.items[index]
@@ -91,8 +91,8 @@ class Training:
         length = seconds * speed
         spare = max(0.0, audio.seconds(path) - length)
         waveform = audio.load(path, rng.uniform(0.0, spare), length + 0.01)
-        samples = int(seconds * audio.SAMPLE_RATE)
-        waveform = fill(change_speed(waveform, speed), samples)
+        waveform, samples = change_speed(waveform, speed), int(seconds * audio.SAMPLE_RATE)
+        waveform = fill(waveform, samples) if self.settings.fill else pad_to(waveform[:samples], SHORTEST)
         return Item(self.augment(waveform, rng), label, str(path))
 
 
@@ -163,7 +163,7 @@ class Task(BaseTask):
         saved = state_dict.get(f"{prefix}objective.weight")
         if saved is not None and self.objective is None:  # an evaluation: the training speakers are the checkpoint's
             objective = SpeakerLoss(self.settings.loss, self.settings.embedding_size, len(saved))
-            self.objective = objective.to(self.head.weight.device)
+            self.objective = objective.to(self.calibration.device)
         elif saved is not None and len(saved) != (here := len(self.index.training)):  # before torch speaks of sizes
             folders = ", ".join([self.settings.root, *self.settings.extra_roots])
             raise UserError(
@@ -224,10 +224,12 @@ class Task(BaseTask):
     def cohort(self) -> Tensor:
         """``(speakers, embedding)``: the loss's weight of each training speaker, who is an impostor to all others.
 
-        It stands for the mean of his embeddings, and it is in the checkpoint: no audio of training is needed.
+        It stands for the mean of his embeddings, and it is in the checkpoint: no audio of training is needed. There is
+        none with x-vectors, which are taken before the layer that these weights belong to.
         """
-        empty = torch.empty(0, self.settings.embedding_size)
-        return empty if self.objective is None else self.objective.weight.detach().cpu()
+        if self.objective is None or self.settings.head == "xvector":
+            return torch.empty(0, self.settings.embedding_size)
+        return self.objective.weight.detach().cpu()
 
     def scores(self, embeddings: Tensor, trials: Trials) -> dict[str, np.ndarray]:
         """``(trials,)`` scores of each kind in `KINDS`; no ``as_norm`` without at least two training speakers."""
