@@ -14,7 +14,7 @@ from distilled_student import cost
 from distilled_student.arguments import checkpoints
 from distilled_student.errors import UserError
 from distilled_student.multitask.expert import BEST
-from distilled_student.report import plot_det
+from distilled_student.plots import plot_det
 
 
 def find_checkpoint(expdir: Path, name: str = BEST) -> Path:
@@ -66,12 +66,7 @@ def evaluate(
         "split": split,
         "checkpoint": path.name,
         **expert.results[split],
-        "upstream": {
-            "name": runner.args.upstream,
-            "parameters": cost.parameters(upstream),
-            "macs_per_second": cost.macs_per_second(upstream),
-            "rtf": cost.real_time_factor(upstream),
-        },
+        "upstream": {"name": runner.args.upstream, **cost.summary(upstream)},
         "head_parameters": {name: cost.parameters(task.head) for name, task in expert.tasks.items()},
     }
     scores, arrays = expdir / f"scores-{split}.npz", expert.arrays[split]

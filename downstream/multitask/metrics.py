@@ -85,18 +85,32 @@ def eer_interval(
     speakers' counts. Draws that leave one kind of trial out are left out; None where all do.
 
     Args:
-        scores, labels: ``(trials,)``. left, right: ``(trials,)`` speakers of the two sides, counted from 0.
+        scores: ``(trials,)``, or ``(systems, trials)`` for the interval of the systems' mean EER.
+        labels: ``(trials,)``. left, right: ``(trials,)`` speakers of the two sides, counted from 0.
     """
-    order = np.argsort(-np.asarray(scores), kind="stable")  # sorted once: the sort inside then finds one run
-    scores, labels, left, right = (np.asarray(x)[order] for x in (scores, labels, left, right))
+    systems = []
+    for of in np.atleast_2d(np.asarray(scores)):
+        order = np.argsort(-of, kind="stable")  # sorted once: the sort inside then finds one run
+        systems.append([np.asarray(x)[order] for x in (of, labels, left, right)])
     speakers, rng, found = int(max(left.max(), right.max())) + 1, np.random.default_rng(seed), []
     for _ in range(resamples):
-        counts = rng.multinomial(speakers, np.full(speakers, 1 / speakers))
-        weights = np.where(labels == 1, counts[left], counts[left] * counts[right])
-        if weights[labels == 1].any() and weights[labels == 0].any():
-            found.append(eer(scores, labels, weights))
-    if not found:
-        return None
+        counts, errors = rng.multinomial(speakers, np.full(speakers, 1 / speakers)), []
+        for of, y, a, b in systems:
+            weights = np.where(y == 1, counts[a], counts[a] * counts[b])
+            if weights[y == 1].any() and weights[y == 0].any():
+                errors.append(eer(of, y, weights))
+        if errors:
+            found.append(np.mean(errors))
+    return _quantiles(found, level) if found else None
+
+
+def mean_interval(values: ArrayLike, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Bootstrap interval of the mean of ``values (utterances,)``, such as 1 for a correct answer and 0 for a wrong one."""
+    values, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
+    return _quantiles([values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)], level)
+
+
+def _quantiles(found: ArrayLike, level: float) -> tuple[float, float]:
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -1,4 +1,4 @@
-"""The command line: distil, evaluate, demo. Joint training is s3prl's own command, ``run_downstream.py``."""
+"""The command line: distil, evaluate, benchmark, demo. Joint training is s3prl's own command, ``run_downstream.py``."""
 
 from __future__ import annotations
 
@@ -52,6 +52,52 @@ def demo(
     from distilled_student.demo.run import run_demo
 
     run_demo(output, seeds)
+
+
+@app.command()
+def prepare(
+    corpus: Annotated[str, typer.Argument(help="librispeech, speech_commands or voxceleb1.")],
+    root: Annotated[Path, typer.Argument(help="Folder of all corpora; the shipped configs call it data.")],
+    parts: Annotated[list[str] | None, typer.Option(help="One part alone, as train-clean-100; repeatable.")] = None,
+    mirror: Annotated[str | None, typer.Option(help="URL under which the published files are.")] = None,
+    source: Annotated[Path | None, typer.Option(help="Folder with VoxCeleb1's archives, or unpacked.")] = None,
+) -> None:
+    """Download a corpus where its licence lets it, arrange it, and check its counts. The same command resumes."""
+    from distilled_student.prepare.corpora import CORPORA
+    from distilled_student.prepare.run import prepare as run
+
+    if corpus not in CORPORA:
+        raise UserError(f"{corpus}: not one of {', '.join(CORPORA)}")
+    run(CORPORA[corpus], root, parts or (), mirror, source)
+
+
+@app.command()
+def benchmark(
+    suite: Annotated[
+        str, typer.Argument(help="paper, superb, demo, or a YAML file such as configs/benchmark/paper.yaml.")
+    ],
+    data: Annotated[Path | None, typer.Option(help="Folder that `prepare` fills; the demo brings its own.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for runs and report; exp/benchmark/SUITE.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds 0, 1, ... of every run; default: the suite's.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Runs MODEL/SETTING that match, such as 'hubert/*'.")] = None,
+    extra: Annotated[bool, typer.Option("--all", help="The runs beyond the published tables too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and an estimate of their cost.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Cut every training to so many updates: a trial of it all.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda; default: what the machine has.")] = None,
+    tflops: Annotated[float, typer.Option(help="What the estimate takes the device to sustain.")] = 10.0,
+) -> None:
+    """Run what is missing of a suite, go on with what was interrupted, and report ours beside the published figures."""
+    from distilled_student.benchmark.run import benchmark as run
+
+    more: dict[str, list[str]] = {}
+    if suite == "demo":
+        from distilled_student.demo.run import corpus_folder, precision
+
+        data, more = data or corpus_folder(), precision()
+    if data is None:
+        raise UserError("--data: no folder; `distilled-student prepare` fills one")
+    output = output or Path("exp/benchmark") / Path(suite).stem
+    run(suite, data, output, seeds, only or (), extra, dry_run, steps, device, tflops, **more)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -57,3 +57,12 @@ def real_time_factor(upstream: nn.Module, seconds: float = 4.0, repeats: int = 7
         times.append(time.perf_counter() - start)
     upstream.train(training)
     return sorted(times[2:])[repeats // 2] / seconds  # the first two warm caches up
+
+
+def summary(upstream: nn.Module) -> dict[str, float]:
+    """``parameters``, ``macs_per_second`` and, on this machine, ``rtf``."""
+    return {
+        "parameters": parameters(upstream),
+        "macs_per_second": macs_per_second(upstream),
+        "rtf": real_time_factor(upstream),
+    }

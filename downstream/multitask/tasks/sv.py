@@ -219,7 +219,8 @@ class Task(BaseTask):
             "trials": len(trials.labels),
         }
         arrays = {"scores" if kind == "cosine" else f"{kind}_scores": scores for kind, scores in kinds.items()}
-        return results, arrays | {"labels": trials.labels}
+        sides = {"left": trials.speakers[trials.left], "right": trials.speakers[trials.right]}
+        return results, arrays | sides | {"labels": trials.labels}
 
     def cohort(self) -> Tensor:
         """``(speakers, embedding)``: the loss's weight of each training speaker, who is an impostor to all others.

@@ -1,26 +1,26 @@
-"""The demo: distil, fine-tune jointly, evaluate, compare; offline, from what ships in the package."""
+"""The demo: the benchmark's suite of this name, from the beginning, on the corpus that ships with the package."""
 
 from __future__ import annotations
 
-import datetime
 import os
-import platform
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
+from distilled_student.benchmark.run import open_bench, run_suite
+from distilled_student.benchmark.suite import plan
 from distilled_student.demo.corpus import expand, fingerprint
 from distilled_student.errors import UserError
-from distilled_student.report import mean_rows, print_table, row, write_report
-from distilled_student.settings import cache_folder, find_config, read_yaml, typed
-from distilled_student.storage import load_student, save_student
-from distilled_student.student import Student
 
 console = Console()
+
+
+def cache_folder() -> Path:
+    """Where the corpus is expanded: ``$XDG_CACHE_HOME`` or ``~/.cache``, then ``distilled-student``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distilled-student"
 
 
 def corpus_folder() -> Path:
@@ -33,80 +33,16 @@ def corpus_folder() -> Path:
             raise UserError(f"{folder}: cannot be written ({error.strerror}); set XDG_CACHE_HOME") from None
 
 
-def _has_fast_bf16() -> bool:
+def has_fast_bf16() -> bool:
     """Whether bfloat16 is worth while here: without instructions of its own it is slower than float32."""
     able = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
     return torch.cuda.is_available() or any(value for name, value in able.items() if "bf16" in name)
 
 
-def _distil(output: Path, corpus: Path, seed: int, overrides: list[str]) -> float:
-    from distilled_student.distillation.config import DistillConfig
-    from distilled_student.distillation.train import distill
-
-    path = find_config("demo", "distill")
-    own = {
-        "output": str(output),
-        "seed": seed,
-        "precision": "bf16" if _has_fast_bf16() else "fp32",
-        "data": {"paths": [str(corpus / "speech_commands" / "train"), str(corpus / "voxceleb1" / "dev")]},
-    }
-    values = read_yaml(path)
-    values = {**values, **own, "data": {**values["data"], **own["data"]}}
-    start = time.monotonic()
-    distill(typed(DistillConfig, values, path, overrides), path)
-    return time.monotonic() - start
-
-
-def _fine_tune(expdir: Path, corpus: Path, upstream: list[str], seed: int, overrides: list[str]) -> float:
-    from distilled_student import host
-
-    tasks = "config.downstream_expert.tasks"
-    pairs = [
-        f"{tasks}.kws.train_root={corpus / 'speech_commands' / 'train'}",
-        f"{tasks}.kws.test_root={corpus / 'speech_commands' / 'test'}",
-        f"{tasks}.sv.root={corpus / 'voxceleb1'}",
-        f"config.runner.bf16={_has_fast_bf16()}",
-        *overrides,
-    ]
-    options = ["-s", "concatenated", "-d", "multitask", "-c", "demo"]
-    command = ["-m", "train", *upstream, *options, "-p", str(expdir), "--seed", str(seed)]
-    console.print("run_downstream.py", *command, style="dim", soft_wrap=True)
-    start = time.monotonic()
-    if host.main([*command, "-o", ",,".join(pairs)]) != 0:
-        raise UserError(f"{expdir}: joint training failed; see the line above")
-    return time.monotonic() - start
-
-
-def _one_seed(folder: Path, corpus: Path, seed: int, distil: list[str], joint: list[str]) -> list[dict[str, Any]]:
-    """All stages with one seed; the rows in the order of the report."""
-    from distilled_student.multitask.evaluate import evaluate
-
-    console.rule(f"seed {seed}: distil a student from the embedded teacher")
-    _distil(folder / "student", corpus, seed, distil)
-    torch.manual_seed(seed)
-    save_student(Student(load_student(folder / "student").config), folder / "untrained")
-    student, untrained = ["-u", "distilled_student", "-k", str(folder / "student")], str(folder / "untrained")
-    runs = {
-        "student": ([*student, "-f"], joint),
-        "student, frozen": (student, joint),
-        # random weights need the heads' learning rate, not the gentle one that keeps what was learned before
-        "student, from scratch": (
-            ["-u", "distilled_student", "-k", untrained, "-f"],
-            ["config.runner.upstream_lr=null", *joint],
-        ),
-        "teacher": (["-u", "teacher", "-k", "shipped", "-f"], joint),
-    }
-    rows = []
-    for name, (upstream, overrides) in runs.items():
-        console.rule(f"seed {seed}: joint fine-tuning, {name}")
-        expdir = folder / _slug(name)
-        seconds = _fine_tune(expdir, corpus, upstream, seed, overrides)
-        rows.append(row(name, evaluate(expdir), seconds))
-    return rows
-
-
-def _slug(name: str) -> str:
-    return name.replace(", ", "-").replace(" ", "-")
+def precision() -> dict[str, list[str]]:
+    """What a bench of the demo's suite is given for this machine's sake."""
+    fast = has_fast_bf16()
+    return {"distil": [f"precision={'bf16' if fast else 'fp32'}"], "joint": [f"config.runner.bf16={fast}"]}
 
 
 def run_demo(
@@ -119,7 +55,7 @@ def run_demo(
     """Run everything and write the report.
 
     Args:
-        output: Folder of the report; runs go below ``output/runs``, which is made anew.
+        output: Folder of the report; what an earlier demo left there is removed.
         seeds: Repetitions, with seeds 0, 1, ...
         distil, joint: ``key=value`` overrides of ``configs/distill/demo.yaml`` and ``configs/multitask/demo.yaml``
             (the latter in the meaning of ``run_downstream.py -o``).
@@ -127,25 +63,26 @@ def run_demo(
 
     Returns:
         ``output/results.json``.
+
+    Raises:
+        UserError: a setting that cannot be used, a folder that cannot be written, or a run that failed.
     """
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: needs 1 or more")
     start = time.monotonic()
-    runs = output / "runs"
     try:
-        shutil.rmtree(runs, ignore_errors=True)
-        runs.mkdir(parents=True)
+        for name in ("runs", "distill", "upstreams"):
+            shutil.rmtree(output / name, ignore_errors=True)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "results.json").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from None
-    corpus = corpus or corpus_folder()
-    rows = mean_rows([_one_seed(runs / f"seed-{s}", corpus, s, distil or [], joint or []) for s in range(seeds)])
-    expdirs = {r["name"]: runs / "seed-0" / _slug(r["name"]) for r in rows}
-    minutes = (time.monotonic() - start) / 60
-    notes = (
-        f"Made speech, {seeds} seed{'s' if seeds > 1 else ''}, {datetime.date.today()}, {platform.machine()} with "
-        f"{os.cpu_count()} cores, {minutes:.1f} minutes. The teacher is the small stand-in that ships with the "
-        "package, the corpus is synthetic: compare the rows with each other, not with published figures."
-    )
-    write_report(output, rows, expdirs, "Demo: one student, two tasks", notes)
-    print_table(rows, f"Demo, {minutes:.1f} minutes; report: {output / 'report.md'}")
+    own = precision()
+    more = {"distil": own["distil"] + (distil or []), "joint": own["joint"] + (joint or [])}
+    bench = open_bench("demo", corpus or corpus_folder(), output, **more)
+    rows = run_suite(bench, plan(bench.suite, seeds))
+    for row in rows:
+        for error in row["errors"].values():
+            raise UserError(f"{row['name']}: {error}")
+    console.print(f"{(time.monotonic() - start) / 60:.1f} minutes")
     return output / "results.json"

@@ -26,6 +26,7 @@ class DistillConfig:
             run needs a smaller one, or the fresh prediction layers' first gradients undo what was taken.
         reduction: ``frame`` divides the paper's sum by the number of valid frames, ``sum`` does not. Adam does not see
             the difference, the gradient's clipping does.
+        weight_decay, betas, eps: AdamW's.
         warmup: Share of ``steps`` with a linearly rising learning rate; then it falls linearly to zero.
         precision: ``fp32``, ``bf16`` or, on a GPU, ``fp16``.
         weights: Type of the weights in the student folder, ``float32`` or ``float16``.
@@ -42,6 +43,8 @@ class DistillConfig:
     copied_learning_rate: float | None = None
     warmup: float = 0.07
     weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1.0e-8
     clip: float = 5.0
     reduction: str = "frame"
     precision: str = "fp32"
@@ -53,13 +56,15 @@ class DistillConfig:
     description: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "clip", "log_every", "save_every", "keep"):
+        for name in ("steps", "learning_rate", "eps", "clip", "log_every", "save_every", "keep"):
             if not 0 < getattr(self, name) < math.inf:  # not so for NaN either
                 raise ValueError(f"{name}: needs a positive number")
         if not 0 <= (self.copied_learning_rate or 0) < math.inf:
             raise ValueError("copied_learning_rate: needs a number of 0 or more")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError("weight_decay: needs a number of 0 or more")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: needs two numbers in [0, 1), not {self.betas}")
         if not 0 <= self.warmup < 1:
             raise ValueError("warmup: needs a share in [0, 1)")
         choices = {

@@ -65,7 +65,8 @@ class Distillation:
         except (ValueError, UserError) as error:
             raise UserError(f"{where}: {error}") from None
         self.progress = Progress()
-        optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        adam = {"betas": tuple(config.betas), "eps": config.eps, "weight_decay": config.weight_decay}
+        optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, **adam)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         self.model, self.optimizer = self.accelerator.prepare(self.student, optimizer)
         self.scheduler = scheduler

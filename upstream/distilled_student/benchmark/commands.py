@@ -1,0 +1,145 @@
+"""A named run as commands: its configuration with the data's folders filled in, and what it lacks."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distilled_student.arguments import override
+from distilled_student.benchmark.suite import Run, Suite
+from distilled_student.distillation.config import DistillConfig
+from distilled_student.settings import find_config, read_yaml, typed
+
+DATA = "data"  # the configurations' name of the folder that --data gives
+CORPORA = {"LibriSpeech": "librispeech", "speech_commands": "speech_commands", "voxceleb1": "voxceleb1"}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A suite and where it runs.
+
+    Attributes:
+        data: Folder of the corpora as ``prepare`` arranges them, and maybe of ``teachers/NAME``.
+        output: Folder of all runs and the report.
+        steps: Updates of every training, for a trial of the whole; None: as configured.
+        device: As ``run_downstream.py --device``.
+        distil, joint: Further ``key=value`` for every distillation and every run of ``-d multitask``.
+    """
+
+    suite: Suite
+    data: Path
+    output: Path
+    steps: int | None = None
+    device: str | None = None
+    distil: list[str] = field(default_factory=list)
+    joint: list[str] = field(default_factory=list)
+
+    def weights(self, name: str) -> str:
+        """A folder under ``ROOT/teachers``, where there is one, for a name on a hub."""
+        folder = self.data / "teachers" / name.rpartition("/")[2]
+        return str(folder) if folder.is_dir() else name
+
+    # Distillation
+    def student(self, run: Run) -> Path:
+        """Folder of the student that a run starts from."""
+        folder = self.output / "distill" / str(self.suite.models[run.model].distill)
+        return folder / f"seed-{run.seed}" if self.suite.distill == "seeds" else folder
+
+    def distillation(self, run: Run) -> tuple[DistillConfig, Path]:
+        """The settings of the distillation before a run, and the file they come from."""
+        path = find_config(str(self.suite.models[run.model].distill), "distill")
+        values = read_yaml(path)
+        overrides = [f"{key}={value}" for key, value in _in_data(values, self.data)]
+        overrides += [f"teacher={self.weights(values['teacher'])}", f"output={self.student(run)}"]
+        overrides += [f"seed={run.seed}"] if self.suite.distill == "seeds" else []
+        overrides += [f"steps={self.steps}", f"log_every={self.steps}"] if self.steps else []
+        return typed(DistillConfig, values, path, [*overrides, *self.distil]), path
+
+    # Training in s3prl's runner
+    def _configured(self, run: Run) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+        """A run's configuration, the ``-o`` pairs that it has so far, and its keys of data with what they become."""
+        setting, model = self.suite.settings[run.setting], self.suite.models[run.model]
+        path = find_config(setting.config, "multitask" if setting.downstream == "multitask" else "superb")
+        config = read_yaml(path)
+        pairs = [f"config.{pair}" for pair in [*setting.override, *model.override]]
+        if self.steps:
+            keys = ("total_steps", "eval_step", "save_step", "log_step")
+            pairs += [f"config.runner.{key}={self.steps}" for key in keys]
+        pairs += self.joint if setting.downstream == "multitask" else []
+        for pair in pairs:
+            override(pair, Namespace(), config)
+        return config, pairs, dict(_in_data(_used(config), self.data))
+
+    def settings(self, run: Run) -> dict[str, Any]:
+        """All that a run's result depends on but the place of its data, so that another run is not taken for it."""
+        setting, model = self.suite.settings[run.setting], self.suite.models[run.model]
+        upstream = {"upstream": model.upstream, "weights": model.weights or model.distill, "untrained": model.untrained}
+        return upstream | {"trainable": setting.trainable, "select": setting.select} | _used(self._configured(run)[0])
+
+    def total_steps(self, run: Run) -> int:
+        """Updates of a run."""
+        return int(self._configured(run)[0]["runner"]["total_steps"])
+
+    def moved(self, run: Run) -> list[str]:
+        """``-o`` pairs that put the data's folder in the place of the configuration's."""
+        return [f"config.{key}={value!r}" for key, value in self._configured(run)[2].items()]
+
+    def command(self, run: Run, expdir: Path) -> list[str]:
+        """Arguments of ``run_downstream.py`` for a run's training; they resume it too."""
+        setting, model = self.suite.settings[run.setting], self.suite.models[run.model]
+        arguments = ["-a", "-m", "train", "-u", model.upstream, "-d", setting.downstream, "-c", setting.config]
+        if model.distill:
+            arguments += ["-k", str(self.untrained(run) if model.untrained else self.student(run))]
+        elif model.weights:
+            arguments += ["-k", self.weights(model.weights)]
+        arguments += ["-s", setting.select, "--seed", str(run.seed), "-p", str(expdir)]
+        arguments += ["-f"] if setting.trainable else []
+        arguments += ["--device", self.device] if self.device else []
+        pairs = self._configured(run)[1] + self.moved(run)
+        return [*arguments, "-o", ",,".join(pairs)] if pairs else arguments
+
+    def untrained(self, run: Run) -> Path:
+        """Folder of the student with random weights that a run starts from."""
+        return self.student(run).with_name(f"{self.student(run).name}-untrained")
+
+    def missing(self, run: Run) -> list[str]:
+        """What a run cannot do without and is not there, a line each."""
+        folders = self._configured(run)[2]
+        model = self.suite.models[run.model]
+        if model.distill and not (self.student(run) / "config.json").is_file():
+            folders |= _in_data(read_yaml(find_config(model.distill, "distill")), self.data)
+        lines = []
+        for value in folders.values():
+            for name in value if isinstance(value, list) else [value]:
+                if not Path(name).exists():
+                    lines.append(f"{name} is missing{self._hint(Path(name))}")
+        return lines
+
+    def _hint(self, path: Path) -> str:
+        first = path.relative_to(self.data).parts[0] if path.is_relative_to(self.data) else ""
+        return f": distilled-student prepare {CORPORA[first]} {self.data}" if first in CORPORA else ""
+
+
+def _used(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the joint expert's tasks that its schedule leaves out: their data is not needed."""
+    expert = config["downstream_expert"]
+    if not expert.get("schedule"):
+        return config
+    tasks = {name: task for name, task in expert["tasks"].items() if name in expert["schedule"]}
+    return {**config, "downstream_expert": {**expert, "tasks": tasks}}
+
+
+def _in_data(values: Any, root: Path, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys whose values are in ``data/``, and these values with ``root`` in its place."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            yield from _in_data(value, root, f"{key}.{name}".lstrip("."))
+    elif isinstance(values, list):
+        moved = [next((v for _, v in _in_data(value, root)), value) for value in values]
+        if moved != values:
+            yield key, moved
+    elif isinstance(values, str) and Path(values).parts[:1] == (DATA,):
+        yield key, str(root / Path(values).relative_to(DATA))

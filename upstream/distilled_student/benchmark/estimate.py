@@ -1,0 +1,108 @@
+"""What a suite will cost before it runs: worked out from multiply-accumulates and audio, not measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distilled_student.audio import SAMPLE_RATE
+from distilled_student.benchmark.commands import Bench
+from distilled_student.benchmark.suite import Run
+from distilled_student.config import StudentConfig
+from distilled_student.cost import macs_per_second
+from distilled_student.distillation.config import fitted_student
+from distilled_student.storage import read_config
+from distilled_student.student import Student
+from distilled_student.upstreams import StudentUpstream
+
+OVERHEAD = 0.03  # seconds of a step beside its arithmetic (reading, launching kernels, the optimiser): a guess
+# Seconds of audio in one evaluation on the public corpora: clips of a second, VoxCeleb1's utterances of 8.2 s on average,
+# of which about 5,000 are held out for development.
+EVALUATION = {"kws": (3093, 3081), "sv": (41_000, 40_000), "speech_commands": (6804 + 3081, 3081)}
+VOXCELEB_TEST = 40_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``audio_hours`` that models hear; ``operations`` on them, two for a multiply-accumulate."""
+
+    steps: int = 0
+    audio_hours: float = 0.0
+    operations: float = 0.0
+
+    def hours(self, tflops: float) -> float:
+        """At ``tflops`` * 1e12 operations a second, with some overhead for every step."""
+        return (self.operations / (tflops * 1e12) + self.steps * OVERHEAD) / 3600
+
+    def __add__(self, other: Estimate) -> Estimate:
+        audio = self.audio_hours + other.audio_hours
+        return Estimate(self.steps + other.steps, audio, self.operations + other.operations)
+
+
+class Estimator:
+    """Estimates of a bench's runs; builds each size of model once, with random weights, to count its operations."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self._macs: dict[str, int] = {}
+
+    def macs(self, config: StudentConfig) -> int:
+        """Multiply-accumulates per second of audio."""
+        if str(config) not in self._macs:
+            self._macs[str(config)] = macs_per_second(StudentUpstream(Student(config)))
+        return self._macs[str(config)]
+
+    def _shape(self, name: str | None) -> StudentConfig:
+        """Of published weights, or of the teacher."""
+        if name == "shipped":
+            return read_config(Path(__file__).parents[1] / "assets" / "teacher")
+        return StudentConfig(layers=12, targets=[]) if name == "hubert-base" else StudentConfig()
+
+    def _student(self, run: Run) -> StudentConfig:
+        config, path = self.bench.distillation(run)
+        return fitted_student(config, self._shape(self.bench.suite.models[run.model].shape).hidden_size, path)
+
+    def distillation(self, run: Run) -> Estimate:
+        """Of the student that a run starts from; the student's pass counts three times, there and back."""
+        config, _ = self.bench.distillation(run)
+        seconds = config.steps * config.data.batch_seconds
+        teacher = self.macs(self._shape(self.bench.suite.models[run.model].shape))
+        return Estimate(config.steps, seconds / 3600, 2 * seconds * (teacher + 3 * self.macs(self._student(run))))
+
+    def run(self, run: Run) -> Estimate:
+        """Of a training and its evaluations; without heads, whose part is small."""
+        model, setting = self.bench.suite.models[run.model], self.bench.suite.settings[run.setting]
+        macs = self.macs(self._student(run) if model.distill else self._shape(model.shape))
+        macs = macs if model.distill or model.shape else 0  # fbank and its like
+        steps, trained, evaluated = _audio(self.bench.settings(run), setting.downstream)
+        passes = 3 if setting.trainable else 1
+        return Estimate(steps, (trained + evaluated) / 3600, 2 * macs * (passes * trained + evaluated))
+
+
+def _audio(config: dict[str, Any], downstream: str) -> tuple[int, float, float]:
+    """Updates, and seconds of audio in training and in all evaluations."""
+    runner, expert = config["runner"], config["downstream_expert"]
+    steps = int(runner["total_steps"])
+    evaluations = steps // int(runner["eval_step"]) * len(runner["eval_dataloaders"] or ())
+    batches = steps * int(runner["gradient_accumulate_steps"])
+    if downstream == "multitask":
+        schedule = expert.get("schedule") or dict.fromkeys(expert["tasks"], 1)
+        cycle = sum(schedule.values())
+        trained = sum(batches * times / cycle * _batch(expert["tasks"][name]) for name, times in schedule.items())
+        sums = [sum(EVALUATION[name][split] for name in schedule) for split in (0, 1)]
+        return steps, trained, evaluations * sums[0] + sums[1]
+    if downstream == "speech_commands":
+        per_evaluation, test = EVALUATION[downstream]
+        seconds = batches * float(expert["datarc"]["batch_size"])
+        return steps, seconds, steps // int(runner["eval_step"]) * per_evaluation + test
+    data = expert["datarc"]
+    seconds = batches * data["train_batch_size"] * data["max_timestep"] / SAMPLE_RATE
+    saved = min(steps // int(runner["save_step"]), int(runner["max_keep"]))
+    return steps, seconds, (evaluations + saved) * VOXCELEB_TEST
+
+
+def _batch(task: dict[str, Any]) -> float:
+    """Seconds of audio in a training batch of a task of the joint expert."""
+    shortest = float(task.get("crop_seconds", 1.0))
+    return int(task.get("batch_size", 32)) * (shortest + float(task.get("longest_crop_seconds") or shortest)) / 2

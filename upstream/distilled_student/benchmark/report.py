@@ -1,0 +1,189 @@
+"""The report of a suite: results.json, report.md and plots; also the table on the terminal."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from distilled_student.baselines import read_baselines
+from distilled_student.benchmark.execute import Outcome, write_json
+from distilled_student.benchmark.rows import METRICS
+from distilled_student.benchmark.suite import Suite
+from distilled_student.plots import plot_confusion, plot_costs, plot_det
+
+Row = Mapping[str, Any]
+TASKS = {"kws_accuracy": ("KWS accuracy %", "KWS %", "{:.2f}"), "sv_eer": ("SV EER %", "EER %", "{:.2f}")}
+COSTS = {  # key of a row: heading, heading where a line has 80 characters, format, unit
+    "parameters": ("parameters M", "M par", "{:.2f}", 1e6),
+    "macs_per_second": ("M MAC per s", "MMAC/s", "{:.0f}", 1e6),
+    "rtf": ("real-time factor", "RTF", "{:.4f}", 1),
+    "train_seconds": ("training s", "train", "{:.0f}", 1),
+}
+
+
+def _number(row: Row, key: str) -> str:
+    """A task's figure: mean, deviation over seeds, interval."""
+    if key not in row:
+        return "not run" if row["errors"] else "–"
+    text = TASKS[key][2].format(row[key])
+    if f"{key}_deviation" in row:
+        text += f" ± {row[f'{key}_deviation']:.2f}"
+    interval = row["intervals"].get(key)
+    return text if interval is None else f"{text} [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def _published(row: Row, key: str, sources: list[str]) -> str:
+    """The published figure with the numbers of its sources, which are added to the list."""
+    found = row["published"] or {}
+    if found.get(key) is None:
+        return "–"
+    for source in found["sources"]:
+        if source not in sources:
+            sources.append(source)
+    numbers = "".join(f"[{sources.index(source) + 1}]" for source in found["sources"])
+    return f"{TASKS[key][2].format(found[key])} {numbers}"
+
+
+def _cost(row: Row, key: str) -> str:
+    heading = COSTS[key]
+    return heading[2].format(row[key] / heading[3]) if key in row else "–"
+
+
+def _columns(suite: Suite, settings: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """``(setting, metric)`` of a table: those that any row has, of ours or published."""
+    found = []
+    for setting in settings:
+        for key in METRICS:
+            of = [row for row in rows if row["setting"] == setting]
+            if any(key in row or (row["published"] or {}).get(key) is not None for row in of):
+                found.append((setting, key))
+    return found
+
+
+def _table(suite: Suite, settings: Sequence[str], rows: Sequence[Row], sources: list[str]) -> str:
+    """A Markdown table: one line a model (and label), for each setting and task ours beside the published figure."""
+    columns = _columns(suite, settings, rows)
+    lines: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        if row["setting"] in settings:
+            lines.setdefault(row["name"], {})[row["setting"]] = row
+    if not columns or not lines:
+        return ""
+    has_published = suite.results is not None
+    headings = [""]
+    for _, key in columns:
+        headings += [TASKS[key][0], "published"] if has_published else [TASKS[key][0]]
+    table = [[*headings, *(heading for heading, *_ in COSTS.values())]]
+    for name, of in lines.items():
+        cells = [name]
+        for setting, key in columns:
+            row = of.get(setting)
+            cells.append("–" if row is None else _number(row, key))
+            if has_published:
+                cells.append("–" if row is None else _published(row, key, sources))
+        known = max(of.values(), key=len)  # the one that ran knows what it costs
+        seconds = sum(row.get("train_seconds", 0.0) for row in of.values())
+        costs = {**known, "train_seconds": seconds} if seconds else known
+        table.append(cells + [_cost(costs, key) for key in COSTS])
+    return _markdown(table)
+
+
+def _markdown(table: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in table]
+    return "\n".join([lines[0], "|" + "---|" * len(table[0]), *lines[1:]])
+
+
+def _baselines(suite: Suite, sources: list[str]) -> str:
+    """SUPERB's published table, the upstreams that the suite does not run."""
+    if suite.results != "superb":
+        return ""
+    ours = {model.published for model in suite.models.values()}
+    table = [["published, not run here", "KS accuracy %", "ASV EER %", "parameters M"]]
+    for row in read_baselines():
+        if row.upstream not in ours:
+            cited = {"published": {"kws_accuracy": row.ks, "sources": [s.url for s in row.sources.values()]}}
+            name = _published(cited, "kws_accuracy", sources).partition(" ")[2]
+            table.append([f"{row.upstream} {name}", f"{row.ks:.2f}", f"{row.asv:.2f}", f"{row.parameters:.2f}"])
+    return _markdown(table)
+
+
+def _errors(rows: Sequence[Row]) -> str:
+    lines = [f"* {r['model']}/{r['setting']}, seed {seed}: {why}" for r in rows for seed, why in r["errors"].items()]
+    return "\n".join(["## Not run", "", *lines]) if lines else ""
+
+
+def machine() -> str:
+    """Date and hardware, for a report's head."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
+    return f"{datetime.date.today()}, {platform.machine()}, {device}"
+
+
+def _plots(folder: Path, suite: Suite, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[str]:
+    """Draw what there is to draw; names of the images, without suffix."""
+    done = [outcome for outcome in outcomes if outcome.scores is not None]
+    names = []
+    for number, (title, settings) in enumerate(suite.tables.items()):
+        of = [row for row in rows if row["setting"] in settings]
+        if any("seeds" in row for row in of):
+            name = "cost" if number == 0 else f"cost-{number + 1}"
+            plot_costs(folder / f"{name}.png", of, title)
+            names.append(name)
+    first = {(o.run.model, o.run.setting): o for o in reversed(done)}  # the lowest seed of each
+    label = {(row["model"], row["setting"]): row["name"] for row in rows}
+    several = len({setting for _, setting in first}) > 1 and not any(s.label for s in suite.settings.values())
+    trials = {
+        f"{label[cell]} ({cell[1]})" if several else label[cell]: (o.scores["sv_scores"], o.scores["sv_labels"])
+        for cell, o in reversed(first.items())
+        if "sv_scores" in o.scores
+    }
+    if trials:
+        plot_det(folder / "det.png", trials)
+        names.append("det")
+    for outcome in done:
+        if "confusion" in outcome.results.get("kws", {}):
+            plot_confusion(folder / "confusion.png", outcome.run.name, outcome.results["kws"])
+            names.append("confusion")
+            break
+    return names
+
+
+def write_report(folder: Path, suite: Suite, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> None:
+    """``results.json``, ``report.md`` and plots in ``folder``, of what there is so far."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sources: list[str] = []
+    parts = [f"# {suite.title}", suite.protocol.strip(), machine()]
+    for title, settings in suite.tables.items():
+        if table := _table(suite, settings, rows, sources):
+            parts += [f"## {title}", table]
+    intervals = "In brackets: 95 % bootstrap of the mean, over test utterances (KWS) or test speakers (SV)"
+    parts += [f"{intervals}; ±: standard deviation over seeds.", _baselines(suite, sources), _errors(rows)]
+    parts += [f"![{name}]({name}.png)" for name in _plots(folder, suite, rows, outcomes)]
+    parts += ["\n".join(f"[{i + 1}] <{source}>  " for i, source in enumerate(sources))]
+    (folder / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
+    content = {"title": suite.title, "protocol": suite.protocol.strip(), "machine": machine(), "rows": list(rows)}
+    write_json(folder / "results.json", content)
+
+
+def print_table(suite: Suite, rows: Sequence[Row], title: str) -> None:
+    """The rows on the terminal, within 80 characters."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for _, short, _ in TASKS.values():
+        table.add_column(short, justify="right")
+    for _, short, _, _ in COSTS.values():
+        table.add_column(short, justify="right")
+    several = len(suite.settings) > 1 and suite.results is not None
+    for row in rows:
+        name = f"{row['model']}/{row['setting']}" if several else row["name"]
+        figures = [_number(row, key).partition(" [")[0] for key in TASKS]
+        table.add_row(name, *figures, *(_cost(row, key) for key in COSTS))
+    Console().print(table)

@@ -1,0 +1,169 @@
+"""A suite: models, ways to train them, and the named runs MODEL/SETTING that both make; read from configs/benchmark/."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distilled_student.errors import UserError
+from distilled_student.settings import find_config, read_yaml, typed
+
+SHAPES = ("paper", "hubert-base", "shipped")
+
+
+@dataclass
+class Model:
+    """An upstream of the suite.
+
+    Attributes:
+        upstream: s3prl's name of it (``-u``).
+        weights: ``-k``: a folder or a hub's name; ``ROOT/teachers/LAST-PART`` is taken where it exists.
+        distill: The configuration that makes the student, instead of ``weights``.
+        untrained: The student of ``distill`` with random weights.
+        shape: Size of ``weights``, or of the teacher of ``distill``, for an estimate of the cost: one of `SHAPES`; None:
+            hardly any operations.
+        settings: The settings it is trained in; empty: all.
+        published: Its name in the published results.
+        extra: Runs only with ``--all``.
+        override: ``KEY=VALUE`` in the run's configuration.
+    """
+
+    upstream: str
+    weights: str | None = None
+    distill: str | None = None
+    untrained: bool = False
+    shape: str | None = None
+    settings: list[str] = field(default_factory=list)
+    published: str | None = None
+    extra: bool = False
+    override: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.weights and self.distill:
+            raise ValueError("weights, distill: only one of them can be given")
+        if self.untrained and not self.distill:
+            raise ValueError("untrained: needs distill, whose student it is without the weights")
+        if self.shape is not None and self.shape not in SHAPES:
+            raise ValueError(f"shape: '{self.shape}' is not one of {', '.join(SHAPES)}")
+
+
+@dataclass
+class Setting:
+    """One way to train: an s3prl downstream (``-d``), its configuration (``-c``), with or without ``-f``.
+
+    ``select`` is ``-s``; ``label`` is added to a model's name in the report; ``published`` names the setting in the
+    published results; ``extra`` and ``override`` as a model's.
+    """
+
+    downstream: str
+    config: str
+    trainable: bool = False
+    select: str = "hidden_states"
+    label: str = ""
+    published: str | None = None
+    extra: bool = False
+    override: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Suite:
+    """What a suite's file holds.
+
+    Attributes:
+        protocol: What its figures mean; stands above every report.
+        results: ``paper``, ``superb`` or None: the published results that stand beside ours.
+        seeds: Seeds 0, 1, ... of every run.
+        distill: ``once`` (one student for all seeds) or ``seeds`` (one for each).
+        tables: The report's tables: heading -> settings, side by side in one line for each model.
+    """
+
+    title: str
+    protocol: str
+    models: dict[str, Any]
+    settings: dict[str, Any]
+    tables: dict[str, list[str]]
+    results: str | None = None
+    seeds: int = 1
+    distill: str = "once"
+
+    def __post_init__(self) -> None:
+        if self.results not in (None, "paper", "superb"):
+            raise ValueError(f"results: '{self.results}' is not paper or superb")
+        if self.distill not in ("once", "seeds"):
+            raise ValueError(f"distill: '{self.distill}' is not once or seeds")
+        if self.seeds < 1:
+            raise ValueError("seeds: needs 1 or more")
+        for title, names in self.tables.items():
+            for name in names:
+                if name not in self.settings:
+                    raise ValueError(f"tables.{title}: no such setting: {name}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its evaluation; ``name`` is MODEL/SETTING."""
+
+    model: str
+    setting: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}/{self.setting}"
+
+    def folder(self, output: Path) -> Path:
+        """Of its checkpoints and results."""
+        return output / "runs" / slug(self.model) / self.setting / f"seed-{self.seed}"
+
+
+def slug(name: str) -> str:
+    """A name as a folder's."""
+    return name.replace(", ", "-").replace(" ", "-")
+
+
+def read_suite(name: str | Path) -> Suite:
+    """A suite's file, or one that ships, by its name; models and settings typed.
+
+    Raises:
+        UserError: no such suite, unknown key, wrong type or impossible value; one line naming file and key.
+    """
+    path = find_config(name, "benchmark")
+    suite = typed(Suite, read_yaml(path), path)
+    for key, schema, group in (("models", Model, suite.models), ("settings", Setting, suite.settings)):
+        for name, values in group.items():
+            if not isinstance(values, dict):
+                raise UserError(f"{path}: {key}.{name}: expected a group of keys, found '{values}'")
+            group[name] = typed(schema, values, f"{path}: {key}.{name}")
+    for name, model in suite.models.items():
+        for setting in model.settings:
+            if setting not in suite.settings:
+                raise UserError(f"{path}: models.{name}.settings: no such setting: {setting}")
+    return suite
+
+
+def plan(suite: Suite, seeds: int, only: Sequence[str] = (), extra: bool = False) -> list[Run]:
+    """The runs, seed by seed, so that every cell has a first figure early.
+
+    Args:
+        only: Patterns such as ``distilled-hubert/*``; a run needs to match one of them. Empty: all but the extra ones.
+        extra: The extra ones too.
+
+    Raises:
+        UserError: a pattern that matches no run.
+    """
+    cells = [
+        (f"{name}/{setting}", name, setting)
+        for name, model in suite.models.items()
+        for setting in model.settings or suite.settings
+    ]
+    for pattern in only:
+        if not any(fnmatch.fnmatch(cell, pattern) for cell, _, _ in cells):
+            raise UserError(f"--only {pattern}: no such run; there are {', '.join(cell for cell, _, _ in cells)}")
+    if only:
+        cells = [cell for cell in cells if any(fnmatch.fnmatch(cell[0], pattern) for pattern in only)]
+    elif not extra:
+        cells = [c for c in cells if not (suite.models[c[1]].extra or suite.settings[c[2]].extra)]
+    return [Run(model, setting, seed) for seed in range(seeds) for _, model, setting in cells]
