@@ -1,0 +1,112 @@
+"""Unpack beside and rename, so that no half of an archive is ever taken for the whole."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+
+from rich import progress
+
+from distilled_student.errors import UserError
+from distilled_student.prepare.download import console
+
+
+def check_space(folder: Path, need: int) -> None:
+    """Raise UserError where the disk of ``folder``, which need not exist yet, has less than ``need`` bytes left."""
+    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < need:
+        raise UserError(f"{folder}: needs {need / 1e9:,.1f} GB of disk, {free / 1e9:,.1f} GB are free")
+
+
+@contextmanager
+def beside(target: Path, source: Path) -> Iterator[Path]:
+    """A new folder beside ``target`` to unpack ``source`` into; gone afterwards, with what was not moved out of it."""
+    partial = target.parent / f".{target.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was ended
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise UserError(f"{source}: cannot be unpacked ({error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def untar(archive: Path, target: Path, inside: str) -> None:
+    """Make ``target`` of the folder ``inside`` of a .tar.gz; files next to that folder (licence, speakers) come along.
+
+    Raises:
+        UserError: damaged, a member that would land outside, or no such folder in it.
+    """
+    with beside(target, archive) as partial:
+        with (
+            progress.open(
+                archive, "rb", description=f"unpack {archive.name}", transient=True, console=console()
+            ) as file,
+            tarfile.open(fileobj=file, mode="r|gz") as tar,
+        ):
+            tar.extractall(partial, filter="data")
+        home = partial / inside
+        if not home.is_dir():
+            raise UserError(f"{archive}: holds no folder {inside}")
+        if inside:
+            for file in home.parent.iterdir():
+                if file.is_file() and not (target.parent / file.name).exists():
+                    os.replace(file, target.parent / file.name)
+        os.replace(home, target)
+
+
+def unzip(pieces: Sequence[Path], partial: Path) -> None:
+    """Unpack a .zip, whole or in pieces that follow each other, into the folder ``partial``.
+
+    Raises:
+        UserError: no room for it. zipfile.BadZipFile: damaged, or a piece is missing.
+    """
+    with io.BufferedReader(Pieces(pieces), 1 << 20) as file, zipfile.ZipFile(file) as archive:
+        check_space(partial, sum(member.file_size for member in archive.infolist()))
+        description = f"unpack {pieces[0].name}"
+        for member in progress.track(archive.infolist(), description, transient=True, console=console()):
+            archive.extract(member, partial)  # leaves out what would lead outside
+
+
+class Pieces(io.RawIOBase):
+    """Files one after the other as one: 30 GB need not be written a second time to be joined."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.files = [path.open("rb") for path in paths]
+        self.ends = list(accumulate(path.stat().st_size for path in paths))
+        self.position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.ends[-1]}[whence]
+        self.position = start + offset
+        return self.position
+
+    def readinto(self, buffer: memoryview) -> int:
+        for file, start, end in zip(self.files, [0, *self.ends], self.ends, strict=False):
+            if start <= self.position < end:
+                file.seek(self.position - start)
+                count = file.readinto(memoryview(buffer)[: end - self.position])
+                self.position += count
+                return count
+        return 0
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+        super().close()
