@@ -48,9 +48,11 @@ setup(
         "tensorboard",  # reads the logs that tensorboardX writes
         "tensorboardX",  # s3prl's runner imports it without requiring it
         "matplotlib",  # the report's plots
+        "pandas",  # s3prl's typed recipes write and read their lists with it
+        "scikit-learn",  # s3prl's SUPERB experts and recipes: label encoders, ROC curves, and joblib
         "scipy",  # s3prl imports it; room responses and filters of the demo corpus
     ],
-    extras_require={"dev": ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "ruff", "build"]},
+    extras_require={"dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "build"]},
     entry_points={
         "console_scripts": [
             "distilled-student = distilled_student.cli:main",

@@ -73,9 +73,7 @@ def prepare(
 
 @app.command()
 def benchmark(
-    suite: Annotated[
-        str, typer.Argument(help="paper, superb, demo, or a YAML file such as configs/benchmark/paper.yaml.")
-    ],
+    suite: Annotated[str, typer.Argument(help="paper, superb, demo, or a YAML file (configs/benchmark).")],
     data: Annotated[Path | None, typer.Option(help="Folder that `prepare` fills; the demo brings its own.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for runs and report; exp/benchmark/SUITE.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds 0, 1, ... of every run; default: the suite's.")] = None,
@@ -84,7 +82,7 @@ def benchmark(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and an estimate of their cost.")] = False,
     steps: Annotated[int | None, typer.Option(help="Cut every training to so many updates: a trial of it all.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda; default: what the machine has.")] = None,
-    tflops: Annotated[float, typer.Option(help="What the estimate takes the device to sustain.")] = 10.0,
+    tflops: Annotated[float, typer.Option(help="What the estimate takes the device to sustain in float32.")] = 10.0,
 ) -> None:
     """Run what is missing of a suite, go on with what was interrupted, and report ours beside the published figures."""
     from distilled_student.benchmark.run import benchmark as run
@@ -98,6 +96,17 @@ def benchmark(
         raise UserError("--data: no folder; `distilled-student prepare` fills one")
     output = output or Path("exp/benchmark") / Path(suite).stem
     run(suite, data, output, seeds, only or (), extra, dry_run, steps, device, tflops, **more)
+
+
+# s3prl's own options, --help too, are for s3prl to read
+@app.command(
+    "s3prl-main", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
+)
+def s3prl_main(context: typer.Context) -> None:
+    """s3prl's own `s3prl-main RECIPE --KEY.KEY VALUE ...` (SuperbKS, SuperbASV), with this package's upstreams."""
+    from distilled_student.recipes import run
+
+    run(context.args)
 
 
 def main(argv: list[str] | None = None) -> None:
