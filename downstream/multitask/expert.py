@@ -107,7 +107,8 @@ class DownstreamExpert(nn.Module):
         for name in self.settings.schedule:
             module, values, key = known[name]
             if values.layer == WEIGHTED and selected == "concatenated" and self.settings.layers == 1:
-                raise UserError(f"{where}: downstream_expert.layers: weights need the number of hidden states here")
+                reason = f"{name}.layer: {WEIGHTED} needs the number of hidden states with -s concatenated"
+                raise UserError(f"{where}: downstream_expert.layers: {reason}")
             self.tasks[name] = module.Task(values, self._width(upstream_dim, values.layer, key), self.seed, key)
             self.choices[name] = LayerChoice(self.settings.layers, values.layer)
         self.register_buffer("best_score", torch.full((1,), float("-inf"), dtype=torch.float64))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distilled_student.lengths import frame_mask
+from distilled_student.lengths import frame_mask, zero_padding
 from distilled_student.multitask.pooling import Pooling
 
 WEIGHTED = "weighted"
@@ -63,7 +63,7 @@ class ProjectionHead(nn.Module):
         self.linear = nn.Linear(self.pooling.output_size, outputs)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        x = x.masked_fill(~frame_mask(lengths.to(x.device), x.shape[1])[:, :, None], 0.0)  # whatever the padding holds
+        x = zero_padding(x, frame_mask(lengths.to(x.device), x.shape[1]))
         return self.linear(self.pooling(self.projector(x), lengths))
 
 
