@@ -105,7 +105,7 @@ def eer_interval(
 
 
 def mean_interval(values: ArrayLike, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap interval of the mean of ``values (utterances,)``, such as 1 for a correct answer and 0 for a wrong one."""
+    """Bootstrap interval of the mean of ``values (utterances,)``: 1 for a correct answer, 0 for a wrong one."""
     values, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
     return _quantiles([values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)], level)
 

@@ -12,6 +12,7 @@ from distilled_student.arguments import override
 from distilled_student.benchmark.suite import Run, Suite
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.settings import find_config, read_yaml, typed
+from distilled_student.storage import CONFIG
 
 DATA = "data"  # the configurations' name of the folder that --data gives
 CORPORA = {"LibriSpeech": "librispeech", "speech_commands": "speech_commands", "voxceleb1": "voxceleb1"}
@@ -76,8 +77,14 @@ class Bench:
     def settings(self, run: Run) -> dict[str, Any]:
         """All that a run's result depends on but the place of its data, so that another run is not taken for it."""
         setting, model = self.suite.settings[run.setting], self.suite.models[run.model]
-        upstream = {"upstream": model.upstream, "weights": model.weights or model.distill, "untrained": model.untrained}
-        return upstream | {"trainable": setting.trainable, "select": setting.select} | _used(self._configured(run)[0])
+        return {
+            "upstream": model.upstream,
+            "weights": model.weights or model.distill,
+            "untrained": model.untrained,
+            "trainable": setting.trainable,
+            "select": model.select or setting.select,
+            **_used(self._configured(run)[0]),
+        }
 
     def total_steps(self, run: Run) -> int:
         """Updates of a run."""
@@ -85,7 +92,7 @@ class Bench:
 
     def moved(self, run: Run) -> list[str]:
         """``-o`` pairs that put the data's folder in the place of the configuration's."""
-        return [f"config.{key}={value!r}" for key, value in self._configured(run)[2].items()]
+        return [f"config.{key}={value}" for key, value in self._configured(run)[2].items()]
 
     def command(self, run: Run, expdir: Path) -> list[str]:
         """Arguments of ``run_downstream.py`` for a run's training; they resume it too."""
@@ -95,7 +102,7 @@ class Bench:
             arguments += ["-k", str(self.untrained(run) if model.untrained else self.student(run))]
         elif model.weights:
             arguments += ["-k", self.weights(model.weights)]
-        arguments += ["-s", setting.select, "--seed", str(run.seed), "-p", str(expdir)]
+        arguments += ["-s", model.select or setting.select, "--seed", str(run.seed), "-p", str(expdir)]
         arguments += ["-f"] if setting.trainable else []
         arguments += ["--device", self.device] if self.device else []
         pairs = self._configured(run)[1] + self.moved(run)
@@ -106,21 +113,21 @@ class Bench:
         return self.student(run).with_name(f"{self.student(run).name}-untrained")
 
     def missing(self, run: Run) -> list[str]:
-        """What a run cannot do without and is not there, a line each."""
+        """What a run cannot do without and is not there, a line for each corpus."""
         folders = self._configured(run)[2]
         model = self.suite.models[run.model]
-        if model.distill and not (self.student(run) / "config.json").is_file():
+        if model.distill and not (self.student(run) / CONFIG).is_file():
             folders |= _in_data(read_yaml(find_config(model.distill, "distill")), self.data)
-        lines = []
-        for value in folders.values():
-            for name in value if isinstance(value, list) else [value]:
-                if not Path(name).exists():
-                    lines.append(f"{name} is missing{self._hint(Path(name))}")
-        return lines
+        names = [name for value in folders.values() for name in (value if isinstance(value, list) else [value])]
+        lacking: dict[str, list[str]] = {}
+        for path in map(Path, dict.fromkeys(names)):
+            if not path.exists():
+                lacking.setdefault(path.relative_to(self.data).parts[0], []).append(str(path.relative_to(self.data)))
+        return [self._line(corpus, paths) for corpus, paths in lacking.items()]
 
-    def _hint(self, path: Path) -> str:
-        first = path.relative_to(self.data).parts[0] if path.is_relative_to(self.data) else ""
-        return f": distilled-student prepare {CORPORA[first]} {self.data}" if first in CORPORA else ""
+    def _line(self, corpus: str, paths: list[str]) -> str:
+        how = f"; distilled-student prepare {CORPORA[corpus]} {self.data}" if corpus in CORPORA else ""
+        return f"data missing: {', '.join(paths)} in {self.data}{how}"
 
 
 def _used(config: dict[str, Any]) -> dict[str, Any]:

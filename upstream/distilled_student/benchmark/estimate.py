@@ -12,27 +12,28 @@ from distilled_student.benchmark.suite import Run
 from distilled_student.config import StudentConfig
 from distilled_student.cost import macs_per_second
 from distilled_student.distillation.config import fitted_student
-from distilled_student.storage import read_config
+from distilled_student.storage import load_student
 from distilled_student.student import Student
 from distilled_student.upstreams import StudentUpstream
 
 OVERHEAD = 0.03  # seconds of a step beside its arithmetic (reading, launching kernels, the optimiser): a guess
-# Seconds of audio in one evaluation on the public corpora: clips of a second, VoxCeleb1's utterances of 8.2 s on average,
-# of which about 5,000 are held out for development.
+HALF = 4  # how much faster half precision is taken to be; an A100's peak is 16 times that of float32
+# Seconds of audio in one evaluation on the public corpora, development and test: clips of a second; VoxCeleb1's
+# utterances of 8.2 s on average, of which about 5,000 are held out for development.
 EVALUATION = {"kws": (3093, 3081), "sv": (41_000, 40_000), "speech_commands": (6804 + 3081, 3081)}
 VOXCELEB_TEST = 40_000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """``audio_hours`` that models hear; ``operations`` on them, two for a multiply-accumulate."""
+    """``audio_hours`` that models hear; ``operations`` on them, two for a multiply-accumulate, in float32's measure."""
 
     steps: int = 0
     audio_hours: float = 0.0
     operations: float = 0.0
 
     def hours(self, tflops: float) -> float:
-        """At ``tflops`` * 1e12 operations a second, with some overhead for every step."""
+        """At ``tflops`` * 1e12 operations of float32 a second, with some overhead for every step."""
         return (self.operations / (tflops * 1e12) + self.steps * OVERHEAD) / 3600
 
     def __add__(self, other: Estimate) -> Estimate:
@@ -56,7 +57,7 @@ class Estimator:
     def _shape(self, name: str | None) -> StudentConfig:
         """Of published weights, or of the teacher."""
         if name == "shipped":
-            return read_config(Path(__file__).parents[1] / "assets" / "teacher")
+            return load_student(Path(__file__).parents[1] / "assets" / "teacher").config
         return StudentConfig(layers=12, targets=[]) if name == "hubert-base" else StudentConfig()
 
     def _student(self, run: Run) -> StudentConfig:
@@ -68,7 +69,8 @@ class Estimator:
         config, _ = self.bench.distillation(run)
         seconds = config.steps * config.data.batch_seconds
         teacher = self.macs(self._shape(self.bench.suite.models[run.model].shape))
-        return Estimate(config.steps, seconds / 3600, 2 * seconds * (teacher + 3 * self.macs(self._student(run))))
+        operations = 2 * seconds * (teacher + 3 * self.macs(self._student(run)))
+        return Estimate(config.steps, seconds / 3600, operations / (1 if config.precision == "fp32" else HALF))
 
     def run(self, run: Run) -> Estimate:
         """Of a training and its evaluations; without heads, whose part is small."""
@@ -76,6 +78,7 @@ class Estimator:
         macs = self.macs(self._student(run) if model.distill else self._shape(model.shape))
         macs = macs if model.distill or model.shape else 0  # fbank and its like
         steps, trained, evaluated = _audio(self.bench.settings(run), setting.downstream)
+        evaluated = evaluated if self.bench.suite.results else 0.0  # of a small corpus of the user's own
         passes = 3 if setting.trainable else 1
         return Estimate(steps, (trained + evaluated) / 3600, 2 * macs * (passes * trained + evaluated))
 

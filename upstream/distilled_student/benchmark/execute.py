@@ -21,7 +21,7 @@ from distilled_student.benchmark.commands import Bench
 from distilled_student.benchmark.suite import Run, slug
 from distilled_student.benchmark.superb import EXPERTS
 from distilled_student.errors import UserError
-from distilled_student.storage import is_student, load_student, save_student
+from distilled_student.storage import CONFIG, load_student, save_student
 from distilled_student.student import build_student
 
 log = logging.getLogger(__name__)
@@ -82,10 +82,10 @@ def _distil(bench: Bench, run: Run) -> None:
     folder, settings = bench.student(run), {**lasting(config), "steps": config.steps}
     settings = {key: value for key, value in settings.items() if key not in ("teacher", "data.paths")}  # may be moved
     _check(folder / RECORD, settings)
-    if not is_student(folder):
+    if not (folder / CONFIG).is_file():
         with _timed(folder / RECORD, settings):
             distill(config, path)
-    if bench.suite.models[run.model].untrained and not is_student(bench.untrained(run)):
+    if bench.suite.models[run.model].untrained and not (bench.untrained(run) / CONFIG).is_file():
         torch.manual_seed(run.seed)
         save_student(build_student(load_student(folder).config), bench.untrained(run))
 

@@ -33,7 +33,7 @@ COSTS = {  # key of a row: heading, heading where a line has 80 characters, form
 def _number(row: Row, key: str) -> str:
     """A task's figure: mean, deviation over seeds, interval."""
     if key not in row:
-        return "not run" if row["errors"] else "–"
+        return "not run" if row["errors"] else "-"
     text = TASKS[key][2].format(row[key])
     if f"{key}_deviation" in row:
         text += f" ± {row[f'{key}_deviation']:.2f}"
@@ -45,7 +45,7 @@ def _published(row: Row, key: str, sources: list[str]) -> str:
     """The published figure with the numbers of its sources, which are added to the list."""
     found = row["published"] or {}
     if found.get(key) is None:
-        return "–"
+        return "-"
     for source in found["sources"]:
         if source not in sources:
             sources.append(source)
@@ -55,7 +55,7 @@ def _published(row: Row, key: str, sources: list[str]) -> str:
 
 def _cost(row: Row, key: str) -> str:
     heading = COSTS[key]
-    return heading[2].format(row[key] / heading[3]) if key in row else "–"
+    return heading[2].format(row[key] / heading[3]) if key in row else "-"
 
 
 def _columns(suite: Suite, settings: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -87,9 +87,9 @@ def _table(suite: Suite, settings: Sequence[str], rows: Sequence[Row], sources: 
         cells = [name]
         for setting, key in columns:
             row = of.get(setting)
-            cells.append("–" if row is None else _number(row, key))
+            cells.append("-" if row is None else _number(row, key))
             if has_published:
-                cells.append("–" if row is None else _published(row, key, sources))
+                cells.append("-" if row is None else _published(row, key, sources))
         known = max(of.values(), key=len)  # the one that ran knows what it costs
         seconds = sum(row.get("train_seconds", 0.0) for row in of.values())
         costs = {**known, "train_seconds": seconds} if seconds else known
@@ -117,7 +117,14 @@ def _baselines(suite: Suite, sources: list[str]) -> str:
 
 
 def _errors(rows: Sequence[Row]) -> str:
-    lines = [f"* {r['model']}/{r['setting']}, seed {seed}: {why}" for r in rows for seed, why in r["errors"].items()]
+    """A line for each cell and reason, with the seeds that it stopped."""
+    lines = []
+    for row in rows:
+        seeds: dict[str, list[str]] = {}
+        for seed, why in row["errors"].items():
+            seeds.setdefault(why, []).append(seed)
+        cell = f"{row['model']}/{row['setting']}"
+        lines += [f"* {cell}, seed {', '.join(of)}: {why}" for why, of in seeds.items()]
     return "\n".join(["## Not run", "", *lines]) if lines else ""
 
 

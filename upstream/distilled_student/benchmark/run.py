@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from distilled_student.benchmark.commands import Bench
-from distilled_student.benchmark.estimate import Estimate, Estimator
+from distilled_student.benchmark.estimate import HALF, OVERHEAD, Estimate, Estimator
 from distilled_student.benchmark.execute import Outcome, execute, finished, upstream_cost
 from distilled_student.benchmark.report import print_table, write_report
 from distilled_student.benchmark.rows import make_row
 from distilled_student.benchmark.suite import Run, plan, read_suite
 from distilled_student.errors import UserError
-from distilled_student.storage import is_student
+from distilled_student.storage import CONFIG
 
 console = Console()
 
@@ -78,46 +78,43 @@ def _state(bench: Bench, run: Run) -> str:
 
 
 def dry_run(bench: Bench, runs: Sequence[Run], tflops: float) -> Estimate:
-    """Print the runs, what each will cost, and their commands; nothing is written.
+    """Print the runs, what each will cost, what is missing and the commands; nothing is written.
 
     Args:
-        tflops: What the device is taken to sustain, in 1e12 operations a second.
+        tflops: What the device is taken to sustain in float32, in 1e12 operations a second.
 
     Returns:
         The sum over what is to do.
     """
     estimator, total = Estimator(bench), Estimate()
     table = Table(title=bench.suite.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("run", "seed", "state", "steps", "audio h", "PFLOP", "hours"):
-        table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
-    seen, commands, lacking = set(), [], {}
+    for heading, justify in {"run": "left", "seeds": "left", "state": "left", "steps": "right"}.items():
+        table.add_column(heading, justify=justify, overflow="fold")
+    for heading in ("audio h", "hours each"):
+        table.add_column(heading, justify="right")
+    lines: dict[tuple[str, str], tuple[list[str], Estimate]] = {}
     for run in runs:
-        folder = bench.student(run)
-        work = [(f"{run.name}", str(run.seed), _state(bench, run), estimator.run(run))]
-        if bench.suite.models[run.model].distill and folder not in seen:
-            seen.add(folder)
-            state = "done" if is_student(folder) else work[0][2]
+        state, folder = _state(bench, run), bench.student(run)
+        if bench.suite.models[run.model].distill:
+            made, seed = (folder / CONFIG).is_file(), str(bench.distillation(run)[0].seed)
             name = f"distill {bench.suite.models[run.model].distill}"
-            work.insert(0, (name, str(bench.distillation(run)[0].seed), state, estimator.distillation(run)))
-        for name, seed, state, estimate in work:
-            figures = (
-                f"{estimate.audio_hours:,.1f}",
-                f"{estimate.operations / 1e15:,.1f}",
-                f"{estimate.hours(tflops):,.1f}",
-            )
-            table.add_row(name, seed, state, f"{estimate.steps:,}", *figures)
-            total += estimate if state != "done" else Estimate()
-        lacking |= dict.fromkeys(bench.missing(run))
-        if run.seed == 0:
-            commands.append(
-                shlex.join(["run_downstream.py", *bench.command(run, run.folder(bench.output) / "experiment")])
-            )
+            seeds, _ = lines.setdefault((name, "done" if made else state), ([], estimator.distillation(run)))
+            if seed not in seeds:
+                seeds.append(seed)
+        lines.setdefault((run.name, state), ([], estimator.run(run)))[0].append(str(run.seed))
+    for (name, state), (seeds, estimate) in lines.items():
+        hours = f"{estimate.audio_hours:,.0f}", f"{estimate.hours(tflops):,.1f}"
+        table.add_row(name, " ".join(seeds), state, f"{estimate.steps:,}", *hours)
+        total += sum([estimate] * len(seeds), Estimate()) if state != "done" else Estimate()
     console.print(table)
     console.print(
-        f"To do: {total.hours(tflops):,.1f} hours, an estimate: {total.operations / 1e15:,.0f} PFLOP at {tflops:g} TFLOP/s "
-        f"and {total.steps:,} steps; heads are not counted."
+        f"To do: {total.hours(tflops):,.1f} hours, worked out, not measured: {total.audio_hours:,.0f} hours of audio, "
+        f"{total.operations / 1e15:,.0f} PFLOP at {tflops:g} TFLOP/s (float32; half precision taken as {HALF} times as "
+        f"fast), {total.steps:,} steps with {OVERHEAD} s beside; heads are not counted."
     )
-    for line in [*lacking, *commands]:
+    lacking = dict.fromkeys(line for run in runs for line in bench.missing(run))
+    commands = [bench.command(run, run.folder(bench.output) / "experiment") for run in runs if run.seed == runs[0].seed]
+    for line in [*lacking, *(shlex.join(["run_downstream.py", *command]) for command in commands)]:
         console.print(line, style="dim", markup=False, soft_wrap=True, highlight=False)
     return total
 
@@ -135,7 +132,7 @@ def benchmark(
     tflops: float = 10.0,
     **more: list[str],
 ) -> list[dict[str, Any]]:
-    """The command; see its help. ``estimate`` is ``--dry-run``, ``more``: see `Bench`. Returns the rows of the report."""
+    """The command, see its help; ``estimate`` is ``--dry-run``, ``more``: see `Bench`. Returns the report's rows."""
     bench = open_bench(suite, data, output, steps, device, **more)
     if seeds is not None and seeds < 1:
         raise UserError(f"--seeds {seeds}: needs 1 or more")

@@ -1,4 +1,4 @@
-"""A suite: models, ways to train them, and the named runs MODEL/SETTING that both make; read from configs/benchmark/."""
+"""A suite: models, ways to train them, and the named runs MODEL/SETTING that both make (configs/benchmark/)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ class Model:
         weights: ``-k``: a folder or a hub's name; ``ROOT/teachers/LAST-PART`` is taken where it exists.
         distill: The configuration that makes the student, instead of ``weights``.
         untrained: The student of ``distill`` with random weights.
-        shape: Size of ``weights``, or of the teacher of ``distill``, for an estimate of the cost: one of `SHAPES`; None:
-            hardly any operations.
+        shape: Size of ``weights``, or of the teacher of ``distill``, for an estimate of the cost: one of `SHAPES`;
+            None: hardly any operations.
+        select: ``-s``, what of the upstream the heads read; None: the setting's.
         settings: The settings it is trained in; empty: all.
         published: Its name in the published results.
         extra: Runs only with ``--all``.
@@ -36,6 +37,7 @@ class Model:
     distill: str | None = None
     untrained: bool = False
     shape: str | None = None
+    select: str | None = None
     settings: list[str] = field(default_factory=list)
     published: str | None = None
     extra: bool = False
