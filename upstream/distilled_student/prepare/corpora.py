@@ -75,7 +75,7 @@ def _librispeech(name: str, sha256: str, size: int, utterances: int, speakers: i
 
 
 # SHA-256: torchaudio/datasets/librispeech.py. Sizes: Kaldi's egs/librispeech/s5/local/download_and_untar.sh.
-# Utterances: DeepSpeech2's data/librispeech/librispeech.py (PaddlePaddle). Speakers, hours: Panayotov et al. 2015, table 1.
+# Utterances: DeepSpeech2's data/librispeech/librispeech.py. Speakers and hours: Panayotov et al. 2015, table 1.
 LIBRISPEECH = Corpus(
     folder="LibriSpeech",
     about="LibriSpeech, 960.9 hours of read English, CC BY 4.0, openslr.org/12",
@@ -116,7 +116,7 @@ def _speech_commands(name: str, sha256: str, size: int) -> Archive:
 # dataset_infos.json; s3prl's downstream/speech_commands adds the noises to validation too, which makes that 6,804.
 # Classic index: 18,538 + 2,577 + 2,567 keyword files in training, validation and testing, each with 10 % unknown and
 # 10 % silence, rounded up: 22,246 / 3,093 / 3,081. TC-ResNet's lists have these numbers of lines
-# (hyperconnect/TC-ResNet, issue 9); the 22,236 that Kerpicci et al. print for training cannot come from these files.
+# (hyperconnect/TC-ResNet, issue 9). The 22,236 that Kerpicci et al. print for training would take 18,530 keyword files.
 SPEECH_COMMANDS = Corpus(
     folder="speech_commands",
     about="Speech Commands v0.01, 64,727 files of about a second (18 hours), CC BY 4.0, arXiv 1804.03209",
@@ -141,7 +141,7 @@ SPEECH_COMMANDS = Corpus(
                 "SUPERB training utterances": 51_094,
                 "SUPERB validation utterances": 6_798,
             },
-            note="the paper prints 22,236 classic training utterances, a number that these files cannot give; s3prl "
+            note="the paper prints 22,236 classic training utterances, 8 keyword files less than there are; s3prl "
             "counts the 6 noises among SUPERB's validation utterances too: 6,804",
         ),
         Part(

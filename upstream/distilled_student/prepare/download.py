@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -24,21 +24,23 @@ from distilled_student.prepare.corpora import Archive
 
 log = logging.getLogger(__name__)
 RETRIES = 5  # in a row that bring nothing new
+PAUSE = 1.0  # seconds before the first of them; each further one waits twice as long
 TIMEOUT = 30.0  # seconds of silence
 CHUNK = 1 << 20
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # answers that a later attempt may better
 
 
-def console() -> Console:
-    """Progress goes where errors go."""
-    return Console(stderr=True)
+def shown() -> dict[str, Any]:
+    """Where and whether progress is shown: beside the errors, to a person."""
+    console = Console(stderr=True)
+    return {"console": console, "transient": True, "disable": not console.is_terminal}
 
 
 def verify(path: Path, archive: Archive) -> Path:
     """``path``, whose checksum is the published one. Raises UserError that names both sums where it is not."""
     kind = "md5" if len(archive.checksum) == 32 else "sha256"
     digest = hashlib.new(kind, usedforsecurity=False)
-    with progress.open(path, "rb", description=f"check {path.name}", transient=True, console=console()) as file:
+    with progress.open(path, "rb", description=f"check {path.name}", **shown()) as file:
         while block := file.read(CHUNK):
             digest.update(block)
     if digest.hexdigest() != archive.checksum:
@@ -47,7 +49,7 @@ def verify(path: Path, archive: Archive) -> Path:
     return path
 
 
-def fetch(archive: Archive, folder: Path, mirror: str | None = None, pause: float = 1.0) -> Path:
+def fetch(archive: Archive, folder: Path, mirror: str | None = None) -> Path:
     """The path of ``archive`` in ``folder``, checked.
 
     A file of that name was put there by the user: it is used, never changed. What is fetched is ``NAME.part``, which a
@@ -55,7 +57,6 @@ def fetch(archive: Archive, folder: Path, mirror: str | None = None, pause: floa
 
     Args:
         mirror: A URL under which the files are, in place of their own.
-        pause: Seconds before the second attempt; each further one waits twice as long.
 
     Raises:
         UserError: no server has it or can be reached, the connection is cut again and again, or the checksum differs,
@@ -68,7 +69,7 @@ def fetch(archive: Archive, folder: Path, mirror: str | None = None, pause: floa
     part = folder / f"{archive.name}.part"
     if not (part.is_file() and part.stat().st_size == archive.size):
         urls = (f"{mirror.rstrip('/')}/{archive.name}",) if mirror else archive.urls
-        _download_from_any(urls, part, archive, pause)
+        _download_from_any(urls, part, archive)
     try:
         return verify(part, archive)
     except UserError as error:
@@ -76,11 +77,11 @@ def fetch(archive: Archive, folder: Path, mirror: str | None = None, pause: floa
         raise UserError(f"{error}: deleted, the same command fetches it anew") from None
 
 
-def _download_from_any(urls: tuple[str, ...], part: Path, archive: Archive, pause: float) -> None:
+def _download_from_any(urls: tuple[str, ...], part: Path, archive: Archive) -> None:
     reasons = []
     for url in urls:
         try:
-            return _download(url, part, archive.size, pause)
+            return _download(url, part, archive.size)
         except (OSError, http.client.HTTPException, ValueError) as error:
             reasons.append(f"{url}: {_reason(error)}")
     if not part.stat().st_size:
@@ -92,7 +93,7 @@ def _reason(error: Exception) -> str:
     return str(error.reason if isinstance(error, URLError) and not isinstance(error, HTTPError) else error)
 
 
-def _download(url: str, part: Path, size: int, pause: float) -> None:
+def _download(url: str, part: Path, size: int) -> None:
     columns = (
         progress.TextColumn(f"fetch {part.stem}"),
         progress.BarColumn(),
@@ -101,7 +102,7 @@ def _download(url: str, part: Path, size: int, pause: float) -> None:
         progress.TimeRemainingColumn(),
     )
     log.info("fetch %s", url)
-    with part.open("ab") as file, progress.Progress(*columns, transient=True, console=console()) as bar:
+    with part.open("ab") as file, progress.Progress(*columns, **shown()) as bar:
         task = bar.add_task(part.stem, total=size or None)
         start = furthest = file.tell()
         failures = 0
@@ -116,7 +117,7 @@ def _download(url: str, part: Path, size: int, pause: float) -> None:
                 furthest = max(furthest, position)
                 if failures > RETRIES or _hopeless(error, reached=furthest > start):
                     raise
-                time.sleep(min(60.0, pause * 2**failures))
+                time.sleep(min(60.0, PAUSE * 2**failures))
 
 
 def _hopeless(error: Exception, reached: bool) -> bool:

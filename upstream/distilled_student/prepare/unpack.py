@@ -16,7 +16,7 @@ from pathlib import Path
 from rich import progress
 
 from distilled_student.errors import UserError
-from distilled_student.prepare.download import console
+from distilled_student.prepare.download import shown
 
 
 def check_space(folder: Path, need: int) -> None:
@@ -49,10 +49,8 @@ def untar(archive: Path, target: Path, inside: str) -> None:
     """
     with beside(target, archive) as partial:
         with (
-            progress.open(
-                archive, "rb", description=f"unpack {archive.name}", transient=True, console=console()
-            ) as file,
-            tarfile.open(fileobj=file, mode="r|gz") as tar,
+            progress.open(archive, "rb", description=f"unpack {archive.name}", **shown()) as file,
+            tarfile.open(fileobj=file, mode="r:gz") as tar,  # "r|gz" takes a file that ends early for whole
         ):
             tar.extractall(partial, filter="data")
         home = partial / inside
@@ -74,7 +72,7 @@ def unzip(pieces: Sequence[Path], partial: Path) -> None:
     with io.BufferedReader(Pieces(pieces), 1 << 20) as file, zipfile.ZipFile(file) as archive:
         check_space(partial, sum(member.file_size for member in archive.infolist()))
         description = f"unpack {pieces[0].name}"
-        for member in progress.track(archive.infolist(), description, transient=True, console=console()):
+        for member in progress.track(archive.infolist(), description, **shown()):
             archive.extract(member, partial)  # leaves out what would lead outside
 
 
