@@ -20,8 +20,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from distilled_student import superb
 from distilled_student.errors import UserError
-from distilled_student.runner_config import WORDS, check_config, near
+from distilled_student.runner_config import SPLITS, WORDS, check_config, near
 from distilled_student.settings import find_config, read_yaml
 
 MODES = ("train", "evaluate", "inference")
@@ -156,7 +157,8 @@ def pick_device(wanted: str | None, where: str | None = None) -> str:
 def _find_config(args: Namespace) -> str:
     local = Path("downstream", str(args.downstream), "config.yaml")
     kind = {"multitask": "multitask", "example": ""}.get(args.downstream, "superb")
-    name = args.config or (local if local.is_file() else "default" if kind == "multitask" else args.downstream)
+    shipped = {"multitask": "default", "example": "example", **{name: task[0] for name, task in superb.TASKS.items()}}
+    name = args.config or (local if local.is_file() else shipped.get(args.downstream, args.downstream))
     try:
         return str(find_config(name, kind).absolute())
     except UserError:
@@ -191,9 +193,10 @@ def _check_mode(args: Namespace) -> None:
         raise UserError(f"--seed {args.seed}: expected a whole number from 0 to 2**32 - 1")
     if args.mode == "inference" and not Path(args.evaluate_split).is_file():
         raise UserError(f"-t {args.evaluate_split}: no such audio file")
-    if args.downstream == "multitask" and args.mode == "evaluate" and args.evaluate_split not in ("dev", "test"):
-        raise UserError(f"-t {args.evaluate_split}: expected dev or test")
-    if args.downstream == "multitask" and args.mode != "train" and not args.init_ckpt:
+    splits = SPLITS.get(args.downstream)
+    if splits and args.mode == "evaluate" and args.evaluate_split not in splits:
+        raise UserError(f"-t {args.evaluate_split}: expected {' or '.join(splits)}")
+    if splits and args.mode != "train" and not args.init_ckpt:
         raise UserError(f"-m {args.mode}: needs a trained checkpoint: give one with -e or -i")
 
 
@@ -240,7 +243,8 @@ def _finish(args: Namespace) -> tuple[Namespace, Path]:
         override(args.override, asked, config)
     check_names(asked)
     _check_mode(asked)
-    check_config(source(vars(asked)), config, asked.downstream)
+    evaluated = [asked.evaluate_split] if asked.mode == "evaluate" else []
+    check_config(source(vars(asked)), config, asked.downstream, evaluated)
 
     parent = next(folder for folder in [Path(asked.expdir), *Path(asked.expdir).parents] if folder.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):

@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from distilled_student import hostaudio
+from distilled_student import experts, hostaudio
 from distilled_student.arguments import Parser, check_names, checkpoints, override, pick_device, read_experiment, source
 from distilled_student.errors import UserError
 from distilled_student.runner import MendedRunner
@@ -49,23 +49,6 @@ def _mend_huggingface_hub() -> None:
     for name in ("HfFolder", "Repository"):
         if not hasattr(huggingface_hub, name):
             setattr(huggingface_hub, name, _Gone(name))
-
-
-class DistributedSamplerWrapper(torch.utils.data.DistributedSampler):
-    """Each process's share of another sampler's draw: the one name s3prl's ``speech_commands`` takes from catalyst."""
-
-    def __iter__(self) -> Iterator[int]:
-        drawn = list(self.dataset)
-        return iter([drawn[index] for index in super().__iter__()])
-
-
-def _mend_catalyst() -> None:
-    try:
-        importlib.import_module("catalyst.data.sampler")
-    except (ImportError, AttributeError):  # not installed, or unmaintained and broken by a newer Python
-        for name in ("catalyst", "catalyst.data", "catalyst.data.sampler"):
-            sys.modules[name] = ModuleType(name)
-        sys.modules["catalyst.data.sampler"].DistributedSamplerWrapper = DistributedSamplerWrapper
 
 
 def _upstream(name: str) -> Callable[..., torch.nn.Module]:
@@ -102,7 +85,7 @@ def register() -> None:
     """
     hostaudio.mend()
     _mend_huggingface_hub()
-    _mend_catalyst()
+    experts.mend()
     # s3prl stores its arguments in checkpoints; named as safe, so that torch's weights-only check stays on.
     torch.serialization.add_safe_globals([Namespace])
 

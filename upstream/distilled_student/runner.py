@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from distilled_student.arguments import checkpoints
+from distilled_student.arguments import checkpoints, source
 from distilled_student.errors import UserError
 from distilled_student.runner_config import mend_numbers
 
@@ -136,7 +136,10 @@ class MendedRunner:
         def watched(split: str, **kwargs: Any) -> Any:
             nonlocal epoch
             epoch = kwargs.get("epoch", epoch)
-            return get_dataloader(split, **kwargs)
+            loader = get_dataloader(split, **kwargs)
+            if not len(loader):  # s3prl would ask for ever for the next epoch's batches
+                raise UserError(f"{source(vars(self.args))}: downstream_expert: less {split} data than makes one batch")
+            return loader
 
         downstream.get_dataloader = watched
         with contextlib.suppress(_LastStep):

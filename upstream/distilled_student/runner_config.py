@@ -7,11 +7,12 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from distilled_student import superb
 from distilled_student.errors import UserError
 
 COUNTS = ("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step", "max_keep")
@@ -19,6 +20,10 @@ FLAGS = ("fp16", "bf16")
 OTHERS = ("gradient_clipping", "eval_dataloaders", "train_dataloader", "evaluate_ratio", "upstream_lr")
 RUNNER_KEYS = (*COUNTS, *OTHERS, *FLAGS)
 SECTIONS = ("runner", "optimizer", "scheduler", "specaug", "downstream_expert")
+SPLITS = {
+    "multitask": ("dev", "test"),
+    **dict.fromkeys(superb.TASKS, ("train", "dev", "test")),
+}  # what may be evaluated
 WORDS = {"null": None, "true": True, "false": False}  # YAML's, beside Python's
 
 
@@ -68,14 +73,14 @@ def _check_runner(where: str, runner: Mapping[str, Any], downstream: str) -> Non
     for key in FLAGS:
         if not isinstance(runner.get(key, False), bool):
             raise UserError(f"{where}: runner.{key}: expected true or false, found {runner[key]!r}")
-    splits, known = runner.get("eval_dataloaders"), ("dev", "test")
+    splits, known = runner.get("eval_dataloaders"), SPLITS.get(downstream)
     if not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
         raise UserError(f"{where}: runner.eval_dataloaders: expected a list of splits such as [dev], found {splits!r}")
-    if downstream != "multitask":  # another downstream names its splits itself
+    if known is None:  # another downstream names its splits itself
         return
     for split in splits:
         if split not in known:
-            raise UserError(f"{where}: runner.eval_dataloaders: '{split}' is not dev or test")
+            raise UserError(f"{where}: runner.eval_dataloaders: '{split}' is not {' or '.join(known)}")
     if runner.get("train_dataloader", "train") != "train":
         raise UserError(f"{where}: runner.train_dataloader: expected train, found {runner['train_dataloader']!r}")
 
@@ -149,8 +154,10 @@ def _check_steps(where: str, config: Mapping[str, Any]) -> None:
         _try(where, "specaug", config["specaug"], lambda values: specaug(**values))
 
 
-def check_config(where: str, config: dict[str, Any], downstream: str) -> None:
-    """Everything but ``downstream_expert``, whose keys are the downstream's own. Mends numbers in place.
+def check_config(where: str, config: dict[str, Any], downstream: str, splits: Sequence[str] = ()) -> None:
+    """All but ``downstream_expert``, whose keys are the downstream's own; those of SUPERB too. Mends numbers in place.
+
+    ``splits`` will be evaluated, beside those of the runner.
 
     Raises:
         UserError: naming ``where`` and the key.
@@ -164,3 +171,6 @@ def check_config(where: str, config: dict[str, Any], downstream: str) -> None:
             raise UserError(f"{where}: {section}: no such section{near(section, SECTIONS)}")
     _check_runner(where, config["runner"], downstream)
     _check_steps(where, config)
+    if downstream in superb.TASKS:
+        evaluated = [*splits, *config["runner"]["eval_dataloaders"]]
+        superb.check(where, downstream, config["downstream_expert"], evaluated)
