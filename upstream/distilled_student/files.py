@@ -54,8 +54,9 @@ def read_torch(file: Path) -> Any:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"holds the pickled object {found[1]}, which could run code: refused" if found else "is not a torch file"
         raise UserError(f"{file}: {what}") from None
-    except (OSError, EOFError, RuntimeError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as a torch file ({str(error)[:160]})") from None
+    except Exception as error:  # whatever a damaged file raises, it is that file's fault
+        reason = f"{type(error).__name__}: {str(error)[:160]}"
+        raise UserError(f"{file}: cannot be read as a torch file ({reason})") from None
 
 
 def write_whole(folder: Path, contents: Mapping[str, bytes]) -> None:

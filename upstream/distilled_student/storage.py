@@ -72,7 +72,7 @@ def _read(path: Path) -> Foreign:
     if path.is_file():
         return read_checkpoint(path)
     if not (path / CONFIG).is_file():
-        raise UserError(f"{path / CONFIG}: cannot be read; expected a student folder, a transformers folder or a file")
+        raise UserError(f"{path}: is neither a student's file nor a folder with {CONFIG}")
     own = read_json(path / CONFIG).get("model_type") == MODEL_TYPE
     return _read_own(path) if own else read_transformers(path)
 

@@ -15,14 +15,14 @@ from distilled_student.teachers import open_teacher
 
 
 def match_host(x: Tensor, lengths: Tensor, samples: Sequence[int], shift: int) -> Tensor:
-    """Give each utterance the ``round(samples / shift)`` frames that s3prl takes from it, repeating its last valid one.
+    """Give each utterance the ``ceil(samples / shift)`` frames that s3prl takes from it, repeating its last valid one.
 
-    s3prl's Featurizer cuts features to that length, which is up to one frame more than a front end makes: alone an
-    utterance would lack it, in a batch it would be padding. Repeating is what s3prl's newer interface does.
+    s3prl counts more frames than a front end makes (its runner rounds, its ``S3PRLUpstream`` rounds up): alone an
+    utterance would lack them, in a batch they would be padding. Repeating is what ``S3PRLUpstream`` does.
 
-    ``x (batch, frames, features)`` -> ``(batch, max round(samples / shift), features)``.
+    ``x (batch, frames, features)`` -> ``(batch, max ceil(samples / shift), features)``.
     """
-    expected = torch.tensor([round(n / shift) for n in samples], device=x.device)
+    expected = torch.tensor([-(-n // shift) for n in samples], device=x.device)
     last = torch.minimum(lengths, expected) - 1
     index = torch.arange(max(1, int(expected.max())), device=x.device)[None, :].minimum(last[:, None].clamp(min=0))
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
@@ -88,10 +88,10 @@ class TeacherUpstream(Upstream):
 
 
 def student_upstream(ckpt: str | None = None, **_: Any) -> StudentUpstream:
-    """s3prl's factory of ``distilled_student``; ``ckpt`` (-k) is a student folder, by default the shipped one."""
+    """s3prl's factory of ``distilled_student``; ``ckpt`` (-k): see `load_student`; by default the shipped one."""
     return StudentUpstream(load_student(ckpt or shipped_student()))
 
 
 def teacher_upstream(ckpt: str | None = None, **_: Any) -> TeacherUpstream:
-    """s3prl's factory of ``teacher``; ``ckpt`` (-k) is a teacher's name or folder, by default the shipped one."""
+    """s3prl's factory of ``teacher``; ``ckpt`` (-k): see `open_teacher`; by default the shipped one."""
     return TeacherUpstream(open_teacher(ckpt or "shipped"))

@@ -1,0 +1,418 @@
+"""Students in the formats of others: what is read, what is written, and what is said of the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from conftest import tone
+from references import FORMS, SMALL, save_distiller, save_fairseq, save_transformers, transformers_model
+
+import distilled_student as ds
+from distilled_student.counterparts import conv_layers
+from distilled_student.teachers import open_teacher
+
+WAVE = tone(1.0)[None]
+GROUP_POST, LAYER_PRE = FORMS["group-post"], FORMS["layer-pre"]
+
+
+def last_hidden_state(path: Path) -> torch.Tensor:
+    with torch.inference_mode():
+        return ds.load_student(path)(WAVE).last_hidden_state
+
+
+def edit(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+@pytest.fixture
+def hubert(tmp_path: Path) -> Path:
+    return save_transformers(transformers_model("hubert", **SMALL), tmp_path / "hubert")
+
+
+# Reading `transformers` folders
+
+
+def shard(folder: Path) -> None:
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    names = {name: f"model-{1 + i % 2:05d}-of-00002.safetensors" for i, name in enumerate(sorted(state))}
+    for file in set(names.values()):
+        safetensors.torch.save_file({n: state[n] for n in state if names[n] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (folder / "model.safetensors").unlink()
+
+
+def pickle_with_the_names_of_old_weight_norm(folder: Path) -> None:
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    ending = {"original0": "weight_g", "original1": "weight_v"}
+    old = {re.sub(r"parametrizations\.weight\.(\w+)$", lambda m: ending[m[1]], n): v for n, v in state.items()}
+    assert set(old) != set(state)
+    torch.save(old, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("rewrite", [shard, pickle_with_the_names_of_old_weight_norm])
+def test_every_way_of_keeping_weights_is_read(rewrite: Callable[[Path], None], hubert: Path) -> None:
+    expected = last_hidden_state(hubert)
+    rewrite(hubert)
+    torch.testing.assert_close(last_hidden_state(hubert), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HubertForCTC",
+        "HubertForSequenceClassification",
+        "Wav2Vec2ForPreTraining",
+        "Wav2Vec2ForXVector",
+        "Wav2Vec2ForAudioFrameClassification",
+    ],
+)
+def test_a_model_with_a_head_is_read_for_its_trunk(name: str, tmp_path: Path) -> None:
+    model_class = getattr(transformers, name)
+    torch.manual_seed(0)
+    model = model_class(model_class.config_class(**SMALL, use_weighted_layer_sum=True)).eval()
+    save_transformers(model, tmp_path)
+    with torch.inference_mode():
+        expected = model.base_model(WAVE).last_hidden_state
+    torch.testing.assert_close(last_hidden_state(tmp_path), expected, atol=1e-5, rtol=0)
+
+
+# ntu-spml/distilhubert's config.json, by its keys that bear on the network
+DISTILHUBERT = {
+    "apply_spec_augment": False,
+    "conv_bias": False,
+    "do_stable_layer_norm": False,
+    "feat_extract_norm": "group",
+    "feat_proj_dropout": 0.0,
+    "feat_proj_layer_norm": False,
+    "layerdrop": 0.0,
+    "mask_time_prob": 0.05,
+    "num_hidden_layers": 2,
+}
+
+
+def test_distilhuberts_folder_is_read(tmp_path: Path) -> None:
+    model = transformers_model("hubert", **{**SMALL, **DISTILHUBERT})
+    save_transformers(model, tmp_path)
+    with torch.inference_mode():
+        expected = model(WAVE).last_hidden_state
+    torch.testing.assert_close(last_hidden_state(tmp_path), expected, atol=1e-5, rtol=0)
+    config = ds.load_student(tmp_path).config
+    assert (config.layers, config.projection_norm, config.targets) == (2, False, [])
+
+
+@pytest.mark.parametrize("processor", [False, True])
+def test_normalisation_of_waveforms_is_kept_wherever_transformers_puts_it(processor: bool, tmp_path: Path) -> None:
+    model = transformers_model("wav2vec2", **SMALL, **LAYER_PRE)
+    save_transformers(model, tmp_path, normalize=True)
+    extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(tmp_path)
+    if processor:  # as transformers 5 saves a processor
+        preprocessor = tmp_path / "preprocessor_config.json"
+        values = {"feature_extractor": json.loads(preprocessor.read_text()), "processor_class": "Wav2Vec2Processor"}
+        (tmp_path / "processor_config.json").write_text(json.dumps(values))
+        preprocessor.unlink()
+    values = extractor(WAVE[0].numpy(), sampling_rate=16_000, return_tensors="pt").input_values
+    with torch.inference_mode():
+        expected, otherwise = model(values).last_hidden_state, model(WAVE).last_hidden_state
+    assert (expected - otherwise).abs().max() > 1e-3
+    torch.testing.assert_close(last_hidden_state(tmp_path), expected, atol=1e-5, rtol=0)
+
+
+def test_a_folder_that_is_silent_about_normalisation_is_warned_of(
+    hubert: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (hubert / "preprocessor_config.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert ds.load_student(hubert).config.normalize is False
+    assert "no preprocessor_config.json" in caplog.text
+
+
+# Writing them
+
+
+def saved(config: ds.StudentConfig, folder: Path, **options: Any) -> ds.Student:
+    torch.manual_seed(0)
+    student = ds.build_student(config).eval()
+    ds.save_student(student, folder, format="transformers", **options)
+    return student
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"targets": []},
+        {"conv_norm": "layer", "conv_bias": True, "norm_first": True, "normalize": True, "normalize_epsilon": 1e-5},
+        {"conv_dim": [4, 8, 4, 8, 4, 8, 6], "projection_norm": False, "layers": 3, "dropout": 0.05},
+    ],
+)
+def test_a_student_is_written_as_a_hubert_model_and_read_back_exactly(
+    changes: dict[str, Any], small_cnn: ds.StudentConfig, tmp_path: Path
+) -> None:
+    student = saved(dataclasses.replace(small_cnn, **changes), tmp_path)
+    model, loading = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(model) is transformers.HubertModel
+    assert not any(loading.values())
+    values = WAVE
+    if student.config.normalize:
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path)
+        values = extractor(100 * WAVE[0].numpy(), sampling_rate=16_000, return_tensors="pt").input_values
+    with torch.inference_mode():
+        expected = student(100 * WAVE if student.config.normalize else WAVE)
+        output = model.eval()(values, output_hidden_states=True)
+    theirs = [*output.hidden_states[:-1], output.last_hidden_state]
+    for one, other in zip(expected.hidden_states, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    again = ds.load_student(tmp_path)
+    assert again.config == dataclasses.replace(student.config, **sizes_without_targets(student.config))
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert set(again.state_dict()) == set(student.state_dict())
+
+
+def sizes_without_targets(config: ds.StudentConfig) -> dict[str, int]:
+    """Without prediction layers their sizes are the defaults: nothing has them."""
+    return {} if config.targets else {"target_size": 768, "prediction_size": 768}
+
+
+def test_the_papers_student_goes_to_transformers_and_back(tmp_path: Path) -> None:
+    student = saved(ds.SIZES["paper"], tmp_path)
+    model = transformers.AutoModel.from_pretrained(tmp_path)
+    assert model.num_parameters() == 23_492_992  # ours and an embedding of masked frames; see test_student.py
+    again = ds.load_student(tmp_path)
+    assert round(sum(p.numel() for p in again.parameters()) / 1e6, 2) == 27.04
+    with torch.inference_mode():
+        expected, found, theirs = student(WAVE), again(WAVE), model(WAVE)
+    assert torch.equal(found.predictions, expected.predictions)
+    torch.testing.assert_close(theirs.last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=0)
+
+
+def test_half_precision_halves_the_folder(small_cnn: ds.StudentConfig, tmp_path: Path) -> None:
+    student = saved(small_cnn, tmp_path, dtype=torch.float16)
+    files = ("model.safetensors", "predictions.safetensors")
+    stored = [value.dtype for file in files for value in safetensors.torch.load_file(tmp_path / file).values()]
+    assert set(stored) == {torch.float16}
+    again = ds.load_student(tmp_path).state_dict()
+    assert all(torch.equal(again[name], value.half().float()) for name, value in student.state_dict().items())
+
+
+def test_prediction_layers_of_an_earlier_student_do_not_stay(small_cnn: ds.StudentConfig, tmp_path: Path) -> None:
+    saved(small_cnn, tmp_path)
+    saved(dataclasses.replace(small_cnn, targets=[]), tmp_path)
+    assert ds.load_student(tmp_path).predictions is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"conv_norm": "none"}, "conv_norm"),
+        ({"positions": "none"}, "positions"),
+        ({"conv_dim": [8] * 6 + [16], "projection": False}, "projection"),
+        ({"frontend": "logmel"}, "frontend"),
+    ],
+)
+def test_a_student_without_counterpart_is_refused_by_its_key(
+    changes: dict[str, Any], key: str, small_cnn: ds.StudentConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ds.UserError, match=rf"cannot be a transformers folder: {key}: "):
+        saved(dataclasses.replace(small_cnn, **changes), tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_an_unknown_format_names_the_known_ones(small_cnn: ds.StudentConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="distilled_student, transformers"):
+        ds.save_student(ds.build_student(small_cnn), tmp_path, format="onnx")
+
+
+# What each of the formats is good for
+
+
+@pytest.fixture(params=["transformers", "distilhubert", "fairseq"])
+def foreign(request: pytest.FixtureRequest, hubert: Path, tmp_path: Path) -> Path:
+    if request.param == "distilhubert":
+        return save_distiller(tmp_path / "d.ckpt", SMALL, GROUP_POST)
+    if request.param == "fairseq":
+        return save_fairseq(tmp_path / "w.pt", "wav2vec2", SMALL, LAYER_PRE, normalize=True)
+    return hubert
+
+
+def test_a_foreign_checkpoint_is_an_upstream_and_a_teacher(foreign: Path) -> None:
+    ds.register()
+    from s3prl import hub
+
+    student = ds.load_student(foreign)
+    with torch.inference_mode():
+        expected = student(WAVE)
+        features = hub.distilled_student(ckpt=str(foreign)).eval()(list(WAVE))
+        teacher = hub.teacher(ckpt=str(foreign)).eval()(list(WAVE))
+    for found in (features, teacher):
+        for ours, theirs in zip(found["hidden_states"], expected.hidden_states, strict=True):
+            assert torch.equal(ours[:, :49], theirs)
+    assert ("predictions" in features) == (student.predictions is not None)
+
+
+def test_a_foreign_checkpoint_saved_as_ours_is_the_same_student(foreign: Path, tmp_path: Path) -> None:
+    student = ds.load_student(foreign)
+    ds.save_student(student, tmp_path / "ours")
+    again = ds.load_student(tmp_path / "ours")
+    assert again.config == student.config
+    assert torch.equal(again(WAVE).last_hidden_state, student(WAVE).last_hidden_state)
+
+
+# What is wrong with the rest
+
+
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(ds.UserError, match=message) as error:
+        ds.load_student(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "wavlm"}, "model_type: 'wavlm' is neither"),
+        ({"hidden_act": "relu"}, "hidden_act: 'relu' has no counterpart in a student, which has gelu"),
+        ({"layer_norm_eps": 1e-6}, "layer_norm_eps"),
+        ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm"),
+        ({"num_attention_heads": 5}, "heads"),
+        ({"hidden_size": "many"}, "hidden_size: expected int, found 'many'"),
+        (
+            {"intermediate_size": 40},
+            r"transformers' hubert\): does not fit .* of another shape: layers.0.linear1.weight",
+        ),
+        ({"num_hidden_layers": 4}, r"missing: .*layers.3.self_attn.in_proj_weight.* and 2 more$"),
+        ({"num_hidden_layers": 2}, r"unexpected: .*layers.2.self_attn.* and 2 more$"),
+    ],
+)
+def test_a_transformers_folder_that_does_not_fit_is_refused_by_its_keys(
+    values: dict[str, Any], message: str, hubert: Path
+) -> None:
+    edit(hubert / "config.json", **values)
+    refused(hubert, message)
+
+
+def test_a_weight_that_belongs_to_nothing_is_refused_by_its_own_name(hubert: Path) -> None:
+    file = hubert / "model.safetensors"
+    state = safetensors.torch.load_file(file)
+    safetensors.torch.save_file({**state, "encoder.layers.0.adapter_layer.norm.weight": torch.zeros(3)}, file)
+    refused(hubert, "unexpected: encoder.layers.0.adapter_layer.norm.weight$")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_folder_without_one_of_its_files_is_refused(name: str, hubert: Path) -> None:
+    (hubert / name).unlink()
+    refused(hubert, name)
+
+
+def test_prediction_layers_of_elsewhere_are_refused(small_cnn: ds.StudentConfig, tmp_path: Path) -> None:
+    saved(small_cnn, tmp_path)
+    safetensors.torch.save_file({"weight": torch.zeros(3)}, tmp_path / "predictions.safetensors")
+    refused(tmp_path, r"predictions.safetensors: does not hold prediction layers")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task_emb_type": "self-hidden"}, r"\(s3prl's DistilHuBERT\): Config.distiller: task_emb_type: 'self-hidden'"),
+        ({"attention_type": "sparse"}, "attention_type"),
+        ({"extractor_mode": "other"}, "extractor_mode"),
+        ({"extractor_conv_feature_layers": "__import__('os').getcwd()"}, "conv_feature_layers: .* is not of the form"),
+        ({"encoder_layers": 4}, r"does not fit its configuration: missing: layers.3"),
+        ({"pred_layer_id": [4, 8]}, r"unexpected: predictions.outputs.2.weight.*of another shape: predictions.hidden"),
+    ],
+)
+def test_a_distilhubert_that_is_no_student_is_refused_by_its_key(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    refused(save_distiller(tmp_path / "d.ckpt", SMALL, GROUP_POST, **changes), message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pos_conv_depth": 5}, r"converted by s3prl\): model_cfg: pos_conv_depth: '5' has no counterpart"),
+        ({"layer_type": "conformer"}, "layer_type"),
+        ({"conv_bias": True}, "missing: frontend.layers.0.conv.bias"),
+    ],
+)
+def test_a_converted_checkpoint_that_is_no_student_is_refused_by_its_key(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    refused(save_fairseq(tmp_path / "w.pt", "wav2vec2", SMALL, GROUP_POST, **changes), message)
+
+
+class Harmful:
+    """Pickled, it would make a folder when loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_checkpoint_with_other_pickled_objects_is_refused_unread(tmp_path: Path) -> None:
+    torch.save({"Config": Harmful(tmp_path / "ran"), "Distiller": {}}, tmp_path / "d.ckpt")
+    refused(tmp_path / "d.ckpt", "holds the pickled object posix.mkdir, which could run code: refused")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"weight": torch.zeros(1)}, "is neither s3prl's DistilHuBERT .* found weight$"),
+        ({"model": {}, "cfg": {}}, "convert it with s3prl's upstream/hubert/convert.py first"),
+        ([1, 2], "found list$"),
+        ({"Config": 3, "Distiller": {}}, "Config: missing, or not a mapping"),
+        ({"Config": {"distiller": {}}, "Distiller": {"a": 1}}, "Distiller: a: is not a tensor"),
+    ],
+)
+def test_a_torch_file_of_another_kind_is_refused_by_what_it_holds(
+    content: object, message: str, tmp_path: Path
+) -> None:
+    torch.save(content, tmp_path / "file.pt")
+    refused(tmp_path / "file.pt", message)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04torn"])
+def test_a_file_that_torch_did_not_write_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file.pt").write_bytes(content)
+    refused(tmp_path / "file.pt", "torch file")
+
+
+def test_a_teacher_says_why_it_cannot_be_loaded(tmp_path: Path) -> None:
+    (tmp_path / "file.pt").write_bytes(b"text")
+    with pytest.raises(
+        ds.UserError, match=r"teacher .*file.pt: cannot be loaded \(.*file.pt: cannot be read as a torch file"
+    ):
+        open_teacher(tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2",
+        " [(512, 10, 5), (512,3,2)] + [(512,3,2)]*3+[(512,2,2),(512,2,2)]",
+    ],
+)
+def test_fairseqs_description_of_a_front_end_is_read(text: str) -> None:
+    assert conv_layers(text) == eval(text)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[(512,10)]", "[(512,10,5)] * 2 * 3", "[(512,10,5)] + exit()", None])
+def test_any_other_expression_for_a_front_end_is_refused(text: str | None) -> None:
+    with pytest.raises(ValueError, match="conv_feature_layers"):
+        conv_layers(text)
