@@ -1,8 +1,7 @@
-"""Distillation: the loss against a plain loop, initialisation, data, the command, resuming."""
+"""Distillation: initialisation, data, the command, resuming."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -17,34 +16,6 @@ from distilled_student import audio
 from distilled_student.cli import main
 from distilled_student.distillation.data import DataConfig, make_loader, read_cuts
 from distilled_student.distillation.initialize import initialize
-from distilled_student.distillation.loss import distillation_loss
-
-
-def _plain_loss(predictions: torch.Tensor, targets: torch.Tensor, lengths: list[int]) -> float:
-    total = 0.0
-    for b, frames in enumerate(lengths):
-        for layer in range(predictions.shape[1]):
-            for i in range(frames):
-                f, g = predictions[b, layer, i].tolist(), targets[b, layer, i].tolist()
-                l1 = sum(abs(x - y) for x, y in zip(f, g, strict=True)) / len(f)
-                dot = sum(x * y for x, y in zip(f, g, strict=True))
-                cosine = dot / math.sqrt(sum(x * x for x in f)) / math.sqrt(sum(y * y for y in g))
-                total += l1 - math.log(1 / (1 + math.exp(-cosine)))
-    return total
-
-
-def test_the_loss_is_the_papers_sum_over_valid_frames() -> None:
-    torch.manual_seed(0)
-    predictions, targets = torch.randn(2, 3, 7, 5, dtype=torch.float64), torch.randn(2, 3, 7, 5, dtype=torch.float64)
-    parts = distillation_loss(predictions, targets, torch.tensor([7, 4]))
-    assert float(parts.total) == pytest.approx(_plain_loss(predictions, targets, [7, 4]), rel=1e-12)
-    assert int(parts.frames) == 11
-
-
-def test_the_losss_gradient_is_right() -> None:
-    predictions = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
-    targets = torch.randn(1, 2, 3, 4, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda p: distillation_loss(p, targets, torch.tensor([2])).total, predictions)
 
 
 def test_a_student_takes_front_end_and_first_layers_of_its_shape(small_cnn: ds.StudentConfig) -> None:
