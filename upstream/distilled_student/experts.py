@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
-from collections.abc import Iterator, Sequence
-from importlib.abc import FileLoader, MetaPathFinder, SourceLoader
-from importlib.machinery import ModuleSpec, PathFinder
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
+from distilled_student.mending import Mends
 from distilled_student.settings import cache_folder
 
 AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".aac", ".au")  # librosa's, which s3prl's find_files is from
 
-# module -> what is replaced by what
-MENDS: dict[str, list[tuple[str, str]]] = {
+MENDS: Mends = {
     "s3prl.downstream.speech_commands.expert": [
         # catalyst is unmaintained, and fails to import on Python 3.10 and newer
         ("from catalyst.data.sampler import", "from distilled_student.experts import"),
@@ -99,26 +95,3 @@ def save(content: Any, path: Path) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}")
     torch.save(content, part)
     part.replace(path)
-
-
-class _Loader(FileLoader, SourceLoader):
-    """A module from its source, mended; its bytecode is not kept."""
-
-    def get_data(self, path: str) -> bytes:
-        source = super().get_data(path)
-        for old, new in MENDS[self.name]:
-            source = source.replace(old.encode(), new.encode())
-        return source
-
-
-class _Finder(MetaPathFinder):
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path) if name in MENDS else None
-        if spec is not None:
-            spec.loader = _Loader(name, spec.origin)
-        return spec
-
-
-def mend() -> None:
-    """Mend the experts that are imported from now on."""
-    sys.meta_path.insert(0, _Finder())

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from distilled_student import experts, hostaudio
+from distilled_student import experts, hostaudio, mending, recipes
 from distilled_student.arguments import Parser, check_names, checkpoints, override, pick_device, read_experiment, source
 from distilled_student.errors import UserError
 from distilled_student.runner import MendedRunner
@@ -85,7 +85,7 @@ def register() -> None:
     """
     hostaudio.mend()
     _mend_huggingface_hub()
-    experts.mend()
+    mending.mend({**experts.MENDS, **recipes.MENDS})
     # s3prl stores its arguments in checkpoints; named as safe, so that torch's weights-only check stays on.
     torch.serialization.add_safe_globals([Namespace])
 

@@ -20,7 +20,7 @@ from distilled_student.mending import Mends
 from distilled_student.runner_config import WORDS, near
 
 OURS = "from distilled_student.recipes import"
-FIND_FILES = ("from librosa.util import find_files", f"{OURS} find_files")
+FIND_FILES = ("from librosa.util import find_files", "from distilled_student.experts import find_files")
 
 MENDS: Mends = {
     # packages beyond s3prl's requirements, which `s3prl.problem` imports for the sake of any of its recipes
@@ -84,11 +84,6 @@ def optional(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         return _Absent(name)
-
-
-def find_files(folder: str | Path) -> list[str]:
-    """``librosa.util.find_files``: absolute paths of all audio files below a folder, sorted."""
-    return sorted(str(path.absolute()) for path in Path(folder).rglob("*") if path.suffix.lower() in audio.SUFFIXES)
 
 
 def load_audio(path: str, sr: int, offset: float = 0.0, duration: float | None = None) -> tuple[np.ndarray, int]:
