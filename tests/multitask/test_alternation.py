@@ -1,0 +1,134 @@
+"""The joint training of s3prl's runner against a loop written by hand from the paper's text, on the same batches."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn import functional as F
+from trees import tasks
+
+import distilled_student
+from distilled_student import StudentConfig, build_student, host, save_student
+from distilled_student.multitask.expert import DownstreamExpert
+from distilled_student.settings import find_config, read_yaml
+
+ITERATIONS = 20
+
+
+def settings(folder: Path, update: str) -> dict[str, Any]:
+    """The paper's configuration as it ships, on tones: alternation, Adam 1e-4, angular softmax."""
+    config = read_yaml(find_config("default", kind="multitask"))
+    steps = ITERATIONS * (2 if update == "alternate" else 1)
+    config["runner"] |= {"total_steps": steps, "save_step": steps, "log_step": 1000, "eval_dataloaders": []}
+    config["runner"]["gradient_accumulate_steps"] = 1 if update == "alternate" else 2
+    config["downstream_expert"] |= {"num_workers": 0, "tasks": tasks(folder), "update": update}
+    return config
+
+
+def make_expert(config: dict[str, Any], features: int) -> DownstreamExpert:
+    torch.manual_seed(3)
+    return DownstreamExpert(features, 320, config["downstream_expert"], "unused", runner=config["runner"], seed=0)
+
+
+def batches(expert: DownstreamExpert) -> Iterator[tuple[Tensor, str, Tensor]]:
+    for epoch in itertools.count():
+        for wavs, task, labels, _ in expert.get_dataloader("train", epoch=epoch):
+            yield torch.stack([torch.as_tensor(wav) for wav in wavs]), task, torch.tensor(labels)
+
+
+class ByHand(nn.Module):
+    """Student, weighted sum, mean over time, one linear layer a task, cross-entropy and angular softmax: no more."""
+
+    def __init__(self, student: nn.Module, expert: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.student, self.layer_weights = student, nn.Parameter(torch.zeros(3))
+        names = {name: name.replace(".", "_") for name in expert if name.startswith("tasks") and "step" not in name}
+        self.heads = nn.ParameterDict({short: expert[name].clone() for name, short in names.items()})
+        self.sv_steps = 0
+
+    def pooled(self, waveforms: Tensor) -> Tensor:
+        states = self.student(waveforms).hidden_states
+        summed = sum(p * h for p, h in zip(self.layer_weights.softmax(0), states, strict=True))
+        missing = round(waveforms.shape[1] / 320) - summed.shape[1]  # s3prl's number of frames
+        return torch.cat([summed, summed[:, -1:].expand(-1, missing, -1)], dim=1).mean(dim=1)
+
+    def keyword_loss(self, waveforms: Tensor, labels: Tensor) -> Tensor:
+        h = self.heads
+        return F.cross_entropy(
+            F.linear(self.pooled(waveforms), h["tasks_kws_head_linear_weight"], h["tasks_kws_head_linear_bias"]), labels
+        )
+
+    def speaker_loss(self, waveforms: Tensor, labels: Tensor) -> Tensor:
+        """SphereFace with m = 4, annealed: lambda = max(5, 1000 / (1 + 0.12 step))."""
+        h = self.heads
+        x = F.linear(self.pooled(waveforms), h["tasks_sv_head_linear_weight"], h["tasks_sv_head_linear_bias"])
+        cosine = F.normalize(x, dim=1) @ F.normalize(h["tasks_sv_objective_weight"], dim=1).T
+        k = (4 * cosine.detach().acos() / math.pi).floor()
+        psi = (-1) ** k * (8 * cosine**4 - 8 * cosine**2 + 1) - 2 * k
+        strength = max(5.0, 1000 / (1 + 0.12 * self.sv_steps))
+        self.sv_steps += 1
+        target = F.one_hot(labels, cosine.shape[1]).bool()
+        logits = torch.where(target, (strength * cosine + psi) / (1 + strength), cosine)
+        return F.cross_entropy(logits * x.norm(dim=1, keepdim=True), labels)
+
+
+def train_by_hand(model: ByHand, data: Iterator[tuple[Tensor, str, Tensor]], update: str, clip: float) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+    def step(loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+
+    for _ in range(ITERATIONS):
+        (words, first, word_labels), (voices, second, voice_labels) = next(data), next(data)
+        assert (first, second) == ("kws", "sv")
+        if update == "alternate":
+            step(model.keyword_loss(words, word_labels))
+            step(model.speaker_loss(voices, voice_labels))
+        else:
+            step(model.keyword_loss(words, word_labels) + model.speaker_loss(voices, voice_labels))
+
+
+@pytest.mark.parametrize("update", ["alternate", "sum"])
+def test_twenty_iterations_of_the_runner_are_the_papers_two_updates(
+    tmp_path: Path, small_cnn: StudentConfig, update: str
+) -> None:
+    distilled_student.register()
+    torch.manual_seed(0)
+    save_student(build_student(replace(small_cnn, dropout=0.0)), tmp_path / "student")
+    config = settings(tmp_path, update)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    expert = make_expert(config, small_cnn.hidden_size)
+    initial = {name: value.clone() for name, value in expert.state_dict().items()}
+    torch.save({"Downstream": initial}, tmp_path / "initial.ckpt")
+    command = ["-m", "train", "-f", "-u", "distilled_student", "-k", str(tmp_path / "student"), "-d", "multitask"]
+    command += ["-c", str(tmp_path / "c.yaml"), "-p", str(tmp_path / "exp"), "-i", str(tmp_path / "initial.ckpt")]
+    assert host.main([*command, "--device", "cpu", "--seed", "0"]) == 0
+    [checkpoint] = (tmp_path / "exp").glob("states-*.ckpt")
+    runners = torch.load(checkpoint, weights_only=True)
+
+    model = ByHand(distilled_student.load_student(tmp_path / "student"), initial).train()
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train_by_hand(model, batches(expert), update, config["runner"]["gradient_clipping"])
+    found = dict(runners["Upstream"])  # its student has the name of ours
+    found["layer_weights"] = runners["Featurizer"]["weights"]
+    found |= {f"heads.{name.replace('.', '_')}": value for name, value in runners["Downstream"].items()}
+    for name, parameter in model.named_parameters():
+        difference = (parameter.detach() - found[name]).abs()
+        if name.endswith("in_proj_bias"):
+            # a key's bias adds the same to all scores of a query: its gradient is rounding alone, which Adam scales up
+            difference[small_cnn.hidden_size : 2 * small_cnn.hidden_size] = 0
+        assert difference.max() < 1e-7, name
+        has_learned = bool((parameter - start[name]).abs().max() > 1e-4)
+        assert has_learned != name.startswith("student.predictions"), f"{name}: hidden_states are what both tasks read"
