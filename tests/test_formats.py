@@ -1,12 +1,14 @@
-"""Students in the formats of others: what is read, what is written, and what is said of the rest."""
+"""Students in the formats of others: what is read, and what is said of the rest."""
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import json
 import logging
 import os
 import re
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,103 +140,6 @@ def test_a_folder_that_is_silent_about_normalisation_is_warned_of(
     assert "no preprocessor_config.json" in caplog.text
 
 
-# Writing them
-
-
-def saved(config: ds.StudentConfig, folder: Path, **options: Any) -> ds.Student:
-    torch.manual_seed(0)
-    student = ds.build_student(config).eval()
-    ds.save_student(student, folder, format="transformers", **options)
-    return student
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"targets": []},
-        {"conv_norm": "layer", "conv_bias": True, "norm_first": True, "normalize": True, "normalize_epsilon": 1e-5},
-        {"conv_dim": [4, 8, 4, 8, 4, 8, 6], "projection_norm": False, "layers": 3, "dropout": 0.05},
-    ],
-)
-def test_a_student_is_written_as_a_hubert_model_and_read_back_exactly(
-    changes: dict[str, Any], small_cnn: ds.StudentConfig, tmp_path: Path
-) -> None:
-    student = saved(dataclasses.replace(small_cnn, **changes), tmp_path)
-    model, loading = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert type(model) is transformers.HubertModel
-    assert not any(loading.values())
-    values = WAVE
-    if student.config.normalize:
-        extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path)
-        values = extractor(100 * WAVE[0].numpy(), sampling_rate=16_000, return_tensors="pt").input_values
-    with torch.inference_mode():
-        expected = student(100 * WAVE if student.config.normalize else WAVE)
-        output = model.eval()(values, output_hidden_states=True)
-    theirs = [*output.hidden_states[:-1], output.last_hidden_state]
-    for one, other in zip(expected.hidden_states, theirs, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
-    again = ds.load_student(tmp_path)
-    assert again.config == dataclasses.replace(student.config, **sizes_without_targets(student.config))
-    for name, value in student.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
-    assert set(again.state_dict()) == set(student.state_dict())
-
-
-def sizes_without_targets(config: ds.StudentConfig) -> dict[str, int]:
-    """Without prediction layers their sizes are the defaults: nothing has them."""
-    return {} if config.targets else {"target_size": 768, "prediction_size": 768}
-
-
-def test_the_papers_student_goes_to_transformers_and_back(tmp_path: Path) -> None:
-    student = saved(ds.SIZES["paper"], tmp_path)
-    model = transformers.AutoModel.from_pretrained(tmp_path)
-    assert model.num_parameters() == 23_492_992  # ours and an embedding of masked frames; see test_student.py
-    again = ds.load_student(tmp_path)
-    assert round(sum(p.numel() for p in again.parameters()) / 1e6, 2) == 27.04
-    with torch.inference_mode():
-        expected, found, theirs = student(WAVE), again(WAVE), model(WAVE)
-    assert torch.equal(found.predictions, expected.predictions)
-    torch.testing.assert_close(theirs.last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=0)
-
-
-def test_half_precision_halves_the_folder(small_cnn: ds.StudentConfig, tmp_path: Path) -> None:
-    student = saved(small_cnn, tmp_path, dtype=torch.float16)
-    files = ("model.safetensors", "predictions.safetensors")
-    stored = [value.dtype for file in files for value in safetensors.torch.load_file(tmp_path / file).values()]
-    assert set(stored) == {torch.float16}
-    again = ds.load_student(tmp_path).state_dict()
-    assert all(torch.equal(again[name], value.half().float()) for name, value in student.state_dict().items())
-
-
-def test_prediction_layers_of_an_earlier_student_do_not_stay(small_cnn: ds.StudentConfig, tmp_path: Path) -> None:
-    saved(small_cnn, tmp_path)
-    saved(dataclasses.replace(small_cnn, targets=[]), tmp_path)
-    assert ds.load_student(tmp_path).predictions is None
-
-
-@pytest.mark.parametrize(
-    ("changes", "key"),
-    [
-        ({"conv_norm": "none"}, "conv_norm"),
-        ({"positions": "none"}, "positions"),
-        ({"conv_dim": [8] * 6 + [16], "projection": False}, "projection"),
-        ({"frontend": "logmel"}, "frontend"),
-    ],
-)
-def test_a_student_without_counterpart_is_refused_by_its_key(
-    changes: dict[str, Any], key: str, small_cnn: ds.StudentConfig, tmp_path: Path
-) -> None:
-    with pytest.raises(ds.UserError, match=rf"cannot be a transformers folder: {key}: "):
-        saved(dataclasses.replace(small_cnn, **changes), tmp_path / "folder")
-    assert not (tmp_path / "folder").exists()
-
-
-def test_an_unknown_format_names_the_known_ones(small_cnn: ds.StudentConfig, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="distilled_student, transformers"):
-        ds.save_student(ds.build_student(small_cnn), tmp_path, format="onnx")
-
-
 # What each of the formats is good for
 
 
@@ -317,12 +222,6 @@ def test_a_folder_without_one_of_its_files_is_refused(name: str, hubert: Path) -
     refused(hubert, name)
 
 
-def test_prediction_layers_of_elsewhere_are_refused(small_cnn: ds.StudentConfig, tmp_path: Path) -> None:
-    saved(small_cnn, tmp_path)
-    safetensors.torch.save_file({"weight": torch.zeros(3)}, tmp_path / "predictions.safetensors")
-    refused(tmp_path, r"predictions.safetensors: does not hold prediction layers")
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -374,7 +273,10 @@ def test_a_checkpoint_with_other_pickled_objects_is_refused_unread(tmp_path: Pat
     ("content", "message"),
     [
         ({"weight": torch.zeros(1)}, "is neither s3prl's DistilHuBERT .* found weight$"),
-        ({"model": {}, "cfg": {}}, "convert it with s3prl's upstream/hubert/convert.py first"),
+        (
+            {"model": {}, "args": argparse.Namespace()},
+            r"convert it first with s3prl's upstream/hubert or wav2vec2/convert",
+        ),
         ([1, 2], "found list$"),
         ({"Config": 3, "Distiller": {}}, "Config: missing, or not a mapping"),
         ({"Config": {"distiller": {}}, "Distiller": {"a": 1}}, "Distiller: a: is not a tensor"),
@@ -385,6 +287,17 @@ def test_a_torch_file_of_another_kind_is_refused_by_what_it_holds(
 ) -> None:
     torch.save(content, tmp_path / "file.pt")
     refused(tmp_path / "file.pt", message)
+
+
+def test_a_checkpoint_of_fairseq_itself_is_refused_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("fairseq", "fairseq.data", "fairseq.data.dictionary"):  # which need not be installed
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    dictionary = type("Dictionary", (), {"__module__": "fairseq.data.dictionary"})
+    sys.modules["fairseq.data.dictionary"].Dictionary = dictionary
+    torch.save({"model": {}, "task_state": {"dictionaries": [dictionary()]}}, tmp_path / "hubert.pt")
+    refused(tmp_path / "hubert.pt", "fairseq.data.dictionary.Dictionary, .* convert it first")
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04torn"])

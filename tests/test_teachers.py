@@ -8,9 +8,10 @@ import pytest
 import torch
 import transformers
 from conftest import tone
+from references import FORMS, SMALL, save_fairseq, save_transformers, transformers_model
 
 import distilled_student as ds
-from distilled_student.teachers import StudentEncoder, Teacher, align, open_teacher
+from distilled_student.teachers import S3prlEncoder, StudentEncoder, Teacher, align, open_teacher
 
 TINY = {
     "hidden_size": 32,
@@ -111,6 +112,44 @@ def test_an_s3prl_upstream_is_a_teacher() -> None:
     alone = open_teacher("fbank")(wave[None, :8_000])
     assert encoded.lengths.tolist() == [len(open_teacher("fbank")(wave[None]).hidden_states[0][0]), alone.lengths[0]]
     torch.testing.assert_close(encoded.hidden_states[0][1, : alone.lengths[0]], alone.hidden_states[0][0])
+
+
+@pytest.mark.parametrize("family", ["hubert", "wav2vec2"])
+@pytest.mark.parametrize("form", ["group-post", "layer-pre"])
+def test_a_converted_checkpoint_is_the_same_teacher_here_and_in_s3prl(family: str, form: str, tmp_path: Path) -> None:
+    file = save_fairseq(tmp_path / "converted.pt", family, SMALL, FORMS[form], normalize=True)
+    from s3prl import hub
+
+    ours, theirs = open_teacher(file), S3prlEncoder(getattr(hub, f"{family}_local")(ckpt=str(file))).eval()
+    waveforms, lengths = torch.stack([tone(1.0), tone(1.0, seed=1)]), torch.tensor([16_000, 9_000])
+    with torch.inference_mode():
+        found, expected = ours(waveforms, lengths), theirs(waveforms, lengths)
+    assert found.lengths.tolist() == expected.lengths.tolist()
+    for one, other in zip(found.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    assert all(torch.equal(theirs.weights()[name], value) for name, value in ours.weights().items())
+
+
+def test_a_hubert_that_no_student_is_is_a_teacher_all_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = transformers.HubertModel(transformers.HubertConfig(**TINY, conv_pos_batch_norm=True)).eval()
+    save_transformers(model, tmp_path)
+    wave = tone(1.0)[None]
+    with torch.inference_mode():
+        expected = model(wave).last_hidden_state
+        found = open_teacher(tmp_path)(wave).hidden_states[-1]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_name_in_the_hubs_cache_is_found_without_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "models--someone--hubert"
+    folder = save_transformers(transformers_model("hubert", **SMALL), cache / "snapshots" / "0123abcd")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0123abcd")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    wave = tone(1.0)[None]
+    found, expected = open_teacher("someone/hubert")(wave), ds.load_student(folder)(wave)
+    assert torch.equal(found.hidden_states[-1], expected.last_hidden_state)
 
 
 def test_a_teacher_stays_in_eval_mode_and_without_gradients(small_cnn: ds.StudentConfig) -> None:

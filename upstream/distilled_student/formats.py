@@ -34,6 +34,8 @@ BESIDE_TRUNK = {
     "fairseq": r"mask_emb$|label_embs_concat$|final_proj\.|quantizer\.|project_q\.|target_glu\.",
 }
 
+FAIRSEQ_HINT = ": as fairseq itself writes it; convert it first with s3prl's upstream/hubert or wav2vec2/convert.py"
+
 
 class Foreign(NamedTuple):
     """A foreign checkpoint in a student's terms; ``where`` names its file and format in messages."""
@@ -189,7 +191,10 @@ def read_checkpoint(file: Path) -> Foreign:
     Raises:
         UserError: neither of these, unsafe to read, or a network that no student is; one line naming file and key.
     """
-    loaded = read_torch(file)
+    try:
+        loaded = read_torch(file)
+    except UserError as error:
+        raise UserError(f"{error}{FAIRSEQ_HINT if ' fairseq.' in str(error) else ''}") from None
     keys = set(loaded) if isinstance(loaded, dict) else set()
     if {"Config", "Distiller"} <= keys:
         where = f"{file} (s3prl's DistilHuBERT)"
@@ -201,7 +206,7 @@ def read_checkpoint(file: Path) -> Foreign:
         model, task = (_mapping(loaded, key, where) for key in ("model_cfg", "task_cfg"))
         config = _configured(f"{where}: model_cfg", fairseq_config, model, task)
         return Foreign(config, _trunk(_tensors(loaded, "model_weight", where), "fairseq"), where)
-    hint = ": convert it with s3prl's upstream/hubert/convert.py first" if {"model", "cfg"} <= keys else ""
+    hint = FAIRSEQ_HINT if "model" in keys and keys & {"args", "task_state"} else ""
     raise UserError(
         f"{file}: is neither s3prl's DistilHuBERT (Config, Distiller) nor its converted fairseq checkpoint (task_cfg, "
         f"model_cfg, model_weight); found {', '.join(sorted(map(str, keys))[:10]) or type(loaded).__name__}{hint}"
