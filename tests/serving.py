@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import socket
+import struct
 import tarfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,13 +20,17 @@ from distilled_student.prepare.corpora import Archive
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``files``. Each request takes the next of ``cuts`` (bytes before the line is cut) and of ``statuses``."""
+    """Serves ``files``. Each request takes the next of ``cuts`` (bytes before the line is cut) and of ``statuses``.
+
+    ``how`` a line is cut: it is closed, reset, or nothing more comes until the other side gives up.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.cuts: list[int] = []
         self.statuses: list[int] = []
+        self.how = "closed"
         self.ranges = True
         self.asked: list[tuple[str, str | None]] = []
 
@@ -54,8 +59,12 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
-        cut = server.cuts.pop(0) if server.cuts else len(body)
-        self.wfile.write(body[start : start + cut])
+        cut = server.cuts.pop(0) if server.cuts else None
+        self.wfile.write(body[start:] if cut is None else body[start : start + cut])
+        if cut is not None and server.how == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if cut is not None and server.how == "silent":
+            self.connection.recv(1)
         return None  # HTTP/1.0: the connection is closed here, whole or not
 
     def log_message(self, *_: object) -> None:

@@ -73,6 +73,17 @@ def test_a_cut_connection_is_resumed_where_it_was_cut(small: Corpus, server: Ser
     assert whole(tmp_path) == set(READ)
 
 
+@pytest.mark.parametrize("how", ["reset", "silent"])
+def test_a_line_that_breaks_or_falls_silent_is_taken_up_again(
+    small: Corpus, server: Server, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    server.how, server.cuts = how, [1000, 2500]
+    prepare(small, tmp_path)
+    assert len(server.asked) == 3
+    assert whole(tmp_path) == set(READ)
+
+
 def test_a_later_run_goes_on_with_what_an_ended_one_has_fetched(small: Corpus, server: Server, tmp_path: Path) -> None:
     size = half(server, tmp_path)
     prepare(small, tmp_path)
@@ -222,6 +233,14 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(server: Ser
     with pytest.raises(UserError, match=r"LibriSpeech: needs 1,000,000,000\.0 GB of disk, [\d,.]+ GB are free"):
         prepare(corpus_of(server.files[NAME], f"{server.url}/{NAME}", unpacked=10**18), tmp_path)
     assert server.asked == []
+
+
+def test_what_is_fetched_already_needs_no_more_room(server: Server, tmp_path: Path) -> None:
+    server.files[NAME] = tar(READ)
+    size, (archive,) = len(server.files[NAME]), corpus_of(server.files[NAME]).parts[0].archives
+    assert download.left(archive, tmp_path / "LibriSpeech") == size
+    assert download.left(archive, tmp_path / "LibriSpeech") - half(server, tmp_path) == (size + 1) // 2
+    assert download.left(archive, tmp_path / "LibriSpeech") == (size + 1) // 2
 
 
 def test_a_root_that_cannot_be_written_is_one_line(small: Corpus, tmp_path: Path) -> None:

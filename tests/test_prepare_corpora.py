@@ -190,6 +190,13 @@ def test_what_is_missing_of_voxceleb_is_listed_with_where_to_ask(
     assert names[-3:] == ["veri_test.txt", "vox1_dev_wav_partab", "vox1_test_wav.zip"]
 
 
+def test_a_source_that_is_not_there_or_not_needed_is_refused(nowhere: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--source .*gone: no such folder"):
+        prepare(voxceleb(nowhere), tmp_path, source=tmp_path / "gone")
+    with pytest.raises(UserError, match="--source: LibriSpeech is fetched"):
+        prepare(LIBRISPEECH, tmp_path, source=tmp_path)
+
+
 @pytest.mark.parametrize("what", ["flipped", "cut"])
 def test_a_damaged_piece_is_named_and_left_alone(nowhere: str, tmp_path: Path, what: str) -> None:
     name, content = "vox1_dev_wav_partab", PIECES["vox1_dev_wav_partab"]
@@ -211,7 +218,7 @@ def one_trial_less(home: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (ended_early, "test/wav: 7 utterances where 8 are published; .*: 1 missing files where 0 "),
+        (ended_early, "test/wav: 7 utterances where 8 are published; .*: 1 of its files are missing, id10271/v0/00002"),
         (one_trial_less, "veri_test.txt: 1 trials where 2 are published"),
     ],
 )

@@ -9,20 +9,25 @@ from pathlib import Path
 from distilled_student.audio import SUFFIXES
 
 
-def audio_names(folder: Path) -> list[str]:
-    """Names of all audio files under ``folder``, links included."""
-    return [
-        name
-        for _, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if os.path.splitext(name)[1].lower() in SUFFIXES
-    ]
+def audio_files(folder: Path) -> list[str]:
+    """Paths of all audio files under ``folder``, relative to it, links included."""
+    found = []
+    for place, _, names in os.walk(folder, followlinks=True):
+        prefix = "" if place == str(folder) else f"{place[len(str(folder)) + 1 :]}/"
+        found += [prefix + name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]
+    return found
 
 
 def speakers_and_utterances(folder: Path) -> dict[str, int]:
     """Of ``SPEAKER/.../*.wav``: LibriSpeech's and VoxCeleb's layout. A folder without audio is no speaker."""
-    sizes = [len(audio_names(speaker)) for speaker in folder.iterdir() if speaker.is_dir()] if folder.is_dir() else []
+    sizes = [len(audio_files(speaker)) for speaker in folder.iterdir() if speaker.is_dir()] if folder.is_dir() else []
     return {"utterances": sum(sizes), "speakers": sum(size > 0 for size in sizes)}
+
+
+def pairs_in(trials: Path) -> list[list[str]]:
+    """The two files of each trial of a list."""
+    lines = trials.read_text(encoding="utf-8", errors="replace").splitlines()  # what is no list has other counts
+    return [line.split()[1:3] for line in lines if line.strip()]
 
 
 def speech_commands_training(folder: Path) -> dict[str, int]:
@@ -31,7 +36,7 @@ def speech_commands_training(folder: Path) -> dict[str, int]:
 
     index, noises = kws.class_index(kws.Settings(train_root=str(folder)), seed=0, key="prepare")
     words = [path for path in folder.iterdir() if path.is_dir() and path.name != kws.BACKGROUND]
-    sets = Counter(kws.which_set(name, 10, 10) for word in words for name in audio_names(word))
+    sets = Counter(kws.which_set(name, 10, 10) for word in words for name in audio_files(word))
     return {
         "words": sets.total(),
         "background noises": len(noises),

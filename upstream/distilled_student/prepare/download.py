@@ -49,6 +49,12 @@ def verify(path: Path, archive: Archive) -> Path:
     return path
 
 
+def left(archive: Archive, folder: Path) -> int:
+    """Bytes that `fetch` has yet to fetch."""
+    own, part = folder / archive.name, folder / f"{archive.name}.part"
+    return 0 if own.is_file() else archive.size - (part.stat().st_size if part.is_file() else 0)
+
+
 def fetch(archive: Archive, folder: Path, mirror: str | None = None) -> Path:
     """The path of ``archive`` in ``folder``, checked.
 
@@ -84,7 +90,7 @@ def _download_from_any(urls: tuple[str, ...], part: Path, archive: Archive) -> N
             return _download(url, part, archive.size)
         except (OSError, http.client.HTTPException, ValueError) as error:
             reasons.append(f"{url}: {_reason(error)}")
-    if not part.stat().st_size:
+    if part.is_file() and not part.stat().st_size:
         part.unlink()
     raise UserError(f"{archive.name}: cannot be fetched ({'; '.join(reasons)})")
 

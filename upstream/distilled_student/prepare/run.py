@@ -9,7 +9,8 @@ from pathlib import Path
 from distilled_student.errors import UserError
 from distilled_student.prepare import voxceleb
 from distilled_student.prepare.corpora import Archive, Corpus, Part
-from distilled_student.prepare.download import fetch
+from distilled_student.prepare.counts import audio_files, pairs_in
+from distilled_student.prepare.download import fetch, left
 from distilled_student.prepare.unpack import check_space, untar
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,11 @@ def prepare(
     Raises:
         UserError: no such part, nothing to be reached, no room, a damaged file, or other counts than published.
     """
-    chosen = _choose(corpus, parts)
-    home = root / corpus.folder
+    chosen, home = _choose(corpus, parts), root / corpus.folder
+    if source and not corpus.page:
+        raise UserError(f"--source: {corpus.folder} is fetched; an archive that you have belongs into {home}")
+    if source and not source.is_dir():
+        raise UserError(f"--source {source}: no such folder")
     log.info("%s", corpus.about)
     try:
         if corpus.page:
@@ -56,8 +60,8 @@ def _choose(corpus: Corpus, names: Sequence[str]) -> list[Part]:
 
 def _download(home: Path, parts: Sequence[Part], mirror: str | None) -> None:
     """Fetch, unpack and, where the archive was fetched here, delete it."""
-    sizes = [a.size for part in parts for a in part.archives if not (home / a.name).is_file()]
-    check_space(home, sum(part.unpacked for part in parts) + max(sizes, default=0))
+    fetched = max((left(archive, home) for part in parts for archive in part.archives), default=0)
+    check_space(home, fetched + sum(part.unpacked for part in parts))
     for part in parts:
         (archive,) = part.archives
         path = fetch(archive, home, mirror)
@@ -81,24 +85,20 @@ def _check(home: Path, parts: Sequence[Part], corpus: Corpus) -> None:
             compare(home / part.folder, what, found[what], expected)
         if part.note:
             log.info("%s: %s", home / part.folder, part.note)
+    there = {name for part in parts for name in audio_files(home / part.folder)}
     for archive, expected in _lists(corpus, parts):
-        path = home / archive.name
-        if path.is_file():
-            pairs = [line.split()[1:3] for line in path.read_text().splitlines()]
+        if (path := home / archive.name).is_file():
+            pairs = pairs_in(path)
             compare(path, "trials", len(pairs), expected)
-            absent = [n for n in {n for pair in pairs for n in pair} if not _is_there(n, home, corpus)]
-            compare(path, "missing files", len(absent), 0)
+            if absent := {name for pair in pairs for name in pair} - there:
+                different.append(f"{path}: {len(absent):,} of its files are missing, {min(absent)} among them")
     if different:
         raise UserError(f"{'; '.join(different)}; remove what is wrong and run the same command again")
     log.info("%s is ready", home)
 
 
 def _lists(corpus: Corpus, parts: Sequence[Part]) -> tuple[tuple[Archive, int], ...]:
-    """The trial lists whose files are in ``parts``: the further ones are of all speakers."""
+    """The trial lists whose files are in ``parts``: the first is of the last part, the further ones are of all."""
     if corpus.trials is None or corpus.parts[-1] not in parts:
         return ()
     return (corpus.trials, *(corpus.more_trials if len(parts) == len(corpus.parts) else ()))
-
-
-def _is_there(name: str, home: Path, corpus: Corpus) -> bool:
-    return any((home / part.folder / name).is_file() for part in corpus.parts)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from distilled_student.errors import UserError
 from distilled_student.prepare.corpora import Archive, Corpus, Part
+from distilled_student.prepare.counts import pairs_in
 from distilled_student.prepare.download import fetch, verify
 from distilled_student.prepare.unpack import beside, unzip
 
@@ -85,12 +86,11 @@ def _trial_lists(corpus: Corpus, home: Path, files: dict[str, Path], mirror: str
         try:
             os.replace(fetch(archive, home, mirror), target)
         except UserError as error:
-            log.warning("%s", error)
+            log.warning("%s%s", error, "" if archive is first else "; left out, a further evaluation alone needs it")
             break  # the others are on the same server
     if not (home / first.name).is_file():
         return set()
-    names = (name for line in (home / first.name).read_text().splitlines() for name in line.split()[1:3])
-    return {name.split("/")[0] for name in names}
+    return {name.split("/")[0] for pair in pairs_in(home / first.name) for name in pair}
 
 
 def _place(speakers: Sequence[Path], home: Path, tested: set[str]) -> None:
