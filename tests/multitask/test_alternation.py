@@ -51,8 +51,8 @@ class ByHand(nn.Module):
     def __init__(self, student: nn.Module, expert: dict[str, Tensor]) -> None:
         super().__init__()
         self.student, self.layer_weights = student, nn.Parameter(torch.zeros(3))
-        names = {name: name.replace(".", "_") for name in expert if name.startswith("tasks") and "step" not in name}
-        self.heads = nn.ParameterDict({short: expert[name].clone() for name, short in names.items()})
+        heads = {name.replace(".", "_"): v.clone() for name, v in expert.items() if name.endswith(("weight", "bias"))}
+        self.heads = nn.ParameterDict(heads)
         self.sv_steps = 0
 
     def pooled(self, waveforms: Tensor) -> Tensor:
