@@ -102,7 +102,7 @@ WARM = "config.scheduler.name=linear_schedule_with_warmup"
         (["-m", "train", "-u", "hubert_local", "-k", "no.pt", "-d", "example", "-p", "new"], "-k no.pt"),
         (["-m", "train", "-u", "fbank", "-d", "example"], "-p: no experiment folder"),
         (
-            ["-m", "train", "-u", "fbank", "-d", "emotion", "-p", "new"],
+            ["-m", "train", "-u", "fbank", "-d", "mos_prediction", "-p", "new"],
             "ships no YAML file for it: give one with -c FILE",
         ),
         ([*START, "-c", "no.yaml"], "no.yaml: no such config"),

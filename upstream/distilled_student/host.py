@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from distilled_student import experts, hostaudio, mending, recipes
 from distilled_student.arguments import Parser, check_names, checkpoints, override, pick_device, read_experiment, source
@@ -161,6 +162,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tqdm.write(f"error: {error}", file=sys.stderr)  # on a line of its own, below s3prl's progress bars
         return 2
     return 0

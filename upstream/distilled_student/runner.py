@@ -89,6 +89,16 @@ class MendedRunner:
             raise UserError(f"-l {layer}: -u {self.args.upstream} has {len(found[wanted])} layers of {wanted}, from 0")
         raise UserError(f"-s {wanted}: -u {self.args.upstream} has only {', '.join(sorted(found))}")
 
+    @property
+    def _where(self) -> str:
+        return f"{source(vars(self.args))}: downstream_expert"
+
+    def _get_downstream(self) -> Any:
+        try:
+            return super()._get_downstream()
+        except KeyError as error:  # of SUPERB's tasks and ours the keys have been checked
+            raise UserError(f"{self._where}: key {error}: missing") from error
+
     def _init_model(self, model: torch.nn.Module, name: str, trainable: bool, interfaces: Sequence[str] = ()) -> Any:
         from s3prl.downstream.runner import ModelEntry
 
@@ -136,9 +146,12 @@ class MendedRunner:
         def watched(split: str, **kwargs: Any) -> Any:
             nonlocal epoch
             epoch = kwargs.get("epoch", epoch)
-            loader = get_dataloader(split, **kwargs)
-            if not len(loader):  # s3prl would ask for ever for the next epoch's batches
-                raise UserError(f"{source(vars(self.args))}: downstream_expert: less {split} data than makes one batch")
+            try:
+                loader = get_dataloader(split, **kwargs)
+            except ValueError as error:  # torch draws from no empty data set
+                raise UserError(f"{self._where}: no data to {split} with ({error})") from error
+            if not len(loader):  # s3prl would ask for the next epoch's batches for ever
+                raise UserError(f"{self._where}: less data to {split} with than makes one batch")
             return loader
 
         downstream.get_dataloader = watched
