@@ -33,7 +33,7 @@ def det_curve(
     order = np.argsort(-scores, kind="stable")
     scores, labels = scores[order], labels[order]
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=float)[order]
-    last_of_ties = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
+    last_of_ties = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1)
     hits = np.cumsum(weights * labels)[last_of_ties]
     false_alarms = np.cumsum(weights * ~labels)[last_of_ties]
     if hits[-1] == 0 or false_alarms[-1] == 0:

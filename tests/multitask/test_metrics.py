@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import interp1d
 from scipy.optimize import brentq
-from sklearn.metrics import confusion_matrix, roc_curve
+from sklearn.metrics import confusion_matrix, det_curve, roc_curve
 
 from distilled_student.multitask import metrics as M
+from distilled_student.multitask.scoring import cllr, fit_calibration
 
 # few distinct values: ties are the hard part
 trials = st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=2, max_size=40).filter(
@@ -53,6 +57,91 @@ def test_the_curve_is_scikit_learns(pairs: list) -> None:
     np.testing.assert_allclose(alarm, fpr)
     np.testing.assert_allclose(miss, 1 - tpr, atol=1e-12)
     np.testing.assert_allclose(at[1:], thresholds[1:])
+
+
+# any scores at all: the largest, the smallest, both zeros, and a few that are met again and again
+extreme = st.one_of(
+    st.floats(-1e300, 1e300), st.sampled_from([0.0, -0.0, 5e-324, -5e-324, 1e300, -1e300, 1.0, math.nextafter(1.0, 2)])
+)
+wild = st.lists(st.tuples(extreme, st.booleans()), min_size=2, max_size=30).filter(
+    lambda pairs: len({label for _, label in pairs}) == 2
+)
+
+
+def operating_points(pairs: list) -> list[tuple[float, float]]:
+    """False alarm and miss rates at every threshold, counted trial by trial."""
+    targets, others = ([score for score, label in pairs if label == kind] for kind in (True, False))
+    points = []
+    for threshold in [math.inf, *sorted({score for score, _ in pairs}, reverse=True)]:
+        alarms, misses = sum(s >= threshold for s in others), sum(s < threshold for s in targets)
+        points.append((alarms / len(others), misses / len(targets)))
+    return points
+
+
+@settings(deadline=None)
+@given(wild)
+def test_eer_equals_the_crossing_found_by_trying_every_threshold(pairs: list) -> None:
+    points = operating_points(pairs)
+    crossings = []
+    for (alarm, miss), (more, less) in itertools.pairwise(points):
+        if miss - alarm > 0 >= less - more:
+            share = (miss - alarm) / ((miss - alarm) - (less - more))
+            crossings.append(alarm + share * (more - alarm))
+    scores, labels = zip(*pairs, strict=True)
+    assert [M.eer(scores, labels)] == pytest.approx(crossings, abs=1e-12)
+
+
+@settings(deadline=None)
+@given(wild, st.floats(0.001, 0.999), st.floats(0.1, 10), st.floats(0.1, 10))
+def test_min_dcf_equals_scikit_learns_curve_and_every_threshold(
+    pairs: list, p: float, c_miss: float, c_fa: float
+) -> None:
+    scores, labels = map(np.array, zip(*pairs, strict=True))
+    found = M.min_dcf(scores, labels, p, c_miss, c_fa)
+    worse = min(c_miss * p, c_fa * (1 - p))
+    costs = [(c_miss * p * miss + c_fa * (1 - p) * alarm) / worse for alarm, miss in operating_points(pairs)]
+    assert found == pytest.approx(min(costs)) and 0 <= found <= 1
+    alarm, miss, _ = det_curve(labels, scores)
+    theirs = (c_miss * p * miss + c_fa * (1 - p) * alarm) / worse
+    assert found == pytest.approx(min(1.0, theirs.min())), "its curve leaves out accepting all or nothing"
+
+
+@settings(deadline=None)
+@given(wild, st.floats(0.001, 0.999))
+def test_act_dcf_and_cllr_equal_plain_loops_and_never_beat_the_best_threshold(pairs: list, p: float) -> None:
+    ratios, labels = zip(*pairs, strict=True)
+    targets, others = ([r for r, label in pairs if label == kind] for kind in (True, False))
+    threshold = math.log((1 - p) / p)
+    cost = p * sum(r < threshold for r in targets) / len(targets)
+    cost += (1 - p) * sum(r >= threshold for r in others) / len(others)
+    assert M.act_dcf(ratios, labels, p) == pytest.approx(cost / min(p, 1 - p))
+    assert M.act_dcf(ratios, labels, p) >= M.min_dcf(ratios, labels, p) - 1e-12
+
+    def bits(ratio: float) -> float:  # log2(1 + exp(ratio)) where exp overflows too
+        return (max(ratio, 0.0) + math.log1p(math.exp(-abs(ratio)))) / math.log(2)
+
+    mean = sum(bits(-r) for r in targets) / len(targets) + sum(bits(r) for r in others) / len(others)
+    assert cllr(ratios, labels) == pytest.approx(mean / 2)
+
+
+@settings(deadline=None)
+@given(trials)
+def test_errors_depend_on_the_order_of_scores_alone_and_on_neither_side(pairs: list) -> None:
+    scores, labels = split(pairs)
+    for changed in (np.exp(scores), 1e6 * scores - 3, scores**3):
+        assert M.eer(changed, labels) == M.eer(scores, labels)
+        assert M.min_dcf(changed, labels, 0.05) == M.min_dcf(scores, labels, 0.05)
+    assert M.eer(-scores, 1 - labels) == pytest.approx(M.eer(scores, labels))
+    assert M.min_dcf(-scores, 1 - labels, 0.3) == pytest.approx(M.min_dcf(scores, labels, 0.7))
+
+
+@settings(deadline=None, max_examples=50)
+@given(trials)
+def test_calibration_is_finite_and_costs_no_more_than_saying_nothing(pairs: list) -> None:
+    scores, labels = split(pairs)
+    slope, offset = fit_calibration(scores, labels)
+    assert math.isfinite(slope) and math.isfinite(offset)
+    assert cllr(slope * scores + offset, labels) <= 1 + 1e-6
 
 
 def test_separated_trials_have_no_error_and_equal_scores_half() -> None:
