@@ -60,9 +60,9 @@ def test_a_teacher_equals_its_own_library(family: str, normalize: bool, tmp_path
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_whispers_encoder_equals_its_own_library(whole: bool, tmp_path: Path) -> None:
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+@pytest.mark.parametrize("name", ["WhisperEncoder", "WhisperModel", "WhisperForConditionalGeneration"])
+def test_whispers_encoder_equals_its_own_library(name: str, tmp_path: Path) -> None:
+    from transformers.models.whisper import modeling_whisper
 
     config = transformers.WhisperConfig(
         d_model=32,
@@ -79,9 +79,9 @@ def test_whispers_encoder_equals_its_own_library(whole: bool, tmp_path: Path) ->
         decoder_start_token_id=4,
     )
     torch.manual_seed(0)
-    model = (transformers.WhisperModel if whole else WhisperEncoder)(config).eval()
+    model = getattr(modeling_whisper, name)(config).eval()
     model.save_pretrained(tmp_path)
-    encoder = model.get_encoder() if whole else model
+    encoder = model if name == "WhisperEncoder" else model.get_encoder()
     wave = tone(2.0)
     features = transformers.WhisperFeatureExtractor()(wave.numpy(), sampling_rate=16_000, return_tensors="pt")
     with torch.no_grad():
