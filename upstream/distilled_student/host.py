@@ -127,7 +127,7 @@ def open_runner(checkpoint: str | Path, device: str | None = None, overrides: Se
     return run_downstream.Runner(args, config)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The message; of an error raised in a data loader's worker, the one inside the traceback it comes wrapped in."""
     return " ".join(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].split())
 
@@ -151,7 +151,7 @@ def run(arguments: Sequence[str]) -> None:
         run_downstream.main()
     except (UserError, OSError) as error:
         parser.undo()
-        raise UserError(_one_line(error)) from error
+        raise UserError(one_line(error)) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

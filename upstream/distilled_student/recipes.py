@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -144,6 +145,8 @@ def speaker_verification_trials(root: Path) -> list[tuple[int, str, str]]:
 @contextlib.contextmanager
 def _user_errors(recipe: str, hub: ModuleType) -> Iterator[None]:
     """What a wrong setting or file makes s3prl raise, as one line that names it."""
+    from distilled_student.host import one_line
+
     try:
         yield
     except OmegaConfBaseException as error:
@@ -154,11 +157,12 @@ def _user_errors(recipe: str, hub: ModuleType) -> Iterator[None]:
         names = near(error.name, hub.options())
         raise UserError(f"{recipe}: --build_upstream.name {error.name}: no such upstream{names}") from error
     except TypeError as error:  # settings are the arguments of what they set
-        if "unexpected keyword argument" not in str(error):
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if not unknown:
             raise
-        raise UserError(f"{recipe}: no such setting: {error}") from error
-    except OSError as error:
-        raise UserError(f"{recipe}: {error}") from error
+        raise UserError(f"{recipe}: {unknown[1]}: no such setting") from error
+    except (UserError, OSError) as error:
+        raise UserError(f"{recipe}: {one_line(error)}") from error
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -178,8 +182,8 @@ def run(arguments: Sequence[str]) -> None:
         print(f"recipes: {', '.join(problem.__all__)}")
         return
     if name not in problem.__all__:
-        raise UserError(f"{name}: no such recipe{near(name, problem.__all__)}; there are {', '.join(problem.__all__)}")
+        raise UserError(f"{name}: no such recipe; there are {', '.join(problem.__all__)}")
     if "--device" not in options:
-        options += ["--device", pick_device(None)]
+        options = ["--device", pick_device(None), *options]
     with _user_errors(name, hub):
         getattr(problem, name)().main(options)
