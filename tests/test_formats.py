@@ -216,10 +216,32 @@ def test_a_weight_that_belongs_to_nothing_is_refused_by_its_own_name(hubert: Pat
     refused(hubert, "unexpected: encoder.layers.0.adapter_layer.norm.weight$")
 
 
+def test_a_lost_part_of_an_attention_is_refused_by_the_weights_that_lack_it(hubert: Path) -> None:
+    file = hubert / "model.safetensors"
+    state = safetensors.torch.load_file(file)
+    del state["encoder.layers.1.attention.k_proj.weight"]
+    safetensors.torch.save_file(state, file)
+    refused(hubert, r"missing: layers.1.self_attn.in_proj_weight.*unexpected: layers.1.self_attn.q.weight")
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_folder_without_one_of_its_files_is_refused(name: str, hubert: Path) -> None:
     (hubert / name).unlink()
     refused(hubert, name)
+
+
+@pytest.mark.parametrize(("content", "message"), [([], "is not a mapping"), ({"step": 3}, "step: is not a tensor")])
+def test_a_pickled_folder_without_weights_is_refused(content: object, message: str, hubert: Path) -> None:
+    (hubert / "model.safetensors").unlink()
+    torch.save(content, hubert / "pytorch_model.bin")
+    refused(hubert, f"pytorch_model.bin: {message}")
+
+
+@pytest.mark.parametrize("shards", [None, [], {"norm.weight": 3}, {"norm.weight": "absent.safetensors"}])
+def test_an_index_without_its_files_is_refused(shards: object, hubert: Path) -> None:
+    (hubert / "model.safetensors").unlink()
+    (hubert / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    refused(hubert, r"weight_map: missing|absent.safetensors: cannot be read as safetensors")
 
 
 @pytest.mark.parametrize(
@@ -278,7 +300,8 @@ def test_a_checkpoint_with_other_pickled_objects_is_refused_unread(tmp_path: Pat
             r"convert it first with s3prl's upstream/hubert or wav2vec2/convert",
         ),
         ([1, 2], "found list$"),
-        ({"Config": 3, "Distiller": {}}, "Config: missing, or not a mapping"),
+        ({"Config": 3, "Distiller": {}}, "Config: is not a mapping"),
+        ({"Config": {}, "Distiller": {}}, "Config.distiller: is not a mapping"),
         ({"Config": {"distiller": {}}, "Distiller": {"a": 1}}, "Distiller: a: is not a tensor"),
     ],
 )

@@ -71,11 +71,16 @@ def student_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     top = "norm" if "conv1.weight" in state else "projection_norm"
     renamed = {name.replace("<layer_norm>", top): value for name, value in renamed.items()}
     for prefix in {n.removesuffix("q.weight") for n in renamed if n.endswith(".self_attn.q.weight")}:
+        if any(f"{prefix}{p}.weight" not in renamed for p in "kv"):
+            continue  # a damaged checkpoint, of which what remains is unexpected
         q, k, v = (renamed.pop(f"{prefix}{p}.weight") for p in "qkv")
         biases = [renamed.pop(f"{prefix}{p}.bias", torch.zeros(len(q))) for p in "qkv"]
         renamed[f"{prefix}in_proj_weight"] = torch.cat([q, k, v])
         renamed[f"{prefix}in_proj_bias"] = torch.cat(biases)
-    if "output_layer.2.weight" in renamed:  # (targets, in, out) and (1, 1, targets, out)
+    if {
+        "output_layer.2.weight",
+        "output_layer.2.bias",
+    } <= renamed.keys():  # (targets, in, out) and (1, 1, targets, out)
         stacked, biases = renamed.pop("output_layer.2.weight"), renamed.pop("output_layer.2.bias")
         for i, (weight, bias) in enumerate(zip(stacked, biases[0, 0], strict=True)):
             renamed[f"predictions.outputs.{i}.weight"] = weight.T.contiguous()

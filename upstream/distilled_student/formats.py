@@ -59,6 +59,18 @@ def _trunk(state: dict[str, Tensor], beside: str) -> dict[str, Tensor]:
     return {name: value for name, value in weights.items() if not re.match(BESIDE_TRUNK[beside], name)}
 
 
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: is not a mapping")
+    return value
+
+
+def _tensors(value: Any, where: str) -> dict[str, Tensor]:
+    if odd := [name for name, tensor in _mapping(value, where).items() if not isinstance(tensor, Tensor)]:
+        raise UserError(f"{where}: {odd[0]}: is not a tensor")
+    return value
+
+
 def _folder_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
     """The state dict in a `transformers` folder and the file to name in messages."""
     whole, index, pickled = folder / WEIGHTS, folder / f"{WEIGHTS}.index.json", folder / "pytorch_model.bin"
@@ -66,14 +78,14 @@ def _folder_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
         return read_safetensors(whole), whole
     if index.is_file():
         shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise UserError(f"{index}: weight_map: missing")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise UserError(f"{index}: weight_map: missing, or not a mapping of weights to files")
         state: dict[str, Tensor] = {}
         for name in sorted(set(shards.values())):
             state |= read_safetensors(folder / name)
         return state, index
     if pickled.is_file():
-        return read_torch(pickled), pickled
+        return _tensors(read_torch(pickled), str(pickled)), pickled
     raise UserError(f"{folder}: has no {whole.name}, {index.name} or {pickled.name}")
 
 
@@ -198,29 +210,16 @@ def read_checkpoint(file: Path) -> Foreign:
     keys = set(loaded) if isinstance(loaded, dict) else set()
     if {"Config", "Distiller"} <= keys:
         where = f"{file} (s3prl's DistilHuBERT)"
-        values = _mapping(_mapping(loaded, "Config", where), "distiller", where)
+        values = _mapping(_mapping(loaded["Config"], f"{where}: Config").get("distiller"), f"{where}: Config.distiller")
         config = _configured(f"{where}: Config.distiller", distiller_config, values)
-        return Foreign(config, student_weights(_tensors(loaded, "Distiller", where)), where)
+        return Foreign(config, student_weights(_tensors(loaded["Distiller"], f"{where}: Distiller")), where)
     if {"task_cfg", "model_cfg", "model_weight"} <= keys:
         where = f"{file} (fairseq's, converted by s3prl)"
-        model, task = (_mapping(loaded, key, where) for key in ("model_cfg", "task_cfg"))
+        model, task = (_mapping(loaded[key], f"{where}: {key}") for key in ("model_cfg", "task_cfg"))
         config = _configured(f"{where}: model_cfg", fairseq_config, model, task)
-        return Foreign(config, _trunk(_tensors(loaded, "model_weight", where), "fairseq"), where)
+        return Foreign(config, _trunk(_tensors(loaded["model_weight"], f"{where}: model_weight"), "fairseq"), where)
     hint = FAIRSEQ_HINT if "model" in keys and keys & {"args", "task_state"} else ""
     raise UserError(
         f"{file}: is neither s3prl's DistilHuBERT (Config, Distiller) nor its converted fairseq checkpoint (task_cfg, "
         f"model_cfg, model_weight); found {', '.join(sorted(map(str, keys))[:10]) or type(loaded).__name__}{hint}"
     )
-
-
-def _mapping(values: dict[str, Any], key: str, where: str) -> dict[str, Any]:
-    if not isinstance(values.get(key), dict):
-        raise UserError(f"{where}: {key}: missing, or not a mapping")
-    return values[key]
-
-
-def _tensors(values: dict[str, Any], key: str, where: str) -> dict[str, Tensor]:
-    tensors = _mapping(values, key, where)
-    if odd := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
-        raise UserError(f"{where}: {key}: {odd[0]}: is not a tensor")
-    return tensors
