@@ -221,7 +221,7 @@ def test_a_lost_part_of_an_attention_is_refused_by_the_weights_that_lack_it(hube
     state = safetensors.torch.load_file(file)
     del state["encoder.layers.1.attention.k_proj.weight"]
     safetensors.torch.save_file(state, file)
-    refused(hubert, r"missing: layers.1.self_attn.in_proj_weight.*unexpected: layers.1.self_attn.q.weight")
+    refused(hubert, r"missing: layers.1.self_attn.in_proj_weight.*unexpected: .*layers.1.self_attn.q.weight")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
