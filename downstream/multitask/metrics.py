@@ -22,6 +22,16 @@ def det_curve(
     Raises:
         ValueError: shapes differ, a score is not finite, or one of the two kinds of trials is missing.
     """
+    order, last_of_ties = _by_score(scores, labels)
+    labels, weights = np.asarray(labels)[order], np.ones(len(order)) if weights is None else np.asarray(weights)[order]
+    hits, false_alarms = _accepted(labels, weights, last_of_ties)
+    if hits[-1] == 0 or false_alarms[-1] == 0:
+        raise ValueError("weights: leave no target or no non-target trials")
+    return *_rates(hits, false_alarms), np.append(np.inf, np.asarray(scores)[order][last_of_ties])
+
+
+def _by_score(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArray]:
+    """The trials by falling score, and where in that order each run of equal scores ends; raises as `det_curve`."""
     scores, labels = np.asarray(scores), np.asarray(labels).astype(bool)
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ValueError(f"scores {scores.shape} and labels {labels.shape}: need two vectors of one length")
@@ -31,23 +41,28 @@ def det_curve(
     if targets in (0, len(labels)):
         raise ValueError(f"labels: {targets} target trials of {len(labels)}; need both target and non-target trials")
     order = np.argsort(-scores, kind="stable")
-    scores, labels = scores[order], labels[order]
-    weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=float)[order]
-    last_of_ties = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1)
-    hits = np.cumsum(weights * labels)[last_of_ties]
-    false_alarms = np.cumsum(weights * ~labels)[last_of_ties]
-    if hits[-1] == 0 or false_alarms[-1] == 0:
-        raise ValueError("weights: leave no target or no non-target trials")
-    return (
-        np.append(0.0, false_alarms / false_alarms[-1]),
-        np.append(1.0, 1.0 - hits / hits[-1]),
-        np.append(np.inf, scores[last_of_ties]),
-    )
+    ordered = scores[order]
+    return order, np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(scores) - 1)
+
+
+def _accepted(labels: NDArray, weights: NDArray, last_of_ties: NDArray) -> tuple[NDArray, NDArray]:
+    """Target and non-target trials accepted at each threshold, of trials by falling score."""
+    hits = np.where(labels, weights, 0)
+    return np.cumsum(hits)[last_of_ties], np.cumsum(weights - hits)[last_of_ties]
+
+
+def _rates(hits: NDArray, false_alarms: NDArray) -> tuple[NDArray, NDArray]:
+    """False alarm and miss rates, from accepting nothing to accepting all."""
+    return np.append(0.0, false_alarms / false_alarms[-1]), np.append(1.0, 1.0 - hits / hits[-1])
 
 
 def eer(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Equal error rate in [0, 1]: where the two error rates cross, on straight lines between thresholds."""
     false_alarm, miss, _ = det_curve(scores, labels, weights)
+    return _crossing(false_alarm, miss)
+
+
+def _crossing(false_alarm: NDArray, miss: NDArray) -> float:
     difference = miss - false_alarm  # from 1 down to -1, never rising
     i = int(np.argmax(difference <= 0))
     step = difference[i - 1] - difference[i]
@@ -88,17 +103,18 @@ def eer_interval(
         scores: ``(trials,)``, or ``(systems, trials)`` for the interval of the systems' mean EER.
         labels: ``(trials,)``. left, right: ``(trials,)`` speakers of the two sides, counted from 0.
     """
-    systems = []
+    systems, left, right = [], np.asarray(left), np.asarray(right)
     for of in np.atleast_2d(np.asarray(scores)):
-        order = np.argsort(-of, kind="stable")  # sorted once: the sort inside then finds one run
-        systems.append([np.asarray(x)[order] for x in (of, labels, left, right)])
+        order, last_of_ties = _by_score(of, labels)  # once: no draw changes the order
+        systems.append((np.asarray(labels)[order] == 1, left[order], right[order], last_of_ties))
     speakers, rng, found = int(max(left.max(), right.max())) + 1, np.random.default_rng(seed), []
     for _ in range(resamples):
         counts, errors = rng.multinomial(speakers, np.full(speakers, 1 / speakers)), []
-        for of, y, a, b in systems:
-            weights = np.where(y == 1, counts[a], counts[a] * counts[b])
-            if weights[y == 1].any() and weights[y == 0].any():
-                errors.append(eer(of, y, weights))
+        for is_target, a, b, last_of_ties in systems:
+            weights = counts[a] * np.where(is_target, 1, counts[b])
+            hits, false_alarms = _accepted(is_target, weights, last_of_ties)
+            if hits[-1] and false_alarms[-1]:
+                errors.append(_crossing(*_rates(hits, false_alarms)))
         if errors:
             found.append(np.mean(errors))
     return _quantiles(found, level) if found else None

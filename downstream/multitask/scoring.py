@@ -10,22 +10,21 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-TRIALS, UTTERANCES = (
-    65536,
-    4096,
-)  # at once: an embedding per trial, or a cohort per utterance, would not fit for millions
+BLOCK = 4096  # trials or utterances at once: all embeddings of a million trials, or all cohort scores, would not fit
 
 
-def _blocks(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, count, size))
+def _blocks(count: int) -> Iterator[slice]:
+    return (slice(start, start + BLOCK) for start in range(0, count, BLOCK))
 
 
 def cosine_scores(embeddings: Tensor, left: NDArray, right: NDArray) -> NDArray:
     """``(trials,)`` cosines of ``embeddings (utterances, size)`` at the trials' two sides."""
-    unit, scores = F.normalize(embeddings.double(), dim=1), np.empty(len(left))
-    for part in _blocks(len(scores), TRIALS):
-        scores[part] = (unit[left[part]] * unit[right[part]]).sum(dim=1).numpy()
-    return scores
+    scores = np.empty(len(left))
+    norms = torch.linalg.vector_norm(embeddings, dim=1, dtype=torch.float64).clamp(min=1e-12).numpy()
+    for part in _blocks(len(scores)):
+        sides = (embeddings[side[part]].double() for side in (left, right))
+        scores[part] = torch.linalg.vecdot(*sides)
+    return scores / (norms[left] * norms[right])
 
 
 def as_norm(
@@ -46,10 +45,11 @@ def as_norm(
     top = min(top, len(cohort))
     if top < 2:
         raise ValueError(f"as_norm: needs a cohort of at least 2, not {top}")
-    unit, impostors = F.normalize(embeddings.double(), dim=1), F.normalize(cohort.double(), dim=1)
-    nearest = [(unit[part] @ impostors.T).topk(top, dim=1).values for part in _blocks(len(unit), UTTERANCES)]
-    mean = torch.cat([block.mean(dim=1) for block in nearest]).numpy()
-    deviation = torch.cat([block.std(dim=1) for block in nearest]).clamp(min=1e-6).numpy()
+    impostors = F.normalize(cohort.float(), dim=1).T
+    mean, deviation = np.empty((2, len(embeddings)))
+    for part in _blocks(len(embeddings)):
+        nearest = (F.normalize(embeddings[part].float(), dim=1) @ impostors).topk(top, dim=1).values.double()
+        mean[part], deviation[part] = nearest.mean(dim=1), nearest.std(dim=1).clamp(min=1e-6)
     return 0.5 * ((scores - mean[left]) / deviation[left] + (scores - mean[right]) / deviation[right])
 
 

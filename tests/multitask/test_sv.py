@@ -133,7 +133,10 @@ def test_lists_over_training_speakers_and_further_columns_are_read(tmp_path: Pat
     trials = index(root, trials="hard.txt").test
     assert trials.speakers[trials.left].tolist() == [0, 0, 0] and trials.speakers[trials.right].tolist() == [0, 2, 1]
     groups = sv.by_group(np.array([0.9, 0.1, 0.2]), trials)
-    assert groups["column 4"] == {"f": {"eer": 0.0, "trials": 2}, "m": {"eer": None, "trials": 1}}
+    assert groups["column 4"] == {
+        "f": {"eer": 0.0, "min_dcf_0.01": 0.0, "min_dcf_0.05": 0.0, "trials": 2},
+        "m": {"eer": None, "min_dcf_0.01": None, "min_dcf_0.05": None, "trials": 1},
+    }
     assert set(groups["column 5"]) == {"GB", "US"}
     (root / "hard.txt").write_text("\n".join([*lines, "0 id1000/s0/00000.wav id1001/s0/00000.wav f"]))
     with pytest.raises(UserError, match=r"hard\.txt: line 4: 4 columns where the first has 5"):

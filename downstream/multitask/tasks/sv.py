@@ -23,6 +23,7 @@ from distilled_student.multitask.tasks import SHORTEST, BaseTask, Item, TaskSett
 from distilled_student.multitask.tasks.sv_index import SpeakerIndex, Trials
 
 KINDS = ("cosine", "as_norm")
+PRIORS = (0.01, 0.05)  # of a target trial, in the costs: VoxCeleb1's papers have the one or the other
 
 
 @dataclass
@@ -118,25 +119,25 @@ def verification(scores: np.ndarray, trials: Trials, calibration: tuple[float, f
     interval = M.eer_interval(scores, trials.labels, left, right)
     results: dict[str, Any] = {"eer": 100 * M.eer(scores, trials.labels)}
     results["eer_interval"] = None if interval is None else [100 * bound for bound in interval]
-    for p in (0.01, 0.05):
-        results[f"min_dcf_{p}"] = M.min_dcf(scores, trials.labels, p)
+    results |= {f"min_dcf_{p}": M.min_dcf(scores, trials.labels, p) for p in PRIORS}
     if calibration is not None:
         ratios = calibration[0] * scores + calibration[1]
-        results |= {f"act_dcf_{p}": M.act_dcf(ratios, trials.labels, p) for p in (0.01, 0.05)}
+        results |= {f"act_dcf_{p}": M.act_dcf(ratios, trials.labels, p) for p in PRIORS}
         results["cllr"] = cllr(ratios, trials.labels)
     return results
 
 
 def by_group(scores: np.ndarray, trials: Trials) -> dict[str, dict[str, Any]]:
-    """EER and number of trials for each value of the trial list's further columns; None where one kind is missing."""
+    """Errors, costs and trials for each value of the trial list's further columns; None where one kind is missing."""
     results: dict[str, dict[str, Any]] = {}
     for column, values in trials.groups.items():
         results[column] = {}
         for value in np.unique(values):
-            of = values == value
-            both = len(set(trials.labels[of])) == 2
-            error = 100 * M.eer(scores[of], trials.labels[of]) if both else None
-            results[column][str(value)] = {"eer": error, "trials": int(of.sum())}
+            of, labels = scores[values == value], trials.labels[values == value]
+            found: dict[str, Any] = dict.fromkeys(["eer", *(f"min_dcf_{p}" for p in PRIORS)])
+            if len(set(labels)) == 2:
+                found = {"eer": 100 * M.eer(of, labels)} | {f"min_dcf_{p}": M.min_dcf(of, labels, p) for p in PRIORS}
+            results[column][str(value)] = found | {"trials": len(labels)}
     return results
 
 

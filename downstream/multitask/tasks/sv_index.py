@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,18 +56,18 @@ def read_trials(path: Path, roots: Sequence[Path]) -> tuple[Trials, set[str]]:
         for name in fields[1:3]:
             if name in found:
                 continue
-            file = next((root / name for root in roots if (root / name).is_file()), None)
+            file = next(filter(os.path.isfile, (f"{root}/{name}" for root in roots)), None)
             if file is None:
                 raise UserError(f"{path}: line {number}: no file {name} under {' or '.join(map(str, roots))}")
             found[name] = len(paths)
-            paths.append(file)
+            paths.append(Path(file))
         labels.append(int(fields[0]))
         pairs.append((found[fields[1]], found[fields[2]]))
     if len(set(labels)) != 2:
         raise UserError(f"{path}: needs both target (1) and non-target (0) trials")
     names, speakers = np.unique([Path(name).parts[0] for name in found], return_inverse=True)
     left, right = np.array(pairs).T
-    groups = {f"column {4 + i}": np.array(values) for i, values in enumerate(zip(*further, strict=True))}
+    groups = {f"column {4 + i}": values for i, values in enumerate(np.array(further).T)}
     return Trials(paths, left, right, np.array(labels), speakers, groups), set(names.tolist())
 
 
