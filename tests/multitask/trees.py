@@ -35,13 +35,13 @@ def speech_commands(root: Path, speakers: int = 10, takes: int = 1, test: bool =
     return root
 
 
-def voxceleb(root: Path, speakers: int = 6, sessions: int = 2, utterances: int = 2) -> Path:
+def voxceleb(root: Path, speakers: int = 6, sessions: int = 2, utterances: int = 2, seconds: float = 0.5) -> Path:
     for part, prefix, count in (("dev", "id1", speakers), ("test", "id2", 2)):
         for s in range(count):
             for session in range(sessions):
                 for u in range(utterances):
                     path = root / part / "wav" / f"{prefix}{s:03d}" / f"s{session}" / f"{u:05d}.wav"
-                    tone(path, 100 + 40 * s, 0.5 + 0.25 * u, s)
+                    tone(path, 100 + 40 * s, seconds + 0.25 * u, s)
     names = [f"id2{s:03d}/s{i}/00000.wav" for s in range(2) for i in range(2)]
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     lines = [f"{int(a[:6] == b[:6])} {a} {b}\n" for a, b in pairs]

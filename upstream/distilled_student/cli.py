@@ -76,6 +76,7 @@ def benchmark(
     suite: Annotated[str, typer.Argument(help="paper, superb, demo, or a YAML file (configs/benchmark).")],
     data: Annotated[Path | None, typer.Option(help="Folder that `prepare` fills; the demo brings its own.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for runs and report; exp/benchmark/SUITE.")] = None,
+    students: Annotated[Path | None, typer.Option(help="Folder of distilled students, for suites to share.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds 0, 1, ... of every run; default: the suite's.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Runs MODEL/SETTING that match, such as 'hubert/*'.")] = None,
     extra: Annotated[bool, typer.Option("--all", help="The runs beyond the published tables too.")] = False,
@@ -86,6 +87,7 @@ def benchmark(
 ) -> None:
     """Run what is missing of a suite, go on with what was interrupted, and report ours beside the published figures."""
     from distilled_student.benchmark.run import benchmark as run
+    from distilled_student.benchmark.run import open_bench
 
     more: dict[str, list[str]] = {}
     if suite == "demo":
@@ -94,8 +96,10 @@ def benchmark(
         data, more = data or corpus_folder(), precision()
     if data is None:
         raise UserError("--data: no folder; `distilled-student prepare` fills one")
-    output = output or Path("exp/benchmark") / Path(suite).stem
-    run(suite, data, output, seeds, only or (), extra, dry_run, steps, device, tflops, **more)
+    home = Path("exp/benchmark")
+    students = students or (home / "distill" if output is None and suite != "demo" else None)
+    bench = open_bench(suite, data, output or home / Path(suite).stem, students, steps, device, **more)
+    run(bench, seeds, only or (), extra, tflops if dry_run else None)
 
 
 # s3prl's own options, --help too, are for s3prl to read

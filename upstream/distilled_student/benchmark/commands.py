@@ -25,6 +25,7 @@ class Bench:
     Attributes:
         data: Folder of the corpora as ``prepare`` arranges them, and maybe of ``teachers/NAME``.
         output: Folder of all runs and the report.
+        students: Folder of what is distilled; suites can share it, so that a student is distilled once for them all.
         steps: Updates of every training, for a trial of the whole; None: as configured.
         device: As ``run_downstream.py --device``.
         distil, joint: Further ``key=value`` for every distillation and every run of ``-d multitask``.
@@ -33,6 +34,7 @@ class Bench:
     suite: Suite
     data: Path
     output: Path
+    students: Path
     steps: int | None = None
     device: str | None = None
     distil: list[str] = field(default_factory=list)
@@ -46,7 +48,7 @@ class Bench:
     # Distillation
     def student(self, run: Run) -> Path:
         """Folder of the student that a run starts from."""
-        folder = self.output / "distill" / str(self.suite.models[run.model].distill)
+        folder = self.students / str(self.suite.models[run.model].distill)
         return folder / f"seed-{run.seed}" if self.suite.distill == "seeds" else folder
 
     def distillation(self, run: Run) -> tuple[DistillConfig, Path]:

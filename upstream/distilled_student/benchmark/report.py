@@ -134,37 +134,32 @@ def machine() -> str:
     return f"{datetime.date.today()}, {platform.machine()}, {device}"
 
 
-def _plots(folder: Path, suite: Suite, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[str]:
-    """Draw what there is to draw; names of the images, without suffix."""
-    done = [outcome for outcome in outcomes if outcome.scores is not None]
+def draw(folder: Path, suite: Suite, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[str]:
+    """Draw what there is to draw; the images' names, without suffix."""
+    folder.mkdir(parents=True, exist_ok=True)
     names = []
-    for number, (title, settings) in enumerate(suite.tables.items()):
+    for number, (title, settings) in enumerate(suite.tables.items(), start=1):
         of = [row for row in rows if row["setting"] in settings]
         if any("seeds" in row for row in of):
-            name = "cost" if number == 0 else f"cost-{number + 1}"
-            plot_costs(folder / f"{name}.png", of, title)
-            names.append(name)
-    first = {(o.run.model, o.run.setting): o for o in reversed(done)}  # the lowest seed of each
-    label = {(row["model"], row["setting"]): row["name"] for row in rows}
-    several = len({setting for _, setting in first}) > 1 and not any(s.label for s in suite.settings.values())
-    trials = {
-        f"{label[cell]} ({cell[1]})" if several else label[cell]: (o.scores["sv_scores"], o.scores["sv_labels"])
-        for cell, o in reversed(first.items())
-        if "sv_scores" in o.scores
-    }
-    if trials:
-        plot_det(folder / "det.png", trials)
+            names.append("cost" if number == 1 else f"cost-{number}")
+            plot_costs(folder / f"{names[-1]}.png", of, title)
+    first: dict[str, Outcome] = {}  # the lowest seed of each cell
+    for outcome in outcomes:
+        if outcome.scores is not None:
+            first.setdefault(outcome.run.name, outcome)
+    scored = {name: of.scores for name, of in first.items() if "sv_scores" in of.scores}
+    if scored:
         names.append("det")
-    for outcome in done:
-        if "confusion" in outcome.results.get("kws", {}):
-            plot_confusion(folder / "confusion.png", outcome.run.name, outcome.results["kws"])
-            names.append("confusion")
-            break
+        plot_det(folder / "det.png", {name: (of["sv_scores"], of["sv_labels"]) for name, of in scored.items()})
+    confused = next(((name, of) for name, of in first.items() if "confusion" in of.results.get("kws", {})), None)
+    if confused:
+        names.append("confusion")
+        plot_confusion(folder / "confusion.png", confused[0], confused[1].results["kws"])
     return names
 
 
-def write_report(folder: Path, suite: Suite, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> None:
-    """``results.json``, ``report.md`` and plots in ``folder``, of what there is so far."""
+def write_report(folder: Path, suite: Suite, rows: Sequence[Row], images: Sequence[str] = ()) -> None:
+    """``results.json`` and ``report.md`` in ``folder``, of what there is so far, with the ``images`` of `draw`."""
     folder.mkdir(parents=True, exist_ok=True)
     sources: list[str] = []
     parts = [f"# {suite.title}", suite.protocol.strip(), machine()]
@@ -173,7 +168,7 @@ def write_report(folder: Path, suite: Suite, rows: Sequence[Row], outcomes: Sequ
             parts += [f"## {title}", table]
     intervals = "In brackets: 95 % bootstrap of the mean, over test utterances (KWS) or test speakers (SV)"
     parts += [f"{intervals}; ±: standard deviation over seeds.", _baselines(suite, sources), _errors(rows)]
-    parts += [f"![{name}]({name}.png)" for name in _plots(folder, suite, rows, outcomes)]
+    parts += [f"![{name}]({name}.png)" for name in images]
     parts += ["\n".join(f"[{i + 1}] <{source}>  " for i, source in enumerate(sources))]
     (folder / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     content = {"title": suite.title, "protocol": suite.protocol.strip(), "machine": machine(), "rows": list(rows)}

@@ -14,7 +14,7 @@ from rich.table import Table
 from distilled_student.benchmark.commands import Bench
 from distilled_student.benchmark.estimate import HALF, OVERHEAD, Estimate, Estimator
 from distilled_student.benchmark.execute import Outcome, execute, finished, upstream_cost
-from distilled_student.benchmark.report import print_table, write_report
+from distilled_student.benchmark.report import draw, print_table, write_report
 from distilled_student.benchmark.rows import make_row
 from distilled_student.benchmark.suite import Run, plan, read_suite
 from distilled_student.errors import UserError
@@ -24,16 +24,23 @@ console = Console()
 
 
 def open_bench(
-    suite: str | Path, data: Path, output: Path, steps: int | None = None, device: str | None = None, **more: list[str]
+    suite: str | Path,
+    data: Path,
+    output: Path,
+    students: Path | None = None,
+    steps: int | None = None,
+    device: str | None = None,
+    **more: list[str],
 ) -> Bench:
-    """A suite by name or file, and where it runs; ``more``: see `Bench`.
+    """A suite by name or file, and where it runs; ``students``: ``output/distill`` by default; ``more``: see `Bench`.
 
     Raises:
         UserError: no such suite, a fault in its file, or a number of steps that is not positive.
     """
     if steps is not None and steps < 1:
         raise UserError(f"--steps {steps}: needs 1 or more")
-    return Bench(read_suite(suite), data.absolute(), output.absolute(), steps, device, **more)
+    students = students or output / "distill"
+    return Bench(read_suite(suite), data.absolute(), output.absolute(), students.absolute(), steps, device, **more)
 
 
 def rows_of(bench: Bench, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -50,20 +57,24 @@ def rows_of(bench: Bench, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def run_suite(bench: Bench, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Run what is missing; the report is written anew after every run, so that an interruption leaves one.
+    """Run what is missing. The report is written anew after every run, its images at the end or at an interruption.
 
     Returns:
         The report's rows, see `make_row`.
     """
     outcomes: dict[Run, Outcome] = {run: Outcome(run, error="not run yet") for run in runs}
     rows: list[dict[str, Any]] = []
-    for number, run in enumerate(runs, start=1):
-        console.rule(f"{number}/{len(runs)}: {run.name}, seed {run.seed}")
-        outcomes[run] = execute(bench, run)
-        if outcomes[run].error is not None:
-            console.print(outcomes[run].error, style="red", markup=False, soft_wrap=True)
-        rows = rows_of(bench, list(outcomes.values()))
-        write_report(bench.output, bench.suite, rows, list(outcomes.values()))
+    try:
+        for number, run in enumerate(runs, start=1):
+            console.rule(f"{number}/{len(runs)}: {run.name}, seed {run.seed}")
+            outcomes[run] = execute(bench, run)
+            if outcomes[run].error is not None:
+                console.print(outcomes[run].error, style="red", markup=False, soft_wrap=True)
+            rows = rows_of(bench, list(outcomes.values()))
+            write_report(bench.output, bench.suite, rows)
+    finally:
+        images = draw(bench.output, bench.suite, rows, list(outcomes.values()))
+        write_report(bench.output, bench.suite, rows, images)
     print_table(bench.suite, rows, f"{bench.suite.title}; report: {bench.output / 'report.md'}")
     return rows
 
@@ -120,26 +131,19 @@ def dry_run(bench: Bench, runs: Sequence[Run], tflops: float) -> Estimate:
 
 
 def benchmark(
-    suite: str | Path,
-    data: Path,
-    output: Path,
+    bench: Bench,
     seeds: int | None = None,
     only: Sequence[str] = (),
     extra: bool = False,
-    estimate: bool = False,
-    steps: int | None = None,
-    device: str | None = None,
-    tflops: float = 10.0,
-    **more: list[str],
+    tflops: float | None = None,
 ) -> list[dict[str, Any]]:
-    """The command, see its help; ``estimate`` is ``--dry-run``, ``more``: see `Bench`. Returns the report's rows."""
-    bench = open_bench(suite, data, output, steps, device, **more)
+    """The command, see its help; with ``tflops`` a dry run. Returns the report's rows."""
     if seeds is not None and seeds < 1:
         raise UserError(f"--seeds {seeds}: needs 1 or more")
-    if not tflops > 0:
+    if tflops is not None and not tflops > 0:
         raise UserError(f"--tflops {tflops}: needs a positive number")
     runs = plan(bench.suite, seeds or bench.suite.seeds, only, extra)
-    if estimate:
-        dry_run(bench, runs, tflops)
-        return []
-    return run_suite(bench, runs)
+    if tflops is None:
+        return run_suite(bench, runs)
+    dry_run(bench, runs, tflops)
+    return []

@@ -1,0 +1,358 @@
+"""Suites of named runs: planned, run once, resumed, reported beside the published figures."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import tone
+from multitask.trees import WORDS, speech_commands, voxceleb
+
+from distilled_student import UserError
+from distilled_student.baselines import read_paper_results
+from distilled_student.benchmark.commands import Bench
+from distilled_student.benchmark.estimate import Estimator
+from distilled_student.benchmark.execute import execute
+from distilled_student.benchmark.run import open_bench, run_suite
+from distilled_student.benchmark.suite import plan, read_suite
+from distilled_student.cli import main
+from distilled_student.multitask import metrics as M
+from distilled_student.multitask.expert import DownstreamExpert
+from distilled_student.settings import find_config
+
+STUDENT = {
+    "conv_dim": [8] * 7,
+    "hidden_size": 16,
+    "heads": 2,
+    "feed_forward": 32,
+    "position_kernel": 8,
+    "position_groups": 2,
+    "prediction_size": 8,
+}
+DISTIL = [f"student={STUDENT}", "steps=2", "data.batch_seconds=16", "data.workers=0", "precision=fp32"]
+TASKS = "config.downstream_expert.tasks"
+JOINT = [
+    "config.downstream_expert.num_workers=0",
+    f"{TASKS}.kws.keywords={WORDS}",
+    f"{TASKS}.kws.validation_percentage=30",
+    f"{TASKS}.kws.batch_size=4",
+    f"{TASKS}.sv.batch_size=4",
+    f"{TASKS}.sv.crop_seconds=0.4",
+    f"{TASKS}.sv.dev_speakers=2",
+    f"{TASKS}.sv.dev_trials=20",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The three corpora in little, as ``prepare`` arranges them, and a tiny teacher with twelve layers."""
+    import soundfile
+
+    root = tmp_path_factory.mktemp("data")
+    speech_commands(root / "speech_commands")
+    voxceleb(root / "voxceleb1", seconds=2.1)  # SUPERB leaves out what is shorter than two seconds
+    for i, part in enumerate(("train-clean-100", "train-clean-360", "train-other-500")):
+        folder = root / "LibriSpeech" / part / "1" / "2"
+        folder.mkdir(parents=True)
+        for j in range(2):
+            soundfile.write(folder / f"1-2-000{j}.flac", tone(1.5, seed=10 * i + j).numpy(), 16_000)
+    torch.manual_seed(0)
+    config = transformers.HubertConfig(
+        hidden_size=16,
+        num_hidden_layers=12,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=[8] * 7,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    for name in ("hubert-base-ls960", "wav2vec2-base"):
+        transformers.HubertModel(config).save_pretrained(root / "teachers" / name)
+        transformers.Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(root / "teachers" / name)
+    return root
+
+
+def paper(data: Path, output: Path, *joint: str, steps: int = 2) -> Bench:
+    return open_bench("paper", data, output, steps=steps, device="cpu", distil=DISTIL, joint=[*JOINT, *joint])
+
+
+def rows(output: Path) -> dict[str, dict[str, Any]]:
+    content = json.loads((output / "results.json").read_text())
+    return {f"{row['model']}/{row['setting']}": row for row in content["rows"]}
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output of a part of the paper's suite, one cell of it with two seeds."""
+    output = tmp_path_factory.mktemp("finished")
+    bench = paper(data, output)
+    more = ["distilled-hubert/kws", "distilled-hubert/sv", "wav2vec2/joint-frozen"]
+    run_suite(bench, plan(bench.suite, 2, ["distilled-hubert/joint"]) + plan(bench.suite, 1, more))
+    return output
+
+
+def test_ours_stands_beside_the_published_row_with_seeds_interval_and_source(finished: Path) -> None:
+    row = rows(finished)["distilled-hubert/joint"]
+    assert [seed["seed"] for seed in row["seeds"]] == [0, 1]
+    assert row["kws_accuracy"] == pytest.approx(np.mean([seed["kws_accuracy"] for seed in row["seeds"]]))
+    low, high = row["intervals"]["kws_accuracy"]
+    assert low <= row["kws_accuracy"] <= high
+    assert row["published"]["kws_accuracy"] == 97.90
+    report = (finished / "report.md").read_text()
+    line = next(line for line in report.splitlines() if line.startswith("| distilled-hubert |") and "97.90" in line)
+    assert f"{row['kws_accuracy']:.2f} ±" in line
+    assert "4.27 [1]" in line
+    assert "[1] <https://arxiv.org/abs/2210.16611v2>" in report
+    for image in re.findall(r"\((\S+\.png)\)", report):
+        assert (finished / image).stat().st_size > 0
+    assert {"cost.png", "cost-2.png", "det.png", "confusion.png"} <= set(re.findall(r"\((\S+\.png)\)", report))
+
+
+def test_a_single_task_is_trained_and_reported_alone(finished: Path) -> None:
+    of = rows(finished)
+    assert "sv_eer" not in of["distilled-hubert/kws"] and "kws_accuracy" not in of["distilled-hubert/sv"]
+    assert of["distilled-hubert/sv"]["published"]["sv_eer"] == 4.26
+
+
+def test_frozen_runs_leave_the_upstream_as_it_was(finished: Path) -> None:
+    folder = finished / "runs" / "wav2vec2" / "joint-frozen" / "seed-0" / "experiment"
+    assert "Upstream" not in torch.load(folder / "states-2.ckpt", weights_only=True)
+
+
+def test_what_is_done_is_not_run_again(finished: Path, data: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.ckpt")}
+    results = rows(finished)
+    bench = paper(data, finished)
+    again = [execute(bench, run) for run in plan(bench.suite, 2, ["distilled-hubert/joint"])]
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.ckpt")} == before
+    accuracies = [seed["kws_accuracy"] for seed in results["distilled-hubert/joint"]["seeds"]]
+    assert [outcome.results["kws"]["accuracy"] for outcome in again] == accuracies
+
+
+def test_results_of_other_settings_are_not_taken_for_these(finished: Path, data: Path) -> None:
+    bench = paper(data, finished, steps=3)
+    outcome = execute(bench, plan(bench.suite, 1, ["wav2vec2/joint-frozen"])[0])
+    assert outcome.results is None
+    assert "runner was" in outcome.error and "choose another --output" in outcome.error
+
+
+def test_an_interrupted_run_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = paper(data, tmp_path, "config.runner.save_step=2", "config.runner.log_step=1", steps=4)
+    run = plan(bench.suite, 1, ["wav2vec2/joint"])[0]
+    logged: list[int] = []
+    original = DownstreamExpert.log_records
+
+    def interrupting(
+        self: DownstreamExpert, split: str, records: Any, logger: Any, global_step: int, **more: Any
+    ) -> Any:
+        if split == "train":
+            logged.append(global_step)
+            if global_step == 3 and logged.count(3) == 1:
+                signal.raise_signal(signal.SIGINT)
+        return original(self, split, records, logger, global_step, **more)
+
+    monkeypatch.setattr(DownstreamExpert, "log_records", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(bench, [run])
+    seconds = json.loads((run.folder(tmp_path) / "run.json").read_text())["seconds"]
+    assert run_suite(bench, [run])[0]["train_seconds"] > seconds > 0
+    assert logged == [1, 2, 3, 3, 4]  # the checkpoint of step 2 was gone on from
+
+
+def test_missing_data_is_reported_row_by_row(data: Path, tmp_path: Path) -> None:
+    some = tmp_path / "some"
+    some.mkdir()
+    for name in ("speech_commands", "teachers"):
+        (some / name).symlink_to(data / name)
+    bench = paper(some, tmp_path / "out")
+    run_suite(bench, plan(bench.suite, 1, ["wav2vec2/kws", "wav2vec2/sv", "distilled-hubert/kws"]))
+    of = rows(tmp_path / "out")
+    assert "kws_accuracy" in of["wav2vec2/kws"]
+    assert of["wav2vec2/sv"]["errors"]["0"] == (
+        f"data missing: voxceleb1 in {some}; distilled-student prepare voxceleb1 {some}"
+    )
+    assert "prepare librispeech" in of["distilled-hubert/kws"]["errors"]["0"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "| wav2vec2 |" in report and "not run | 3.35 [1]" in report
+
+
+def test_a_run_that_fails_does_not_stop_the_others(data: Path, tmp_path: Path) -> None:
+    some = tmp_path / "some"
+    (some / "teachers").mkdir(parents=True)
+    for name in ("speech_commands", "voxceleb1", "teachers/wav2vec2-base"):
+        (some / name).symlink_to(data / name)
+    bench = paper(some, tmp_path / "out")
+    run_suite(bench, plan(bench.suite, 1, ["hubert/kws", "wav2vec2/kws"]))
+    of = rows(tmp_path / "out")
+    assert "facebook/hubert-base-ls960" in of["hubert/kws"]["errors"]["0"]
+    assert "kws_accuracy" in of["wav2vec2/kws"]
+
+
+def test_superb_runs_s3prls_own_experts(data: Path, tmp_path: Path) -> None:
+    bench = open_bench("superb", data, tmp_path, steps=2, device="cpu", distil=DISTIL)
+    quick = [f"downstream_expert.datarc.{pair}" for pair in ("num_workers=0", "train_batch_size=2", "batch_size=4")]
+    for name, keys in {"ks": ("num_workers", ".batch"), "asv": ("num_workers", "train_batch")}.items():
+        bench.suite.settings[name].override += [pair for pair in quick if any(key in pair for key in keys)]
+    run_suite(bench, plan(bench.suite, 1, ["fbank/ks", "distilled-hubert/ks", "distilled-hubert/asv"]))
+    of = rows(tmp_path)
+    assert {key for key, row in of.items() if row["errors"]} == set(), of
+    assert of["fbank/ks"]["published"]["kws_accuracy"] == 8.63
+    folder = plan(bench.suite, 1, ["distilled-hubert/asv"])[0].folder(tmp_path)
+    with np.load(folder / "scores-test.npz") as scores:
+        eer = 100 * M.eer(scores["sv_scores"], scores["sv_labels"])
+    assert of["distilled-hubert/asv"]["sv_eer"] == pytest.approx(eer)
+    report = (tmp_path / "report.md").read_text()
+    assert "best of the saved checkpoints on the test trials" in " ".join(report.split())
+    assert "| WavLM Base+ [" in report  # published upstreams that are not run
+
+
+def test_a_dry_run_names_every_run_and_its_cost_and_writes_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("distilled_student.benchmark.run.console.width", 200, raising=False)
+    with pytest.raises(SystemExit) as end:
+        main(["benchmark", "paper", "--data", str(data), "--dry-run"])
+    assert not end.value.code
+    printed = capsys.readouterr().out
+    for run in plan(read_suite("paper"), 1):
+        assert run.name in printed
+    assert "distill hubert-base" in printed
+    assert re.search(r"To do: [\d,.]+ hours, worked out, not measured", printed)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_estimate_of_a_distillation_is_its_arithmetic(data: Path, tmp_path: Path) -> None:
+    bench = open_bench("paper", data, tmp_path)
+    estimator, run = Estimator(bench), plan(bench.suite, 1, ["distilled-hubert/joint"])[0]
+    estimate = estimator.distillation(run)
+    # figures of the paper's student and teacher, in G multiply-accumulates per second of audio: 6.93; 3.41 + 0.18
+    expected = 2 * 200_000 * 300 * (6.93e9 + 3 * (3.41e9 + 0.18e9)) / 4
+    assert estimate.operations == pytest.approx(expected, rel=0.01)
+    assert estimate.audio_hours == pytest.approx(200_000 * 300 / 3600)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["papers", "--data", "d"], "papers: no such config file"),
+        (["paper"], "--data: no folder"),
+        (["paper", "--data", "d", "--only", "hubert"], "--only hubert: no such run; there are wav2vec2/kws"),
+        (["paper", "--data", "d", "--seeds", "0"], "--seeds 0: needs 1 or more"),
+        (["paper", "--data", "d", "--steps", "0"], "--steps 0: needs 1 or more"),
+        (["paper", "--data", "d", "--dry-run", "--tflops", "0"], "--tflops 0.0: needs a positive number"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["benchmark", *arguments])
+    error = capsys.readouterr().err.strip()
+    assert end.value.code == 2
+    assert named in error and "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("models:\n  a: 3\nsettings: {}\ntables: {}", "models.a: expected a group of keys"),
+        ("models:\n  a: {upstream: u, wights: w}\nsettings: {}\ntables: {}", "models.a: key 'wights'"),
+        ("models: {}\nsettings: {}\ntables:\n  T: [joint]", "tables.T: no such setting: joint"),
+        ("models:\n  a: {upstream: u, weights: w, distill: d}\nsettings: {}\ntables: {}", "only one of them"),
+        (
+            "models:\n  a: {upstream: u, settings: [s]}\nsettings: {}\ntables: {}",
+            "models.a.settings: no such setting: s",
+        ),
+    ],
+)
+def test_a_fault_in_a_suites_file_is_named(change: str, named: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(f"title: t\nprotocol: p\n{change}\n")
+    with pytest.raises(UserError, match=re.escape(named)) as error:
+        read_suite(path)
+    assert str(path) in str(error.value)
+
+
+def test_every_cell_of_the_papers_tables_is_one_named_run() -> None:
+    suite = read_suite("paper")
+    runs = {run.name: run for run in plan(suite, 1)}
+    cells = [(suite.models[run.model].published, suite.settings[run.setting].published) for run in runs.values()]
+    assert sorted(cells) == sorted((result.model, result.setting) for result in read_paper_results())
+    shown = [setting for settings in suite.tables.values() for setting in settings]
+    assert sorted(shown) == sorted(suite.settings)
+
+
+def test_the_two_protocols_never_share_a_suite() -> None:
+    assert {setting.downstream for setting in read_suite("paper").settings.values()} == {"multitask"}
+    assert all(not setting.trainable for setting in read_suite("superb").settings.values())
+    own = [s for s in read_suite("superb").tables.values() if "joint" in s]
+    assert own == [["joint"]]
+
+
+# What the paper states (sections 2 and 3); everything else in its configurations has to be marked as ours.
+STATED = {
+    "distill": {"teacher", "targets", "student", "initialize", "output", "paths"},
+    "multitask": {
+        "gradient_accumulate_steps",  # alternation: a step per batch
+        "name",
+        "torch_optim_name",
+        "lr",
+        "update",
+        "schedule",
+        "train_root",
+        "test_root",
+        "keywords",
+        "validation_percentage",
+        "testing_percentage",
+        "silence_percentage",
+        "unknown_percentage",
+        "head",
+        "crop_seconds",  # of keywords: the corpus's one second; of speakers it is marked
+        "root",
+        "trials",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("distill", "hubert-base"),
+        ("distill", "wav2vec2-base"),
+        ("distill", "wavlm-base-plus"),
+        ("distill", "data2vec-base"),
+        ("multitask", "default"),
+    ],
+)
+def test_each_setting_that_the_paper_does_not_state_is_marked_as_ours(kind: str, name: str) -> None:
+    for line in find_config(name, kind).read_text().splitlines():
+        found = re.match(r"\s*(\w+): *([^#]*)(#.*)?$", line)
+        if found and found[2].strip() and "ours" not in (found[3] or ""):
+            assert found[1] in STATED[kind], line
+
+
+def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:
+    right = np.random.default_rng(0).random(3081) < 0.97
+    low, high = M.mean_interval(right)
+    error = np.sqrt(right.mean() * (1 - right.mean()) / len(right))
+    assert (low, high) == pytest.approx((right.mean() - 1.96 * error, right.mean() + 1.96 * error), abs=0.001)
+
+
+def test_the_interval_of_several_systems_equal_in_all_is_that_of_one() -> None:
+    rng = np.random.default_rng(1)
+    left, right = rng.integers(8, size=(2, 400))
+    labels = (left == right).astype(int)
+    scores = labels + rng.normal(size=400)
+    one = M.eer_interval(scores, labels, left, right, resamples=50)
+    assert M.eer_interval(np.stack([scores, scores]), labels, left, right, resamples=50) == pytest.approx(one)
+    better = M.eer_interval(np.stack([scores, scores + labels]), labels, left, right, resamples=50)
+    assert better[1] < one[1]
