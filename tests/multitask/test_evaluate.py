@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,8 @@ from distilled_student.errors import UserError
 from distilled_student.multitask import metrics
 from distilled_student.multitask.evaluate import evaluate, find_checkpoint
 from distilled_student.settings import find_config, read_yaml
+
+SPEAKERS = ["id1000", "id1001", "id2000"]  # two of the dev part, one of the test part
 
 
 def test_train_and_evaluate_leave_the_results_and_the_scores_behind_them(
@@ -42,6 +45,13 @@ def test_train_and_evaluate_leave_the_results_and_the_scores_behind_them(
     for kind in (results["sv"], results["sv"]["as_norm"]):
         assert {"eer_interval", "min_dcf_0.01", "min_dcf_0.05", "act_dcf_0.01", "act_dcf_0.05", "cllr"} <= set(kind)
     assert results["sv"]["cohort"] == 4, "the training speakers, from the checkpoint"
+    trials = [f"{int(a == b)} {a}/s0/00000.wav {b}/s1/00000.wav" for a in SPEAKERS for b in SPEAKERS]
+    lines = [f"{trial} {gender} GB" for trial, gender in zip(trials, itertools.cycle("fm"), strict=False)]
+    (tmp_path / "vox/hard.txt").write_text("\n".join(lines))
+    hard = evaluate(exp, device="cpu", overrides=["config.downstream_expert.tasks.sv.trials=hard.txt"])
+    assert (hard["sv"]["trials"], hard["sv"]["speakers"]) == (9, 3), "of the training and the test speakers, as E and H"
+    assert {value: found["trials"] for value, found in hard["sv"]["groups"]["column 4"].items()} == {"f": 5, "m": 4}
+    assert hard["sv"]["groups"]["column 5"]["GB"]["eer"] == hard["sv"]["eer"]
     with pytest.raises(UserError, match=r"best-dev\.ckpt with -o: downstream_expert\.tasks\.kws: key 'batch_size'"):
         evaluate(exp, device="cpu", overrides=["config.downstream_expert.tasks.kws.batch_size=many"])
     shutil.rmtree(next(iter(sorted((tmp_path / "vox/dev/wav").iterdir()))))
