@@ -10,6 +10,9 @@ PACKAGE_DIR = {
     "distilled_student.configs": "configs",
 }
 
+# what s3prl's experts of more of SUPERB's tasks import, see docs/superb.md: recognition, diarisation, query by example
+SUPERB = ["editdistance", "h5py", "dtw-python", "lxml"]
+
 packages = [
     name if sub == "" else f"{name}.{sub}"
     for name, folder in PACKAGE_DIR.items()
@@ -52,7 +55,7 @@ setup(
         "scikit-learn",  # s3prl's SUPERB experts and recipes: label encoders, ROC curves, and joblib
         "scipy",  # s3prl imports it; room responses and filters of the demo corpus
     ],
-    extras_require={"dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "build"]},
+    extras_require={"superb": SUPERB, "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "build", *SUPERB]},
     entry_points={
         "console_scripts": [
             "distilled-student = distilled_student.cli:main",

@@ -151,6 +151,12 @@ WARM = "config.scheduler.name=linear_schedule_with_warmup"
         ([*JOINT, "-o", "config.downstream_expert.tasks.asr={}"], "tasks.asr: no task of this name"),
         ([*JOINT, "-o", "config.downstream_expert.layers=2"], "layers: needs -s concatenated, not -s hidden_states"),
         ([*JOINT, "-o", "config.downstream_expert.tasks.sv.crop_seconds=nan"], "crop_seconds: needs a finite number"),
+        (
+            [*START, "-o", "config.downstream_expert.modelrc.select=exit()"],
+            "modelrc.select: expected a name, found 'exit()",
+        ),
+        ([*START, "-o", "config.runner.eval_dataloaders=['exit()']"], "eval_dataloaders: 'exit()' is not a name"),
+        (["-m", "evaluate", *START[2:], "-t", "exit()"], "-t exit(): expected the name of a split"),
         ([*START, "-s", "hiden_states"], "-s hiden_states: -u fbank has only"),
         ([*START, "-i", "weights.ckpt"], "weights.ckpt: holds neither Upstream nor Downstream"),
         (["-m", "evaluate", *JOINT[2:]], "-m evaluate: needs a trained checkpoint"),

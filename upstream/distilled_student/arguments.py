@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from distilled_student import superb
 from distilled_student.errors import UserError
-from distilled_student.runner_config import SPLITS, WORDS, check_config, near
+from distilled_student.runner_config import NAME, SPLITS, WORDS, check_config, near
 from distilled_student.settings import find_config, read_yaml
 
 MODES = ("train", "evaluate", "inference")
@@ -157,7 +157,7 @@ def pick_device(wanted: str | None, where: str | None = None) -> str:
 def _find_config(args: Namespace) -> str:
     local = Path("downstream", str(args.downstream), "config.yaml")
     kind = {"multitask": "multitask", "example": ""}.get(args.downstream, "superb")
-    shipped = {"multitask": "default", "example": "example", **{name: task[0] for name, task in superb.TASKS.items()}}
+    shipped = {"multitask": "default", "example": "example", **superb.CONFIGS}
     name = args.config or (local if local.is_file() else shipped.get(args.downstream, args.downstream))
     try:
         return str(find_config(name, kind).absolute())
@@ -193,9 +193,9 @@ def _check_mode(args: Namespace) -> None:
         raise UserError(f"--seed {args.seed}: expected a whole number from 0 to 2**32 - 1")
     if args.mode == "inference" and not Path(args.evaluate_split).is_file():
         raise UserError(f"-t {args.evaluate_split}: no such audio file")
-    splits = SPLITS.get(args.downstream)
-    if splits and args.mode == "evaluate" and args.evaluate_split not in splits:
-        raise UserError(f"-t {args.evaluate_split}: expected {' or '.join(splits)}")
+    splits, split = SPLITS.get(args.downstream), args.evaluate_split
+    if args.mode == "evaluate" and (split not in splits if splits else not NAME.fullmatch(split)):
+        raise UserError(f"-t {split}: expected {' or '.join(splits or ['the name of a split'])}")
     if splits and args.mode != "train" and not args.init_ckpt:
         raise UserError(f"-m {args.mode}: needs a trained checkpoint: give one with -e or -i")
 

@@ -51,6 +51,9 @@ MENDS: Mends = {
         # the labels were never recorded: the file of the truth was empty
         ('zip(records["pair_names"], records["labels"])', 'zip(records["pair_names"], labels)'),
     ],
+    "s3prl.downstream.audio_snips.expert": [
+        (".cuda()", ".to(features_pad.device)"),
+    ],
     "s3prl.downstream.voxceleb1.dataset": [
         ("from librosa.util import find_files", "from distilled_student.experts import list_file"),  # not used
         # as the lengths above

@@ -20,10 +20,12 @@ FLAGS = ("fp16", "bf16")
 OTHERS = ("gradient_clipping", "eval_dataloaders", "train_dataloader", "evaluate_ratio", "upstream_lr")
 RUNNER_KEYS = (*COUNTS, *OTHERS, *FLAGS)
 SECTIONS = ("runner", "optimizer", "scheduler", "specaug", "downstream_expert")
-SPLITS = {
-    "multitask": ("dev", "test"),
-    **dict.fromkeys(superb.TASKS, ("train", "dev", "test")),
-}  # what may be evaluated
+# what may be evaluated
+SPLITS = {"multitask": ("dev", "test"), **dict.fromkeys(superb.SETTINGS, ("train", "dev", "test"))}
+# what s3prl's experts run as code: values of these keys of downstream_expert, and names of splits
+CODE = ("select", "pooling", "module", "agg_module", "utter_module", "model_type")
+CODE += ("ObjectiveLoss", "metric", "unk_weight")
+NAME = re.compile(r"[\w.-]+")
 WORDS = {"null": None, "true": True, "false": False}  # YAML's, beside Python's
 
 
@@ -76,13 +78,23 @@ def _check_runner(where: str, runner: Mapping[str, Any], downstream: str) -> Non
     splits, known = runner.get("eval_dataloaders"), SPLITS.get(downstream)
     if not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
         raise UserError(f"{where}: runner.eval_dataloaders: expected a list of splits such as [dev], found {splits!r}")
+    for split in splits:
+        if split not in known if known else not NAME.fullmatch(split):
+            raise UserError(f"{where}: runner.eval_dataloaders: '{split}' is not {' or '.join(known or ['a name'])}")
     if known is None:  # another downstream names its splits itself
         return
-    for split in splits:
-        if split not in known:
-            raise UserError(f"{where}: runner.eval_dataloaders: '{split}' is not {' or '.join(known)}")
     if runner.get("train_dataloader", "train") != "train":
         raise UserError(f"{where}: runner.train_dataloader: expected train, found {runner['train_dataloader']!r}")
+
+
+def _check_code(where: str, key: str, value: Any) -> None:
+    """Names alone, without a call, where s3prl would run any expression; a checkpoint's settings are not ours."""
+    for name, inner in value.items() if isinstance(value, Mapping) else ():
+        _check_code(where, f"{key}.{name}", inner)
+    words = value if isinstance(value, list) else [value]
+    is_code = key.rpartition(".")[2] in CODE
+    if is_code and not all(NAME.fullmatch(word) for word in words if isinstance(word, str)):
+        raise UserError(f"{where}: {key}: expected a name, found {value!r}")
 
 
 def _try(where: str, section: str, values: Mapping[str, Any], build: Callable[[dict[str, Any]], Any]) -> Any:
@@ -171,6 +183,8 @@ def check_config(where: str, config: dict[str, Any], downstream: str, splits: Se
             raise UserError(f"{where}: {section}: no such section{near(section, SECTIONS)}")
     _check_runner(where, config["runner"], downstream)
     _check_steps(where, config)
-    if downstream in superb.TASKS:
+    if downstream != "multitask":
+        _check_code(where, "downstream_expert", config["downstream_expert"])
+    if downstream in superb.SETTINGS:
         evaluated = [*splits, *config["runner"]["eval_dataloaders"]]
         superb.check(where, downstream, config["downstream_expert"], evaluated)

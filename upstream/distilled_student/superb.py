@@ -17,6 +17,20 @@ import torch
 from distilled_student.errors import UserError
 from distilled_student.settings import typed
 
+# s3prl's downstream -> its config in configs/superb
+CONFIGS = {
+    "speech_commands": "ks",
+    "sv_voxceleb1": "asv",
+    "voxceleb1": "sid",
+    "emotion": "er",
+    "fluent_commands": "ic",
+    "asr": "asr",
+    "diarization": "sd",
+    "quesst14_dtw": "qbe",
+    "separation_stft2": "ss",
+    "enhancement_stft2": "se",
+    "audio_snips": "snips",
+}
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 # what s3prl.downstream.model.UtteranceLevel and what it is made of look up by name
 NAMES = {
@@ -220,22 +234,22 @@ class SpeakerVerification:
     modelrc: VerificationModel
 
 
-# s3prl's downstream -> the config that ships (configs/superb), and its settings
-TASKS: dict[str, tuple[str, type]] = {
-    "speech_commands": ("ks", KeywordSpotting),
-    "sv_voxceleb1": ("asv", SpeakerVerification),
-    "voxceleb1": ("sid", SpeakerIdentification),
-    "emotion": ("er", EmotionRecognition),
-    "fluent_commands": ("ic", IntentClassification),
+# s3prl's downstream -> its settings
+SETTINGS: dict[str, type] = {
+    "speech_commands": KeywordSpotting,
+    "sv_voxceleb1": SpeakerVerification,
+    "voxceleb1": SpeakerIdentification,
+    "emotion": EmotionRecognition,
+    "fluent_commands": IntentClassification,
 }
 
 
 def check(where: str, downstream: str, settings: Mapping[str, Any], splits: Sequence[str]) -> None:
-    """``downstream_expert`` of one of :data:`TASKS`; ``splits`` are those that are to be evaluated.
+    """``downstream_expert`` of one of :data:`SETTINGS`; ``splits`` are those that are to be evaluated.
 
     Raises:
         UserError: a key or a name that s3prl does not have, data that is not there; names ``where`` and the key.
     """
-    typed(TASKS[downstream][1], settings, f"{where}: downstream_expert")
+    typed(SETTINGS[downstream], settings, f"{where}: downstream_expert")
     if downstream == "sv_voxceleb1" and "dev" in splits and settings["datarc"]["dev_meta_data"] is None:
         raise UserError(f"{where}: downstream_expert.datarc.dev_meta_data: no list of trials to evaluate dev with")
