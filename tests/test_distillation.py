@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
+import references
 import soundfile
 import torch
 import yaml
@@ -14,8 +16,11 @@ from conftest import SMALL, tone
 import distilled_student as ds
 from distilled_student import audio
 from distilled_student.cli import main
+from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data import DataConfig, make_loader, read_cuts
 from distilled_student.distillation.initialize import initialize
+from distilled_student.distillation.train import Distillation
+from distilled_student.teachers import open_teacher
 
 
 def test_a_student_takes_front_end_and_first_layers_of_its_shape(small_cnn: ds.StudentConfig) -> None:
@@ -34,6 +39,20 @@ def test_a_student_of_another_shape_starts_from_scratch(
     before = {n: v.clone() for n, v in student.state_dict().items()}
     assert initialize(student, ds.build_student(small_logmel).state_dict()) == {}
     assert all(torch.equal(v, before[n]) for n, v in student.state_dict().items())
+
+
+def test_a_student_of_a_teacher_that_normalises_its_waveforms_starts_from_the_same_hidden_states(
+    audio_folder: Path, tmp_path: Path
+) -> None:
+    model = references.transformers_model("hubert", **references.SMALL, **references.FORMS["layer-post"])
+    teacher = open_teacher(references.save_transformers(model, tmp_path, normalize=True))
+    form = dataclasses.asdict(teacher.student.config) | {"layers": 1}
+    form = {key: value for key, value in form.items() if not key.startswith(("normalize", "target"))}
+    settings = DistillConfig(str(tmp_path), "student", DataConfig([str(audio_folder)]), targets=[2], student=form)
+    student = Distillation(settings, "test.yaml").student.eval()
+    wave = 0.3 * tone(0.5)[None] + 0.1
+    for ours, theirs in zip(student(wave).hidden_states, teacher(wave).hidden_states[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 def test_any_rate_and_channel_count_is_read_and_bad_files_are_named(tmp_path: Path) -> None:

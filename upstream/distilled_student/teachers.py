@@ -48,6 +48,10 @@ class StudentEncoder(nn.Module):
         """Parameters under a student's names."""
         return self.student.state_dict()
 
+    def normalization(self) -> dict[str, Any]:
+        """What its waveforms go through first, as fields of a student's configuration."""
+        return {name: getattr(self.student.config, name) for name in ("normalize", "normalize_epsilon")}
+
 
 class EqualLengthEncoder(nn.Module):
     """An encoder whose own padding would change its result: each group of equal lengths is encoded by itself."""
@@ -88,6 +92,10 @@ class EqualLengthEncoder(nn.Module):
         """Parameters under a student's names, as far as there are such."""
         return {}
 
+    def normalization(self) -> dict[str, Any]:
+        """What its waveforms go through first, as fields of a student's configuration."""
+        return {}
+
 
 class TransformersEncoder(EqualLengthEncoder):
     """A `transformers` encoder that takes waveforms and is not of the student's form: WavLM, data2vec and others."""
@@ -111,6 +119,9 @@ class TransformersEncoder(EqualLengthEncoder):
 
     def weights(self) -> dict[str, Tensor]:
         return student_weights(self.model.state_dict())
+
+    def normalization(self) -> dict[str, Any]:
+        return {"normalize": self.normalize}
 
 
 class S3prlEncoder(EqualLengthEncoder):

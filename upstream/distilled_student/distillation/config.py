@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,14 +78,21 @@ class DistillConfig:
                 raise ValueError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(known)}")
 
 
-def fitted_student(config: DistillConfig, target_size: int, where: str | Path) -> StudentConfig:
-    """The student's typed configuration, fitted to the teacher."""
+def fitted_student(
+    config: DistillConfig, target_size: int, where: str | Path, normalization: Mapping[str, Any] | None = None
+) -> StudentConfig:
+    """The student's typed configuration, fitted to the teacher.
+
+    A student that starts from its teacher's front end hears what that hears: the ``normalization`` of its waveforms,
+    where the student's own settings do not say otherwise.
+    """
+    heard = dict(normalization or {}) if config.initialize else {}
     if isinstance(config.student, str):
         if config.student not in SIZES:
             raise UserError(f"{where}: student: '{config.student}' is no size; there are {', '.join(SIZES)}")
-        fields = dict(vars(SIZES[config.student]))
+        fields = vars(SIZES[config.student]) | heard
     elif isinstance(config.student, dict):
-        fields = dict(config.student)
+        fields = heard | config.student
     else:
         raise UserError(f"{where}: student: expected a size's name or a mapping")
     return typed(StudentConfig, {**fields, "targets": config.targets, "target_size": target_size}, f"{where}: student")

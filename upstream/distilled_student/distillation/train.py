@@ -57,7 +57,7 @@ class Distillation:
             encoder = open_teacher(config.teacher)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-        self.student = Student(fitted_student(config, encoder.hidden_size, where))
+        self.student = Student(fitted_student(config, encoder.hidden_size, where, encoder.normalization()))
         self.taken = initialize(self.student, encoder.weights()) if config.initialize else {}
         try:
             check_rates(encoder.frame_shift, self.student.config.frame_shift)
