@@ -45,8 +45,10 @@ def untar(archive: Path, target: Path, inside: str) -> None:
     """Make ``target`` of the folder ``inside`` of a .tar.gz; files next to that folder (licence, speakers) come along.
 
     Raises:
-        UserError: damaged, a member that would land outside, or no such folder in it.
+        UserError: damaged, a member that would land outside, no such folder in it, or a Python too old to check that.
     """
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError(f"{archive}: unpacking it safely needs Python 3.10.12, 3.11.4 or newer; or unpack it yourself")
     with beside(target, archive) as partial:
         with (
             progress.open(archive, "rb", description=f"unpack {archive.name}", **shown()) as file,
