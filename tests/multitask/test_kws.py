@@ -11,7 +11,7 @@ import soundfile
 from trees import OTHERS, WORDS, speech_commands, tone
 
 from distilled_student.errors import UserError
-from distilled_student.multitask.tasks import kws
+from distilled_student.multitask.tasks import kws, kws_index
 from distilled_student.settings import typed
 
 
@@ -34,12 +34,12 @@ def settings(root: Path, **more: object) -> kws.Settings:
 def test_the_split_is_tensorflows_for_many_names() -> None:
     for i in range(2000):
         name = f"{i:08x}_nohash_{i % 3}.wav"
-        assert kws.which_set(name, 10, 10) == tensorflow_which_set(name, 10, 10)
+        assert kws_index.which_set(name, 10, 10) == tensorflow_which_set(name, 10, 10)
 
 
 def test_counts_are_keywords_and_a_tenth_of_each_extra_class_rounded_up(tmp_path: Path) -> None:
     root = speech_commands(tmp_path, speakers=60, takes=1, test=False)
-    sets, _ = kws.class_index(settings(root), 0, "F")
+    sets, _ = kws_index.class_index(settings(root), 0, "F")
     for part, clips in sets.items():
         inside = [i for i in range(60) if tensorflow_which_set(f"spk{i}_nohash_0.wav", 10, 10) == part]
         words = len(inside) * len(WORDS)
@@ -51,11 +51,13 @@ def test_counts_are_keywords_and_a_tenth_of_each_extra_class_rounded_up(tmp_path
 
 def test_no_speaker_is_in_two_sets_and_the_unknown_words_are_seeded(tmp_path: Path) -> None:
     root = speech_commands(tmp_path, speakers=40, test=False)
-    sets, _ = kws.class_index(settings(root), 0, "F")
-    people = {part: {kws.speaker_of(c.path.name) for c in clips if c.volume is None} for part, clips in sets.items()}
+    sets, _ = kws_index.class_index(settings(root), 0, "F")
+    people = {
+        part: {kws_index.speaker_of(c.path.name) for c in clips if c.volume is None} for part, clips in sets.items()
+    }
     assert not people["training"] & (people["validation"] | people["testing"])
-    assert sets == kws.class_index(settings(root), 0, "F")[0]
-    assert sets != kws.class_index(settings(root), 1, "F")[0]
+    assert sets == kws_index.class_index(settings(root), 0, "F")[0]
+    assert sets != kws_index.class_index(settings(root), 1, "F")[0]
 
 
 def test_development_silence_is_fixed_and_training_silence_fresh(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from trees import tone
 
-from distilled_student.multitask.tasks import kws
+from distilled_student.multitask.tasks import kws, kws_index
 
 KEYWORDS = {"yes": 2377, "no": 2375, "up": 2375, "down": 2359, "left": 2353, "right": 2367, "on": 2367, "off": 2357}
 KEYWORDS |= {"stop": 2380, "go": 2372}
@@ -99,7 +99,7 @@ def test_the_tree_is_the_archives() -> None:
 
 
 def test_the_classic_index_has_the_published_counts_and_tensorflows_files(root: Path) -> None:
-    sets, noises = kws.class_index(settings(root), 0, "F")
+    sets, noises = kws_index.class_index(settings(root), 0, "F")
     assert {part: len(clips) for part, clips in sets.items()} == {
         "validation": 3093,
         "testing": 3081,
@@ -119,7 +119,7 @@ def test_the_classic_index_has_the_published_counts_and_tensorflows_files(root: 
 
 def test_superbs_index_has_every_word_and_the_six_noises(root: Path) -> None:
     superb = settings(root, unknown_percentage=None, silence_percentage=None)
-    sets, _ = kws.class_index(superb, 0, "F")
+    sets, _ = kws_index.class_index(superb, 0, "F")
     # s3prl adds the noises to the training and to the development list; it has no testing list of this archive
     assert {part: len(clips) - 6 for part, clips in sets.items()} == {
         "validation": 6798,
@@ -137,7 +137,7 @@ def test_s3prls_own_split_is_the_same(root: Path) -> None:
     distilled_student.register()
     from s3prl.downstream.speech_commands.expert import split_dataset
 
-    sets, _ = kws.class_index(settings(root, unknown_percentage=None, silence_percentage=None), 0, "F")
+    sets, _ = kws_index.class_index(settings(root, unknown_percentage=None, silence_percentage=None), 0, "F")
     for part, listed in zip(("training", "validation"), split_dataset(root), strict=True):
         theirs = {f"{word}/{path.name}" for word, path in listed}
         assert {clip.key for clip in sets[part] if clip.volume is None} == theirs

@@ -14,7 +14,7 @@ from distilled_student.errors import UserError
 from distilled_student.multitask.evaluate import evaluate
 from distilled_student.multitask.expert import ExpertSettings
 from distilled_student.multitask.heads import ProjectionHead, XVectorHead
-from distilled_student.multitask.tasks import kws, sv
+from distilled_student.multitask.tasks import kws, kws_index, sv
 from distilled_student.settings import find_config, read_yaml, typed
 
 PATH = find_config("superb", kind="multitask")
@@ -129,7 +129,7 @@ def keyword_task(data: Path, **more: object) -> kws.Task:
 def test_superbs_index_has_every_other_word_and_each_noise_file_once(data: Path) -> None:
     task = keyword_task(data, silence_percentage=None, unknown_percentage=None)
     for clips in task.index[0].values():
-        speakers = {kws.speaker_of(clip.path.name) for clip in clips if clip.volume is None}
+        speakers = {kws_index.speaker_of(clip.path.name) for clip in clips if clip.volume is None}
         labels = [clip.label for clip in clips]
         assert labels.count(1) == 2 * len(speakers) and labels.count(0) == 2
         assert {clip.path.stem for clip in clips if clip.volume is not None} == {"noise0", "noise1"}

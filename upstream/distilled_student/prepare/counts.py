@@ -32,11 +32,11 @@ def pairs_in(trials: Path) -> list[list[str]]:
 
 def speech_commands_training(folder: Path) -> dict[str, int]:
     """Files of Speech Commands, and the utterances of the two indices that are made from them."""
-    from distilled_student.multitask.tasks import kws  # needs torch
+    from distilled_student.multitask.tasks import kws, kws_index  # need torch
 
-    index, noises = kws.class_index(kws.Settings(train_root=str(folder)), seed=0, key="prepare")
-    words = [path for path in folder.iterdir() if path.is_dir() and path.name != kws.BACKGROUND]
-    sets = Counter(kws.which_set(name, 10, 10) for word in words for name in audio_files(word))
+    index, noises = kws_index.class_index(kws.Settings(train_root=str(folder)), seed=0, key="prepare")
+    words = [path for path in folder.iterdir() if path.is_dir() and path.name != kws_index.BACKGROUND]
+    sets = Counter(kws_index.which_set(name, 10, 10) for word in words for name in audio_files(word))
     return {
         "words": sets.total(),
         "background noises": len(noises),
@@ -49,7 +49,7 @@ def speech_commands_training(folder: Path) -> dict[str, int]:
 
 def speech_commands_test(folder: Path) -> dict[str, int]:
     """Files in the twelve folders of the test archive."""
-    from distilled_student.multitask.tasks import kws
+    from distilled_student.multitask.tasks import kws, kws_index
 
-    clips = kws.test_index(kws.Settings(test_root=str(folder)), key="prepare")
+    clips = kws_index.test_index(kws.Settings(test_root=str(folder)), key="prepare")
     return {"test utterances": len(clips)}
