@@ -11,8 +11,9 @@ from trees import speech_commands, tone, voxceleb
 
 from distilled_student import StudentConfig, build_student, host, save_student
 from distilled_student.errors import UserError
+from distilled_student.hostaudio import apply_effects_file
 from distilled_student.multitask.evaluate import evaluate
-from distilled_student.multitask.expert import ExpertSettings
+from distilled_student.multitask.expert import DownstreamExpert, ExpertSettings
 from distilled_student.multitask.heads import ProjectionHead, XVectorHead
 from distilled_student.multitask.tasks import kws, kws_index, sv
 from distilled_student.settings import find_config, read_yaml, typed
@@ -145,6 +146,21 @@ def test_classes_are_drawn_equally_often_and_score_equally(data: Path) -> None:
     assert order != training.order(np.random.default_rng(1))
     results, _ = task.metrics("dev", [(1, 1, "a/x_nohash_0"), (1, 1, "a/y_nohash_0"), (2, 3, "b/x_nohash_0")])
     assert (results["accuracy"], task.score(results)) == (pytest.approx(200 / 3), 50)
+
+
+def test_every_waveform_is_three_decibels_lower_as_in_s3prls_experts(data: Path) -> None:
+    def expert(gain: float) -> DownstreamExpert:
+        words = {"train_root": str(data / "sc/train"), "test_root": str(data / "sc/test"), "keywords": ["yes", "no"]}
+        values = {"tasks": {"kws": words}, "gain_db": gain}
+        return DownstreamExpert(4, 160, values, "unused", runner={}, seed=0)
+
+    plain, lower, file = expert(0.0), expert(-3.0), data / "sc/test/yes/new0_nohash_0.wav"
+    wanted, _ = apply_effects_file(str(file), [["channels", "1"], ["rate", "16000"], ["gain", "-3.0"]])
+    torch.testing.assert_close(lower.load_audio(file), wanted[0])
+    for split in ("train", "dev", "test"):
+        (wavs, *_), (lower_wavs, *_) = (next(iter(e.get_dataloader(split))) for e in (plain, lower))
+        for wav, lower_wav in zip(wavs, lower_wavs, strict=True):
+            np.testing.assert_allclose(lower_wav, 10**-0.15 * wav, rtol=1e-6)
 
 
 def test_without_filling_short_clips_stay_short_and_long_ones_are_cut(tmp_path: Path) -> None:
