@@ -153,8 +153,9 @@ WARM = "config.scheduler.name=linear_schedule_with_warmup"
         ([*JOINT, "-o", "config.downstream_expert.tasks.sv.crop_seconds=nan"], "crop_seconds: needs a finite number"),
         (
             [*START, "-o", "config.downstream_expert.modelrc.select=exit()"],
-            "modelrc.select: expected a name, found 'exit()",
+            "modelrc.select: expected a name, found",
         ),
+        ([*START, "-o", "config.downstream_expert={'datarc': {}}"], "downstream_expert: key 'modelrc': missing"),
         ([*START, "-o", "config.runner.eval_dataloaders=['exit()']"], "eval_dataloaders: 'exit()' is not a name"),
         (["-m", "evaluate", *START[2:], "-t", "exit()"], "-t exit(): expected the name of a split"),
         ([*START, "-s", "hiden_states"], "-s hiden_states: -u fbank has only"),

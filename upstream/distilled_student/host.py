@@ -1,6 +1,7 @@
-"""The one module that knows s3prl and its hosts' faults: mends them, registers the plugin, runs s3prl's launcher.
+"""The one door to s3prl: mends it and its hosts, registers the plugin, runs s3prl's launcher.
 
-Delete the mends when s3prl is repaired; nothing else in the package changes.
+Their faults are known here, in ``hostaudio``, ``experts`` and ``runner`` alone. Delete the mends when s3prl is
+repaired; nothing else in the package changes.
 """
 
 from __future__ import annotations
