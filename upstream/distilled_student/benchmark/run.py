@@ -83,7 +83,7 @@ def _state(bench: Bench, run: Run) -> str:
     try:
         if finished(bench, run) is not None:
             return "done"
-        return "data missing" if bench.missing(run) else "to do"
+        return "no data" if bench.missing(run) else "to do"
     except UserError as error:
         return str(error)
 
@@ -101,7 +101,7 @@ def dry_run(bench: Bench, runs: Sequence[Run], tflops: float) -> Estimate:
     table = Table(title=bench.suite.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading, justify in {"run": "left", "seeds": "left", "state": "left", "steps": "right"}.items():
         table.add_column(heading, justify=justify, overflow="fold")
-    for heading in ("audio h", "hours each"):
+    for heading in ("audio h", "hours"):
         table.add_column(heading, justify="right")
     lines: dict[tuple[str, str], tuple[list[str], Estimate]] = {}
     for run in runs:
