@@ -22,8 +22,7 @@ def cosine_scores(embeddings: Tensor, left: NDArray, right: NDArray) -> NDArray:
     scores = np.empty(len(left))
     norms = torch.linalg.vector_norm(embeddings, dim=1, dtype=torch.float64).clamp(min=1e-12).numpy()
     for part in _blocks(len(scores)):
-        sides = (embeddings[side[part]].double() for side in (left, right))
-        scores[part] = torch.linalg.vecdot(*sides)
+        scores[part] = (embeddings[left[part]] * embeddings[right[part]]).sum(dim=1, dtype=torch.float64)
     return scores / (norms[left] * norms[right])
 
 
