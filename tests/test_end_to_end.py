@@ -131,7 +131,7 @@ def test_the_demo_writes_its_rows_report_and_plots(small_corpus: Path, tmp_path:
         assert 0 <= row["kws_accuracy"] <= 100
         assert row["train_seconds"] > 0
     assert rows[3]["macs_per_second"] > rows[0]["macs_per_second"]
-    for name in ("report.md", "confusion.png", "det.png", "speed.png"):
+    for name in ("report.md", "confusion.png", "det.png", "cost.png"):
         assert (tmp_path / name).stat().st_size > 0
 
 
