@@ -345,7 +345,7 @@ def test_a_teacher_says_why_it_cannot_be_loaded(tmp_path: Path) -> None:
     ],
 )
 def test_fairseqs_description_of_a_front_end_is_read(text: str) -> None:
-    assert conv_layers(text) == eval(text)
+    assert conv_layers(text) == [(512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[(512,10)]", "[(512,10,5)] * 2 * 3", "[(512,10,5)] + exit()", None])

@@ -79,6 +79,7 @@ def keywords(small_corpus: Path, student: Path, tmp_path_factory: pytest.TempPat
     data = ["--prepare_data.gsc1", root / "train", "--prepare_data.gsc1_test", root / "test"]
     steps = ["--train.total_steps", 30, "--train.eval_step", 30, "--train.save_step", 15, "--train.log_step", 15]
     arguments = ["SuperbKS", *common(folder, student), *data, *steps, "--build_optimizer.conf.lr", "1e-2"]
+    torch.manual_seed(0)
     assert s3prl_main(*arguments) == 0
     return folder, arguments
 
@@ -127,6 +128,7 @@ def speakers(small_corpus: Path, student: Path, tmp_path_factory: pytest.TempPat
     data = ["--prepare_data.dataset_root", small_corpus / "voxceleb1", "--build_dataset.train.min_secs", 0.5]
     steps = ["--train.total_steps", 4, "--train.save_step", 2, "--train.log_step", 2, "--train.gradient_accumulate", 1]
     arguments = ["SuperbASV", *common(folder, student), *data, *steps, "--build_dataset.train.max_secs", 1.5]
+    torch.manual_seed(0)
     assert s3prl_main(*arguments) == 0
     return folder, arguments
 
@@ -155,11 +157,14 @@ def test_the_eer_is_that_of_the_saved_weights(
             found = [x_vector(weighted_features(upstream, torch.from_numpy(wave), state), state) for wave in waves]
         vectors = dict(zip(names, found, strict=True))
         scores = [float(cosine_similarity(vectors[a], vectors[b], dim=0)) for _, a, b in lines]
-        errors[step] = eer(scores, [int(line[0]) for line in lines])
+        labels = [int(line[0]) for line in lines]
+        errors[step] = eer(scores, labels)
         result = yaml.safe_load((folder / "evaluate/test_trial" / step / "result.yaml").read_text())
-        assert result["EER"] == pytest.approx(errors[step], abs=1 / len(lines))  # two scores may swap in float32
+        # two scores may swap in float32, which moves either rate by a step
+        tolerance = 2 / min(sum(labels), len(labels) - sum(labels))
+        assert result["EER"] == pytest.approx(errors[step], abs=tolerance)
     best = yaml.safe_load((folder / "evaluate/test_trial/best_result.yaml").read_text())
-    assert best["EER"] == pytest.approx(min(errors.values()), abs=1 / len(lines))
+    assert best["EER"] == pytest.approx(min(errors.values()), abs=tolerance)
     assert 0 < best["EER"] < 0.5
 
 

@@ -1,4 +1,4 @@
-"""The command line: distil, evaluate, benchmark, demo. Joint training is s3prl's own command, ``run_downstream.py``."""
+"""The command line, from data to report. Joint training is s3prl's own command, ``run_downstream.py``."""
 
 from __future__ import annotations
 
@@ -96,9 +96,11 @@ def benchmark(
         data, more = data or corpus_folder(), precision()
     if data is None:
         raise UserError("--data: no folder; `distilled-student prepare` fills one")
-    home = Path("exp/benchmark")
-    students = students or (home / "distill" if output is None and suite != "demo" else None)
-    bench = open_bench(suite, data, output or home / Path(suite).stem, students, steps, device, **more)
+    home, name = Path("exp/benchmark"), Path(suite).stem
+    if output is None and steps is None and suite != "demo":
+        students = students or home / "distill"
+    output = output or home / (name if steps is None else f"{name}-{steps}-steps")  # a trial does not bind the real one
+    bench = open_bench(suite, data, output, students, steps, device, **more)
     run(bench, seeds, only or (), extra, tflops if dry_run else None)
 
 

@@ -29,13 +29,17 @@ MENDS: Mends = {
     ],
     "s3prl.downstream.sv_voxceleb1.dataset": [
         ("from sox import Transformer\n", ""),  # not used
-        ("from librosa.util import find_files", "from distilled_student.experts import find_files, lengths_file, save"),
+        (
+            "from librosa.util import find_files",
+            "from distilled_student.experts import find_files, lengths_file\n"
+            "from distilled_student.files import save_torch",
+        ),
         # lengths went into s3prl's own folder, and those of one data set were taken for those of any other
         (
             "Path(os.path.dirname(__file__)) / '.wav_lengths' / f'{self.root_key[index]}_length.pt'",
             "lengths_file(self.roots[index])",
         ),
-        ("torch.save([wav_tags, wav_lengths], str(cache_path))", "save([wav_tags, wav_lengths], cache_path)"),
+        ("torch.save([wav_tags, wav_lengths], str(cache_path))", "save_torch([wav_tags, wav_lengths], cache_path)"),
         # twelve processes, whatever the machine has; threads do, since what they call leaves Python
         ("Parallel(n_jobs=n_jobs)", "Parallel(n_jobs=-1, prefer='threads')"),
     ],
@@ -91,10 +95,3 @@ def lengths_file(root: str | Path) -> Path:
 def list_file(mode: str, root: str | Path, meta_data: str | Path) -> str:
     """Where the files of a split are kept: another file for another folder or another list."""
     return str(_cached(mode, ".pkl", str(Path(root).resolve()), Path(meta_data).read_text(encoding="utf-8")))
-
-
-def save(content: Any, path: Path) -> None:
-    """``torch.save``, whole or not at all: another process may be waiting for the file."""
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    torch.save(content, part)
-    part.replace(path)

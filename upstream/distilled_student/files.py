@@ -66,3 +66,10 @@ def write_whole(folder: Path, contents: Mapping[str, bytes]) -> None:
         (folder / f"{name}.new").write_bytes(content)
     for name in contents:
         os.replace(folder / f"{name}.new", folder / name)
+
+
+def save_torch(content: Any, file: str | Path) -> None:
+    """``torch.save``, whole or not at all: another process may wait for the file, or this one be killed."""
+    part = Path(f"{file}.{os.getpid()}")
+    torch.save(content, part)
+    os.replace(part, file)

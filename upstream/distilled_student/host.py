@@ -1,7 +1,7 @@
 """The one door to s3prl: mends it and its hosts, registers the plugin, runs s3prl's launcher.
 
-Their faults are known here, in ``hostaudio``, ``experts`` and ``runner`` alone. Delete the mends when s3prl is
-repaired; nothing else in the package changes.
+Their faults are known here, in ``hostaudio``, ``runner``, ``experts`` and ``recipes`` alone. Delete the mends when
+s3prl is repaired; nothing else in the package changes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from distilled_student import experts, hostaudio, mending, recipes
 from distilled_student.arguments import Parser, check_names, checkpoints, override, pick_device, read_experiment, source
 from distilled_student.errors import UserError
-from distilled_student.runner import MendedRunner
+from distilled_student.runner import MENDS, MendedRunner
 from distilled_student.runner_config import check_config
 from distilled_student.runner_options import RunnerOptions
 
@@ -87,7 +87,7 @@ def register() -> None:
     """
     hostaudio.mend()
     _mend_huggingface_hub()
-    mending.mend({**experts.MENDS, **recipes.MENDS})
+    mending.mend({**MENDS, **experts.MENDS, **recipes.MENDS})
     # s3prl stores its arguments in checkpoints; named as safe, so that torch's weights-only check stays on.
     torch.serialization.add_safe_globals([Namespace])
 

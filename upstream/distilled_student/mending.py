@@ -8,6 +8,8 @@ from importlib.abc import FileLoader, MetaPathFinder, SourceLoader
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
+from distilled_student.errors import UserError
+
 Mends = Mapping[str, Sequence[tuple[str, str]]]  # name of a module -> what is replaced by what
 
 
@@ -21,6 +23,8 @@ class _Loader(FileLoader, SourceLoader):
     def get_data(self, path: str) -> bytes:
         source = super().get_data(path)
         for old, new in self._mends:
+            if old.encode() not in source:
+                raise UserError(f"{path}: has no {old!r}, which would be replaced: this s3prl is of another version")
             source = source.replace(old.encode(), new.encode())
         return source
 

@@ -15,7 +15,17 @@ import torch.distributed as dist
 
 from distilled_student.arguments import checkpoints, source
 from distilled_student.errors import UserError
+from distilled_student.files import save_torch
+from distilled_student.mending import Mends
 from distilled_student.runner_config import mend_numbers
+
+MENDS: Mends = {
+    "s3prl.downstream.runner": [
+        # a run that is killed while it saves left half a checkpoint, which no resume could read
+        ("import glob\n", "import glob\nfrom distilled_student.files import save_torch\n"),
+        ("torch.save(all_states, path)", "save_torch(all_states, path)"),
+    ],
+}
 
 
 def _is_download(error: BaseException | None) -> bool:
@@ -174,6 +184,6 @@ class MendedRunner:
             state["Scheduler"] = self._scheduler.state_dict()
         if dist.is_initialized():
             state["WorldSize"] = dist.get_world_size()
-        torch.save(state, last)
+        save_torch(state, last)
         for old in checkpoints(folder)[: -int(self.config["runner"]["max_keep"])]:
             old.unlink()

@@ -154,8 +154,14 @@ def _check_steps(where: str, config: Mapping[str, Any]) -> None:
         return made
 
     made = _try(where, "optimizer", values, optimizer)
+
+    def scheduler(values: dict[str, Any]) -> None:
+        made_of = schedulers.get_scheduler(made, steps, values)
+        made.step()
+        made_of.step()
+
     if groups["scheduler"]:
-        _try(where, "scheduler", groups["scheduler"], lambda v: schedulers.get_scheduler(made, steps, v).step())
+        _try(where, "scheduler", groups["scheduler"], scheduler)
     if config.get("specaug"):
         try:
             specaug = importlib.import_module("s3prl.downstream.specaug").SpecAug

@@ -64,10 +64,6 @@ class EqualLengthEncoder(nn.Module):
         """``(batch, samples)`` without padding -> hidden states."""
         raise NotImplementedError
 
-    def frame_lengths(self, samples: Tensor, frames: int) -> Tensor:
-        """Valid frames of utterances of ``samples``, at most ``frames``."""
-        return torch.clamp(samples.div(self.frame_shift, rounding_mode="floor"), max=frames)
-
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Encoded:
         if mask_if_padded(lengths, waveforms.shape[1]) is None:
             states = self.encode(waveforms)
@@ -147,6 +143,10 @@ class S3prlEncoder(EqualLengthEncoder):
     def weights(self) -> dict[str, Tensor]:
         return student_weights(self.upstream.state_dict())
 
+    def normalization(self) -> dict[str, Any]:
+        settings = getattr(self.upstream, "task_cfg", None)  # of s3prl's HuBERT and wav2vec 2.0
+        return {"normalize": bool(getattr(settings, "normalize", False)), "normalize_epsilon": 1e-5}
+
 
 def _unloadable(name: str, error: Exception) -> UserError:
     reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:160]}"
@@ -189,7 +189,7 @@ def _from_transformers(folder: Path) -> TransformersEncoder:
     import transformers
 
     try:
-        model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
+        model = transformers.AutoModel.from_pretrained(folder).float()
     except Exception as error:  # whatever a damaged or foreign folder raises, it is that folder's fault
         raise UserError(f"{folder}: {type(error).__name__}: {str(error)[:160]}") from None
     if not hasattr(model.config, "conv_stride"):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distilled_student.arguments import override
 from distilled_student.benchmark.suite import Run, Suite
-from distilled_student.distillation.config import DistillConfig
+from distilled_student.distillation.config import DistillConfig, lasting
 from distilled_student.settings import find_config, read_yaml, typed
 from distilled_student.storage import CONFIG
 
@@ -55,11 +56,19 @@ class Bench:
         """The settings of the distillation before a run, and the file they come from."""
         path = find_config(str(self.suite.models[run.model].distill), "distill")
         values = read_yaml(path)
-        overrides = [f"{key}={value}" for key, value in _in_data(values, self.data)]
-        overrides += [f"teacher={self.weights(values['teacher'])}", f"output={self.student(run)}"]
-        overrides += [f"seed={run.seed}"] if self.suite.distill == "seeds" else []
-        overrides += [f"steps={self.steps}", f"log_every={self.steps}"] if self.steps else []
-        return typed(DistillConfig, values, path, [*overrides, *self.distil]), path
+        for key, value in _in_data(values, self.data):
+            *groups, name = key.split(".")
+            functools.reduce(dict.__getitem__, groups, values)[name] = value
+        values |= {"teacher": self.weights(str(values.get("teacher"))), "output": str(self.student(run))}
+        values |= {"seed": run.seed} if self.suite.distill == "seeds" else {}
+        values |= {"steps": self.steps, "log_every": self.steps} if self.steps else {}
+        return typed(DistillConfig, values, path, self.distil), path
+
+    def distilled(self, run: Run) -> dict[str, Any]:
+        """All that a student depends on but the places of data and teacher, which may be moved."""
+        config, _ = self.distillation(run)
+        moving = ("teacher", "data.paths")
+        return {key: value for key, value in lasting(config).items() if key not in moving} | {"steps": config.steps}
 
     # Training in s3prl's runner
     def _configured(self, run: Run) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
@@ -82,15 +91,19 @@ class Bench:
         return {
             "upstream": model.upstream,
             "weights": model.weights or model.distill,
+            "student": self.distilled(run) if model.distill else None,
             "untrained": model.untrained,
             "trainable": setting.trainable,
             "select": model.select or setting.select,
             **_used(self._configured(run)[0]),
         }
 
-    def total_steps(self, run: Run) -> int:
-        """Updates of a run."""
-        return int(self._configured(run)[0]["runner"]["total_steps"])
+    def configuration(self, run: Run) -> dict[str, Any]:
+        """A run's whole configuration."""
+        config = self._configured(run)[0]
+        for pair in self.moved(run):
+            override(pair, Namespace(), config)
+        return config
 
     def moved(self, run: Run) -> list[str]:
         """``-o`` pairs that put the data's folder in the place of the configuration's."""
@@ -116,10 +129,17 @@ class Bench:
 
     def missing(self, run: Run) -> list[str]:
         """What a run cannot do without and is not there, a line for each corpus."""
-        folders = self._configured(run)[2]
-        model = self.suite.models[run.model]
-        if model.distill and not (self.student(run) / CONFIG).is_file():
-            folders |= _in_data(read_yaml(find_config(model.distill, "distill")), self.data)
+        lines = self._lacking(self._configured(run)[2])
+        return lines + (self.missing_to_distil(run) if self.suite.models[run.model].distill else [])
+
+    def missing_to_distil(self, run: Run) -> list[str]:
+        """What the distillation before a run lacks; nothing once the student is there."""
+        if (self.student(run) / CONFIG).is_file():
+            return []
+        path = find_config(str(self.suite.models[run.model].distill), "distill")
+        return self._lacking(dict(_in_data(read_yaml(path), self.data)))
+
+    def _lacking(self, folders: Mapping[str, Any]) -> list[str]:
         names = [name for value in folders.values() for name in (value if isinstance(value, list) else [value])]
         lacking: dict[str, list[str]] = {}
         for path in map(Path, dict.fromkeys(names)):

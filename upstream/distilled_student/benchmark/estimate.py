@@ -12,14 +12,18 @@ from distilled_student.benchmark.suite import Run
 from distilled_student.config import StudentConfig
 from distilled_student.cost import macs_per_second
 from distilled_student.distillation.config import fitted_student
+from distilled_student.multitask.tasks import task_module
+from distilled_student.settings import typed
 from distilled_student.storage import load_student
 from distilled_student.student import Student
 from distilled_student.upstreams import StudentUpstream
 
 OVERHEAD = 0.03  # seconds of a step beside its arithmetic (reading, launching kernels, the optimiser): a guess
-HALF = 4  # how much faster half precision is taken to be; an A100's peak is 16 times that of float32
+# How much faster half precision is taken to be. An A100's peak is 16 times that of float32 (312 and 19.5 TFLOP/s,
+# NVIDIA A100 data sheet), of which little is reached.
+HALF = 4
 # Seconds of audio in one evaluation on the public corpora, development and test: clips of a second; VoxCeleb1's
-# utterances of 8.2 s on average, of which about 5,000 are held out for development.
+# utterances of 8.2 s on average (Nagrani et al. 2017, table 2), of which about 5,000 are held out for development.
 EVALUATION = {"kws": (3093, 3081), "sv": (41_000, 40_000), "speech_commands": (6804 + 3081, 3081)}
 VOXCELEB_TEST = 40_000
 
@@ -92,8 +96,8 @@ def _audio(config: dict[str, Any], downstream: str) -> tuple[int, float, float]:
     if downstream == "multitask":
         schedule = expert.get("schedule") or dict.fromkeys(expert["tasks"], 1)
         cycle = sum(schedule.values())
-        trained = sum(batches * times / cycle * _batch(expert["tasks"][name]) for name, times in schedule.items())
-        sums = [sum(EVALUATION[name][split] for name in schedule) for split in (0, 1)]
+        trained = sum(batches * times / cycle * _batch(name, expert["tasks"][name]) for name, times in schedule.items())
+        sums = [sum(EVALUATION.get(name, (0, 0))[split] for name in schedule) for split in (0, 1)]
         return steps, trained, evaluations * sums[0] + sums[1]
     if downstream == "speech_commands":
         per_evaluation, test = EVALUATION[downstream]
@@ -105,7 +109,9 @@ def _audio(config: dict[str, Any], downstream: str) -> tuple[int, float, float]:
     return steps, seconds, (evaluations + saved) * VOXCELEB_TEST
 
 
-def _batch(task: dict[str, Any]) -> float:
+def _batch(name: str, values: dict[str, Any]) -> float:
     """Seconds of audio in a training batch of a task of the joint expert."""
-    shortest = float(task.get("crop_seconds", 1.0))
-    return int(task.get("batch_size", 32)) * (shortest + float(task.get("longest_crop_seconds") or shortest)) / 2
+    module = task_module(name, values.get("module"), name)
+    settings = typed(module.Settings, {key: value for key, value in values.items() if key != "module"}, name)
+    shortest = float(getattr(settings, "crop_seconds", 1.0))
+    return settings.batch_size * (shortest + float(getattr(settings, "longest_crop_seconds", None) or shortest)) / 2

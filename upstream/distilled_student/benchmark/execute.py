@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,9 +19,10 @@ import torch
 
 from distilled_student import cost, host
 from distilled_student.benchmark.commands import Bench
-from distilled_student.benchmark.suite import Run, slug
+from distilled_student.benchmark.suite import Run
 from distilled_student.benchmark.superb import EXPERTS
 from distilled_student.errors import UserError
+from distilled_student.files import read_json, write_whole
 from distilled_student.storage import CONFIG, load_student, save_student
 from distilled_student.student import build_student
 
@@ -39,66 +41,86 @@ class Outcome:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Beside, then renamed: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    """A JSON file, never half of it."""
+    write_whole(path.parent, {path.name: f"{json.dumps(content, indent=2)}\n".encode()})
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _began(folder: Path) -> bool:
+    """Whether there is anything in a folder of a training that its settings bind."""
+    made = (RESULTS, CONFIG)
+    found = any(folder.rglob("states-*.ckpt")) or any(folder.rglob("step-*.pt"))
+    return found or any((folder / name).is_file() for name in made)
 
 
-def _check(record: Path, settings: dict[str, Any]) -> None:
-    """Raise UserError where a record of a training says that it had other settings."""
-    before = _read_json(record).get("settings")
-    for key, value in json.loads(json.dumps(settings)).items():
-        if before is not None and before.get(key) != value:
-            raise UserError(
-                f"{record}: {key} was {before.get(key)}, is {value}: choose another --output or remove {record.parent}"
-            )
+def _flat(values: Any, key: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {key: values}
+    return {k: v for name, value in values.items() for k, v in _flat(value, f"{key}.{name}".lstrip(".")).items()}
+
+
+def _check(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise UserError where a training in this folder had other settings."""
+    record = folder / RECORD
+    if not record.is_file() or not _began(folder):
+        return
+    before, now = _flat(read_json(record)["settings"]), _flat(json.loads(json.dumps(settings)))
+    for key in {**now, **before}:
+        if before.get(key) != now.get(key):
+            was = f"{key} was {before.get(key)}, is {now.get(key)}"
+            raise UserError(f"{record}: {was}: choose another --output or remove {folder}")
 
 
 @contextmanager
-def _timed(record: Path, settings: dict[str, Any]) -> Iterator[None]:
+def _timed(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Keep a training's settings and its seconds, all attempts together."""
-    before, start = _read_json(record).get("seconds", 0.0), time.monotonic()
+    record = folder / RECORD
+    before = read_json(record)["seconds"] if record.is_file() and _began(folder) else 0.0
+    start = time.monotonic()
     write_json(record, {"settings": settings, "seconds": before})
     try:
         yield
     finally:
-        if any(record.parent.rglob("states-*.ckpt")) or any(record.parent.rglob("step-*.pt")):
-            write_json(record, {"settings": settings, "seconds": before + time.monotonic() - start})
-        else:  # it never began: nothing binds the next attempt
-            record.unlink()
+        write_json(record, {"settings": settings, "seconds": before + time.monotonic() - start})
 
 
 def _distil(bench: Bench, run: Run) -> None:
-    from distilled_student.distillation.config import lasting
     from distilled_student.distillation.train import distill
 
-    config, path = bench.distillation(run)
-    folder, settings = bench.student(run), {**lasting(config), "steps": config.steps}
-    settings = {key: value for key, value in settings.items() if key not in ("teacher", "data.paths")}  # may be moved
-    _check(folder / RECORD, settings)
+    folder, untrained = bench.student(run), bench.untrained(run)
+    _check(folder, bench.distilled(run))
     if not (folder / CONFIG).is_file():
-        with _timed(folder / RECORD, settings):
-            distill(config, path)
-    if bench.suite.models[run.model].untrained and not (bench.untrained(run) / CONFIG).is_file():
+        with _timed(folder, bench.distilled(run)):
+            distill(*bench.distillation(run))
+    if bench.suite.models[run.model].untrained and not (untrained / CONFIG).is_file():
         torch.manual_seed(run.seed)
-        save_student(build_student(load_student(folder).config), bench.untrained(run))
+        save_student(build_student(load_student(folder).config), untrained)
 
 
 def _train(bench: Bench, run: Run) -> Path:
     folder = run.folder(bench.output)
-    expdir = folder / "experiment"
-    if not (expdir / f"states-{bench.total_steps(run)}.ckpt").is_file():
+    expdir, steps = folder / "experiment", bench.configuration(run)["runner"]["total_steps"]
+    if not (expdir / f"states-{steps}.ckpt").is_file():
         command = bench.command(run, expdir)
-        log.info("run_downstream.py %s", " ".join(command))
-        with _timed(folder / RECORD, bench.settings(run)):
+        log.info("run_downstream.py %s", shlex.join(command))
+        with _timed(folder, bench.settings(run)):
             host.run(command)
     return expdir
+
+
+def _evaluate_checkpoint(bench: Bench, run: Run, checkpoint: Path) -> None:
+    """s3prl's evaluation on the test data as it lies now, into the checkpoint's folder where that is now."""
+    pairs = ",,".join([f"args.expdir={checkpoint.parent}", *bench.moved(run)])
+    device = ["--device", bench.device] if bench.device else []
+    host.run(["-m", "evaluate", "-e", str(checkpoint), "-t", "test", *device, "-o", pairs])
+
+
+def _upstream_cost(bench: Bench, run: Run) -> dict[str, Any]:
+    from s3prl import hub
+
+    command = bench.command(run, bench.output)
+    weights = command[command.index("-k") + 1] if "-k" in command else None
+    upstream = getattr(hub, bench.suite.models[run.model].upstream)(ckpt=weights)
+    return cost.summary(upstream.to(host.pick_device(bench.device)))
 
 
 def _evaluate(bench: Bench, run: Run, expdir: Path) -> None:
@@ -110,20 +132,26 @@ def _evaluate(bench: Bench, run: Run, expdir: Path) -> None:
         results = evaluate(expdir, device=bench.device, overrides=bench.moved(run))
         shutil.copyfile(expdir / SCORES, folder / SCORES)
     else:
-        results, arrays = EXPERTS[downstream](expdir, bench.device)
+        evaluate_checkpoint = functools.partial(_evaluate_checkpoint, bench, run)
+        results, arrays = EXPERTS[downstream](expdir, bench.configuration(run), evaluate_checkpoint)
+        results["upstream"] = _upstream_cost(bench, run)
         np.savez_compressed(folder / SCORES, **arrays)
-    results["train_seconds"] = _read_json(folder / RECORD).get("seconds", 0.0)
+    results |= {"train_seconds": read_json(folder / RECORD)["seconds"], "device": host.pick_device(bench.device)}
     write_json(folder / RESULTS, results)
 
 
 def finished(bench: Bench, run: Run) -> Outcome | None:
-    """What a run that was evaluated has found; None for one that was not. Raises UserError for other settings."""
+    """What a run that was evaluated has found; None for one that was not.
+
+    Raises:
+        UserError: its folder holds results of other settings, or damaged ones.
+    """
     folder = run.folder(bench.output)
-    _check(folder / RECORD, bench.settings(run))
-    if not (folder / RESULTS).is_file():
+    _check(folder, bench.settings(run))
+    if not ((folder / RESULTS).is_file() and (folder / SCORES).is_file()):
         return None
     with np.load(folder / SCORES) as arrays:
-        return Outcome(run, _read_json(folder / RESULTS), dict(arrays))
+        return Outcome(run, read_json(folder / RESULTS), dict(arrays))
 
 
 def execute(bench: Bench, run: Run) -> Outcome:
@@ -136,24 +164,10 @@ def execute(bench: Bench, run: Run) -> Outcome:
         if bench.suite.models[run.model].distill:
             _distil(bench, run)
         _evaluate(bench, run, _train(bench, run))
-        return finished(bench, run)
+        return finished(bench, run) or Outcome(run, error="left no results")
     except UserError as error:
         log.error("%s, seed %d: %s", run.name, run.seed, error)
         return Outcome(run, error=str(error))
-    except (RuntimeError, OSError, ValueError, ImportError) as error:  # of torch or s3prl: the others still run
+    except (Exception, SystemExit) as error:  # whatever torch or s3prl raise; the other runs go on
         log.exception("%s, seed %d", run.name, run.seed)
         return Outcome(run, error=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-
-
-def upstream_cost(bench: Bench, run: Run) -> dict[str, Any]:
-    """Parameters, multiply-accumulates and real-time factor of a run's upstream, measured once and kept."""
-    record = bench.output / "upstreams" / f"{slug(run.model)}.json"
-    if not record.is_file():
-        host.register()
-        from s3prl import hub
-
-        command = bench.command(run, bench.output)
-        weights = command[command.index("-k") + 1] if "-k" in command else None
-        upstream = getattr(hub, bench.suite.models[run.model].upstream)(ckpt=weights)
-        write_json(record, cost.summary(upstream.to(host.pick_device(bench.device))))
-    return _read_json(record)

@@ -58,40 +58,31 @@ def _cost(row: Row, key: str) -> str:
     return heading[2].format(row[key] / heading[3]) if key in row else "-"
 
 
-def _columns(suite: Suite, settings: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """``(setting, metric)`` of a table: those that any row has, of ours or published."""
-    found = []
-    for setting in settings:
-        for key in METRICS:
-            of = [row for row in rows if row["setting"] == setting]
-            if any(key in row or (row["published"] or {}).get(key) is not None for row in of):
-                found.append((setting, key))
-    return found
+def _knows(row: Row, key: str) -> bool:
+    return key in row or (row["published"] or {}).get(key) is not None
 
 
 def _table(suite: Suite, settings: Sequence[str], rows: Sequence[Row], sources: list[str]) -> str:
-    """A Markdown table: one line a model (and label), for each setting and task ours beside the published figure."""
-    columns = _columns(suite, settings, rows)
-    lines: dict[str, dict[str, Row]] = {}
+    """A Markdown table: one line for each model (and label), for each task ours beside the published figure."""
+    lines: dict[str, list[Row]] = {}
     for row in rows:
         if row["setting"] in settings:
-            lines.setdefault(row["name"], {})[row["setting"]] = row
-    if not columns or not lines:
+            lines.setdefault(row["name"], []).append(row)
+    columns = [key for key in METRICS if any(_knows(row, key) for of in lines.values() for row in of)]
+    if not columns:
         return ""
     has_published = suite.results is not None
     headings = [""]
-    for _, key in columns:
+    for key in columns:
         headings += [TASKS[key][0], "published"] if has_published else [TASKS[key][0]]
     table = [[*headings, *(heading for heading, *_ in COSTS.values())]]
     for name, of in lines.items():
         cells = [name]
-        for setting, key in columns:
-            row = of.get(setting)
-            cells.append("-" if row is None else _number(row, key))
-            if has_published:
-                cells.append("-" if row is None else _published(row, key, sources))
-        known = max(of.values(), key=len)  # the one that ran knows what it costs
-        seconds = sum(row.get("train_seconds", 0.0) for row in of.values())
+        for key in columns:
+            row = next((row for row in of if _knows(row, key)), of[0])  # the setting that this task is trained in
+            cells += [_number(row, key), _published(row, key, sources)] if has_published else [_number(row, key)]
+        known = next((row for row in of if "seeds" in row), of[0])  # the one that ran knows what it costs
+        seconds = sum(row.get("train_seconds", 0.0) for row in of)
         costs = {**known, "train_seconds": seconds} if seconds else known
         table.append(cells + [_cost(costs, key) for key in COSTS])
     return _markdown(table)
@@ -128,9 +119,10 @@ def _errors(rows: Sequence[Row]) -> str:
     return "\n".join(["## Not run", "", *lines]) if lines else ""
 
 
-def machine() -> str:
-    """Date and hardware, for a report's head."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
+def machine(rows: Sequence[Row]) -> str:
+    """Date and hardware that the rows were run on, for a report's head."""
+    cuda = torch.cuda.is_available() and any(str(row.get("device")).startswith("cuda") for row in rows)
+    device = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} cores"
     return f"{datetime.date.today()}, {platform.machine()}, {device}"
 
 
@@ -162,7 +154,7 @@ def write_report(folder: Path, suite: Suite, rows: Sequence[Row], images: Sequen
     """``results.json`` and ``report.md`` in ``folder``, of what there is so far, with the ``images`` of `draw`."""
     folder.mkdir(parents=True, exist_ok=True)
     sources: list[str] = []
-    parts = [f"# {suite.title}", suite.protocol.strip(), machine()]
+    parts = [f"# {suite.title}", suite.protocol.strip(), machine(rows)]
     for title, settings in suite.tables.items():
         if table := _table(suite, settings, rows, sources):
             parts += [f"## {title}", table]
@@ -171,7 +163,7 @@ def write_report(folder: Path, suite: Suite, rows: Sequence[Row], images: Sequen
     parts += [f"![{name}]({name}.png)" for name in images]
     parts += ["\n".join(f"[{i + 1}] <{source}>  " for i, source in enumerate(sources))]
     (folder / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
-    content = {"title": suite.title, "protocol": suite.protocol.strip(), "machine": machine(), "rows": list(rows)}
+    content = {"title": suite.title, "protocol": suite.protocol.strip(), "machine": machine(rows), "rows": list(rows)}
     write_json(folder / "results.json", content)
 
 

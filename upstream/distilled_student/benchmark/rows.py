@@ -31,8 +31,11 @@ def _intervals(scores: Sequence[Mapping[str, np.ndarray]]) -> dict[str, list[flo
     found: dict[str, list[float] | None] = {}
     first = scores[0]
     if "kws_labels" in first:
-        right = np.mean([s["kws_labels"] == s["kws_predicted"] for s in scores], axis=0)
-        found["kws_accuracy"] = [100 * bound for bound in M.mean_interval(right)]
+        right = [s["kws_labels"] == s["kws_predicted"] for s in scores]
+        same = all(np.array_equal(s["kws_labels"], first["kws_labels"]) for s in scores)
+        # a seed may draw its own unknown words and silence where there is no test archive
+        each = np.mean(right, axis=0) if same else np.concatenate(right)
+        found["kws_accuracy"] = [100 * bound for bound in M.mean_interval(each)]
     if "sv_scores" in first:
         each = np.stack([s["sv_scores"] for s in scores])
         interval = M.eer_interval(each, first["sv_labels"], first["sv_left"], first["sv_right"])
@@ -55,20 +58,16 @@ def published(suite: Suite, model: str, setting: str) -> dict[str, Any] | None:
     return None
 
 
-def make_row(
-    suite: Suite, model: str, setting: str, outcomes: Sequence[Outcome], upstream: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def make_row(suite: Suite, model: str, setting: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """One cell of the suite: JSON can hold it.
 
     Args:
         outcomes: Of its seeds, failed ones too.
-        upstream: Its cost (see `cost.summary`), None where it could not be built.
     """
     label = suite.settings[setting].label
     row: dict[str, Any] = {"name": f"{model}, {label}" if label else model, "model": model, "setting": setting}
     row["errors"] = {str(o.run.seed): o.error for o in outcomes if o.error is not None}
     row["published"] = published(suite, model, setting)
-    row |= dict(upstream or {})
     done = [outcome for outcome in outcomes if outcome.results is not None and outcome.scores is not None]
     if not done:
         return row
@@ -79,5 +78,9 @@ def make_row(
         if len(values) > 1:
             row[f"{key}_deviation"] = float(np.std(values, ddof=1))
     row["intervals"] = _intervals([outcome.scores for outcome in done])
-    row["parameters"] += sum(done[0].results.get("head_parameters", {}).values())
+    upstreams = [outcome.results["upstream"] for outcome in done]
+    heads = sum(done[0].results.get("head_parameters", {}).values())
+    row["parameters"], row["macs_per_second"] = upstreams[0]["parameters"] + heads, upstreams[0]["macs_per_second"]
+    row["rtf"] = float(np.median([upstream["rtf"] for upstream in upstreams]))
+    row["device"] = done[0].results["device"]
     return row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from distilled_student.benchmark.commands import Bench
 from distilled_student.benchmark.estimate import HALF, OVERHEAD, Estimate, Estimator
-from distilled_student.benchmark.execute import Outcome, execute, finished, upstream_cost
+from distilled_student.benchmark.execute import Outcome, execute, finished
 from distilled_student.benchmark.report import draw, print_table, write_report
 from distilled_student.benchmark.rows import make_row
 from distilled_student.benchmark.suite import Run, plan, read_suite
@@ -39,6 +40,9 @@ def open_bench(
     """
     if steps is not None and steps < 1:
         raise UserError(f"--steps {steps}: needs 1 or more")
+    for option, folder in {"--data": data, "--output": output, "--students": students}.items():
+        if folder is not None and ",," in str(folder):
+            raise UserError(f"{option} {folder}: two commas part the settings of run_downstream.py; take another name")
     students = students or output / "distill"
     return Bench(read_suite(suite), data.absolute(), output.absolute(), students.absolute(), steps, device, **more)
 
@@ -48,22 +52,31 @@ def rows_of(bench: Bench, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     cells: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
         cells.setdefault((outcome.run.model, outcome.run.setting), []).append(outcome)
-    rows = []
-    for (model, setting), of in cells.items():
-        done = next((outcome.run for outcome in of if outcome.results is not None), None)
-        cost = upstream_cost(bench, done) if done else None
-        rows.append(make_row(bench.suite, model, setting, of, cost))
-    return rows
+    order = {(run.model, run.setting): place for place, run in enumerate(plan(bench.suite, 1, extra=True))}
+    return [make_row(bench.suite, *cell, cells[cell]) for cell in sorted(cells, key=lambda cell: order[cell])]
+
+
+def _found(bench: Bench, runs: Sequence[Run]) -> dict[Run, Outcome]:
+    """Outcomes of runs before any is executed, and of all others of the suite that were finished earlier."""
+    seeds = [int(path.name.removeprefix("seed-")) for path in (bench.output / "runs").glob("*/*/seed-*")]
+    outcomes = {run: Outcome(run, error="not run yet") for run in runs}
+    for run in plan(bench.suite, 1 + max([0, *seeds]), extra=True):
+        with contextlib.suppress(UserError):  # of other settings: said when it is executed
+            if (outcome := finished(bench, run)) is not None:
+                outcomes[run] = outcome
+    return outcomes
 
 
 def run_suite(bench: Bench, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Run what is missing. The report is written anew after every run, its images at the end or at an interruption.
 
+    What other calls have finished in the same output is in the report too.
+
     Returns:
         The report's rows, see `make_row`.
     """
-    outcomes: dict[Run, Outcome] = {run: Outcome(run, error="not run yet") for run in runs}
-    rows: list[dict[str, Any]] = []
+    outcomes = _found(bench, runs)
+    rows = rows_of(bench, list(outcomes.values()))
     try:
         for number, run in enumerate(runs, start=1):
             console.rule(f"{number}/{len(runs)}: {run.name}, seed {run.seed}")
@@ -95,9 +108,9 @@ def dry_run(bench: Bench, runs: Sequence[Run], tflops: float) -> Estimate:
         tflops: What the device is taken to sustain in float32, in 1e12 operations a second.
 
     Returns:
-        The sum over what is to do.
+        The sum over what is not done.
     """
-    estimator, total = Estimator(bench), Estimate()
+    estimator, left, ready = Estimator(bench), Estimate(), Estimate()
     table = Table(title=bench.suite.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading, justify in {"run": "left", "seeds": "left", "state": "left", "steps": "right"}.items():
         table.add_column(heading, justify=justify, overflow="fold")
@@ -105,29 +118,32 @@ def dry_run(bench: Bench, runs: Sequence[Run], tflops: float) -> Estimate:
         table.add_column(heading, justify="right")
     lines: dict[tuple[str, str], tuple[list[str], Estimate]] = {}
     for run in runs:
-        state, folder = _state(bench, run), bench.student(run)
         if bench.suite.models[run.model].distill:
-            made, seed = (folder / CONFIG).is_file(), str(bench.distillation(run)[0].seed)
-            name = f"distill {bench.suite.models[run.model].distill}"
-            seeds, _ = lines.setdefault((name, "done" if made else state), ([], estimator.distillation(run)))
+            state = "no data" if bench.missing_to_distil(run) else "to do"
+            state = "done" if (bench.student(run) / CONFIG).is_file() else state
+            name, seed = f"distill {bench.suite.models[run.model].distill}", str(bench.distillation(run)[0].seed)
+            seeds, _ = lines.setdefault((name, state), ([], estimator.distillation(run)))
             if seed not in seeds:
                 seeds.append(seed)
-        lines.setdefault((run.name, state), ([], estimator.run(run)))[0].append(str(run.seed))
+        lines.setdefault((run.name, _state(bench, run)), ([], estimator.run(run)))[0].append(str(run.seed))
     for (name, state), (seeds, estimate) in lines.items():
         hours = f"{estimate.audio_hours:,.0f}", f"{estimate.hours(tflops):,.1f}"
         table.add_row(name, " ".join(seeds), state, f"{estimate.steps:,}", *hours)
-        total += sum([estimate] * len(seeds), Estimate()) if state != "done" else Estimate()
+        of_all = sum([estimate] * len(seeds), Estimate())
+        left += of_all if state != "done" else Estimate()
+        ready += of_all if state == "to do" else Estimate()
     console.print(table)
     console.print(
-        f"To do: {total.hours(tflops):,.1f} hours, worked out, not measured: {total.audio_hours:,.0f} hours of audio, "
-        f"{total.operations / 1e15:,.0f} PFLOP at {tflops:g} TFLOP/s (float32; half precision taken as {HALF} times as "
-        f"fast), {total.steps:,} steps with {OVERHEAD} s beside; heads are not counted."
+        f"Left: {left.hours(tflops):,.1f} hours, {ready.hours(tflops):,.1f} of them with the data that is there. "
+        f"Worked out, not measured: {left.audio_hours:,.0f} hours of audio, {left.operations / 1e15:,.0f} PFLOP "
+        f"at {tflops:g} TFLOP/s (float32; half precision taken as {HALF} times as fast), {left.steps:,} steps "
+        f"with {OVERHEAD} s beside; heads are not counted."
     )
     lacking = dict.fromkeys(line for run in runs for line in bench.missing(run))
     commands = [bench.command(run, run.folder(bench.output) / "experiment") for run in runs if run.seed == runs[0].seed]
     for line in [*lacking, *(shlex.join(["run_downstream.py", *command]) for command in commands)]:
         console.print(line, style="dim", markup=False, soft_wrap=True, highlight=False)
-    return total
+    return left
 
 
 def benchmark(

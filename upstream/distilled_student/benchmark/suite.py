@@ -6,12 +6,14 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from distilled_student.errors import UserError
 from distilled_student.settings import find_config, read_yaml, typed
 
 SHAPES = ("paper", "hubert-base", "shipped")
+DOWNSTREAMS = ("multitask", "speech_commands", "sv_voxceleb1")
+T = TypeVar("T")
 
 
 @dataclass
@@ -69,9 +71,13 @@ class Setting:
     extra: bool = False
     override: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if self.downstream not in DOWNSTREAMS:
+            raise ValueError(f"downstream: '{self.downstream}' is not one of {', '.join(DOWNSTREAMS)}")
+
 
 @dataclass
-class Suite:
+class SuiteFile:
     """What a suite's file holds.
 
     Attributes:
@@ -79,7 +85,9 @@ class Suite:
         results: ``paper``, ``superb`` or None: the published results that stand beside ours.
         seeds: Seeds 0, 1, ... of every run.
         distill: ``once`` (one student for all seeds) or ``seeds`` (one for each).
-        tables: The report's tables: heading -> settings, side by side in one line for each model.
+        models, settings: `Model` and `Setting` by name.
+        tables: The report's tables: heading -> settings. Settings of different tasks share a model's line; those of the
+            same task need a ``label``, which makes a line of its own.
     """
 
     title: str
@@ -104,6 +112,14 @@ class Suite:
                     raise ValueError(f"tables.{title}: no such setting: {name}")
 
 
+@dataclass
+class Suite(SuiteFile):
+    """A suite whose models and settings are typed too."""
+
+    models: dict[str, Model]
+    settings: dict[str, Setting]
+
+
 @dataclass(frozen=True)
 class Run:
     """One training and its evaluation; ``name`` is MODEL/SETTING."""
@@ -126,24 +142,28 @@ def slug(name: str) -> str:
     return name.replace(", ", "-").replace(" ", "-")
 
 
+def _typed_group(schema: type[T], group: dict[str, Any], where: str) -> dict[str, T]:
+    for name, values in group.items():
+        if not isinstance(values, dict):
+            raise UserError(f"{where}.{name}: expected a group of keys, found '{values}'")
+    return {name: typed(schema, values, f"{where}.{name}") for name, values in group.items()}
+
+
 def read_suite(name: str | Path) -> Suite:
-    """A suite's file, or one that ships, by its name; models and settings typed.
+    """A suite's file, or one that ships, by its name.
 
     Raises:
         UserError: no such suite, unknown key, wrong type or impossible value; one line naming file and key.
     """
     path = find_config(name, "benchmark")
-    suite = typed(Suite, read_yaml(path), path)
-    for key, schema, group in (("models", Model, suite.models), ("settings", Setting, suite.settings)):
-        for name, values in group.items():
-            if not isinstance(values, dict):
-                raise UserError(f"{path}: {key}.{name}: expected a group of keys, found '{values}'")
-            group[name] = typed(schema, values, f"{path}: {key}.{name}")
-    for name, model in suite.models.items():
-        for setting in model.settings:
-            if setting not in suite.settings:
-                raise UserError(f"{path}: models.{name}.settings: no such setting: {setting}")
-    return suite
+    file = typed(SuiteFile, read_yaml(path), path)
+    models = _typed_group(Model, file.models, f"{path}: models")
+    settings = _typed_group(Setting, file.settings, f"{path}: settings")
+    for model, values in models.items():
+        for setting in values.settings:
+            if setting not in settings:
+                raise UserError(f"{path}: models.{model}.settings: no such setting: {setting}")
+    return Suite(**(vars(file) | {"models": models, "settings": settings}))
 
 
 def plan(suite: Suite, seeds: int, only: Sequence[str] = (), extra: bool = False) -> list[Run]:

@@ -8,17 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from distilled_student import host
 from distilled_student.arguments import checkpoints
 from distilled_student.errors import UserError
 from distilled_student.multitask import metrics as M
-from distilled_student.settings import read_yaml
 
+Evaluate = Callable[[Path], None]  # s3prl's evaluation of a checkpoint on its test data
 Results = tuple[dict[str, Any], dict[str, np.ndarray]]
-
-
-def _evaluate(checkpoint: Path, device: str | None) -> None:
-    host.run(["-m", "evaluate", "-e", str(checkpoint), "-t", "test", *(["--device", device] if device else [])])
 
 
 def _pairs(path: Path) -> list[tuple[str, str]]:
@@ -30,14 +25,17 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def keyword_spotting(expdir: Path, device: str | None) -> Results:
+def keyword_spotting(expdir: Path, config: dict[str, Any], evaluate: Evaluate) -> Results:
     """KS: the checkpoint that was best on development data, on the test archive.
+
+    Args:
+        expdir: Of the training. config: Its configuration. evaluate: See `Evaluate`.
 
     Returns:
         ``{"kws": {"accuracy" in percent, "utterances"}}`` and ``kws_labels``, ``kws_predicted`` as class numbers.
     """
     best = expdir / "dev-best.ckpt"
-    _evaluate(best if best.is_file() else checkpoints(expdir)[-1], device)
+    evaluate(best if best.is_file() else checkpoints(expdir)[-1])
     truth, predicted = _pairs(expdir / "test_truth.txt"), _pairs(expdir / "test_predict.txt")
     if not truth or [name for name, _ in truth] != [name for name, _ in predicted]:
         raise UserError(f"{expdir / 'test_predict.txt'}: does not fit test_truth.txt beside it")
@@ -47,7 +45,7 @@ def keyword_spotting(expdir: Path, device: str | None) -> Results:
     return {"kws": results}, {"kws_labels": labels, "kws_predicted": answers}
 
 
-def speaker_verification(expdir: Path, device: str | None) -> Results:
+def speaker_verification(expdir: Path, config: dict[str, Any], evaluate: Evaluate) -> Results:
     """ASV: every saved checkpoint on the test trials, the best of them counts, as s3prl's documentation does it.
 
     Returns:
@@ -57,9 +55,9 @@ def speaker_verification(expdir: Path, device: str | None) -> Results:
     saved = checkpoints(expdir)
     found = []
     for checkpoint in saved:
-        _evaluate(checkpoint, device)
+        evaluate(checkpoint)
         found.append(np.array([float(score) for _, score in _pairs(expdir / "test_predict.txt")]))
-    trials = Path(read_yaml(next(expdir.glob("config_*.yaml")))["downstream_expert"]["datarc"]["test_meta_data"])
+    trials = Path(config["downstream_expert"]["datarc"]["test_meta_data"])
     lines = [line.split() for line in trials.read_text(encoding="utf-8").splitlines() if line.strip()]
     labels = np.array([int(line[0]) for line in lines])
     sides = [Path(name).parts[0] for line in lines for name in line[1:3]]
@@ -77,7 +75,7 @@ def speaker_verification(expdir: Path, device: str | None) -> Results:
     return {"sv": results}, {"sv_scores": found[best], "sv_labels": labels, "sv_left": left, "sv_right": right}
 
 
-EXPERTS: dict[str, Callable[[Path, str | None], Results]] = {
+EXPERTS: dict[str, Callable[[Path, dict[str, Any], Evaluate], Results]] = {
     "speech_commands": keyword_spotting,
     "sv_voxceleb1": speaker_verification,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -14,13 +13,9 @@ from distilled_student.benchmark.run import open_bench, run_suite
 from distilled_student.benchmark.suite import plan
 from distilled_student.demo.corpus import expand, fingerprint
 from distilled_student.errors import UserError
+from distilled_student.settings import cache_folder
 
 console = Console()
-
-
-def cache_folder() -> Path:
-    """Where the corpus is expanded: ``$XDG_CACHE_HOME`` or ``~/.cache``, then ``distilled-student``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distilled-student"
 
 
 def corpus_folder() -> Path:
@@ -71,7 +66,7 @@ def run_demo(
         raise UserError(f"--seeds {seeds}: needs 1 or more")
     start = time.monotonic()
     try:
-        for name in ("runs", "distill", "upstreams"):
+        for name in ("runs", "distill"):
             shutil.rmtree(output / name, ignore_errors=True)
         output.mkdir(parents=True, exist_ok=True)
         (output / "results.json").unlink(missing_ok=True)
