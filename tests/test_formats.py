@@ -22,6 +22,7 @@ from references import FORMS, SMALL, save_distiller, save_fairseq, save_transfor
 
 import distilled_student as ds
 from distilled_student.counterparts import conv_layers
+from distilled_student.files import read_torch
 from distilled_student.teachers import open_teacher
 
 WAVE = tone(1.0)[None]
@@ -222,6 +223,55 @@ def test_a_lost_part_of_an_attention_is_refused_by_the_weights_that_lack_it(hube
     del state["encoder.layers.1.attention.k_proj.weight"]
     safetensors.torch.save_file(state, file)
     refused(hubert, r"missing: layers.1.self_attn.in_proj_weight.*unexpected: .*layers.1.self_attn.q.weight")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("q_proj.bias", None),
+        ("v_proj.bias", None),
+        ("q_proj.weight", (40, 48)),
+        ("k_proj.weight", ()),
+        ("k_proj.bias", (1,)),
+    ],
+)
+def test_an_attention_of_other_shapes_is_never_filled_up(
+    name: str, shape: tuple[int, ...] | None, hubert: Path
+) -> None:
+    file = hubert / "model.safetensors"
+    state = safetensors.torch.load_file(file)
+    changed = {f"encoder.layers.1.attention.{name}": torch.zeros(shape)} if shape is not None else {}
+    state.pop(f"encoder.layers.1.attention.{name}")
+    safetensors.torch.save_file({**state, **changed}, file)
+    refused(hubert, r"missing: layers.1.self_attn.in_proj_weight, .*unexpected: .*layers.1.self_attn.")
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_reading_a_checkpoint_leaves_what_torch_holds_for_safe_as_it_was(registered: bool, tmp_path: Path) -> None:
+    file = save_distiller(tmp_path / "d.ckpt", SMALL, GROUP_POST)
+    before, wanted = torch.serialization.get_safe_globals(), [argparse.Namespace] if registered else []
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(wanted)
+    try:
+        ds.load_student(file)
+        assert torch.serialization.get_safe_globals() == wanted
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def test_prediction_layers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    file = save_distiller(tmp_path / "d.ckpt", SMALL, GROUP_POST)
+    loaded = read_torch(file)
+    loaded["Distiller"]["output_layer.2.bias"] = loaded["Distiller"]["output_layer.2.bias"][..., :1, :]
+    torch.save(loaded, file)
+    refused(file, r"missing: predictions.outputs.0.weight.*unexpected: output_layer.2.weight")
+
+
+@pytest.mark.parametrize("value", [None, 7])
+def test_a_setting_of_another_kind_is_named(value: object, hubert: Path) -> None:
+    edit(hubert / "config.json", conv_dim=value)
+    refused(hubert, f"conv_dim: expected a list, found {value}")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from distilled_student import cost
 from distilled_student.arguments import checkpoints
 from distilled_student.errors import UserError
+from distilled_student.files import write_json
 from distilled_student.multitask.expert import BEST
 from distilled_student.plots import plot_det
 
@@ -40,8 +40,13 @@ def evaluate(
     checkpoint: str = BEST,
     device: str | None = None,
     overrides: Sequence[str] = (),
+    trials: str | None = None,
 ) -> dict[str, Any]:
     """Run a split and write ``EXPDIR/results.json``, its scores and labels as ``scores-SPLIT.npz``, ``det-SPLIT.png``.
+
+    Args:
+        trials: Another list of test trials, a file or a name in the speakers' folder, such as VoxCeleb1's E and H; its
+            name goes into the names of what is written: ``results-LIST.json``.
 
     Returns:
         ``{"split", "checkpoint", "kws": {...}, "sv": {...}, "upstream": {"name", "parameters", "macs_per_second",
@@ -54,7 +59,12 @@ def evaluate(
         raise UserError(f"--split {split}: expected dev or test")
     from distilled_student.host import open_runner
 
-    expdir = Path(expdir)
+    expdir, suffix = Path(expdir), ""
+    if trials is not None:
+        if split != "test":
+            raise UserError(f"--trials {trials}: are test trials; --split {split} has its own")
+        suffix, file = f"-{Path(trials).stem}", Path(trials).absolute()
+        overrides = [*overrides, f"config.downstream_expert.tasks.sv.trials={file if file.is_file() else trials}"]
     path = find_checkpoint(expdir, checkpoint)
     runner = open_runner(path, device=device, overrides=overrides)
     expert, upstream = runner.downstream.model, runner.upstream.model
@@ -69,15 +79,12 @@ def evaluate(
         "upstream": {"name": runner.args.upstream, **cost.summary(upstream)},
         "head_parameters": {name: cost.parameters(task.head) for name, task in expert.tasks.items()},
     }
-    scores, arrays = expdir / f"scores-{split}.npz", expert.arrays[split]
+    scores, arrays = expdir / f"scores-{split}{suffix}.npz", expert.arrays[split]
     with (scores.with_suffix(".new")).open("wb") as file:
         np.savez_compressed(file, **arrays)
     os.replace(scores.with_suffix(".new"), scores)
     kinds = {"cosine": "sv_scores", "AS-norm": "sv_as_norm_scores"}
-    if trials := {name: (arrays[key], arrays["sv_labels"]) for name, key in kinds.items() if key in arrays}:
-        plot_det(expdir / f"det-{split}.png", trials)
-    target = expdir / "results.json"
-    beside = expdir / "results.json.new"
-    beside.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, target)
+    if scored := {name: (arrays[key], arrays["sv_labels"]) for name, key in kinds.items() if key in arrays}:
+        plot_det(expdir / f"det-{split}{suffix}.png", scored)
+    write_json(expdir / f"results{suffix}.json", results)
     return results

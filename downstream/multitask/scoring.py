@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BLOCK = 4096  # trials or utterances at once: all embeddings of a million trials, or all cohort scores, would not fit
+CALIBRATION_C = 1000.0
 
 
 def _blocks(count: int) -> Iterator[slice]:
@@ -56,19 +57,21 @@ def fit_calibration(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float]
     """Slope and offset that make ``slope * score + offset`` a log-likelihood ratio: logistic regression.
 
     Target and non-target trials weigh the same, so that the ratio holds whatever the share of targets is. Brummer and
-    du Preez, "Application-independent evaluation of speaker detection", 2006. A ridge of 1e-3 on the slope (of scores
-    with deviation 1) keeps it finite where trials are separated without error.
+    du Preez, "Application-independent evaluation of speaker detection", 2006. A ridge on the slope (of scores with
+    deviation 1) keeps it finite where trials are separated without error; it fades with the number of trials, or it
+    would say of a good system that it is unsure: scikit-learn's ``C`` of `CALIBRATION_C`.
     """
     s, y = torch.as_tensor(np.asarray(scores), dtype=torch.float64), torch.as_tensor(np.asarray(labels)).bool()
     mean, deviation = s.mean(), s.std().clamp(min=1e-12)
     s = (s - mean) / deviation
+    ridge = 0.5 / (CALIBRATION_C * len(s))
     line = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([line], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
         ratio = line[0] * s + line[1]
-        value = F.softplus(-ratio[y]).mean() / 2 + F.softplus(ratio[~y]).mean() / 2 + 5e-4 * line[0].square()
+        value = F.softplus(-ratio[y]).mean() / 2 + F.softplus(ratio[~y]).mean() / 2 + ridge * line[0].square()
         value.backward()
         return value
 

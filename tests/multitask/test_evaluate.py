@@ -48,10 +48,14 @@ def test_train_and_evaluate_leave_the_results_and_the_scores_behind_them(
     trials = [f"{int(a == b)} {a}/s0/00000.wav {b}/s1/00000.wav" for a in SPEAKERS for b in SPEAKERS]
     lines = [f"{trial} {gender} GB" for trial, gender in zip(trials, itertools.cycle("fm"), strict=False)]
     (tmp_path / "vox/hard.txt").write_text("\n".join(lines))
-    hard = evaluate(exp, device="cpu", overrides=["config.downstream_expert.tasks.sv.trials=hard.txt"])
+    before = (exp / "results.json").read_text()
+    hard = evaluate(exp, device="cpu", trials="hard.txt")
+    assert json.loads((exp / "results-hard.json").read_text()) == hard and (exp / "det-test-hard.png").is_file()
+    assert (exp / "results.json").read_text() == before, "another list has files of its own"
     assert (hard["sv"]["trials"], hard["sv"]["speakers"]) == (9, 3), "of the training and the test speakers, as E and H"
     assert {value: found["trials"] for value, found in hard["sv"]["groups"]["column 4"].items()} == {"f": 5, "m": 4}
-    assert hard["sv"]["groups"]["column 5"]["GB"]["eer"] == hard["sv"]["eer"]
+    for kind in (hard["sv"], hard["sv"]["as_norm"]):
+        assert kind["groups"]["column 5"]["GB"]["eer"] == kind["eer"]
     with pytest.raises(UserError, match=r"best-dev\.ckpt with -o: downstream_expert\.tasks\.kws: key 'batch_size'"):
         evaluate(exp, device="cpu", overrides=["config.downstream_expert.tasks.kws.batch_size=many"])
     shutil.rmtree(next(iter(sorted((tmp_path / "vox/dev/wav").iterdir()))))

@@ -47,10 +47,22 @@ def test_calibration_is_scikit_learns_balanced_logistic_regression() -> None:
     slope, offset = scoring.fit_calibration(scores, labels)
     s = (scores - scores.mean()) / scores.std(ddof=1)
     # its penalty is 1/2 and its loss a sum whose weights add up to the number of trials
-    model = LogisticRegression(class_weight="balanced", C=1e3 / len(s), tol=1e-10, max_iter=1000).fit(
-        s[:, None], labels
-    )
+    model = LogisticRegression(class_weight="balanced", C=1e3, tol=1e-10, max_iter=1000).fit(s[:, None], labels)
     np.testing.assert_allclose(slope * scores + offset, model.decision_function(s[:, None]), atol=1e-3)
+
+
+@pytest.mark.parametrize("apart", [2.0, 4.0, 5.2])
+def test_calibration_finds_the_likelihood_ratio_of_gaussian_scores_of_weak_and_good_systems(apart: float) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=40_000)
+    scores = 0.1 * (rng.normal(size=len(labels)) + apart * labels)
+    slope, offset = scoring.fit_calibration(scores, labels)
+    # equal variances: log N(s; mean 1) - log N(s; mean 0) is a line
+    assert slope == pytest.approx(apart / 0.1, rel=0.07)
+    assert -offset / slope == pytest.approx(apart * 0.1 / 2, rel=0.02)
+    fresh = rng.integers(2, size=40_000)
+    ratios = slope * 0.1 * (rng.normal(size=len(fresh)) + apart * fresh) + offset
+    assert M.act_dcf(ratios, fresh, 0.01) - M.min_dcf(ratios, fresh, 0.01) < 0.03
 
 
 def test_calibrated_scores_cost_about_their_minimum_whatever_the_scale() -> None:

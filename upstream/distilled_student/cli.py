@@ -36,11 +36,12 @@ def evaluate(
     split: Annotated[str, typer.Option(help="dev or test.")] = "test",
     checkpoint: Annotated[str, typer.Option(help="File in the folder.")] = "best-dev.ckpt",
     device: Annotated[str | None, typer.Option(help="cpu, cuda; default: what the machine has.")] = None,
+    trials: Annotated[str | None, typer.Option(help="Another list of test trials, such as Vox1-H.")] = None,
 ) -> None:
     """Evaluate a joint training run on both tasks and write results.json into its folder."""
     from distilled_student.multitask.evaluate import evaluate as run
 
-    run(expdir, split=split, checkpoint=checkpoint, device=device)
+    run(expdir, split=split, checkpoint=checkpoint, device=device, trials=trials)
 
 
 @app.command()

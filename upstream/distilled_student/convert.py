@@ -67,25 +67,39 @@ def student_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     DistilHuBERT's prediction layers, stacked in one tensor, become one linear layer each.
     """
     renamed = {_rename(re.sub(f"^{PREFIX}", r"\1", n), NAMES): value.detach().float() for n, value in state.items()}
+    whisper = any(re.search(r"(^|\.)conv1\.weight$", name) for name in state)
     # At the top level fairseq's layer_norm stands before the projection, Whisper's behind the last layer.
-    top = "norm" if "conv1.weight" in state else "projection_norm"
+    top = "norm" if whisper else "projection_norm"
     renamed = {name.replace("<layer_norm>", top): value for name, value in renamed.items()}
     for prefix in {n.removesuffix("q.weight") for n in renamed if n.endswith(".self_attn.q.weight")}:
-        if any(f"{prefix}{p}.weight" not in renamed for p in "kv"):
-            continue  # a damaged checkpoint, of which what remains is unexpected
-        q, k, v = (renamed.pop(f"{prefix}{p}.weight") for p in "qkv")
-        biases = [renamed.pop(f"{prefix}{p}.bias", torch.zeros(len(q))) for p in "qkv"]
-        renamed[f"{prefix}in_proj_weight"] = torch.cat([q, k, v])
-        renamed[f"{prefix}in_proj_bias"] = torch.cat(biases)
-    if {
-        "output_layer.2.weight",
-        "output_layer.2.bias",
-    } <= renamed.keys():  # (targets, in, out) and (1, 1, targets, out)
-        stacked, biases = renamed.pop("output_layer.2.weight"), renamed.pop("output_layer.2.bias")
-        for i, (weight, bias) in enumerate(zip(stacked, biases[0, 0], strict=True)):
-            renamed[f"predictions.outputs.{i}.weight"] = weight.T.contiguous()
-            renamed[f"predictions.outputs.{i}.bias"] = bias
+        _join_projections(renamed, prefix, whisper)
+    _part_outputs(renamed)
     return renamed
+
+
+def _join_projections(weights: dict[str, Tensor], prefix: str, whisper: bool) -> None:
+    """Query, key and value into ``in_proj``. Left as they are, and so unexpected, where one is missing or misshapen."""
+    names = [f"{prefix}{letter}.{kind}" for kind in ("weight", "bias") for letter in "qkv"]
+    size = weights[names[0]].shape[:1]
+    if whisper:
+        weights.setdefault(f"{prefix}k.bias", torch.zeros(size))
+    shapes = [weights[name].shape if name in weights else None for name in names]
+    if len(set(shapes[:3])) == 1 and len(shapes[0]) == 2 and shapes[3:] == [size] * 3:
+        joined = [weights.pop(name) for name in names]
+        weights[f"{prefix}in_proj_weight"] = torch.cat(joined[:3])
+        weights[f"{prefix}in_proj_bias"] = torch.cat(joined[3:])
+
+
+def _part_outputs(weights: dict[str, Tensor]) -> None:
+    """DistilHuBERT's stacked ``(targets, in, out)`` and ``(1, 1, targets, out)``, if they are there and fit."""
+    names = "output_layer.2.weight", "output_layer.2.bias"
+    if not all(name in weights for name in names):
+        return
+    stacked, biases = (weights[name] for name in names)
+    if stacked.dim() == 3 and biases.shape == (1, 1, stacked.shape[0], stacked.shape[2]):
+        for i, (weight, bias) in enumerate(zip(weights.pop(names[0]), weights.pop(names[1])[0, 0], strict=True)):
+            weights[f"predictions.outputs.{i}.weight"] = weight.T.contiguous()
+            weights[f"predictions.outputs.{i}.bias"] = bias
 
 
 def hubert_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -36,6 +36,12 @@ def _first_difference(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> st
     return None
 
 
+def _list(values: Mapping[str, Any], key: str) -> list[Any]:
+    if not isinstance(values[key], list | tuple):
+        raise ValueError(f"{key}: expected a list, found {values[key]!r}")
+    return list(values[key])
+
+
 def no_counterpart(values: Mapping[str, Any]) -> str | None:
     """Why the network of a `transformers` configuration is not of a student's form; None if it is.
 
@@ -78,9 +84,9 @@ def transformers_config(values: Mapping[str, Any]) -> StudentConfig:
             targets=[],
         )
     return StudentConfig(
-        conv_dim=list(values["conv_dim"]),
-        conv_kernel=list(values["conv_kernel"]),
-        conv_stride=list(values["conv_stride"]),
+        conv_dim=_list(values, "conv_dim"),
+        conv_kernel=_list(values, "conv_kernel"),
+        conv_stride=_list(values, "conv_stride"),
         conv_bias=values["conv_bias"],
         conv_norm=values["feat_extract_norm"],
         projection_norm=values.get("feat_proj_layer_norm", True),  # came with DistilHuBERT; false there
@@ -215,7 +221,7 @@ def distiller_config(values: Mapping[str, Any]) -> StudentConfig:
     return _fairseq_form(
         values,
         projection_norm=False,
-        targets=list(values.get("pred_layer_id", range(1, values["n_tasks"] + 1))),
+        targets=_list({"pred_layer_id": list(range(1, values["n_tasks"] + 1)), **values}, "pred_layer_id"),
         target_size=values["final_dim"],
         prediction_size=size if size > 0 else values["encoder_embed_dim"],
     )

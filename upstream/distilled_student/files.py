@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pickle
@@ -47,8 +48,11 @@ def read_torch(file: Path) -> Any:
     Raises:
         UserError: damaged, or with any other pickled object, since loading one can run code; names the file.
     """
+    known = argparse.Namespace in torch.serialization.get_safe_globals()
+    # torch's context takes a name away at its end even where it was there before, as once s3prl is registered
+    safe = contextlib.nullcontext() if known else torch.serialization.safe_globals([argparse.Namespace])
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with safe:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
@@ -66,6 +70,11 @@ def write_whole(folder: Path, contents: Mapping[str, bytes]) -> None:
         (folder / f"{name}.new").write_bytes(content)
     for name in contents:
         os.replace(folder / f"{name}.new", folder / name)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """A JSON file, whole or not at all."""
+    write_whole(file.parent, {file.name: f"{json.dumps(content, indent=2)}\n".encode()})
 
 
 def save_torch(content: Any, file: str | Path) -> None:

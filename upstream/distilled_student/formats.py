@@ -94,14 +94,16 @@ def normalization(folder: Path) -> dict[str, Any]:
 
     `transformers` 5 may keep them within ``processor_config.json``. Its default is to normalise.
     """
-    values: dict[str, Any] | None = None
-    if (folder / PREPROCESSOR).is_file():
-        values = read_json(folder / PREPROCESSOR)
-    elif (folder / "processor_config.json").is_file():
-        values = read_json(folder / "processor_config.json").get("feature_extractor")
+    values: Any = None
+    file = folder / PREPROCESSOR
+    if file.is_file():
+        values = read_json(file)
+    elif (file := folder / "processor_config.json").is_file():
+        values = read_json(file).get("feature_extractor")
     if values is None:
         log.warning("%s: no %s; waveforms are given as they are", folder, PREPROCESSOR)
         return {"normalize": False}
+    values = _mapping(values, f"{file}: feature_extractor")
     return {
         "normalize": values.get("do_normalize", True),
         "normalize_epsilon": values.get("normalize_epsilon", 1e-7),  # ours; see write_transformers

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: no display is needed, nothing is left open
+from matplotlib.lines import Line2D
 
 AXES = {"parameters": "parameters (M)", "macs_per_second": "M MAC per second of audio", "rtf": "real-time factor"}
 MILLIONS = ("parameters", "macs_per_second")
@@ -59,29 +60,27 @@ def plot_det(path: Path, trials: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
 def plot_costs(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
     """Both tasks (rows) against parameters, multiply-accumulates and real-time factor (columns).
 
-    ``rows`` as in a report's ``results.json``: full dots ours, with their 95 % interval; hollow ones published, where
-    only their number of parameters is known.
+    ``rows`` as in a report's ``results.json``, a colour each: full dots ours, with their 95 % interval; hollow ones
+    published, where only their number of parameters is known.
     """
     figure = Figure(figsize=(12, 7), layout="constrained")
     panels = figure.subplots(2, len(AXES))
+    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(row["name"] for row in rows))}
     for line, (key, heading) in enumerate({"kws_accuracy": "KWS accuracy %", "sv_eer": "SV EER %"}.items()):
         for axes, (cost, label) in zip(panels[line], AXES.items(), strict=True):
             for row in rows:
-                scale = 1e-6 if cost in MILLIONS else 1.0
-                if key in row and cost in row:
-                    _point(axes, row[cost] * scale, row[key], row["name"], row["intervals"].get(key))
                 known = row["published"] or {}
                 if cost == "parameters" and known.get(key) is not None:
-                    axes.scatter(known["parameters"], known[key], facecolors="none", edgecolors="grey")
-                    axes.annotate(f"{row['name']}, published", (known["parameters"], known[key]), fontsize=7)
+                    axes.scatter(known["parameters"], known[key], facecolors="none", edgecolors=colours[row["name"]])
+                if key in row and cost in row:
+                    scale = 1e-6 if cost in MILLIONS else 1.0
+                    interval = row["intervals"].get(key) or [row[key], row[key]]
+                    error = [[max(0.0, row[key] - interval[0])], [max(0.0, interval[1] - row[key])]]
+                    axes.errorbar(row[cost] * scale, row[key], error, fmt="o", capsize=3, color=colours[row["name"]])
             axes.set(xlabel=label, ylabel=heading)
-            axes.margins(0.25)
             axes.grid(alpha=0.3)
+    handles = [Line2D([], [], marker="o", linestyle="", color=colour, label=name) for name, colour in colours.items()]
+    handles.append(Line2D([], [], marker="o", linestyle="", color="grey", markerfacecolor="none", label="published"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     figure.suptitle(f"{title}: both tasks against what they cost")
     figure.savefig(path, dpi=120)
-
-
-def _point(axes: Any, x: float, y: float, name: str, interval: Sequence[float] | None) -> None:
-    error = None if interval is None else [[max(0.0, y - interval[0])], [max(0.0, interval[1] - y)]]
-    axes.errorbar(x, y, yerr=error, fmt="o", capsize=3)
-    axes.annotate(name, (x, y), xytext=(6, 6), textcoords="offset points", fontsize=8)

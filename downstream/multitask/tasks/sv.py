@@ -210,9 +210,9 @@ class Task(BaseTask):
             if split == "dev":
                 line.copy_(torch.tensor(fit_calibration(scores, trials.labels)))
             found[kind] = verification(scores, trials, tuple(line.tolist()) if line[0] else None)
+            if trials.groups:
+                found[kind]["groups"] = by_group(scores, trials)
         results = found.pop("cosine") | found
-        if trials.groups:
-            results["groups"] = by_group(kinds["cosine"], trials)
         results |= {
             "cohort": len(self.cohort()),
             "utterances": len(trials.paths),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -69,6 +70,13 @@ class Bench:
         config, _ = self.distillation(run)
         moving = ("teacher", "data.paths")
         return {key: value for key, value in lasting(config).items() if key not in moving} | {"steps": config.steps}
+
+    def distil_command(self, run: Run) -> list[str]:
+        """Arguments of ``distilled-student`` for the distillation before a run; they resume it too."""
+        config, _ = self.distillation(run)
+        places = [f"teacher={config.teacher}", f"data.paths={json.dumps(config.data.paths)}", f"output={config.output}"]
+        more = [f"seed={config.seed}", f"steps={config.steps}"]
+        return ["distill", str(self.suite.models[run.model].distill), *places, *more, *self.distil]
 
     # Training in s3prl's runner
     def _configured(self, run: Run) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
@@ -143,7 +151,7 @@ class Bench:
         names = [name for value in folders.values() for name in (value if isinstance(value, list) else [value])]
         lacking: dict[str, list[str]] = {}
         for path in map(Path, dict.fromkeys(names)):
-            if not path.exists():
+            if not (path.is_file() or (path.is_dir() and any(path.iterdir()))):
                 lacking.setdefault(path.relative_to(self.data).parts[0], []).append(str(path.relative_to(self.data)))
         return [self._line(corpus, paths) for corpus, paths in lacking.items()]
 

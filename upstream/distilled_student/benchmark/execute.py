@@ -22,7 +22,7 @@ from distilled_student.benchmark.commands import Bench
 from distilled_student.benchmark.suite import Run
 from distilled_student.benchmark.superb import EXPERTS
 from distilled_student.errors import UserError
-from distilled_student.files import read_json, write_whole
+from distilled_student.files import read_json, write_json
 from distilled_student.storage import CONFIG, load_student, save_student
 from distilled_student.student import build_student
 
@@ -38,11 +38,6 @@ class Outcome:
     results: dict[str, Any] | None = None
     scores: dict[str, np.ndarray] | None = None
     error: str | None = None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """A JSON file, never half of it."""
-    write_whole(path.parent, {path.name: f"{json.dumps(content, indent=2)}\n".encode()})
 
 
 def _began(folder: Path) -> bool:

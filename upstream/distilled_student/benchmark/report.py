@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from distilled_student.baselines import read_baselines
-from distilled_student.benchmark.execute import Outcome, write_json
+from distilled_student.benchmark.execute import Outcome
 from distilled_student.benchmark.rows import METRICS
 from distilled_student.benchmark.suite import Suite
+from distilled_student.files import write_json
 from distilled_student.plots import plot_confusion, plot_costs, plot_det
 
 Row = Mapping[str, Any]
@@ -75,6 +76,7 @@ def _table(suite: Suite, settings: Sequence[str], rows: Sequence[Row], sources: 
     headings = [""]
     for key in columns:
         headings += [TASKS[key][0], "published"] if has_published else [TASKS[key][0]]
+    headings += ["published parameters M"] if has_published else []
     table = [[*headings, *(heading for heading, *_ in COSTS.values())]]
     for name, of in lines.items():
         cells = [name]
@@ -84,7 +86,8 @@ def _table(suite: Suite, settings: Sequence[str], rows: Sequence[Row], sources: 
         known = next((row for row in of if "seeds" in row), of[0])  # the one that ran knows what it costs
         seconds = sum(row.get("train_seconds", 0.0) for row in of)
         costs = {**known, "train_seconds": seconds} if seconds else known
-        table.append(cells + [_cost(costs, key) for key in COSTS])
+        size = [f"{row['published']['parameters']:g}" for row in of if row["published"]][:1] or ["-"]
+        table.append([*cells, *(size if has_published else []), *(_cost(costs, key) for key in COSTS)])
     return _markdown(table)
 
 

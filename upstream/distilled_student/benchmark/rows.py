@@ -82,5 +82,5 @@ def make_row(suite: Suite, model: str, setting: str, outcomes: Sequence[Outcome]
     heads = sum(done[0].results.get("head_parameters", {}).values())
     row["parameters"], row["macs_per_second"] = upstreams[0]["parameters"] + heads, upstreams[0]["macs_per_second"]
     row["rtf"] = float(np.median([upstream["rtf"] for upstream in upstreams]))
-    row["device"] = done[0].results["device"]
+    row["device"] = done[0].results.get("device")
     return row

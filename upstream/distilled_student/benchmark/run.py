@@ -140,8 +140,12 @@ def dry_run(bench: Bench, runs: Sequence[Run], tflops: float) -> Estimate:
         f"with {OVERHEAD} s beside; heads are not counted."
     )
     lacking = dict.fromkeys(line for run in runs for line in bench.missing(run))
-    commands = [bench.command(run, run.folder(bench.output) / "experiment") for run in runs if run.seed == runs[0].seed]
-    for line in [*lacking, *(shlex.join(["run_downstream.py", *command]) for command in commands)]:
+    commands: dict[str, None] = {}  # in their order, each once
+    for run in runs:
+        if bench.suite.models[run.model].distill:
+            commands[shlex.join(["distilled-student", *bench.distil_command(run)])] = None
+        commands[shlex.join(["run_downstream.py", *bench.command(run, run.folder(bench.output) / "experiment")])] = None
+    for line in [*lacking, *commands]:
         console.print(line, style="dim", markup=False, soft_wrap=True, highlight=False)
     return left
 

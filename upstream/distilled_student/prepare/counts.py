@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from distilled_student.audio import SUFFIXES
+from distilled_student.errors import UserError
+
+T = TypeVar("T")
 
 
 def audio_files(folder: Path) -> list[str]:
@@ -30,11 +35,19 @@ def pairs_in(trials: Path) -> list[list[str]]:
     return [line.split()[1:3] for line in lines if line.strip()]
 
 
+def _without_key(index: Callable[..., T], settings: Any, **more: Any) -> T:
+    """An index of the joint task; of its errors what is wrong with the files, not the setting that names them."""
+    try:
+        return index(settings, key="prepare", **more)
+    except UserError as error:
+        raise UserError(str(error).partition(": ")[2]) from None
+
+
 def speech_commands_training(folder: Path) -> dict[str, int]:
     """Files of Speech Commands, and the utterances of the two indices that are made from them."""
     from distilled_student.multitask.tasks import kws, kws_index  # need torch
 
-    index, noises = kws_index.class_index(kws.Settings(train_root=str(folder)), seed=0, key="prepare")
+    index, noises = _without_key(kws_index.class_index, kws.Settings(train_root=str(folder)), seed=0)
     words = [path for path in folder.iterdir() if path.is_dir() and path.name != kws_index.BACKGROUND]
     sets = Counter(kws_index.which_set(name, 10, 10) for word in words for name in audio_files(word))
     return {
@@ -51,5 +64,5 @@ def speech_commands_test(folder: Path) -> dict[str, int]:
     """Files in the twelve folders of the test archive."""
     from distilled_student.multitask.tasks import kws, kws_index
 
-    clips = kws_index.test_index(kws.Settings(test_root=str(folder)), key="prepare")
+    clips = _without_key(kws_index.test_index, kws.Settings(test_root=str(folder)))
     return {"test utterances": len(clips)}

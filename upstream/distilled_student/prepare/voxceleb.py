@@ -31,7 +31,9 @@ def arrange(corpus: Corpus, home: Path, parts: Sequence[Part], source: Path, mir
     """
     home, source = home.resolve(), source.resolve()
     files, speakers = _search(source, home, parts)
-    tested = _trial_lists(corpus, home, files, mirror)
+    tested, trials = _trial_lists(corpus, home, files, mirror), home / corpus.trials[0].name
+    if not tested and trials.is_file():
+        raise UserError(f"{trials}: holds no trials of VoxCeleb1's speakers; remove it, and it will be fetched")
     missing = [] if tested else [corpus.trials[0].name]
     if tested:
         _place(speakers, home, tested)
