@@ -13,15 +13,6 @@ from references import FORMS, SMALL, save_fairseq, save_transformers, transforme
 import distilled_student as ds
 from distilled_student.teachers import S3prlEncoder, StudentEncoder, Teacher, align, open_teacher
 
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "conv_dim": [16] * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
 STABLE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
 FAMILIES = {
     "hubert-base": (transformers.HubertConfig, transformers.HubertModel, {}),
@@ -42,7 +33,7 @@ FAMILIES = {
 def test_a_teacher_equals_its_own_library(family: str, normalize: bool, tmp_path: Path) -> None:
     config, model_class, extra = FAMILIES[family]
     torch.manual_seed(0)
-    model = model_class(config(**{**TINY, **extra})).eval()
+    model = model_class(config(**{**SMALL, **extra})).eval()
     model.save_pretrained(tmp_path)
     extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize)
     extractor.save_pretrained(tmp_path)
@@ -95,7 +86,7 @@ def test_whispers_encoder_equals_its_own_library(name: str, tmp_path: Path) -> N
 def test_a_teachers_padding_never_changes_its_result(family: str, tmp_path: Path) -> None:
     config, model_class, extra = FAMILIES[family]
     torch.manual_seed(0)
-    model_class(config(**{**TINY, **extra})).save_pretrained(tmp_path)
+    model_class(config(**{**SMALL, **extra})).save_pretrained(tmp_path)
     teacher = Teacher(open_teacher(tmp_path), [1, 3])
     lengths = torch.tensor([16_000, 7_000, 7_000])
     waveforms = torch.stack([tone(1.0, seed=i) for i in range(3)])
@@ -132,7 +123,7 @@ def test_a_converted_checkpoint_is_the_same_teacher_here_and_in_s3prl(family: st
 
 def test_a_hubert_that_no_student_is_is_a_teacher_all_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = transformers.HubertModel(transformers.HubertConfig(**TINY, conv_pos_batch_norm=True)).eval()
+    model = transformers.HubertModel(transformers.HubertConfig(**SMALL, conv_pos_batch_norm=True)).eval()
     save_transformers(model, tmp_path)
     wave = tone(1.0)[None]
     with torch.inference_mode():
@@ -208,7 +199,7 @@ def test_a_teacher_out_of_reach_says_what_to_do_instead(name: str) -> None:
 
 def _damaged(folder: Path, name: str, content: bytes) -> Path:
     config, model_class, extra = FAMILIES["hubert-base"]
-    model_class(config(**{**TINY, **extra})).save_pretrained(folder)
+    model_class(config(**{**SMALL, **extra})).save_pretrained(folder)
     (folder / name).write_bytes(content)
     return folder
 
