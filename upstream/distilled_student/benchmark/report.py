@@ -23,7 +23,8 @@ from distilled_student.plots import plot_confusion, plot_costs, plot_det
 
 Row = Mapping[str, Any]
 TASKS = {"kws_accuracy": ("KWS accuracy %", "KWS %", "{:.2f}"), "sv_eer": ("SV EER %", "EER %", "{:.2f}")}
-COSTS = {  # key of a row: heading, heading where a line has 80 characters, format, unit
+FURTHER = {  # key of a row: heading, heading where a line has 80 characters, format, unit
+    "min_dcf": ("minDCF (p 0.05)", "minDCF", "{:.3f}", 1),
     "parameters": ("parameters M", "M par", "{:.2f}", 1e6),
     "macs_per_second": ("M MAC per s", "MMAC/s", "{:.0f}", 1e6),
     "rtf": ("real-time factor", "RTF", "{:.4f}", 1),
@@ -54,8 +55,8 @@ def _published(row: Row, key: str, sources: list[str]) -> str:
     return f"{TASKS[key][2].format(found[key])} {numbers}"
 
 
-def _cost(row: Row, key: str) -> str:
-    heading = COSTS[key]
+def _further(row: Row, key: str) -> str:
+    heading = FURTHER[key]
     return heading[2].format(row[key] / heading[3]) if key in row else "-"
 
 
@@ -77,17 +78,17 @@ def _table(suite: Suite, settings: Sequence[str], rows: Sequence[Row], sources: 
     for key in columns:
         headings += [TASKS[key][0], "published"] if has_published else [TASKS[key][0]]
     headings += ["published parameters M"] if has_published else []
-    table = [[*headings, *(heading for heading, *_ in COSTS.values())]]
+    table = [[*headings, *(heading for heading, *_ in FURTHER.values())]]
     for name, of in lines.items():
         cells = [name]
         for key in columns:
             row = next((row for row in of if _knows(row, key)), of[0])  # the setting that this task is trained in
             cells += [_number(row, key), _published(row, key, sources)] if has_published else [_number(row, key)]
-        known = next((row for row in of if "seeds" in row), of[0])  # the one that ran knows what it costs
         seconds = sum(row.get("train_seconds", 0.0) for row in of)
-        costs = {**known, "train_seconds": seconds} if seconds else known
+        known = {key: value for row in of for key, value in row.items() if key in FURTHER}
+        known |= {"train_seconds": seconds} if seconds else {}
         size = [f"{row['published']['parameters']:g}" for row in of if row["published"]][:1] or ["-"]
-        table.append([*cells, *(size if has_published else []), *(_cost(costs, key) for key in COSTS)])
+        table.append([*cells, *(size if has_published else []), *(_further(known, key) for key in FURTHER)])
     return _markdown(table)
 
 
@@ -176,11 +177,11 @@ def print_table(suite: Suite, rows: Sequence[Row], title: str) -> None:
     table.add_column("", no_wrap=True)
     for _, short, _ in TASKS.values():
         table.add_column(short, justify="right")
-    for _, short, _, _ in COSTS.values():
+    for _, short, _, _ in FURTHER.values():
         table.add_column(short, justify="right")
     several = len(suite.settings) > 1 and suite.results is not None
     for row in rows:
         name = f"{row['model']}/{row['setting']}" if several else row["name"]
         figures = [_number(row, key).partition(" [")[0] for key in TASKS]
-        table.add_row(name, *figures, *(_cost(row, key) for key in COSTS))
+        table.add_row(name, *figures, *(_further(row, key) for key in FURTHER))
     Console().print(table)
