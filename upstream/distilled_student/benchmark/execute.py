@@ -58,7 +58,7 @@ def _check(folder: Path, settings: dict[str, Any]) -> None:
     record = folder / RECORD
     if not record.is_file() or not _began(folder):
         return
-    before, now = _flat(read_json(record)["settings"]), _flat(json.loads(json.dumps(settings)))
+    before, now = _flat(read_json(record).get("settings", {})), _flat(json.loads(json.dumps(settings)))
     for key in {**now, **before}:
         if before.get(key) != now.get(key):
             was = f"{key} was {before.get(key)}, is {now.get(key)}"
@@ -69,7 +69,7 @@ def _check(folder: Path, settings: dict[str, Any]) -> None:
 def _timed(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Keep a training's settings and its seconds, all attempts together."""
     record = folder / RECORD
-    before = read_json(record)["seconds"] if record.is_file() and _began(folder) else 0.0
+    before = read_json(record).get("seconds", 0.0) if record.is_file() and _began(folder) else 0.0
     start = time.monotonic()
     write_json(record, {"settings": settings, "seconds": before})
     try:

@@ -89,6 +89,8 @@ def run_suite(bench: Bench, runs: Sequence[Run]) -> list[dict[str, Any]]:
         images = draw(bench.output, bench.suite, rows, list(outcomes.values()))
         write_report(bench.output, bench.suite, rows, images)
     print_table(bench.suite, rows, f"{bench.suite.title}; report: {bench.output / 'report.md'}")
+    if unfinished := sum(outcomes[run].results is None for run in runs):
+        console.print(f"{unfinished} of {len(runs)} runs were not finished: the report says why")
     return rows
 
 
