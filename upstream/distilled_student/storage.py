@@ -88,11 +88,7 @@ def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], wher
             if n in found and found[n].shape != expected[n].shape
         ],
     }
-    lines = []
-    for kind, names in problems.items():
-        if names:
-            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-            lines.append(f"{kind}: {', '.join(names[:10])}{more}")
+    lines = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
     if lines:
         raise UserError(f"{where}: does not fit its configuration: {'; '.join(lines)}")
 
