@@ -144,9 +144,11 @@ def test_results_of_other_settings_are_not_taken_for_these(finished: Path, data:
 def test_results_of_another_student_are_not_taken_for_this_ones(finished: Path, data: Path) -> None:
     bench = paper(data, finished)
     other = dataclasses.replace(bench, distil=[*DISTIL, "learning_rate=0.5"])
+    taught = dataclasses.replace(bench, distil=[*DISTIL, f"teacher={data / 'teachers' / 'wav2vec2-base'}"])
     run = plan(bench.suite, 1, ["distilled-hubert/kws"])[0]
     assert execute(bench, run).error is None
     assert "student.learning_rate was 0.0002, is 0.5" in execute(other, run).error
+    assert "student.teacher was hubert-base-ls960, is wav2vec2-base" in execute(taught, run).error
 
 
 def test_a_run_that_never_began_binds_nothing(data: Path, tmp_path: Path) -> None:
@@ -178,20 +180,54 @@ def test_a_report_holds_what_earlier_calls_finished(finished: Path, data: Path) 
     assert len(found[3]["seeds"]) == 2
 
 
-def test_data_and_output_may_move_between_training_and_evaluation(finished: Path, data: Path, tmp_path: Path) -> None:
-    for name, folder in {"data #2": data, "out: put": finished}.items():
+def test_all_may_move_between_training_and_evaluation(finished: Path, data: Path, tmp_path: Path) -> None:
+    for name, folder in {"data #2": data, "made": finished}.items():
         shutil.copytree(folder, tmp_path / name)
+    (tmp_path / "made").rename(tmp_path / "out: put")
     bench = paper(tmp_path / "data #2", tmp_path / "out: put")
     run = plan(bench.suite, 1, ["distilled-hubert/joint"])[0]
     before = execute(bench, run).results
     (run.folder(bench.output) / "results.json").unlink()
-    (data / "voxceleb1").rename(data / "away")
+    away = [(data / "voxceleb1", data / "away"), (finished / "distill", finished / "away")]
+    for here, there in away:
+        here.rename(there)
     try:
         after = execute(bench, run)
     finally:
-        (data / "away").rename(data / "voxceleb1")
+        for here, there in away:
+            there.rename(here)
     assert after.error is None
     assert (after.results["kws"], after.results["sv"]) == (before["kws"], before["sv"])
+
+
+def test_a_run_goes_on_where_its_folder_is_now(data: Path, tmp_path: Path) -> None:
+    pairs = ["config.runner.save_step=2", "config.runner.eval_step=2"]
+    bench = paper(data, tmp_path / "old", *pairs, steps=4)
+    run = plan(bench.suite, 1, ["wav2vec2/kws"])[0]
+    assert execute(bench, run).error is None
+    folder = run.folder(bench.output)
+    for name in ("results.json", "scores-test.npz", "experiment/results.json", "experiment/states-4.ckpt"):
+        (folder / name).unlink()
+    shutil.copyfile(folder / "experiment" / "best-dev.ckpt", folder / "experiment" / "states-2.ckpt")
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = paper(data, tmp_path / "new", *pairs, steps=4)
+    assert execute(moved, run).error is None
+    assert (run.folder(moved.output) / "experiment" / "states-4.ckpt").is_file()
+    assert not [path for path in (tmp_path / "old").rglob("*") if path.is_file()]  # s3prl makes the folder again
+
+
+def test_a_damaged_run_stops_no_other(finished: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    bench = paper(data, tmp_path / "out")
+    cells = ("wav2vec2/joint-frozen", "distilled-hubert/kws", "distilled-hubert/sv")
+    frozen, kws, sv = (plan(bench.suite, 1, [cell])[0] for cell in cells)
+    (frozen.folder(bench.output) / "scores-test.npz").write_bytes(b"PK torn")
+    (kws.folder(bench.output) / "results.json").write_text("{}")
+    kws.folder(bench.output).with_name("seed-0.bak").mkdir()
+    found = {f"{row['model']}/{row['setting']}": row for row in run_suite(bench, [sv])}
+    assert set(found) == {"distilled-hubert/sv", "distilled-hubert/joint"}
+    assert "scores-test.npz: is damaged" in execute(bench, frozen).error
+    assert "results.json: lacks train_seconds, upstream" in execute(bench, kws).error
 
 
 def test_an_interrupted_run_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

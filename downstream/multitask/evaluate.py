@@ -70,6 +70,8 @@ def evaluate(
     expert, upstream = runner.downstream.model, runner.upstream.model
     if not hasattr(expert, "results"):
         raise UserError(f"{path}: is not a checkpoint of the multitask downstream")
+    if trials is not None and "sv" not in expert.tasks:
+        raise UserError(f"--trials {trials}: {path} has no task sv")
     runner.args.evaluate_split = split
     runner.evaluate()
     results = {

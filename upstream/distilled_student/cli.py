@@ -38,7 +38,7 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="cpu, cuda; default: what the machine has.")] = None,
     trials: Annotated[str | None, typer.Option(help="Another list of test trials, such as Vox1-H.")] = None,
 ) -> None:
-    """Evaluate a joint training run on both tasks and write results.json into its folder."""
+    """Evaluate a joint training run on both tasks; results.json (with --trials results-LIST.json) into its folder."""
     from distilled_student.multitask.evaluate import evaluate as run
 
     run(expdir, split=split, checkpoint=checkpoint, device=device, trials=trials)

@@ -80,5 +80,8 @@ def write_json(file: Path, content: Any) -> None:
 def save_torch(content: Any, file: str | Path) -> None:
     """``torch.save``, whole or not at all: another process may wait for the file, or this one be killed."""
     part = Path(f"{file}.{os.getpid()}")
-    torch.save(content, part)
-    os.replace(part, file)
+    try:
+        torch.save(content, part)
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)  # it is not there but where something went wrong

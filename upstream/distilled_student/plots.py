@@ -78,12 +78,12 @@ def plot_costs(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> Non
                     error = [[max(0.0, row[key] - interval[0])], [max(0.0, interval[1] - row[key])]]
                     axes.errorbar(row[cost] * scale, row[key], error, fmt="o", capsize=3, color=colours[row["name"]])
             axes.set(xlabel=label, ylabel=heading)
-            axes.locator_params(axis="x", nbins=6)
+            axes.locator_params(axis="x", nbins=4)
             axes.grid(alpha=0.3)
     handles = [Line2D([], [], marker="o", linestyle="", color=colour, label=name) for name, colour in colours.items()]
     if any(row["published"] for row in rows):
         hollow = {"color": "grey", "markerfacecolor": "none"}
         handles.append(Line2D([], [], marker="o", linestyle="", label="published", **hollow))
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    figure.suptitle(f"{title}: both tasks against what they cost")
+    figure.suptitle(f"{title}: against what it costs")
     figure.savefig(path, dpi=120)

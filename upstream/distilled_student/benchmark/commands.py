@@ -50,7 +50,7 @@ class Bench:
     # Distillation
     def student(self, run: Run) -> Path:
         """Folder of the student that a run starts from."""
-        folder = self.students / str(self.suite.models[run.model].distill)
+        folder = self.students / Path(str(self.suite.models[run.model].distill)).stem
         return folder / f"seed-{run.seed}" if self.suite.distill == "seeds" else folder
 
     def distillation(self, run: Run) -> tuple[DistillConfig, Path]:
@@ -66,15 +66,16 @@ class Bench:
         return typed(DistillConfig, values, path, self.distil), path
 
     def distilled(self, run: Run) -> dict[str, Any]:
-        """All that a student depends on but the places of data and teacher, which may be moved."""
+        """All that a student depends on, but for where data and teacher lie, which may be moved when it is finished."""
         config, _ = self.distillation(run)
-        moving = ("teacher", "data.paths")
-        return {key: value for key, value in lasting(config).items() if key not in moving} | {"steps": config.steps}
+        settings = {key: value for key, value in lasting(config).items() if key != "data.paths"}
+        return settings | {"teacher": Path(config.teacher).name, "steps": config.steps}
 
     def distil_command(self, run: Run) -> list[str]:
         """Arguments of ``distilled-student`` for the distillation before a run; they resume it too."""
         config, _ = self.distillation(run)
-        places = [f"teacher={config.teacher}", f"data.paths={json.dumps(config.data.paths)}", f"output={config.output}"]
+        places = [("teacher", config.teacher), ("data.paths", config.data.paths), ("output", config.output)]
+        places = [f"{key}={json.dumps(value)}" for key, value in places]
         more = [f"seed={config.seed}", f"steps={config.steps}"]
         return ["distill", str(self.suite.models[run.model].distill), *places, *more, *self.distil]
 
@@ -117,19 +118,29 @@ class Bench:
         """``-o`` pairs that put the data's folder in the place of the configuration's."""
         return [f"config.{key}={value}" for key, value in self._configured(run)[2].items()]
 
+    def upstream_weights(self, run: Run) -> str | None:
+        """``-k`` of a run."""
+        model = self.suite.models[run.model]
+        if model.distill:
+            return str(self.untrained(run) if model.untrained else self.student(run))
+        return self.weights(model.weights) if model.weights else None
+
+    def places(self, run: Run, expdir: Path) -> list[str]:
+        """``-o`` pairs of all that may have moved since a checkpoint was written, whose own settings count else."""
+        weights = self.upstream_weights(run)
+        own = [f"args.expdir={expdir}", *([f"args.upstream_ckpt={weights}"] if weights else [])]
+        return [*own, *self.moved(run)]
+
     def command(self, run: Run, expdir: Path) -> list[str]:
         """Arguments of ``run_downstream.py`` for a run's training; they resume it too."""
         setting, model = self.suite.settings[run.setting], self.suite.models[run.model]
         arguments = ["-a", "-m", "train", "-u", model.upstream, "-d", setting.downstream, "-c", setting.config]
-        if model.distill:
-            arguments += ["-k", str(self.untrained(run) if model.untrained else self.student(run))]
-        elif model.weights:
-            arguments += ["-k", self.weights(model.weights)]
+        if weights := self.upstream_weights(run):
+            arguments += ["-k", weights]
         arguments += ["-s", model.select or setting.select, "--seed", str(run.seed), "-p", str(expdir)]
         arguments += ["-f"] if setting.trainable else []
         arguments += ["--device", self.device] if self.device else []
-        pairs = self._configured(run)[1] + self.moved(run)
-        return [*arguments, "-o", ",,".join(pairs)] if pairs else arguments
+        return [*arguments, "-o", ",,".join([*self._configured(run)[1], *self.places(run, expdir)])]
 
     def untrained(self, run: Run) -> Path:
         """Folder of the student with random weights that a run starts from."""

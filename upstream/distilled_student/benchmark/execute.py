@@ -8,6 +8,7 @@ import logging
 import shlex
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from distilled_student.student import build_student
 
 log = logging.getLogger(__name__)
 RESULTS, SCORES, RECORD = "results.json", "scores-test.npz", "run.json"
+CHECKPOINTS = ("states-*.ckpt", "step-*.pt")  # of joint training and of distillation
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Outcome:
 def _began(folder: Path) -> bool:
     """Whether there is anything in a folder of a training that its settings bind."""
     made = (RESULTS, CONFIG)
-    found = any(folder.rglob("states-*.ckpt")) or any(folder.rglob("step-*.pt"))
+    found = any(path for pattern in CHECKPOINTS for path in folder.rglob(pattern))
     return found or any((folder / name).is_file() for name in made)
 
 
@@ -59,23 +61,33 @@ def _check(folder: Path, settings: dict[str, Any]) -> None:
     if not record.is_file() or not _began(folder):
         return
     before, now = _flat(read_json(record).get("settings", {})), _flat(json.loads(json.dumps(settings)))
+    if not before:
+        raise UserError(f"{record}: holds no settings: choose another --output or remove {folder}")
     for key in {**now, **before}:
         if before.get(key) != now.get(key):
             was = f"{key} was {before.get(key)}, is {now.get(key)}"
             raise UserError(f"{record}: {was}: choose another --output or remove {folder}")
 
 
+def _seconds(folder: Path) -> float:
+    """Of all attempts at a training; one that was killed counts up to its last checkpoint."""
+    if not ((folder / RECORD).is_file() and _began(folder)):
+        return 0.0
+    record = read_json(folder / RECORD)
+    saved = [path.stat().st_mtime for pattern in CHECKPOINTS for path in folder.rglob(pattern)]
+    killed = max([0.0, *(last - record["started"] for last in saved)]) if "started" in record else 0.0
+    return record.get("seconds", 0.0) + killed
+
+
 @contextmanager
 def _timed(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Keep a training's settings and its seconds, all attempts together."""
-    record = folder / RECORD
-    before = read_json(record).get("seconds", 0.0) if record.is_file() and _began(folder) else 0.0
-    start = time.monotonic()
-    write_json(record, {"settings": settings, "seconds": before})
+    """Keep a training's settings and its seconds, see `_seconds`."""
+    before, start = _seconds(folder), time.time()
+    write_json(folder / RECORD, {"settings": settings, "seconds": before, "started": start})
     try:
         yield
     finally:
-        write_json(record, {"settings": settings, "seconds": before + time.monotonic() - start})
+        write_json(folder / RECORD, {"settings": settings, "seconds": before + time.time() - start})
 
 
 def _distil(bench: Bench, run: Run) -> None:
@@ -94,17 +106,20 @@ def _distil(bench: Bench, run: Run) -> None:
 def _train(bench: Bench, run: Run) -> Path:
     folder = run.folder(bench.output)
     expdir, steps = folder / "experiment", bench.configuration(run)["runner"]["total_steps"]
-    if not (expdir / f"states-{steps}.ckpt").is_file():
+    last = expdir / f"states-{steps}.ckpt"
+    if not last.is_file():
         command = bench.command(run, expdir)
         log.info("run_downstream.py %s", shlex.join(command))
         with _timed(folder, bench.settings(run)):
             host.run(command)
+        if not last.is_file():
+            raise UserError(f"{expdir}: the training has ended without {last.name}")
     return expdir
 
 
 def _evaluate_checkpoint(bench: Bench, run: Run, checkpoint: Path) -> None:
     """s3prl's evaluation on the test data as it lies now, into the checkpoint's folder where that is now."""
-    pairs = ",,".join([f"args.expdir={checkpoint.parent}", *bench.moved(run)])
+    pairs = ",,".join(bench.places(run, checkpoint.parent))
     device = ["--device", bench.device] if bench.device else []
     host.run(["-m", "evaluate", "-e", str(checkpoint), "-t", "test", *device, "-o", pairs])
 
@@ -112,9 +127,7 @@ def _evaluate_checkpoint(bench: Bench, run: Run, checkpoint: Path) -> None:
 def _upstream_cost(bench: Bench, run: Run) -> dict[str, Any]:
     from s3prl import hub
 
-    command = bench.command(run, bench.output)
-    weights = command[command.index("-k") + 1] if "-k" in command else None
-    upstream = getattr(hub, bench.suite.models[run.model].upstream)(ckpt=weights)
+    upstream = getattr(hub, bench.suite.models[run.model].upstream)(ckpt=bench.upstream_weights(run))
     return cost.summary(upstream.to(host.pick_device(bench.device)))
 
 
@@ -124,14 +137,14 @@ def _evaluate(bench: Bench, run: Run, expdir: Path) -> None:
     if downstream == "multitask":
         from distilled_student.multitask.evaluate import evaluate
 
-        results = evaluate(expdir, device=bench.device, overrides=bench.moved(run))
+        results = evaluate(expdir, device=bench.device, overrides=bench.places(run, expdir))
         shutil.copyfile(expdir / SCORES, folder / SCORES)
     else:
         evaluate_checkpoint = functools.partial(_evaluate_checkpoint, bench, run)
         results, arrays = EXPERTS[downstream](expdir, bench.configuration(run), evaluate_checkpoint)
         results["upstream"] = _upstream_cost(bench, run)
         np.savez_compressed(folder / SCORES, **arrays)
-    results |= {"train_seconds": read_json(folder / RECORD)["seconds"], "device": host.pick_device(bench.device)}
+    results |= {"train_seconds": _seconds(folder), "device": host.pick_device(bench.device)}
     write_json(folder / RESULTS, results)
 
 
@@ -145,8 +158,16 @@ def finished(bench: Bench, run: Run) -> Outcome | None:
     _check(folder, bench.settings(run))
     if not ((folder / RESULTS).is_file() and (folder / SCORES).is_file()):
         return None
-    with np.load(folder / SCORES) as arrays:
-        return Outcome(run, read_json(folder / RESULTS), dict(arrays))
+    results = read_json(folder / RESULTS)
+    if lacking := {"train_seconds", "upstream"} - results.keys():
+        raise UserError(
+            f"{folder / RESULTS}: lacks {', '.join(sorted(lacking))}; remove it, and the run is evaluated anew"
+        )
+    try:
+        with np.load(folder / SCORES) as arrays:
+            return Outcome(run, results, dict(arrays))
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{folder / SCORES}: is damaged ({error}); remove it, and the run is evaluated anew") from None
 
 
 def execute(bench: Bench, run: Run) -> Outcome:

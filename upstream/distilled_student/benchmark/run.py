@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,10 +59,11 @@ def rows_of(bench: Bench, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 def _found(bench: Bench, runs: Sequence[Run]) -> dict[Run, Outcome]:
     """Outcomes of runs before any is executed, and of all others of the suite that were finished earlier."""
-    seeds = [int(path.name.removeprefix("seed-")) for path in (bench.output / "runs").glob("*/*/seed-*")]
+    names = [path.name for path in (bench.output / "runs").glob("*/*/*")]
+    seeds = [int(found[1]) for name in names if (found := re.fullmatch(r"seed-(\d+)", name))]
     outcomes = {run: Outcome(run, error="not run yet") for run in runs}
     for run in plan(bench.suite, 1 + max([0, *seeds]), extra=True):
-        with contextlib.suppress(UserError):  # of other settings: said when it is executed
+        with contextlib.suppress(UserError):  # of other settings or damaged: said when it is executed
             if (outcome := finished(bench, run)) is not None:
                 outcomes[run] = outcome
     return outcomes

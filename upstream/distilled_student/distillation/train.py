@@ -266,8 +266,8 @@ def distill(config: DistillConfig, where: str | Path) -> Path:
         raise
     if run.accelerator.is_main_process:
         student = run.accelerator.unwrap_model(run.model)
-        save_student(student, output, getattr(torch, config.weights))
         write_card(output, student.eval(), config, run.progress.curve, run.progress.audio_seconds, hours, run.taken)
+        save_student(student, output, getattr(torch, config.weights))
         if len(skipped):
             log.warning("%d files were skipped: %s", len(skipped), ", ".join(list(skipped.reasons)[:10]))
         log.info("student written to %s", output)
