@@ -30,6 +30,24 @@ MODES = ("train", "evaluate", "inference")
 KEPT = ("mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "device")
 
 
+def literal(text: str) -> Any:
+    """A value of the command line: a Python literal, YAML's null, true or false, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return WORDS.get(text.lower(), text)
+
+
+def set_key(group: dict[str, Any], path: Sequence[str], value: Any, where: str) -> None:
+    """Set the value at the end of ``path``, making the groups on the way. Raises UserError for a value among them."""
+    *keys, name = path
+    for key in keys:
+        group = group.setdefault(key, {})
+        if not isinstance(group, dict):
+            raise UserError(f"{where}: {key} is a value, not a group of keys")
+    group[name] = value
+
+
 def _parse_override(string: str) -> list[tuple[list[str], Any]]:
     pairs = []
     for option in filter(None, map(str.strip, string.split(",,"))):
@@ -37,10 +55,7 @@ def _parse_override(string: str) -> list[tuple[list[str], Any]]:
         path = key.split(".")
         if not equals or path[0] not in ("args", "config") or len(path) < 2 or not all(path):
             raise UserError(f"-o {option}: expected args.NAME=VALUE or config.KEY.KEY=VALUE, parted by ,,")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = WORDS.get(text.lower(), text)  # a bare word is a string, as in s3prl
+        value = literal(text)
         if (path[0] == "args" and len(path) > 2) or (key == "args.mode" and value not in MODES):
             raise UserError(f"-o {option}: no such argument or value")
         pairs.append((path, value))
@@ -73,15 +88,10 @@ def override(string: str, args: Namespace, config: dict[str, Any]) -> None:
         UserError: a part that is not ``args.NAME=VALUE`` or ``config.KEY...=VALUE``, or leads through a plain value;
             an argument that does not exist, or cannot have this value.
     """
-    for (room, *path, name), value in _parse_override(string):
+    for (room, *path), value in _parse_override(string):
         if room == "args":
-            _check_argument(name, value, args)
-        target: Any = vars(args) if room == "args" else config
-        for key in path:
-            target = target.setdefault(key, {})
-            if not isinstance(target, dict):
-                raise UserError(f"-o {'.'.join([room, *path, name])}: {key} is a value, not a group of keys")
-        target[name] = value
+            _check_argument(path[0], value, args)
+        set_key(vars(args) if room == "args" else config, path, value, f"-o {'.'.join([room, *path])}")
 
 
 def read_checkpoint(path: str | Path, needs: Sequence[str] = ("Args", "Config")) -> dict[str, Any]:

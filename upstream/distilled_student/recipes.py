@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import importlib
 import re
@@ -15,10 +14,10 @@ import numpy as np
 from omegaconf.errors import OmegaConfBaseException
 
 from distilled_student import audio
-from distilled_student.arguments import pick_device
+from distilled_student.arguments import literal, pick_device, set_key
 from distilled_student.errors import UserError
 from distilled_student.mending import Mends
-from distilled_student.runner_config import WORDS, near
+from distilled_student.runner_config import near
 
 OURS = "from distilled_student.recipes import"
 FIND_FILES = ("from librosa.util import find_files", "from distilled_student.experts import find_files")
@@ -105,18 +104,8 @@ def parse_overrides(options: Sequence[str]) -> dict[str, Any]:
         option = options[position]
         if not option.startswith("--") or "=" in option or position + 1 == len(options):
             raise UserError(f"{option}: settings are written --KEY.KEY VALUE")
-        text = options[position + 1].strip()
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = WORDS.get(text.lower(), text)
-        *path, name = option.removeprefix("--").split(".")
-        target = config
-        for key in path:
-            target = target.setdefault(key, {})
-            if not isinstance(target, dict):
-                raise UserError(f"{option}: {key} is a value, not a group of keys")
-        target[name] = value
+        value = literal(options[position + 1].strip())
+        set_key(config, option.removeprefix("--").split("."), value, option)
     return config
 
 

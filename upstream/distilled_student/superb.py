@@ -31,7 +31,6 @@ CONFIGS = {
     "enhancement_stft2": "se",
     "audio_snips": "snips",
 }
-KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 # what s3prl.downstream.model.UtteranceLevel and what it is made of look up by name
 NAMES = {
     "select": ("UtteranceLevel", "FrameLevel"),
@@ -90,13 +89,16 @@ class KeywordData:
     batch_size: int
 
     def __post_init__(self) -> None:
+        from distilled_student.multitask.tasks.kws import KEYWORDS
+        from distilled_student.multitask.tasks.kws_index import SILENCE, UNKNOWN
+
         _check_counts(self)
         root = _exists("datarc.speech_commands_root", self.speech_commands_root)
         if not any(root.glob("_background_noise_/*.wav")):
             raise ValueError(f"datarc.speech_commands_root: {root}: no _background_noise_/*.wav, SUPERB's silence")
-        test, known = _exists("datarc.speech_commands_test_root", self.speech_commands_test_root), KEYWORDS
+        test = _exists("datarc.speech_commands_test_root", self.speech_commands_test_root)
         for folder in (path.name for path in test.iterdir() if path.is_dir()):
-            if folder not in (*known, "_unknown_", "_silence_"):
+            if folder not in (*KEYWORDS, UNKNOWN, SILENCE):
                 raise ValueError(f"datarc.speech_commands_test_root: {test}: {folder} is none of the twelve classes")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distilled_student.arguments import override
+from distilled_student.arguments import override, set_key
 from distilled_student.benchmark.suite import Run, Suite
 from distilled_student.distillation.config import DistillConfig, lasting
 from distilled_student.settings import find_config, read_yaml, typed
@@ -58,8 +57,7 @@ class Bench:
         path = find_config(str(self.suite.models[run.model].distill), "distill")
         values = read_yaml(path)
         for key, value in _in_data(values, self.data):
-            *groups, name = key.split(".")
-            functools.reduce(dict.__getitem__, groups, values)[name] = value
+            set_key(values, key.split("."), value, str(path))
         values |= {"teacher": self.weights(str(values.get("teacher"))), "output": str(self.student(run))}
         values |= {"seed": run.seed} if self.suite.distill == "seeds" else {}
         values |= {"steps": self.steps, "log_every": self.steps} if self.steps else {}

@@ -172,7 +172,7 @@ def write_report(folder: Path, suite: Suite, rows: Sequence[Row], images: Sequen
 
 
 def print_table(suite: Suite, rows: Sequence[Row], title: str) -> None:
-    """The rows on the terminal, within 80 characters."""
+    """The rows on the terminal, with the short headings."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
     for _, short, _ in TASKS.values():

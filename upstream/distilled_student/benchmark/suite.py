@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from distilled_student.benchmark.superb import EXPERTS
 from distilled_student.errors import UserError
 from distilled_student.settings import find_config, read_yaml, typed
 
 SHAPES = ("paper", "hubert-base", "shipped")
-DOWNSTREAMS = ("multitask", "speech_commands", "sv_voxceleb1")
+DOWNSTREAMS = ("multitask", *EXPERTS)
 T = TypeVar("T")
 
 
