@@ -1,22 +1,35 @@
-"""Small speech students distilled from large teachers. This import needs torch alone."""
+"""Small speech students distilled from large teachers. Nothing is imported before it is used; a student needs torch."""
 
-from distilled_student.config import SIZES, StudentConfig
-from distilled_student.errors import UserError
-from distilled_student.storage import load_student, save_student
-from distilled_student.student import Student, StudentOutput, build_student
+from __future__ import annotations
 
-__all__ = [
-    "SIZES",
-    "Student",
-    "StudentConfig",
-    "StudentOutput",
-    "UserError",
-    "build_student",
-    "load_student",
-    "register",
-    "save_student",
-]
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Student": "student",
+    "StudentConfig": "config",
+    "StudentOutput": "student",
+    "UserError": "errors",
+    "build_student": "student",
+    "load_student": "storage",
+    "named_size": "sizes",
+    "save_student": "storage",
+    "size_names": "sizes",
+}
+__all__ = [*_HOMES, "register"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, each imported from its module at its first use: `distilled_student.onnx` does without torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def register() -> None:
@@ -24,6 +37,6 @@ def register() -> None:
 
     The one visible registration: call it before the first import of s3prl. Calling it again does nothing.
     """
-    from distilled_student import host  # here, so that a device that runs the model alone needs torch alone
+    from distilled_student import host
 
     host.register()

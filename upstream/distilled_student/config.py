@@ -1,4 +1,4 @@
-"""The sizes of a student: one frozen dataclass, and the named ones."""
+"""The sizes of a student: one frozen dataclass; the named ones are `configs/student`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ class StudentConfig:
         projection: Whether there is such a projection; without it the last ``conv_dim`` is ``hidden_size``.
         positions: ``conv`` (wav2vec 2.0's convolutional embedding), ``sinusoidal`` (Whisper's) or ``none``.
         norm_first: False for post-norm layers (BASE), True for pre-norm layers with a final norm (LARGE, Whisper).
+        shared: One layer's weights are those of all ``layers`` (ALBERT, Lan et al. 2020).
+        encoder_stride: Frames that the encoder takes together: 2 is 25 Hz inside. Outside a frame is a frame: each
+            hidden state stands for as many. The mean goes in (compare Zipformer's downsampling, Yao et al. 2024).
+        causal: Frames depend on what came before alone, so that a stream gives what a file gives; needs ``logmel``.
+            ``attention_context``: frames that one sees in a causal layer, itself included (of the encoder's).
         targets: Teacher layers that the prediction layers imitate, 1 for the first; empty for no prediction layers.
         target_size: Features of the teacher. ``prediction_size``: hidden features of each prediction layer.
     """
@@ -44,6 +49,10 @@ class StudentConfig:
     position_kernel: int = 128
     position_groups: int = 16
     dropout: float = 0.1
+    shared: bool = False
+    encoder_stride: int = 1
+    causal: bool = False
+    attention_context: int = 100
     targets: list[int] = field(default_factory=lambda: [4, 8, 12])
     target_size: int = 768
     prediction_size: int = 768
@@ -69,7 +78,8 @@ class StudentConfig:
         check(len(lengths) == 1 and lengths != {0}, "conv_dim, conv_kernel, conv_stride: need one length, at least 1")
         for name in ("conv_dim", "conv_kernel", "conv_stride"):
             check(min(getattr(self, name)) > 0, f"{name}: needs positive numbers")
-        for name in ("mel_bins", "hidden_size", "layers", "heads", "feed_forward", "target_size", "prediction_size"):
+        sizes = ("mel_bins", "hidden_size", "layers", "heads", "feed_forward", "target_size", "prediction_size")
+        for name in (*sizes, "encoder_stride", "attention_context"):
             check(getattr(self, name) > 0, f"{name}: needs a positive number")
         check(self.hidden_size % self.heads == 0, f"heads: {self.heads} does not divide hidden_size {self.hidden_size}")
         if self.positions == "conv":
@@ -81,6 +91,16 @@ class StudentConfig:
             check(self.hidden_size % 2 == 0, "hidden_size: sinusoidal positions need an even number")
         same = self.conv_dim[-1] == self.hidden_size
         check(self.projection or same, "projection: false needs the last conv_dim equal to hidden_size")
+        if self.causal:
+            known = self.frontend == "logmel" and not self.normalize
+            check(
+                known, "causal: needs frontend logmel and normalize false: both of the others hear the whole utterance"
+            )
+            check(self.positions != "sinusoidal", "causal: needs positions conv or none: a stream has no beginning")
+            behind = all(k >= s for k, s in zip(self.conv_kernel, self.conv_stride, strict=True))
+            check(behind, "causal: needs conv_kernel of at least conv_stride")
+        if self.frontend == "logmel":
+            check(self.conv_norm != "group", "conv_norm: group is of the waveform; logmel has layer or none")
         check(0.0 <= self.dropout < 1.0, "dropout: needs a number in [0, 1)")
         check(self.normalize_epsilon > 0.0, "normalize_epsilon: needs a positive number")
         check(all(t > 0 for t in self.targets), "targets: teacher layers are counted from 1")
@@ -92,26 +112,3 @@ class StudentConfig:
         for stride in self.conv_stride:
             shift *= stride
         return shift
-
-
-SIZES: dict[str, StudentConfig] = {
-    "paper": StudentConfig(),
-    "edge": StudentConfig(
-        frontend="logmel",
-        conv_dim=[128, 256],
-        conv_kernel=[3, 3],
-        conv_stride=[1, 2],
-        conv_bias=True,
-        conv_norm="none",
-        projection=False,
-        projection_norm=False,
-        hidden_size=256,
-        layers=4,
-        heads=4,
-        feed_forward=1024,
-        norm_first=True,
-        positions="conv",
-        position_kernel=32,
-        prediction_size=256,
-    ),
-}

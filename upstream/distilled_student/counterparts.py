@@ -109,6 +109,7 @@ def hubert_config(config: StudentConfig) -> dict[str, Any]:
         ValueError: HubertModel has no such network; the message begins with the key.
     """
     fixed = {"frontend": "cnn", "projection": True, "positions": "conv"}
+    fixed |= {"shared": False, "encoder_stride": 1, "causal": False}
     for key, wanted in fixed.items():
         if getattr(config, key) != wanted:
             raise ValueError(f"{key}: '{getattr(config, key)}' has no counterpart in HubertModel, which has {wanted}")

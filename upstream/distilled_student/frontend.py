@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_student.config import StudentConfig
-from distilled_student.lengths import conv_lengths, frame_mask, mask_if_padded, zero_padding
+from distilled_student.convolution import convolve, gelu, kept, kernel_parts, normalized_convolution, windows
+from distilled_student.lengths import conv_lengths, frame_mask, is_exporting, mask_if_padded, zero_padding
 
 SAMPLE_RATE = 16_000
 WINDOW, HOP = 400, 160  # 25 ms and 10 ms at 16 kHz, Whisper's (and most of the field's) analysis
@@ -19,67 +22,47 @@ def normalize_waveforms(waveforms: Tensor, lengths: Tensor | None = None, epsilo
     `transformers`' Wav2Vec2FeatureExtractor adds 1e-7 to the variance, fairseq and s3prl (``F.layer_norm``) add 1e-5.
     """
     samples = waveforms.shape[1]
-    keep = torch.ones_like(waveforms) if lengths is None else frame_mask(lengths, samples).to(waveforms.dtype)
+    mask = mask_if_padded(lengths, samples, waveforms.device)
+    keep = torch.ones_like(waveforms) if mask is None else mask.to(waveforms.dtype)
     count = keep.sum(1, keepdim=True)
     centred = (waveforms - (waveforms * keep).sum(1, keepdim=True) / count) * keep
     return centred / (centred.square().sum(1, keepdim=True) / count + epsilon).sqrt()
 
 
-class MaskedGroupNorm(nn.GroupNorm):
-    """One group per channel, with statistics over valid frames only.
-
-    HuBERT's and wav2vec 2.0's first norm takes its statistics over padding too, in every public implementation, so
-    that an utterance changes with the batch it is in. Equal to theirs where nothing is padded.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``x (batch, channels, frames)``; ``mask (batch, frames)``, True where valid."""
-        if mask is None:
-            return super().forward(x)
-        keep = mask[:, None, :]
-        count = keep.sum(dim=2, keepdim=True).clamp(min=1)
-        mean = (x * keep).sum(dim=2, keepdim=True) / count
-        centred = (x - mean) * keep
-        variance = centred.square().sum(dim=2, keepdim=True) / count
-        return centred * torch.rsqrt(variance + self.eps) * self.weight[:, None] + self.bias[:, None]
-
-
-class ChannelLayerNorm(nn.LayerNorm):
-    """Layer norm over the channels of ``(batch, channels, frames)``; frames are independent, so padding is harmless."""
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return super().forward(x.transpose(1, 2)).transpose(1, 2)
-
-
-def _norm(config: StudentConfig, index: int) -> nn.Module | None:
-    if config.conv_norm == "layer":
-        return ChannelLayerNorm(config.conv_dim[index])
-    if config.conv_norm == "group" and index == 0:
-        return MaskedGroupNorm(config.conv_dim[index])
-    return None
-
-
 class ConvBlock(nn.Module):
-    """Convolution, optional norm, GELU."""
+    """Convolution over time-major frames, optional norm, GELU."""
 
-    def __init__(self, config: StudentConfig, index: int, channels: int, padding: int) -> None:
+    def __init__(self, config: StudentConfig, index: int, channels: int) -> None:
         super().__init__()
-        kernel, stride = config.conv_kernel[index], config.conv_stride[index]
-        self.conv = nn.Conv1d(channels, config.conv_dim[index], kernel, stride, padding=padding, bias=config.conv_bias)
+        self.kernel, self.stride = config.conv_kernel[index], config.conv_stride[index]
+        width = config.conv_dim[index]
+        self.conv = nn.Conv1d(channels, width, self.kernel, self.stride, bias=config.conv_bias)
         nn.init.kaiming_normal_(self.conv.weight)
-        self.norm = _norm(config, index)
+        self.norm: nn.LayerNorm | nn.GroupNorm | None = None
+        if config.conv_norm == "layer":
+            self.norm = nn.LayerNorm(width)
+        elif config.conv_norm == "group" and index == 0:
+            self.norm = nn.GroupNorm(width, width)
 
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """``x (batch, channels, frames)`` -> the same with fewer frames, and their lengths."""
-        (kernel,), (stride,), (padding,) = self.conv.kernel_size, self.conv.stride, self.conv.padding
-        lengths = conv_lengths(lengths, kernel, stride, padding)
-        x = self.conv(x)
-        if self.norm is not None:
-            x = self.norm(x, mask_if_padded(lengths, x.shape[-1]))
-        return F.gelu(x), lengths
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, frames, channels)`` -> ``(batch, ceil(frames / stride), width)``, see `convolve`."""
+        weight = self.conv.weight
+        x = convolve(x, kept(self, [weight], lambda: kernel_parts(weight, self.stride)), self.conv.bias, self.stride)
+        return gelu(x if self.norm is None else self.norm(x))
+
+    def first(self, waveforms: Tensor, lengths: Tensor, frames: int) -> Tensor:
+        """The block on a waveform: ``(batch, samples)`` -> ``(batch, frames, width)``, ``lengths`` of them valid.
+
+        HuBERT's and wav2vec 2.0's group norm takes its statistics over padding too, in every public implementation, so
+        that an utterance changes with the batch it is in. Ours takes them over valid frames; equal without padding.
+        """
+        x = windows(waveforms, self.kernel, self.stride, frames)
+        weight, norm = self.conv.weight[:, 0], self.norm
+        if isinstance(norm, nn.GroupNorm):
+            valid = mask_if_padded(lengths, frames, x.device)
+            return gelu(normalized_convolution(x, valid, weight, norm.weight, norm.bias, norm.eps))
+        x = F.linear(x, weight, self.conv.bias)
+        return gelu(x if norm is None else norm(x))
 
 
 class WaveformCNN(nn.Module):
@@ -88,7 +71,7 @@ class WaveformCNN(nn.Module):
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         widths = [1, *config.conv_dim]
-        self.layers = nn.ModuleList(ConvBlock(config, i, widths[i], 0) for i in range(len(config.conv_dim)))
+        self.layers = nn.ModuleList(ConvBlock(config, i, widths[i]) for i in range(len(config.conv_dim)))
         self.receptive_field = 1
         for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
             self.receptive_field = (self.receptive_field - 1) * stride + kernel
@@ -99,12 +82,17 @@ class WaveformCNN(nn.Module):
         Unpadded convolutions: a valid output frame sees valid samples only. Shorter than the receptive field (25 ms)
         counts as filled up with silence.
         """
-        waveforms = F.pad(waveforms, (0, max(0, self.receptive_field - waveforms.shape[1])))
+        samples = waveforms.shape[1] if is_exporting() else max(waveforms.shape[1], self.receptive_field)
         lengths = lengths.clamp(min=self.receptive_field)
-        x = waveforms[:, None, :]
-        for layer in self.layers:
-            x, lengths = layer(x, lengths)
-        return x.transpose(1, 2), lengths
+        first, *others = self.layers
+        frames = (samples - first.kernel) // first.stride + 1
+        lengths = conv_lengths(lengths, first.kernel, first.stride)
+        together = math.prod(layer.stride for layer in others)  # so that no later layer is left with half a row
+        x = first.first(waveforms, lengths, (frames + together - 1) // together * together)
+        for layer in others:
+            x, lengths = layer(x), conv_lengths(lengths, layer.kernel, layer.stride)
+            frames = (frames - layer.kernel) // layer.stride + 1
+        return x[:, :frames], lengths
 
 
 def mel_filters(bins: int) -> Tensor:
@@ -124,60 +112,93 @@ def mel_filters(bins: int) -> Tensor:
 
 
 class LogMel(nn.Module):
-    """Whisper's log-mel spectrogram (Radford et al. 2022), for any length and without the padding to 30 s."""
+    """Whisper's log-mel spectrogram (Radford et al. 2022), for any length and without the padding to 30 s.
 
-    def __init__(self, bins: int) -> None:
+    ``causal``: windows end with their hop, only whole hops count, and there is no floor under the utterance's maximum,
+    which a stream does not know.
+    """
+
+    def __init__(self, bins: int, causal: bool = False) -> None:
         super().__init__()
+        self.causal = causal
+        self.past = WINDOW - HOP  # samples that a causal window sees before its hop
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
         self.register_buffer("filters", mel_filters(bins), persistent=False)
 
-    def log_mel(self, padded: Tensor) -> Tensor:
-        """Windows of ``(batch, samples)`` -> ``(batch, frames, bins)``."""
-        spectrum = torch.stft(padded, WINDOW, HOP, window=self.window, center=False, return_complex=True)
-        power = spectrum.real.square() + spectrum.imag.square()
-        return (power.transpose(1, 2) @ self.filters).clamp(min=1e-10).log10()
+    def power(self, x: Tensor) -> Tensor:
+        """Windowed samples ``(..., 400)`` -> power spectrum ``(..., 201)``."""
+        if not is_exporting():
+            spectrum = torch.fft.rfft(x)
+            return spectrum.real.square() + spectrum.imag.square()
+        # runtimes are slow at transforms, or have none; a product is as fast, and a tenth as precise as FFT's 1e-6
+        times, frequencies = torch.arange(WINDOW, dtype=torch.float64), torch.arange(WINDOW // 2 + 1)
+        angles = 2 * math.pi / WINDOW * (times[:, None] * frequencies)
+        return (x @ angles.cos().float()).square() + (x @ angles.sin().float()).square()
+
+    def log_mel(self, samples: Tensor, frames: int) -> Tensor:
+        """The first ``frames`` windows of ``(batch, samples)`` -> ``(batch, frames, bins)``."""
+        with torch.autocast(samples.device.type, enabled=False):  # a spectrum's range is too wide for half precision
+            power = self.power(windows(samples.float(), WINDOW, HOP, frames) * self.window)
+            return (power @ self.filters).clamp(min=1e-10).log10()
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """``(batch, samples)``, zero behind ``lengths``, -> ``(batch, bins, frames)``; frame i is centred on 160 i.
+        """``(batch, samples)``, zero behind ``lengths``, -> ``(batch, frames, bins)``; frame i is centred on 160 i.
 
         Before the first sample the signal is mirrored, behind the last it is silence, as in an utterance that Whisper
         pads. The floor of 80 dB under the utterance's maximum looks at its valid frames only.
         """
+        if self.causal:
+            waveforms = F.pad(waveforms, (self.past, HOP))  # the last for utterances under a hop, which have one frame
+            lengths = lengths.clamp(min=HOP) // HOP
+            frames = (waveforms.shape[1] - self.past - HOP) // HOP
+            frames = frames if is_exporting() else max(1, frames)
+            mel = (self.log_mel(waveforms, frames) + 4.0) / 4.0
+            return zero_padding(mel, mask_if_padded(lengths, frames, mel.device)), lengths
         half = WINDOW // 2
         lengths = lengths.clamp(min=1)
-        waveforms = F.pad(waveforms, (0, max(0, half + 1 - waveforms.shape[1])))
-        frames = -(-waveforms.shape[1] // HOP)
-        padded = torch.cat([waveforms[:, 1 : half + 1].flip(1), waveforms], dim=1)
-        padded = F.pad(padded, (0, (frames - 1) * HOP + WINDOW - padded.shape[1]))
-        with torch.autocast(waveforms.device.type, enabled=False):  # a spectrum's range is too wide for half precision
-            mel = self.log_mel(padded.float())
-        lengths = -(-lengths // HOP)
-        mask = mask_if_padded(lengths, frames)
+        if not is_exporting():
+            waveforms = F.pad(waveforms, (0, max(0, half + 1 - waveforms.shape[1])))
+        frames = (waveforms.shape[1] + HOP - 1) // HOP
+        mel = self.log_mel(torch.cat([waveforms[:, 1 : half + 1].flip(1), waveforms], dim=1), frames)
+        lengths = (lengths + HOP - 1) // HOP
+        mask = mask_if_padded(lengths, frames, mel.device)
         peak = (mel if mask is None else mel.masked_fill(~mask[:, :, None], -10.0)).amax(dim=(1, 2), keepdim=True)
-        mel = (torch.maximum(mel, peak - 8.0) + 4.0) / 4.0
-        return zero_padding(mel, mask).transpose(1, 2), lengths
+        return zero_padding((torch.maximum(mel, peak - 8.0) + 4.0) / 4.0, mask), lengths
 
 
 class LogMelStem(nn.Module):
-    """Log-mel, then same-padded strided convolutions with GELU: Whisper's stem, with a width per layer."""
+    """Log-mel, then strided convolutions with GELU: Whisper's stem, with a width per layer.
+
+    A frame sees as many frames before as after it; a ``causal`` one none after those of its own stride.
+    """
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
-        self.mel = LogMel(config.mel_bins)
+        self.mel = LogMel(config.mel_bins, config.causal)
         widths = [config.mel_bins, *config.conv_dim]
-        self.layers = nn.ModuleList(
-            ConvBlock(config, i, widths[i], config.conv_kernel[i] // 2) for i in range(len(config.conv_dim))
-        )
+        self.layers = nn.ModuleList(ConvBlock(config, i, widths[i]) for i in range(len(config.conv_dim)))
+
+    def past(self, layer: ConvBlock) -> int:
+        """Frames before the first that a layer sees."""
+        return layer.kernel - layer.stride if self.mel.causal else layer.kernel // 2
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """``(batch, samples)`` -> ``(batch, frames, features)`` and lengths in frames."""
         x, lengths = self.mel(waveforms, lengths)
         for layer in self.layers:
-            x, lengths = layer(x, lengths)
+            past, frames = self.past(layer), x.shape[1]
+            if self.mel.causal:
+                lengths, frames = lengths // layer.stride, frames // layer.stride
+                lengths, frames = lengths.clamp(min=1), frames if is_exporting() else max(1, frames)
+                x = F.pad(x, (0, 0, past, 0))
+            else:
+                lengths = conv_lengths(lengths, layer.kernel, layer.stride, 2 * past)
+                frames = (frames + 2 * past - layer.kernel) // layer.stride + 1
+                x = F.pad(x, (0, 0, past, past))
             # The next convolution reaches over the end: behind it there must be what an utterance alone has, zeros.
-            mask = mask_if_padded(lengths, x.shape[-1])
-            x = x if mask is None else x.masked_fill(~mask[:, None, :], 0.0)
-        return x.transpose(1, 2), lengths
+            x = layer(x)[:, :frames]
+            x = zero_padding(x, mask_if_padded(lengths, frames, x.device))
+        return x, lengths
 
 
 def build_frontend(config: StudentConfig) -> WaveformCNN | LogMelStem:

@@ -1,4 +1,7 @@
-"""Lengths and masks: the one place that knows how samples become frames."""
+"""Lengths and masks: the one place that knows how samples become frames.
+
+Lengths stay where the caller has them. On the CPU they cost nothing to look at; on a GPU each look waits for it.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,22 @@ import torch
 from torch import Tensor
 
 
-def frame_mask(lengths: Tensor, frames: int) -> Tensor:
-    """``(batch, frames)`` bool, True on the valid frames of ``lengths (batch,)``."""
+def frame_mask(lengths: Tensor, frames: int, device: torch.device | None = None) -> Tensor:
+    """``(batch, frames)`` bool on ``device`` (default: that of ``lengths (batch,)``), True on the valid frames."""
+    lengths = lengths.to(device or lengths.device, non_blocking=True)
     return torch.arange(frames, device=lengths.device)[None, :] < lengths[:, None]
 
 
-def mask_if_padded(lengths: Tensor | None, frames: int) -> Tensor | None:
+def is_exporting() -> bool:
+    """Whether a graph is being made, which must hold for every length and so cannot ask for one."""
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+
+
+def mask_if_padded(lengths: Tensor | None, frames: int, device: torch.device | None = None) -> Tensor | None:
     """As `frame_mask`, but None where nothing is padded: then every kernel takes its unmasked, faster path."""
-    if lengths is None or bool((lengths >= frames).all()):
+    if lengths is None or (not is_exporting() and bool((lengths >= frames).all())):
         return None
-    return frame_mask(lengths, frames)
+    return frame_mask(lengths, frames, device)
 
 
 def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -26,5 +35,5 @@ def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def conv_lengths(lengths: Tensor, kernel: int, stride: int, padding: int = 0) -> Tensor:
-    """Lengths after a convolution, in output frames; at least 0."""
-    return torch.clamp((lengths + 2 * padding - kernel).div(stride, rounding_mode="floor") + 1, min=0)
+    """Lengths after a convolution, in output frames; at least 0. ``padding``: frames on both sides together."""
+    return torch.clamp((lengths + padding - kernel).div(stride, rounding_mode="floor") + 1, min=0)

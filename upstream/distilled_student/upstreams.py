@@ -22,8 +22,8 @@ def match_host(x: Tensor, lengths: Tensor, samples: Sequence[int], shift: int) -
 
     ``x (batch, frames, features)`` -> ``(batch, max ceil(samples / shift), features)``.
     """
-    expected = torch.tensor([-(-n // shift) for n in samples], device=x.device)
-    last = torch.minimum(lengths, expected) - 1
+    expected = torch.tensor([-(-n // shift) for n in samples])
+    last = torch.minimum(lengths.to(x.device), expected.to(x.device)) - 1
     index = torch.arange(max(1, int(expected.max())), device=x.device)[None, :].minimum(last[:, None].clamp(min=0))
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
 
@@ -48,7 +48,7 @@ class Upstream(nn.Module):
     def forward(self, wavs: Sequence[Tensor]) -> dict[str, Any]:
         """``wavs``: 1-D waveforms at 16 kHz -> features by name; see s3prl's upstream contract."""
         samples = [len(wav) for wav in wavs]
-        lengths = torch.tensor(samples, device=wavs[0].device)
+        lengths = torch.tensor(samples)  # on the CPU, see Student.forward
         named, frames = self.encode(pad_sequence(list(wavs), batch_first=True), lengths)
         result: dict[str, Any] = {
             name: [match_host(x, frames, samples, self.frame_shift) for x in states] for name, states in named.items()

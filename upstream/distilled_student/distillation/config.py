@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distilled_student.config import SIZES, StudentConfig
+from distilled_student.config import StudentConfig
 from distilled_student.distillation.data import DataConfig
 from distilled_student.errors import UserError
 from distilled_student.settings import typed
+from distilled_student.sizes import named_size
 
 
 @dataclass
@@ -88,9 +89,10 @@ def fitted_student(
     """
     heard = dict(normalization or {}) if config.initialize else {}
     if isinstance(config.student, str):
-        if config.student not in SIZES:
-            raise UserError(f"{where}: student: '{config.student}' is no size; there are {', '.join(SIZES)}")
-        fields = vars(SIZES[config.student]) | heard
+        try:
+            fields = vars(named_size(config.student)) | heard
+        except ValueError as error:
+            raise UserError(f"{where}: student: {error}") from None
     elif isinstance(config.student, dict):
         fields = heard | config.student
     else:

@@ -1,0 +1,141 @@
+"""Convolutions over frames as matrix products. They run a CPU at its peak, forwards and backwards, and int8 knows them.
+
+Frames are time-major, ``(batch, frames, channels)``: with stride s, s frames side by side are one row of a matrix, and
+a kernel of k taps is ceil(k / s) products of rows with a part of the kernel. Nothing is copied, and a batch is one long
+stream of rows. A window over an utterance's end reads the next one's frames: what lies behind `conv_lengths` is void.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distilled_student.lengths import is_exporting
+
+
+def kept(module: nn.Module, sources: Sequence[Tensor], make: Callable[[], Any]) -> Any:
+    """What ``make`` gives, made anew only when ``sources``, parameters of ``module``, have changed.
+
+    Only where no gradient is asked for: an evaluation need not lay out the same weights at every call.
+    """
+    if torch.is_grad_enabled() or is_exporting() or any(p.is_inference() for p in sources):
+        return make()
+    key = [(p.data_ptr(), p._version, p.dtype) for p in sources]
+    found = module.__dict__.get("_kept")
+    if found is None or found[0] != key:
+        found = module.__dict__["_kept"] = (key, make())
+    return found[1]
+
+
+def kernel_parts(weight: Tensor, stride: int) -> list[Tensor]:
+    """``(width, channels, kernel)`` cut into matrices ``(taps * channels, width)`` of at most ``stride`` taps each."""
+    return [part.reshape(-1, len(weight)) for part in weight.permute(2, 1, 0).split(stride)]
+
+
+def _product(rows: Tensor, bias: Tensor | None, parts: Sequence[Tensor]) -> Tensor:
+    first, *others = parts
+    x = rows[:, : len(first)]
+    y = x @ first if bias is None else torch.addmm(bias, x, first)
+    for place, part in enumerate(others, start=1):
+        x = rows[place:, : len(part)]  # the windows' later taps are the beginning of later rows
+        if is_exporting():  # graphs have no product onto a part of a matrix
+            y = y + F.pad(x @ part, (0, 0, 0, place))
+        else:
+            y[:-place].addmm_(x, part)
+    return y
+
+
+class _RowConvolution(torch.autograd.Function):
+    """`_product` with a backward pass that adds in place, too: autograd's own copies each part's gradient twice."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, bias: Tensor | None, *parts: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, *parts)
+        return _product(rows, bias, parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, first, *others = ctx.saved_tensors
+        grad_rows = None
+        if ctx.needs_input_grad[0]:
+            grad_rows = F.pad(grad @ first.T, (0, rows.shape[1] - len(first)))
+            for place, part in enumerate(others, start=1):
+                grad_rows[place:, : len(part)].addmm_(grad[:-place], part.T)
+        grad_bias = grad.sum(0) if ctx.needs_input_grad[1] else None
+        grad_parts = [rows[:, : len(first)].T @ grad]
+        grad_parts += [rows[place:, : len(part)].T @ grad[:-place] for place, part in enumerate(others, start=1)]
+        return grad_rows, grad_bias, *grad_parts
+
+
+def convolve(x: Tensor, parts: Sequence[Tensor], bias: Tensor | None, stride: int) -> Tensor:
+    """Unpadded strided convolution.
+
+    Args:
+        x: ``(batch, frames, channels)``; frames beyond the last multiple of ``stride`` count as followed by zeros.
+        parts: The kernel's, see `kernel_parts`. bias: ``(width,)``.
+
+    Returns:
+        ``(batch, ceil(frames / stride), width)``, of which the caller's lengths say how many are valid.
+    """
+    batch, frames, channels = x.shape
+    if is_exporting() or frames % stride:
+        x = F.pad(x, (0, 0, 0, -frames % stride))
+    if torch.is_autocast_enabled(x.device.type):
+        half = torch.get_autocast_dtype(x.device.type)
+        x, parts, bias = x.to(half), [part.to(half) for part in parts], None if bias is None else bias.to(half)
+    rows = x.reshape(-1, stride * channels)
+    y = _product(rows, bias, parts) if is_exporting() else _RowConvolution.apply(rows, bias, *parts)
+    return y.reshape(batch, -1, y.shape[-1])
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU of a tensor that nobody else holds: in place where no gradient needs it as it was.
+
+    Over thousands of frames a second the pages of a fresh tensor cost more than the arithmetic.
+    """
+    return F.gelu(x) if torch.is_grad_enabled() or is_exporting() else torch.ops.aten.gelu_(x)
+
+
+def windows(samples: Tensor, size: int, step: int, count: int) -> Tensor:
+    """``(batch, count, size)``: ``count`` windows ``step`` samples apart of ``(batch, samples)``, zeros behind its end."""
+    over = -(-size // step)
+    wanted = (count + over - 1) * step
+    rows = F.pad(samples, (0, wanted - samples.shape[1])).unflatten(1, (-1, step))
+    return torch.cat([rows[:, i : i + count] for i in range(over)], dim=2)[:, :, :size]
+
+
+def normalized_convolution(
+    x: Tensor, valid: Tensor | None, weight: Tensor, scale: Tensor, shift: Tensor, epsilon: float
+) -> Tensor:
+    """A convolution of the waveform and the norm of each channel over time, in one product.
+
+    Mean and variance of ``weight @ window`` over time follow from the mean m and the covariance C of the windows:
+    ``weight @ m`` and ``weight @ C @ weight.T``. So the norm becomes part of each utterance's own kernel, and the widest
+    tensor of the network (512 features at 3,200 frames a second) is written once instead of three times.
+
+    Args:
+        x: ``(batch, frames, taps)`` windows of the waveform.
+        valid: ``(batch, frames)`` bool, where statistics are taken; None: everywhere.
+        weight: ``(width, taps)``. scale, shift: ``(width,)``, the norm's. epsilon: added to the variance.
+
+    Returns:
+        ``(batch, frames, width)``: group norm of one channel per group (HuBERT's and wav2vec 2.0's first), its
+        statistics over valid frames alone. A bias before it would have no effect.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        # double, for a few numbers: these products stand in for sums over the widest tensor
+        wide, taps = x.double(), weight.double()
+        keep = None if valid is None else valid[:, :, None].to(wide.dtype)
+        count = x.shape[1] if keep is None else keep.sum(1, keepdim=True).clamp(min=1)
+        inside = wide if keep is None else wide * keep
+        mean = inside.sum(1, keepdim=True) / count
+        covariance = inside.transpose(1, 2) @ inside / count - mean.transpose(1, 2) @ mean
+        variance = ((taps @ covariance) * taps).sum(2)  # (batch, width)
+        kernel = taps * (scale * torch.rsqrt(variance.clamp(min=0) + epsilon))[:, :, None]
+        offset = shift - (kernel @ mean.transpose(1, 2))[:, :, 0]
+    return torch.baddbmm(offset[:, None, :].to(x.dtype), x, kernel.transpose(1, 2).to(x.dtype))
