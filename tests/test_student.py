@@ -13,8 +13,8 @@ import torch
 from conftest import tone
 
 import distilled_student as ds
-from distilled_student.counterparts import hubert_config
 from distilled_student.convolution import normalized_convolution, windows
+from distilled_student.counterparts import hubert_config
 from distilled_student.frontend import LogMel
 from distilled_student.lengths import frame_mask
 

@@ -101,7 +101,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def windows(samples: Tensor, size: int, step: int, count: int) -> Tensor:
-    """``(batch, count, size)``: ``count`` windows ``step`` samples apart of ``(batch, samples)``, zeros behind its end."""
+    """``count`` windows, ``step`` apart, of ``(batch, samples)``, zeros behind its end: ``(batch, count, size)``."""
     over = -(-size // step)
     wanted = (count + over - 1) * step
     rows = F.pad(samples, (0, wanted - samples.shape[1])).unflatten(1, (-1, step))
@@ -114,8 +114,8 @@ def normalized_convolution(
     """A convolution of the waveform and the norm of each channel over time, in one product.
 
     Mean and variance of ``weight @ window`` over time follow from the mean m and the covariance C of the windows:
-    ``weight @ m`` and ``weight @ C @ weight.T``. So the norm becomes part of each utterance's own kernel, and the widest
-    tensor of the network (512 features at 3,200 frames a second) is written once instead of three times.
+    ``weight @ m`` and ``weight @ C @ weight.T``. So the norm becomes part of each utterance's own kernel, and the
+    widest tensor of the network (512 features at 3,200 frames a second) is written once instead of three times.
 
     Args:
         x: ``(batch, frames, taps)`` windows of the waveform.

@@ -97,7 +97,7 @@ class PredictionLayers(nn.Module):
 
 
 def slow_down(x: Tensor, lengths: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Means of ``stride`` valid frames: ``(batch, frames, features)`` -> ``(batch, ceil(frames / stride), features)``."""
+    """Means of ``stride`` valid frames each: ``(batch, ceil(frames / stride), features)``, and lengths of these."""
     if stride == 1:
         return x, lengths
     mask = frame_mask(lengths, x.shape[1], x.device)[:, :, None]
@@ -107,7 +107,7 @@ def slow_down(x: Tensor, lengths: Tensor, stride: int) -> tuple[Tensor, Tensor]:
 
 
 def speed_up(x: Tensor, stride: int, frames: int) -> Tensor:
-    """The way back, ``(..., frames / stride, features)`` -> ``(..., frames, features)``: each frame ``stride`` times."""
+    """The way back, to ``(..., frames, features)``: each frame ``stride`` times."""
     return x if stride == 1 else x.repeat_interleave(stride, dim=-2)[..., :frames, :]
 
 

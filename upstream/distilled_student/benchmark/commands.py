@@ -49,13 +49,15 @@ class Bench:
     # Distillation
     def student(self, run: Run) -> Path:
         """Folder of the student that a run starts from."""
-        folder = self.students / Path(str(self.suite.models[run.model].distill)).stem
+        model = self.suite.models[run.model]
+        folder = self.students / "-".join(filter(None, [Path(str(model.distill)).stem, model.student]))
         return folder / f"seed-{run.seed}" if self.suite.distill == "seeds" else folder
 
     def distillation(self, run: Run) -> tuple[DistillConfig, Path]:
         """The settings of the distillation before a run, and the file they come from."""
-        path = find_config(str(self.suite.models[run.model].distill), "distill")
-        values = read_yaml(path)
+        model = self.suite.models[run.model]
+        path = find_config(str(model.distill), "distill")
+        values = read_yaml(path) | ({"student": model.student} if model.student else {})
         for key, value in _in_data(values, self.data):
             set_key(values, key.split("."), value, str(path))
         values |= {"teacher": self.weights(str(values.get("teacher"))), "output": str(self.student(run))}
@@ -75,6 +77,7 @@ class Bench:
         places = [("teacher", config.teacher), ("data.paths", config.data.paths), ("output", config.output)]
         places = [f"{key}={json.dumps(value)}" for key, value in places]
         more = [f"seed={config.seed}", f"steps={config.steps}"]
+        more += [f"student={config.student}"] if self.suite.models[run.model].student else []
         return ["distill", str(self.suite.models[run.model].distill), *places, *more, *self.distil]
 
     # Training in s3prl's runner

@@ -25,6 +25,7 @@ class Model:
         upstream: s3prl's name of it (``-u``).
         weights: ``-k``: a folder or a hub's name; ``ROOT/teachers/LAST-PART`` is taken where it exists.
         distill: The configuration that makes the student, instead of ``weights``.
+        student: A named size, in place of the one that ``distill`` configures.
         untrained: The student of ``distill`` with random weights.
         shape: Size of ``weights``, or of the teacher of ``distill``, for an estimate of the cost: one of `SHAPES`;
             None: hardly any operations.
@@ -38,6 +39,7 @@ class Model:
     upstream: str
     weights: str | None = None
     distill: str | None = None
+    student: str | None = None
     untrained: bool = False
     shape: str | None = None
     select: str | None = None
@@ -51,6 +53,8 @@ class Model:
             raise ValueError("weights, distill: only one of them can be given")
         if self.untrained and not self.distill:
             raise ValueError("untrained: needs distill, whose student it is without the weights")
+        if self.student and not self.distill:
+            raise ValueError("student: needs distill, whose student it is")
         if self.shape is not None and self.shape not in SHAPES:
             raise ValueError(f"shape: '{self.shape}' is not one of {', '.join(SHAPES)}")
 
