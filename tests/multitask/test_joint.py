@@ -1,0 +1,98 @@
+"""The model that a device runs, against s3prl's runner on the same checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tone
+from torch.nn.utils.rnn import pad_sequence
+from trees import tasks
+
+import distilled_student as ds
+from distilled_student import host
+from distilled_student.errors import UserError
+from distilled_student.multitask.joint import Features, open_joint
+from distilled_student.upstreams import StudentUpstream
+
+# under 0.1 s, between two frames (half to even: 2,080 is 6.5 frames and counts 6, 2,400 is 7.5 and counts 8), longer
+SAMPLES = (900, 1_600, 2_080, 2_400, 8_000, 8_123, 12_345, 16_000)
+
+
+def train(folder: Path, *upstream: str) -> Path:
+    """A joint run of two steps on tones; its experiment folder."""
+    values = {f"config.runner.{key}": 2 for key in ("total_steps", "log_step", "eval_step", "save_step")}
+    for name, settings in tasks(folder).items():
+        values |= {f"config.downstream_expert.tasks.{name}.{key}": value for key, value in settings.items()}
+    values |= {"config.downstream_expert.num_workers": 0, "config.downstream_expert.gain_db": -3.0}
+    overrides = ",,".join(f"{key}={value}" for key, value in values.items())
+    command = ["-m", "train", *upstream, "-d", "multitask", "-p", str(folder / "exp"), "--device", "cpu"]
+    assert host.main([*command, "-o", overrides]) == 0
+    return folder / "exp"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The student is trained along."""
+    folder = tmp_path_factory.mktemp("joint")
+    small = {"hidden_size": 16, "heads": 2, "feed_forward": 32, "position_kernel": 8, "position_groups": 2}
+    torch.manual_seed(0)
+    ds.save_student(ds.build_student(ds.StudentConfig(conv_dim=[8] * 7, **small)), folder / "student")
+    return train(folder, "-u", "distilled_student", "-k", str(folder / "student"), "-f")
+
+
+def test_scores_are_those_of_an_evaluation_alone_and_in_any_batch(run: Path) -> None:
+    runner, model = host.open_runner(run / "best-dev.ckpt", device="cpu"), open_joint(run)
+    expert = runner.downstream.model
+    waveforms = [0.5 * tone(n / 16_000 + 0.01, seed=n)[:n] for n in SAMPLES]
+    lengths = torch.tensor(SAMPLES)
+    batch = model(pad_sequence(waveforms, batch_first=True), lengths)
+    for i, wav in enumerate(waveforms):
+        alone = model(wav[None], lengths[i : i + 1])
+        heard = [expert.gain * torch.nn.functional.pad(wav, (0, max(0, 1_600 - len(wav))))]  # as the loader
+        with torch.no_grad():
+            features = runner.featurizer.model(heard, runner.upstream.model(heard))
+            kws, sv = (expert.tasks[name](*expert._batch(name, features)) for name in ("kws", "sv"))
+        for output, at in ((alone, 0), (batch, i)):
+            torch.testing.assert_close(output.keyword_scores[at], kws[0].softmax(dim=0), atol=1e-5, rtol=0)
+            torch.testing.assert_close(output.speaker_embedding[at], sv[0], atol=1e-5, rtol=0)
+            assert int(output.frames[at]) == int(alone.frames[0])
+    assert model.labels == ["_silence_", "_unknown_", "yes", "no"]
+    assert model.calibration == pytest.approx(expert.tasks["sv"].calibration[0].tolist())
+    assert model.student.predictions is None, "nothing reads them"
+
+
+@pytest.mark.parametrize("key", ["hidden_states", "predictions", "last_hidden_state", "concatenated"])
+@pytest.mark.parametrize(("layer", "normalize"), [(None, False), (1, False), (None, True)])
+def test_features_are_those_of_s3prls_featurizer(
+    key: str, layer: int | None, normalize: bool, small_logmel: ds.StudentConfig
+) -> None:
+    host.register()
+    from s3prl.upstream.interfaces import Featurizer
+
+    torch.manual_seed(0)
+    upstream = StudentUpstream(ds.build_student(small_logmel)).eval()
+    featurizer = Featurizer(upstream, key, "cpu", layer, normalize)
+    if (weights := getattr(featurizer, "weights", None)) is not None:
+        weights.data.normal_()
+        weights = weights.detach().softmax(dim=0)
+    wav = tone(0.6)
+    with torch.no_grad():
+        features = Features(key, layer, weights, normalize)(upstream.student(wav[None]))
+        expected = featurizer([wav], upstream([wav]))[0]
+    torch.testing.assert_close(features[0, : len(expected)], expected, atol=1e-5, rtol=0)
+
+
+def test_a_student_alone_has_no_heads(tmp_path: Path, small_cnn: ds.StudentConfig) -> None:
+    ds.save_student(ds.build_student(small_cnn), tmp_path)
+    model = open_joint(tmp_path)
+    output = model(tone(1.0)[None], torch.tensor([16_000]))
+    assert output.keyword_scores is None and output.speaker_embedding is None
+    assert output.hidden_state.shape == (1, 49, 16) and output.frames.tolist() == [49]
+    assert model.labels == [] and model.calibration is None
+
+
+def test_another_upstream_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"best-dev\.ckpt: its upstream is fbank, not a distilled_student"):
+        open_joint(train(tmp_path, "-u", "fbank"))
