@@ -83,7 +83,7 @@ def convolve(x: Tensor, parts: Sequence[Tensor], bias: Tensor | None, stride: in
     """
     batch, frames, channels = x.shape
     if is_exporting() or frames % stride:
-        x = F.pad(x, (0, 0, 0, -frames % stride))
+        x = F.pad(x, (0, 0, 0, (frames + stride - 1) // stride * stride - frames))
     if torch.is_autocast_enabled(x.device.type):
         half = torch.get_autocast_dtype(x.device.type)
         x, parts, bias = x.to(half), [part.to(half) for part in parts], None if bias is None else bias.to(half)
@@ -104,7 +104,8 @@ def windows(samples: Tensor, size: int, step: int, count: int) -> Tensor:
     """``count`` windows, ``step`` apart, of ``(batch, samples)``, zeros behind its end: ``(batch, count, size)``."""
     over = -(-size // step)
     wanted = (count + over - 1) * step
-    rows = F.pad(samples, (0, wanted - samples.shape[1])).unflatten(1, (-1, step))
+    missing = wanted if is_exporting() else wanted - samples.shape[1]  # not every runtime cuts where that is negative
+    rows = F.pad(samples, (0, missing))[:, :wanted].unflatten(1, (-1, step))
     return torch.cat([rows[:, i : i + count] for i in range(over)], dim=2)[:, :, :size]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,7 +50,7 @@ class ConvPositions(nn.Module):
     def kernel(self) -> Tensor:
         """``(features, features / groups, 1, kernel)``, weight norm done, laid out for frames that are time-major."""
         weight = self.conv.weight[:, :, None]
-        return weight.contiguous(memory_format=torch.channels_last)
+        return weight if is_exporting() else weight.contiguous(memory_format=torch.channels_last)
 
     def embed(self, x: Tensor) -> Tensor:
         """``(batch, past + frames + ahead, features)`` -> ``(batch, frames, features)`` to add."""
@@ -101,7 +101,8 @@ def slow_down(x: Tensor, lengths: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     if stride == 1:
         return x, lengths
     mask = frame_mask(lengths, x.shape[1], x.device)[:, :, None]
-    x, count = (F.pad(t, (0, 0, 0, -x.shape[1] % stride)) for t in (x.masked_fill(~mask, 0.0), mask.to(x.dtype)))
+    missing = (x.shape[1] + stride - 1) // stride * stride - x.shape[1]
+    x, count = (F.pad(t, (0, 0, 0, missing)) for t in (x.masked_fill(~mask, 0.0), mask.to(x.dtype)))
     x, count = (t.unflatten(1, (-1, stride)).sum(2) for t in (x, count))
     return x / count.clamp(min=1), (lengths + stride - 1) // stride
 
@@ -200,11 +201,29 @@ class Student(nn.Module):
         if self.config.normalize:
             waveforms = normalize_waveforms(waveforms, lengths, self.config.normalize_epsilon)
         x, lengths = self.frontend(waveforms, lengths)
-        return self.encode(self.projection(self.projection_norm(x)), lengths)
+        return self.encode(self.project(x), lengths)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The front end's frames ``(batch, frames, conv_dim[-1])`` -> ``(batch, frames, hidden_size)``."""
+        return self.projection(self.projection_norm(x))
 
     def stack(self) -> Iterator[Layer]:
         """The layers in their order; the one there is, every time, where they share their weights."""
         return iter([self.layers[0]] * self.config.layers if self.config.shared else self.layers)
+
+    def transform(
+        self, x: Tensor, mask: Tensor | None, pasts: Sequence[Tensor | None]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The layers, each with its past, over frames with their positions: hidden states, and keys and values."""
+        x = self.dropout(x if self.config.norm_first else self.norm(x))
+        hidden_states, key_values = [x], []
+        for layer, past in zip(self.stack(), pasts, strict=True):
+            x, key_value = layer(x, mask, past)
+            hidden_states.append(x)
+            key_values.append(key_value)
+        if self.config.norm_first:
+            hidden_states[-1] = self.norm(x)
+        return hidden_states, key_values
 
     def encode(self, x: Tensor, lengths: Tensor) -> StudentOutput:
         """Transformer layers and predictions over projected frames ``(batch, frames, features)``."""
@@ -212,17 +231,11 @@ class Student(nn.Module):
         x, lengths = slow_down(x, lengths, config.encoder_stride)
         valid = mask_if_padded(lengths, x.shape[1], x.device)
         x = self.positions(zero_padding(x, valid))
-        x = self.dropout(x if config.norm_first else self.norm(x))
         if config.causal:  # what is behind the end is later than all that counts
             mask = causal_mask(x.shape[1], 0, config.attention_context, x.device)
         else:  # None lets attention take its fastest kernel
             mask = None if valid is None else valid[:, None, None, :]
-        hidden_states = [x]
-        for layer in self.stack():
-            x, _ = layer(x, mask)
-            hidden_states.append(x)
-        if config.norm_first:
-            hidden_states[-1] = self.norm(x)
+        hidden_states, _ = self.transform(x, mask, [None] * config.layers)
         predictions = None if self.predictions is None else self.predictions(zero_padding(hidden_states[-1], valid))
         valid = mask_if_padded(outside, frames, x.device)
         hidden_states = [zero_padding(speed_up(h, config.encoder_stride, frames), valid) for h in hidden_states]
