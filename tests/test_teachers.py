@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from conftest import tone
 from references import FORMS, SMALL, save_fairseq, save_transformers, transformers_model
 
 import distilled_student as ds
-from distilled_student.teachers import S3prlEncoder, StudentEncoder, Teacher, align, open_teacher
+from distilled_student.distillation.targets import Teacher, align
+from distilled_student.teachers import S3prlEncoder, StudentEncoder, open_teacher
 
 STABLE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
 FAMILIES = {
@@ -152,13 +154,28 @@ def test_a_teacher_stays_in_eval_mode_and_without_gradients(small_cnn: ds.Studen
     assert not any(p.requires_grad for p in teacher.parameters())
 
 
-def test_layers_above_the_highest_target_are_not_computed(small_cnn: ds.StudentConfig) -> None:
-    student = ds.build_student(small_cnn).eval()
+@pytest.mark.parametrize("form", [{}, {"norm_first": True}, {"shared": True}])
+def test_layers_above_the_highest_target_are_not_computed(small_cnn: ds.StudentConfig, form: dict[str, bool]) -> None:
+    student = ds.build_student(dataclasses.replace(small_cnn, layers=3, **form)).eval()
     wave = tone(0.5)[None]
-    expected = student(wave).hidden_states[1]
-    teacher = Teacher(StudentEncoder(student), [1])
-    assert len(teacher.encoder.student.layers) == 1
-    torch.testing.assert_close(teacher(wave)[0][:, 0], expected, atol=1e-6, rtol=0)
+    with torch.no_grad():
+        expected = student(wave).hidden_states
+    teacher = Teacher(StudentEncoder(student), [1, 2])
+    assert torch.equal(teacher(wave)[0], torch.stack(expected[1:3], dim=1))
+    assert len(teacher.encoder(wave).hidden_states) == 3  # front end and two layers
+
+
+@pytest.mark.parametrize("form", [{}, STABLE])
+def test_layers_of_a_wavlm_above_the_highest_target_are_not_computed(form: dict[str, object], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_transformers(transformers.WavLMModel(transformers.WavLMConfig(**{**SMALL, **form})), tmp_path)
+    wave = tone(0.5)[None]
+    with torch.no_grad():
+        expected = open_teacher(tmp_path)(wave).hidden_states
+    for layers in ([1, 2], [1, 3]):
+        teacher = Teacher(open_teacher(tmp_path), layers)
+        torch.testing.assert_close(teacher(wave)[0], torch.stack([expected[n] for n in layers], dim=1))
+        assert len(teacher.encoder(wave).hidden_states) == max(layers) + 1
 
 
 def test_a_layer_that_the_teacher_lacks_is_refused(small_cnn: ds.StudentConfig) -> None:

@@ -31,6 +31,31 @@ def _device(module: nn.Module) -> torch.device:
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
+def has_fast_bf16(device: torch.device | None = None) -> bool:
+    """Whether bfloat16 is worth while: on a CPU without instructions for it, it is slower than float32."""
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
+    on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
+    return on_gpu or any(value for name, value in able.items() if "bf16" in name)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@torch.no_grad()
+def peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """FLOP/s of the fastest of the large square products that fit into ``seconds``: what the device can do."""
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    fastest, end = math.inf, time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end or fastest == math.inf:
+        left @ right
+        _wait(device)
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2.0 * size**3 / fastest
+
+
 @torch.no_grad()
 def macs_per_second(upstream: nn.Module) -> int:
     """Multiply-accumulates for one second of 16 kHz audio, counted on the convolutions and matrix products that run.

@@ -1,12 +1,13 @@
 """Teachers: any student, `transformers` encoder or s3prl upstream behind one interface.
 
 An encoder is a module that maps ``(waveforms, lengths)`` to an `Encoded`; it has ``hidden_size``, ``num_layers`` and
-``frame_shift``. `Teacher` freezes one for distillation.
+``frame_shift``. For distillation `distilled_student.distillation.targets` freezes one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from distilled_student.errors import UserError
 from distilled_student.files import read_json
 from distilled_student.formats import CONFIG, PREPROCESSOR, WEIGHTS, normalization
 from distilled_student.frontend import normalize_waveforms
-from distilled_student.lengths import conv_lengths, mask_if_padded
+from distilled_student.lengths import mask_if_padded
 from distilled_student.storage import MODEL_TYPE, load_student
 from distilled_student.student import Student
 
@@ -52,6 +53,22 @@ class StudentEncoder(nn.Module):
         """What its waveforms go through first, as fields of a student's configuration."""
         return {name: getattr(self.student.config, name) for name in ("normalize", "normalize_epsilon")}
 
+    def settings(self) -> str:
+        """All settings, as text."""
+        return repr(self.student.config)
+
+    def keep_layers(self, count: int) -> None:
+        """Compute no more than the first ``count`` layers: none above, no predictions.
+
+        Nor a final norm, which is the last layer's: hidden states below are from before it.
+        """
+        student = self.student
+        if student.config.norm_first and count < student.config.layers:
+            student.norm = nn.Identity()
+        student.config = replace(student.config, layers=count, targets=[])
+        del student.layers[count:]
+        student.predictions = None
+
 
 class EqualLengthEncoder(nn.Module):
     """An encoder whose own padding would change its result: each group of equal lengths is encoded by itself."""
@@ -67,7 +84,7 @@ class EqualLengthEncoder(nn.Module):
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Encoded:
         if mask_if_padded(lengths, waveforms.shape[1]) is None:
             states = self.encode(waveforms)
-            return Encoded(states, torch.full((len(waveforms),), states[0].shape[1], device=waveforms.device))
+            return Encoded(states, torch.full((len(waveforms),), states[0].shape[1]))
         groups: list[tuple[Tensor, Sequence[Tensor]]] = []
         for samples in lengths.unique().tolist():
             rows = (lengths == samples).nonzero()[:, 0]
@@ -91,6 +108,13 @@ class EqualLengthEncoder(nn.Module):
     def normalization(self) -> dict[str, Any]:
         """What its waveforms go through first, as fields of a student's configuration."""
         return {}
+
+    def settings(self) -> str:
+        """All settings that the modules' own text does not show, as text."""
+        return ""
+
+    def keep_layers(self, count: int) -> None:
+        """Compute no more than the first ``count`` layers, where their output is known not to depend on the rest."""
 
 
 class TransformersEncoder(EqualLengthEncoder):
@@ -118,6 +142,17 @@ class TransformersEncoder(EqualLengthEncoder):
 
     def normalization(self) -> dict[str, Any]:
         return {"normalize": self.normalize}
+
+    def settings(self) -> str:
+        return f"{self.normalize} {self.model.config.to_json_string()}"
+
+    def keep_layers(self, count: int) -> None:
+        norm_first = getattr(self.model.config, "do_stable_layer_norm", None)
+        if norm_first is None or count == self.num_layers:
+            return  # of another make: who knows what stands behind its layers
+        del self.model.encoder.layers[count:]
+        if norm_first:
+            self.model.encoder.layer_norm = nn.Identity()
 
 
 class S3prlEncoder(EqualLengthEncoder):
@@ -236,61 +271,3 @@ def open_teacher(name: str | Path) -> nn.Module:
     if "/" not in name and name in _s3prl_names():
         return _from_s3prl(name).eval()
     return _from_path(_hub_folder(name), name).eval()
-
-
-class Teacher(nn.Module):
-    """A frozen encoder that gives the hidden states of chosen layers: always in eval mode, never with gradients."""
-
-    def __init__(self, encoder: nn.Module, layers: Sequence[int]) -> None:
-        super().__init__()
-        if not layers or max(layers) > encoder.num_layers or min(layers) < 1:
-            raise UserError(f"targets: {list(layers)}: the teacher has layers 1 to {encoder.num_layers}")
-        self.encoder, self.layers = encoder, list(layers)
-        if isinstance(encoder, StudentEncoder) and not encoder.student.config.norm_first:
-            del encoder.student.layers[max(layers) :]  # layers above the highest target would be computed for nothing
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> Teacher:
-        """Stays in eval mode: dropout in a teacher is a silent error (see ARMHuBERT)."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Hidden states ``(batch, targets, frames, features)`` and their lengths in frames."""
-        encoded = self.encoder(waveforms, lengths)
-        return torch.stack([encoded.hidden_states[layer] for layer in self.layers], dim=1), encoded.lengths
-
-
-def check_rates(shift: int, student_shift: int) -> None:
-    """Raise ValueError where frames ``shift`` and ``student_shift`` samples apart never meet."""
-    if shift % student_shift and student_shift % shift:
-        raise ValueError(f"a frame every {shift} and every {student_shift} samples: no rate is a multiple of the other")
-
-
-def align(
-    states: Tensor, lengths: Tensor, shift: int, student_lengths: Tensor, student_shift: int, frames: int
-) -> tuple[Tensor, Tensor]:
-    """Teacher frames at the student's times.
-
-    Args:
-        states: ``(batch, targets, teacher frames, features)``; ``lengths (batch,)`` of them valid, ``shift`` samples
-            apart.
-        student_lengths: ``(batch,)`` valid frames of the student, ``student_shift`` samples apart; ``frames`` with
-            padding.
-
-    Returns:
-        ``(batch, targets, frames, features)`` and the lengths over which both are valid.
-
-    Raises:
-        ValueError: neither rate is a multiple of the other, or lengths differ by more than two frames.
-    """
-    check_rates(shift, student_shift)
-    times = torch.arange(frames, device=states.device) * student_shift
-    index = times.div(shift, rounding_mode="floor")
-    slower = max(shift, student_shift)
-    apart = (lengths * shift - student_lengths * student_shift).abs().max()
-    if apart > 2 * slower:
-        raise ValueError(f"teacher and student frames are {int(apart)} samples apart at the end of an utterance")
-    valid = conv_lengths(lengths * shift, 1, student_shift)  # student frames whose time lies in a teacher's frame
-    return states[:, :, index.clamp(max=states.shape[2] - 1)], torch.minimum(student_lengths, valid)

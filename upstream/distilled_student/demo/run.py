@@ -6,11 +6,11 @@ import shutil
 import time
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from distilled_student.benchmark.run import open_bench, run_suite
 from distilled_student.benchmark.suite import plan
+from distilled_student.cost import has_fast_bf16
 from distilled_student.demo.corpus import expand, fingerprint
 from distilled_student.errors import UserError
 from distilled_student.settings import cache_folder
@@ -26,12 +26,6 @@ def corpus_folder() -> Path:
             return expand(folder)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror}); set XDG_CACHE_HOME") from None
-
-
-def has_fast_bf16() -> bool:
-    """Whether bfloat16 is worth while here: without instructions of its own it is slower than float32."""
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
-    return torch.cuda.is_available() or any(value for name, value in able.items() if "bf16" in name)
 
 
 def precision() -> dict[str, list[str]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -135,11 +135,27 @@ def read_cuts(config: DataConfig, where: str | Path = "data") -> tuple[CutSet, S
 
 @dataclass
 class Batch:
-    """``waveforms (batch, samples)`` at 16 kHz, ``lengths (batch,)`` in samples; files that failed, with the reason."""
+    """Utterances, read.
+
+    Attributes:
+        waveforms: ``(batch, samples)`` at 16 kHz. ``lengths (batch,)`` in samples, which stay on the CPU.
+        failed: Files that could not be read, with the reason.
+        targets: Of each utterance what a cache has of the teacher's hidden states, ``(targets, frames, features)``.
+    """
 
     waveforms: Tensor
     lengths: Tensor
     failed: dict[str, str]
+    targets: list[Tensor | None]
+
+    def pin_memory(self) -> Batch:
+        """For torch's loader: memory that a GPU copies from while it computes."""
+        return replace(self, waveforms=self.waveforms.pin_memory())
+
+    def seconds(self, untaught: bool = False) -> float:
+        """Seconds of audio; ``untaught``: of those alone that the teacher must hear, too."""
+        counted = [found is None or not untaught for found in self.targets]
+        return int(self.lengths[counted].sum()) / SAMPLE_RATE
 
 
 def _load(cut: Cut) -> Tensor:
@@ -152,7 +168,10 @@ def _load(cut: Cut) -> Tensor:
 
 
 class CutDataset(Dataset):
-    """Reads the cuts of one batch; a file that fails is left out and named."""
+    """Reads the cuts of one batch, and what a cache has of their targets; a file that fails is left out and named."""
+
+    def __init__(self, find_targets: Callable[[Tensor], Tensor | None] | None = None) -> None:
+        self.find_targets = find_targets
 
     def __getitem__(self, cuts: CutSet) -> Batch:
         waveforms, failed = [], {}
@@ -162,9 +181,10 @@ class CutDataset(Dataset):
             except (AudioLoadingError, OSError, RuntimeError, ValueError) as error:
                 failed[cut.recording_id if cut.has_recording else cut.id] = " ".join(str(error).split())[:300]
         if not waveforms:
-            return Batch(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long), failed)
+            return Batch(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long), failed, [])
         lengths = torch.tensor([len(w) for w in waveforms])
-        return Batch(pad_sequence(waveforms, batch_first=True), lengths, failed)
+        targets = [self.find_targets(waveform) if self.find_targets else None for waveform in waveforms]
+        return Batch(pad_sequence(waveforms, batch_first=True), lengths, failed, targets)
 
 
 class _From(Sampler):
@@ -178,9 +198,19 @@ class _From(Sampler):
 
 
 def make_loader(
-    cuts: CutSet, config: DataConfig, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
+    cuts: CutSet,
+    config: DataConfig,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    find_targets: Callable[[Tensor], Tensor | None] | None = None,
 ) -> DataLoader:
-    """Batches of one epoch from the ``start``-th on, in an order that depends on the seed and the epoch alone."""
+    """Batches of one epoch from the ``start``-th on, in an order that depends on the seed and the epoch alone.
+
+    ``find_targets``: gives a waveform's targets that are in a cache; asked by the workers, ahead of training.
+    """
     warnings.filterwarnings("ignore", message="You are using Dynamic.*Sampler with an eagerly read CutSet")
     buckets = min(config.buckets, len(cuts) // 4)
     options = {"max_duration": config.batch_seconds, "shuffle": True, "seed": seed, "rank": rank, "world_size": world}
@@ -190,9 +220,10 @@ def make_loader(
         sampler = DynamicCutSampler(cuts, **options)
     sampler.set_epoch(epoch)
     return DataLoader(
-        CutDataset(),
+        CutDataset(find_targets),
         sampler=_From(sampler, start),
         batch_size=None,
         num_workers=config.workers,
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),  # else it draws from the state that a checkpoint holds
     )

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,19 @@ from lhotse import CutSet
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
+from distilled_student.cost import has_fast_bf16
+from distilled_student.distillation.cache import TargetCache
 from distilled_student.distillation.card import write_card
 from distilled_student.distillation.config import DistillConfig, fitted_student, lasting
 from distilled_student.distillation.data import Batch, Skipped, make_loader, read_cuts
 from distilled_student.distillation.initialize import initialize
 from distilled_student.distillation.loss import distillation_loss
+from distilled_student.distillation.pace import Speed, measure_pace
+from distilled_student.distillation.targets import Teacher, align, check_rates
 from distilled_student.errors import UserError
 from distilled_student.storage import save_student
 from distilled_student.student import Student
-from distilled_student.teachers import Teacher, align, check_rates, open_teacher
+from distilled_student.teachers import open_teacher
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +54,13 @@ class Distillation:
         self.config, self.where = config, where
         AcceleratorState._reset_state()  # it refuses a second run of another precision in one process
         self.accelerator = Accelerator(mixed_precision="no" if config.precision == "fp32" else config.precision)
-        if config.precision == "fp16" and self.accelerator.device.type == "cpu":
-            raise UserError(f"{where}: precision: fp16 needs a GPU; a CPU has bf16")
+        device = self.accelerator.device
+        if config.teacher_precision == "auto":
+            fast = "bf16" if has_fast_bf16(device) else "fp32"
+            self.config = config = replace(config, teacher_precision=fast)
+        for key in ("precision", "teacher_precision"):
+            if getattr(config, key) == "fp16" and device.type == "cpu":
+                raise UserError(f"{where}: {key}: fp16 needs a GPU; a CPU has bf16")
         torch.manual_seed(config.seed)
         try:
             encoder = open_teacher(config.teacher)
@@ -61,13 +70,16 @@ class Distillation:
         self.taken = initialize(self.student, encoder.weights()) if config.initialize else {}
         try:
             check_rates(encoder.frame_shift, self.student.config.frame_shift)
-            self.teacher = Teacher(encoder, config.targets).to(self.accelerator.device)
+            self.teacher = Teacher(encoder, config.targets, config.teacher_precision).to(device)
         except (ValueError, UserError) as error:
             raise UserError(f"{where}: {error}") from None
+        self.cache = TargetCache(config.cache, self.teacher.fingerprint()) if config.cache else None
         self.progress = Progress()
         adam = {"betas": tuple(config.betas), "eps": config.eps, "weight_decay": config.weight_decay}
-        optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, **adam)
+        optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, fused=True, **adam)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        if config.compile:
+            self.student.compile(dynamic=True)
         self.model, self.optimizer = self.accelerator.prepare(self.student, optimizer)
         self.scheduler = scheduler
         self.output = Path(config.output)
@@ -86,12 +98,14 @@ class Distillation:
         return min((step + 1) / warmup, max(0.0, (self.config.steps - step) / max(1, self.config.steps - warmup)))
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """One update. Returns the meters, as tensors that stay on the device."""
-        device = self.accelerator.device
-        waveforms, lengths = batch.waveforms.to(device), batch.lengths.to(device)
+        """One update. Returns the meters, as tensors that stay on the device, which is never waited for."""
+        waveforms = batch.waveforms.to(self.accelerator.device, non_blocking=True)
+        if self.cache is None:
+            targets, teacher_lengths = self.teacher(waveforms, batch.lengths)
+        else:
+            targets, teacher_lengths = self.cache.targets(batch, waveforms, self.teacher)
         with self.accelerator.autocast():
-            targets, teacher_lengths = self.teacher(waveforms, lengths)
-            output = self.model(waveforms, lengths)
+            output = self.model(waveforms, batch.lengths)
         frames = output.predictions.shape[2]
         shifts = self.teacher.encoder.frame_shift, self.student.config.frame_shift
         try:
@@ -120,7 +134,8 @@ class Distillation:
         while True:
             place = self.config.seed, progress.epoch, progress.batch
             rank, world = accelerator.process_index, accelerator.num_processes
-            for batch in make_loader(cuts, self.config.data, *place, rank, world):
+            found = self.cache.read if self.cache else None
+            for batch in make_loader(cuts, self.config.data, *place, rank, world, found):
                 progress.batch += 1
                 heard = heard or len(batch.lengths) > 0
                 yield batch
@@ -174,20 +189,20 @@ class Distillation:
         return True
 
 
-def _log_line(progress: Progress, meters: dict[str, Tensor], config: DistillConfig, speed: float, rate: float) -> str:
-    left = (config.steps - progress.step) * speed
+def _log_line(progress: Progress, meters: dict[str, Tensor], config: DistillConfig, speed: Speed, left: float) -> str:
     parts = "  ".join(
         f"layer {layer} L1 {l1:.4f} cos {cosine:.4f}"
         for layer, l1, cosine in zip(config.targets, meters["l1"].tolist(), meters["cosine"].tolist(), strict=True)
     )
     return (
         f"step {progress.step}/{config.steps}  loss {float(meters['loss']):.4f}  {parts}  "
-        f"|g| {float(meters['gradient_norm']):.2f}  {rate:.0f} s audio/s  ETA {int(left // 60)}:{int(left % 60):02d}"
+        f"|g| {float(meters['gradient_norm']):.2f}  {speed.audio:.0f} s audio/s  {speed.flops / 1e12:.3f} TFLOP/s "
+        f"({speed.share:.0%} of peak)  ETA {int(left // 60)}:{int(left % 60):02d}"
     )
 
 
 def _report(
-    run: Distillation, meters: dict[str, Tensor], writer: SummaryWriter | None, speed: float, rate: float
+    run: Distillation, meters: dict[str, Tensor], writer: SummaryWriter | None, speed: Speed, left: float
 ) -> None:
     progress, config = run.progress, run.config
     loss = float(meters["loss"])
@@ -196,7 +211,7 @@ def _report(
     progress.curve.append([progress.step, loss])
     if not run.accelerator.is_main_process:
         return
-    log.info(_log_line(progress, meters, config, speed, rate))
+    log.info(_log_line(progress, meters, config, speed, left))
     if writer is not None:
         writer.add_scalar("loss", loss, progress.step)
         for layer, l1, cosine in zip(config.targets, meters["l1"].tolist(), meters["cosine"].tolist(), strict=True):
@@ -204,7 +219,8 @@ def _report(
             writer.add_scalar(f"layer-{layer}/cosine", cosine, progress.step)
         writer.add_scalar("gradient_norm", float(meters["gradient_norm"]), progress.step)
         writer.add_scalar("learning_rate", run.scheduler.get_last_lr()[0], progress.step)
-        writer.add_scalar("audio_seconds_per_second", rate, progress.step)
+        writer.add_scalar("audio_seconds_per_second", speed.audio, progress.step)
+        writer.add_scalar("share_of_peak", speed.share, progress.step)
 
 
 def train(run: Distillation, cuts: CutSet, skipped: Skipped) -> None:
@@ -213,7 +229,8 @@ def train(run: Distillation, cuts: CutSet, skipped: Skipped) -> None:
     writer = SummaryWriter(str(run.output / "tensorboard")) if run.accelerator.is_main_process else None
     run.model.train()
     sums: dict[str, Tensor] = {}
-    count, heard, since = 0, 0.0, time.monotonic()
+    pace = measure_pace(run.student, run.teacher, config.precision, run.accelerator.device)
+    count, heard, taught, since = 0, 0.0, 0.0, time.monotonic()
     batches = run.batches(cuts)
     while progress.step < config.steps:
         batch = next(batches)
@@ -225,12 +242,13 @@ def train(run: Distillation, cuts: CutSet, skipped: Skipped) -> None:
         sums = {k: sums[k] + v if sums else v for k, v in meters.items()}
         count += 1
         progress.step += 1
-        seconds = float(batch.lengths.sum()) / 16_000
-        heard, progress.audio_seconds = heard + seconds, progress.audio_seconds + seconds
+        heard, taught = heard + batch.seconds(), taught + batch.seconds(untaught=True)
+        progress.audio_seconds += batch.seconds()
         if progress.step % config.log_every == 0 or progress.step == config.steps:
             elapsed = time.monotonic() - since
-            _report(run, {k: v / count for k, v in sums.items()}, writer, elapsed / count, heard / elapsed)
-            sums, count, heard, since = {}, 0, 0.0, time.monotonic()
+            speed, left = pace.speed(heard, taught, elapsed), (config.steps - progress.step) * elapsed / count
+            _report(run, {k: v / count for k, v in sums.items()}, writer, speed, left)
+            sums, count, heard, taught, since = {}, 0, 0.0, 0.0, time.monotonic()
         if progress.step % config.save_every == 0 or progress.step == config.steps:
             run.save()
     if writer is not None:
@@ -256,6 +274,11 @@ def distill(config: DistillConfig, where: str | Path) -> Path:
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from None
     hours = sum(cut.duration for cut in cuts) / 3600
+    if run.cache:
+        try:
+            run.cache.reserve(hours * 3600, run.teacher)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
     log.info("%d pieces, %.2f hours of audio; %d files skipped", len(cuts), hours, len(skipped))
     run.resume()
     try:
