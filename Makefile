@@ -2,13 +2,16 @@
 PYTHON ?= python3
 STAMP := .venv/.installed
 
-.PHONY: demo test lint
+.PHONY: demo test bench lint
 
 demo: $(STAMP)
 	.venv/bin/distilled-student demo
 
 test: $(STAMP)
 	.venv/bin/python -m pytest
+
+bench: $(STAMP)
+	.venv/bin/distilled-student speed --history docs/speed-history.jsonl
 
 lint: $(STAMP)
 	.venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check .

@@ -105,6 +105,25 @@ def benchmark(
     run(bench, seeds, only or (), extra, tflops if dry_run else None)
 
 
+@app.command()
+def speed(
+    output: Annotated[Path, typer.Option(help="Folder for results, table and profiles.")] = Path("exp/speed"),
+    only: Annotated[str, typer.Option(help="Parts, parted by commas: models, ...; default: all.")] = "",
+    rounds: Annotated[int, typer.Option(help="How often everything takes its turn.")] = 15,
+    accuracy: Annotated[list[str] | None, typer.Option(help="CORPUS=results.json of a benchmark; repeatable.")] = None,
+    history: Annotated[Path | None, typer.Option(help="File to add a line to; says what became slower.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Measure nothing: the tables of this results.json.")] = None,
+    into: Annotated[list[Path] | None, typer.Option(help="With --report: documents to put them into.")] = None,
+) -> None:
+    """Measure how fast the models are, side by side on this machine, beside HuBERT base."""
+    from distilled_student.speed import run
+
+    if report is not None:
+        run.report(report, accuracy or (), into or ())
+    else:
+        run.run(output, [name for name in only.split(",") if name], rounds, accuracy or (), history)
+
+
 # s3prl's own options, --help too, are for s3prl to read
 @app.command(
     "s3prl-main", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False

@@ -1,0 +1,99 @@
+"""A line for each run in a file that is kept, so that a slower commit shows."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distilled_student.errors import UserError
+from distilled_student.speed.models import COMPARED
+
+SAME = ("cpu", "cores", "threads")  # what makes two machines one; another torch that is slower shall show
+KEPT = 3  # entries whose median is what a run is compared with
+HERE = Path(__file__).parent
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(HERE), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or installed without a repository
+        return None
+    return done.stdout.strip()
+
+
+def machine() -> dict[str, Any]:
+    """Processor, its cores, torch's threads, and the versions of what runs on them."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "onnxruntime", "transformers", "s3prl")}
+    cpu = names[0] if names else platform.processor() or platform.machine()
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), **versions}
+
+
+def stamp() -> dict[str, Any]:
+    """When, what and where: date, git revision, whether files differ from it (documents aside), machine."""
+    changed = _git("status", "--porcelain", "--", ":/", ":(exclude,top)docs")
+    now = datetime.datetime.now().isoformat(timespec="minutes")
+    revision = _git("rev-parse", "--short=12", "HEAD")
+    return {"date": now, "revision": revision, "dirty": bool(changed), "machine": machine()}
+
+
+def ratios(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """How many times as fast as its reference of the same run each thing is; more is better."""
+    found = {}
+    for row in parts.get("models", {}).get("rows", []):
+        for count, times in row["times"].items():
+            found[f"{row['model']}, {row['form']}, {count} threads"] = times[f"{COMPARED} s"]["speed"]["median"]
+    return found
+
+
+def read_history(file: Path) -> list[dict[str, Any]]:
+    """Every entry, oldest first; none where there is no file.
+
+    Raises:
+        UserError: a line is not an entry; names file and line.
+    """
+    entries = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.exists() else [], start=1):
+        try:
+            entry = json.loads(line)
+            entry["machine"], entry["ratios"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{file}, line {number}: is not an entry of the history of speed") from None
+        entries.append(entry)
+    return entries
+
+
+def slower(entry: Mapping[str, Any], history: Sequence[Mapping[str, Any]], tolerance: float = 0.1) -> list[str]:
+    """A line for each ratio that is worse than before, by more than ``tolerance``, a share.
+
+    Before: the median of its last entries of the same machine.
+    """
+    where = [entry["machine"][key] for key in SAME]
+    before = [old for old in history if [old["machine"].get(key) for key in SAME] == where]
+    lines = []
+    for name, now in entry["ratios"].items():
+        known = [old for old in before if name in old["ratios"]][-KEPT:]
+        then = statistics.median(old["ratios"][name] for old in known) if known else now
+        if now < (1 - tolerance) * then:
+            lines.append(f"{name}: {now:.2f} times its reference, {then:.2f} before ({known[-1]['revision']})")
+    return lines
+
+
+def append(file: Path, entry: Mapping[str, Any]) -> list[str]:
+    """Add an entry, and say what became slower; see `slower`."""
+    lines = slower(entry, read_history(file))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as open_file:
+        open_file.write(json.dumps(entry) + "\n")
+    return lines

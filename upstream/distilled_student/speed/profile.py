@@ -1,0 +1,54 @@
+"""Where a model's time goes: the operations that cost most, of torch or of ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from distilled_student.speed.measure import open_session, threads
+from distilled_student.speed.models import COMPARED, Variant, feeds, importer, noise
+
+RUNS, LINES = 5, 15
+
+
+def _torch(variant: Variant) -> str:
+    model, waveforms = importer(variant)(), noise(COMPARED)
+    with torch.no_grad():
+        model(waveforms)
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            for _ in range(RUNS):
+                model(waveforms)
+    return seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=LINES, max_name_column_width=40)
+
+
+def _onnx(file: Path) -> str:
+    with TemporaryDirectory() as folder:
+        session = open_session(file, 1, profile=Path(folder) / "run")
+        given = feeds(session, noise(COMPARED))
+        for _ in range(RUNS):
+            session.run(None, given)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    kernels: list[dict[str, Any]] = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+    total, calls = Counter[str](), Counter[str]()
+    for event in kernels:
+        total[event["args"]["op_name"]] += event["dur"]
+        calls[event["args"]["op_name"]] += 1
+    lines = [f"{'operation':<32} {'ms a run':>10} {'share':>7} {'calls':>6}"]
+    for name, microseconds in total.most_common(LINES):
+        share = microseconds / total.total()
+        lines.append(f"{name:<32} {microseconds / RUNS / 1000:>10.3f} {share:>7.1%} {calls[name] // RUNS:>6}")
+    return "\n".join(lines)
+
+
+def write_profile(file: Path, variant: Variant) -> None:
+    """The operations of a model on one thread and some seconds of audio, the costliest first."""
+    with threads(1):
+        text = _torch(variant) if variant.graph is None else _onnx(variant.graph)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"{variant.name}, {COMPARED} s, one thread, {RUNS} runs\n\n{text}\n", encoding="utf-8")

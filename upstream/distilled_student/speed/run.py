@@ -1,0 +1,105 @@
+"""``distilled-student speed``: measure the parts asked for, keep what the others have, report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+
+from distilled_student.errors import UserError
+from distilled_student.files import read_json, write_json
+from distilled_student.speed.aims import aims
+from distilled_student.speed.history import append, ratios, stamp
+from distilled_student.speed.models import MODELS, compare_models
+from distilled_student.speed.profile import write_profile
+from distilled_student.speed.table import TASKS, insert, render
+
+log = logging.getLogger(__name__)
+console = Console()
+
+
+def _models(output: Path, rounds: int, names: Sequence[str] = MODELS) -> dict[str, Any]:
+    """The models, and where the time of those goes that are slower than was aimed at."""
+    for old in output.glob("profile-*.txt"):
+        old.unlink()
+    with TemporaryDirectory() as folder:
+        figures, measured = compare_models(Path(folder), rounds, names)
+        missed = [aim.row for aim in aims({"parts": {"models": figures}}) if not aim.met]
+        for variant in measured:
+            if (variant.model, variant.form) in missed:
+                write_profile(output / f"profile-{variant.name.replace(', ', '-').replace(' ', '-')}.txt", variant)
+    return figures
+
+
+PARTS: dict[str, Callable[[Path, int], dict[str, Any]]] = {"models": _models}
+
+
+def read_accuracy(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Results by corpus and model, from ``CORPUS=FILE``, the results.json of `distilled-student benchmark`.
+
+    Raises:
+        UserError: a pair is not one, or its file is not such a report.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        corpus, equals, file = pair.partition("=")
+        if not equals:
+            raise UserError(f"--accuracy {pair}: is written CORPUS=FILE")
+        rows = read_json(Path(file)).get("rows")
+        if not isinstance(rows, list):
+            raise UserError(f"{file}: is not the results.json of a benchmark (no rows)")
+        for row in rows:
+            keys = [key for task in TASKS for key in (task, f"{task}_deviation") if key in row]
+            found.setdefault(corpus, {}).setdefault(row["model"], {}).update({key: row[key] for key in keys})
+    return found
+
+
+def report(file: Path, accuracy: Sequence[str] = (), into: Sequence[Path] = ()) -> None:
+    """Print the tables of a results.json, write them to table.md beside it, and into documents.
+
+    Args:
+        accuracy: Further columns, kept in the file; see `read_accuracy`.
+    """
+    results = read_json(file)
+    if "parts" not in results:
+        raise UserError(f"{file}: is not the results.json of distilled-student speed (no parts)")
+    results["accuracy"] = {**results.get("accuracy", {}), **read_accuracy(accuracy)}
+    text = render(results)
+    write_json(file, results)
+    file.with_name("table.md").write_text(text, encoding="utf-8")
+    for document in into:
+        insert(document, text)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def run(
+    output: Path, only: Sequence[str] = (), rounds: int = 15, accuracy: Sequence[str] = (), history: Path | None = None
+) -> None:
+    """Measure; ``output/results.json`` and ``table.md``; with ``history`` a line there, and what became slower.
+
+    Args:
+        only: Parts; empty: all. Those that are not measured again stay in the results, each with its date.
+
+    Raises:
+        UserError: no such part.
+    """
+    for name in only:
+        if name not in PARTS:
+            raise UserError(f"--only {name}: no such part; there are {', '.join(PARTS)}")
+    read_accuracy(accuracy)  # a fault is found now, not in ten minutes
+    file = output / "results.json"
+    results: dict[str, Any] = read_json(file) if file.exists() else {"parts": {}}
+    when = stamp()
+    measured: dict[str, Mapping[str, Any]] = {}
+    for name in only or PARTS:
+        log.info("measuring %s", name)
+        measured[name] = {**when, **PARTS[name](output, rounds)}
+        results["parts"][name] = measured[name]
+        write_json(file, results)
+    report(file, accuracy)
+    for line in append(history, {**when, "ratios": ratios(measured)}) if history else []:
+        console.print(f"slower: {line}", markup=False, soft_wrap=True)
