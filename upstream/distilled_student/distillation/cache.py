@@ -30,10 +30,11 @@ class TargetCache:
     Args:
         folder: For all caches.
         fingerprint: Of the teacher, see `Teacher.fingerprint`.
+        where: What messages begin with, ``FILE: cache``.
     """
 
-    def __init__(self, folder: str | Path, fingerprint: str) -> None:
-        self.folder = Path(folder) / f"{FORM}-{fingerprint[:32]}"
+    def __init__(self, folder: str | Path, fingerprint: str, where: str = "cache") -> None:
+        self.where, self.folder = where, Path(folder) / f"{FORM}-{fingerprint[:32]}"
 
     def reserve(self, seconds: float, teacher: Teacher) -> None:
         """Say how large the cache of ``seconds`` of audio will be.
@@ -48,10 +49,11 @@ class TargetCache:
             there = sum(file.stat().st_size for file in self.folder.glob("*/*.safetensors"))
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
-            raise UserError(f"cache: {self.folder}: cannot be written ({error.strerror})") from None
+            raise UserError(f"{self.where}: {self.folder}: cannot be written ({error.strerror})") from None
         log.info("cache of targets in %s: %.2f GB, %.2f GB of it are there", self.folder, size / 1e9, there / 1e9)
         if size - there > free:
-            raise UserError(f"cache: needs {(size - there) / 1e9:.2f} GB; {self.folder} has room for {free / 1e9:.2f}")
+            needed = f"needs {(size - there) / 1e9:.2f} GB more, its disk has {free / 1e9:.2f}"
+            raise UserError(f"{self.where}: {self.folder}: {needed}")
 
     def _file(self, waveform: Tensor) -> Path:
         key = hashlib.sha256(waveform.contiguous().numpy()).hexdigest()
@@ -72,7 +74,7 @@ class TargetCache:
         """
         half = states.to("cpu", torch.float16).contiguous()
         if not torch.isfinite(half).all():
-            raise UserError("cache: the teacher's hidden states are too large for half precision; go without")
+            raise UserError(f"{self.where}: the teacher's hidden states are too large for half precision; go without")
         file = self._file(waveform)
         part = file.with_suffix(f".{os.getpid()}")
         try:
@@ -80,7 +82,7 @@ class TargetCache:
             part.write_bytes(save({NAME: half}))
             os.replace(part, file)
         except OSError as error:
-            raise UserError(f"cache: {file}: cannot be written ({error.strerror})") from None
+            raise UserError(f"{self.where}: {file}: cannot be written ({error.strerror})") from None
         return half
 
     def targets(self, batch: Batch, waveforms: Tensor, teacher: Teacher) -> tuple[Tensor, Tensor]:

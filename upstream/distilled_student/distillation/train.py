@@ -73,7 +73,9 @@ class Distillation:
             self.teacher = Teacher(encoder, config.targets, config.teacher_precision).to(device)
         except (ValueError, UserError) as error:
             raise UserError(f"{where}: {error}") from None
-        self.cache = TargetCache(config.cache, self.teacher.fingerprint()) if config.cache else None
+        self.cache: TargetCache | None = None
+        if config.cache:
+            self.cache = TargetCache(config.cache, self.teacher.fingerprint(), f"{where}: cache")
         self.progress = Progress()
         adam = {"betas": tuple(config.betas), "eps": config.eps, "weight_decay": config.weight_decay}
         optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, fused=True, **adam)
@@ -275,10 +277,7 @@ def distill(config: DistillConfig, where: str | Path) -> Path:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from None
     hours = sum(cut.duration for cut in cuts) / 3600
     if run.cache:
-        try:
-            run.cache.reserve(hours * 3600, run.teacher)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+        run.cache.reserve(hours * 3600, run.teacher)
     log.info("%d pieces, %.2f hours of audio; %d files skipped", len(cuts), hours, len(skipped))
     run.resume()
     try:
