@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distilled_student.lengths import frame_mask, zero_padding
+from distilled_student.lengths import frame_mask, is_exporting, zero_padding
 from distilled_student.multitask.pooling import Pooling
 
 WEIGHTED = "weighted"
@@ -92,8 +92,8 @@ class XVectorHead(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         # the last frame in place of padding, and repeated where an utterance is shorter than what the convolutions see
-        frames = torch.arange(max(x.shape[1], self.LOST + 1), device=x.device)
-        index = frames.minimum(lengths.to(x.device)[:, None] - 1)
+        enough = x.shape[1] + self.LOST if is_exporting() else max(x.shape[1], self.LOST + 1)  # graphs may lack max
+        index = torch.arange(enough, device=x.device).minimum(lengths.to(x.device)[:, None] - 1)
         x = self.connector(x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))).transpose(1, 2)
         for convolution in self.convolutions:
             x = convolution(x).relu()
