@@ -23,7 +23,7 @@ def test_macs_are_those_of_a_count_by_hand(size: str) -> None:
     targets, hidden = len(c.targets), c.prediction_size
     macs += frames * targets * (d * hidden + hidden * c.target_size)
     counted = macs_per_second(StudentUpstream(ds.build_student(c)))
-    assert macs < counted < 1.01 * macs  # rows behind the end are multiplied too, and the norm's statistics are products
+    assert macs < counted < 1.01 * macs  # rows behind the end count too, and the norm's statistics are products
 
 
 def test_the_papers_student_needs_the_operations_that_were_published_for_it() -> None:

@@ -7,45 +7,31 @@ stream of rows. A window over an utterance's end reads the next one's frames: wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from distilled_student.lengths import is_exporting
-
-
-def kept(module: nn.Module, sources: Sequence[Tensor], make: Callable[[], Any]) -> Any:
-    """What ``make`` gives, made anew only when ``sources``, parameters of ``module``, have changed.
-
-    Only where no gradient is asked for: an evaluation need not lay out the same weights at every call.
-    """
-    if torch.is_grad_enabled() or is_exporting() or any(p.is_inference() for p in sources):
-        return make()
-    key = [(p.data_ptr(), p._version, p.dtype) for p in sources]
-    found = module.__dict__.get("_kept")
-    if found is None or found[0] != key:
-        found = module.__dict__["_kept"] = (key, make())
-    return found[1]
+from distilled_student.products import multiply
 
 
 def kernel_parts(weight: Tensor, stride: int) -> list[Tensor]:
-    """``(width, channels, kernel)`` cut into matrices ``(taps * channels, width)`` of at most ``stride`` taps each."""
-    return [part.reshape(-1, len(weight)) for part in weight.permute(2, 1, 0).split(stride)]
+    """``(width, channels, kernel)`` cut into matrices ``(width, taps * channels)`` of at most ``stride`` taps each."""
+    return [part.reshape(len(weight), -1) for part in weight.transpose(1, 2).split(stride, dim=1)]
 
 
 def _product(rows: Tensor, bias: Tensor | None, parts: Sequence[Tensor]) -> Tensor:
     first, *others = parts
-    x = rows[:, : len(first)]
-    y = x @ first if bias is None else torch.addmm(bias, x, first)
+    y = multiply(rows[:, : first.shape[1]], first, bias)
     for place, part in enumerate(others, start=1):
-        x = rows[place:, : len(part)]  # the windows' later taps are the beginning of later rows
+        x = rows[place:, : part.shape[1]]  # the windows' later taps are the beginning of later rows
         if is_exporting():  # graphs have no product onto a part of a matrix
-            y = y + F.pad(x @ part, (0, 0, 0, place))
+            y = y + F.pad(multiply(x, part), (0, 0, 0, place))
         else:
-            y[:-place].addmm_(x, part)
+            y[:-place].addmm_(x, part.T)
     return y
 
 
@@ -62,12 +48,12 @@ class _RowConvolution(torch.autograd.Function):
         rows, first, *others = ctx.saved_tensors
         grad_rows = None
         if ctx.needs_input_grad[0]:
-            grad_rows = F.pad(grad @ first.T, (0, rows.shape[1] - len(first)))
+            grad_rows = F.pad(grad @ first, (0, rows.shape[1] - first.shape[1]))
             for place, part in enumerate(others, start=1):
-                grad_rows[place:, : len(part)].addmm_(grad[:-place], part.T)
+                grad_rows[place:, : part.shape[1]].addmm_(grad[:-place], part)
         grad_bias = grad.sum(0) if ctx.needs_input_grad[1] else None
-        grad_parts = [rows[:, : len(first)].T @ grad]
-        grad_parts += [rows[place:, : len(part)].T @ grad[:-place] for place, part in enumerate(others, start=1)]
+        grad_parts = [grad.T @ rows[:, : first.shape[1]]]
+        grad_parts += [grad[:-place].T @ rows[place:, : part.shape[1]] for place, part in enumerate(others, start=1)]
         return grad_rows, grad_bias, *grad_parts
 
 
@@ -90,14 +76,6 @@ def convolve(x: Tensor, parts: Sequence[Tensor], bias: Tensor | None, stride: in
     rows = x.reshape(-1, stride * channels)
     y = _product(rows, bias, parts) if is_exporting() else _RowConvolution.apply(rows, bias, *parts)
     return y.reshape(batch, -1, y.shape[-1])
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU of a tensor that nobody else holds: in place where no gradient needs it as it was.
-
-    Over thousands of frames a second the pages of a fresh tensor cost more than the arithmetic.
-    """
-    return F.gelu(x) if torch.is_grad_enabled() or is_exporting() else torch.ops.aten.gelu_(x)
 
 
 def windows(samples: Tensor, size: int, step: int, count: int) -> Tensor:

@@ -19,7 +19,14 @@ def _in_place(onto: Sequence[int], left: Sequence[int], right: Sequence[int], **
     return 2 * math.prod(left) * right[1]
 
 
-COUNTED = {torch.ops.aten.addmm_: _in_place}  # of what a student does, beside the products that torch counts
+def _packed(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+COUNTED = {  # of what a student does, beside the products that torch counts
+    torch.ops.aten.addmm_: _in_place,
+    torch.ops.mkldnn._linear_pointwise: _packed,
+}
 
 
 def parameters(module: nn.Module) -> int:

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_student.config import StudentConfig
-from distilled_student.convolution import convolve, gelu, kept, kernel_parts, normalized_convolution, windows
+from distilled_student.convolution import convolve, kernel_parts, normalized_convolution, windows
 from distilled_student.lengths import conv_lengths, is_exporting, mask_if_padded, zero_padding
+from distilled_student.products import gelu, kept
 
 SAMPLE_RATE = 16_000
 WINDOW, HOP = 400, 160  # 25 ms and 10 ms at 16 kHz, Whisper's (and most of the field's) analysis

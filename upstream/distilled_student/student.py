@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from distilled_student.config import StudentConfig
-from distilled_student.convolution import kept
 from distilled_student.frontend import build_frontend, normalize_waveforms
 from distilled_student.lengths import frame_mask, is_exporting, mask_if_padded, zero_padding
+from distilled_student.products import kept, linear, multiply, pack, packs
 from distilled_student.sizes import named_size
 
 
@@ -92,8 +92,8 @@ class PredictionLayers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, frames, features)`` -> ``(batch, targets, frames, teacher features)``."""
-        parts = F.gelu(self.hidden(x)).chunk(len(self.outputs), dim=2)
-        return torch.stack([output(part) for output, part in zip(self.outputs, parts, strict=True)], dim=1)
+        parts = linear(self.hidden, x, "gelu").chunk(len(self.outputs), dim=2)
+        return torch.stack([linear(output, part) for output, part in zip(self.outputs, parts, strict=True)], dim=1)
 
 
 def slow_down(x: Tensor, lengths: Tensor, stride: int) -> tuple[Tensor, Tensor]:
@@ -129,13 +129,19 @@ class Layer(nn.TransformerEncoderLayer):
     def attend(self, x: Tensor, mask: Tensor | None, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """``x (batch, frames, features)``; see `forward`."""
         attention = self.self_attn
-        projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+        weight = attention.in_proj_weight
+        weight = kept(attention, [weight], lambda: pack(weight)) if packs(x) else weight
+        projected = multiply(x, weight, attention.in_proj_bias)
         query, key_value = projected.split([x.shape[2], 2 * x.shape[2]], dim=2)
         key_value = key_value if past is None else torch.cat([past, key_value], dim=1)
         heads = (t.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for t in (query, *key_value.chunk(2, dim=2)))
         dropout = attention.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=dropout)
-        return self.dropout1(attention.out_proj(y.transpose(1, 2).flatten(2))), key_value
+        return self.dropout1(linear(attention.out_proj, y.transpose(1, 2).flatten(2))), key_value
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """``(batch, frames, features)``, as all that comes and goes."""
+        return self.dropout2(linear(self.linear2, self.dropout(linear(self.linear1, x, "gelu"))))
 
     def forward(self, x: Tensor, mask: Tensor | None = None, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One layer.
@@ -150,7 +156,7 @@ class Layer(nn.TransformerEncoderLayer):
         """
         y, key_value = self.attend(self.norm1(x) if self.norm_first else x, mask, past)
         x = x + y if self.norm_first else self.norm1(x + y)
-        y = self._ff_block(self.norm2(x) if self.norm_first else x)
+        y = self.feed_forward(self.norm2(x) if self.norm_first else x)
         return x + y if self.norm_first else self.norm2(x + y), key_value
 
 
@@ -205,7 +211,8 @@ class Student(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """The front end's frames ``(batch, frames, conv_dim[-1])`` -> ``(batch, frames, hidden_size)``."""
-        return self.projection(self.projection_norm(x))
+        x = self.projection_norm(x)
+        return linear(self.projection, x) if self.config.projection else x
 
     def stack(self) -> Iterator[Layer]:
         """The layers in their order; the one there is, every time, where they share their weights."""
@@ -234,7 +241,7 @@ class Student(nn.Module):
         if config.causal:  # what is behind the end is later than all that counts
             mask = causal_mask(x.shape[1], 0, config.attention_context, x.device)
         else:  # None lets attention take its fastest kernel
-            mask = None if valid is None else valid[:, None, None, :]
+            mask = None if valid is None else valid[:, None, None, :].expand(-1, -1, x.shape[1], -1)
         hidden_states, _ = self.transform(x, mask, [None] * config.layers)
         predictions = None if self.predictions is None else self.predictions(zero_padding(hidden_states[-1], valid))
         valid = mask_if_padded(outside, frames, x.device)
