@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ import distilled_student as ds
 from distilled_student import phone
 
 runtime = pytest.importorskip("executorch.runtime").Runtime.get()
-SIZES = {"causal": CAUSAL, "waveform": ds.StudentConfig(**SMALL, conv_dim=[8] * 7)}
+SMALLEST = SMALL | {"layers": 1}
+SIZES = {
+    "causal": dataclasses.replace(CAUSAL, **SMALLEST),
+    "waveform": ds.StudentConfig(**SMALLEST, conv_dim=[8] * 7),
+}
 
 
 @pytest.fixture(scope="module", params=SIZES)
