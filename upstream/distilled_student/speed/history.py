@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from distilled_student.errors import UserError
-from distilled_student.speed.models import COMPARED
+from distilled_student.speed.compare import COMPARED
 
 SAME = ("cpu", "cores", "threads")  # what makes two machines one; another torch that is slower shall show
 KEPT = 3  # entries whose median is what a run is compared with
+VERSIONS = ("torch", "onnxruntime", "transformers", "s3prl")
 HERE = Path(__file__).parent
 
 
@@ -35,9 +36,9 @@ def machine() -> dict[str, Any]:
     """Processor, its cores, torch's threads, and the versions of what runs on them."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "onnxruntime", "transformers", "s3prl")}
     cpu = names[0] if names else platform.processor() or platform.machine()
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), **versions}
+    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": versions}
 
 
 def stamp() -> dict[str, Any]:
@@ -48,13 +49,20 @@ def stamp() -> dict[str, Any]:
     return {"date": now, "revision": revision, "dirty": bool(changed), "machine": machine()}
 
 
-def ratios(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """How many times as fast as its reference of the same run each thing is; more is better."""
+def ratios(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """How many times as fast as its reference of the same run each thing is, by parts' figures; more is better."""
     found = {}
-    for row in parts.get("models", {}).get("rows", []):
+    for row in figures.get("models", {}).get("rows", []):
         for count, times in row["times"].items():
-            found[f"{row['model']}, {row['form']}, {count} threads"] = times[f"{COMPARED} s"]["speed"]["median"]
-    return found
+            name = f"{row['model']}, {row['form']}, threads: {count}"
+            found[name] = times[f"{COMPARED} s"]["speed"]["median"]
+    if "distillation" in figures:
+        found["distillation"] = figures["distillation"]["ratio"]["median"]
+    if "joint" in figures:
+        found["joint training"] = 1 / (1 + figures["joint"]["overhead"]["median"])
+    for name, start in figures.get("startup", {}).items():
+        found[name] = start["reference"] / start["seconds"]
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:
@@ -86,7 +94,7 @@ def slower(entry: Mapping[str, Any], history: Sequence[Mapping[str, Any]], toler
         known = [old for old in before if name in old["ratios"]][-KEPT:]
         then = statistics.median(old["ratios"][name] for old in known) if known else now
         if now < (1 - tolerance) * then:
-            lines.append(f"{name}: {now:.2f} times its reference, {then:.2f} before ({known[-1]['revision']})")
+            lines.append(f"{name}: {now:.2f} times as fast as its reference, before {then:.2f}")
     return lines
 
 

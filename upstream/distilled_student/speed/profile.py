@@ -8,22 +8,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
+from distilled_student.speed.compare import COMPARED
 from distilled_student.speed.measure import open_session, threads
-from distilled_student.speed.models import COMPARED, Variant, feeds, importer, noise
+from distilled_student.speed.models import Variant, feeds, loader, noise
 
 RUNS, LINES = 5, 15
 
 
 def _torch(variant: Variant) -> str:
-    model, waveforms = importer(variant)(), noise(COMPARED)
-    with torch.no_grad():
-        model(waveforms)
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
-            for _ in range(RUNS):
-                model(waveforms)
+    run, waveforms = loader(variant, 1)(), noise(COMPARED)
+    run(waveforms)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        for _ in range(RUNS):
+            run(waveforms)
     return seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=LINES, max_name_column_width=40)
 
 

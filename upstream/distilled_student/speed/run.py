@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,8 +13,9 @@ from rich.console import Console
 from distilled_student.errors import UserError
 from distilled_student.files import read_json, write_json
 from distilled_student.speed.aims import aims
+from distilled_student.speed.compare import compare_models
 from distilled_student.speed.history import append, ratios, stamp
-from distilled_student.speed.models import MODELS, compare_models
+from distilled_student.speed.models import MODELS
 from distilled_student.speed.profile import write_profile
 from distilled_student.speed.table import TASKS, insert, render
 
@@ -28,14 +29,33 @@ def _models(output: Path, rounds: int, names: Sequence[str] = MODELS) -> dict[st
         old.unlink()
     with TemporaryDirectory() as folder:
         figures, measured = compare_models(Path(folder), rounds, names)
-        missed = [aim.row for aim in aims({"parts": {"models": figures}}) if not aim.met]
+        missed = [aim.row for aim in aims({"parts": {"models": {"figures": figures}}}) if not aim.met]
         for variant in measured:
             if (variant.model, variant.form) in missed:
                 write_profile(output / f"profile-{variant.name.replace(', ', '-').replace(' ', '-')}.txt", variant)
     return figures
 
 
-PARTS: dict[str, Callable[[Path, int], dict[str, Any]]] = {"models": _models}
+def _distillation(output: Path, rounds: int) -> dict[str, Any]:
+    from distilled_student.speed.distillation import compare_distillation
+
+    return compare_distillation(rounds=max(1, rounds // 3))  # a round is an epoch
+
+
+def _joint(output: Path, rounds: int) -> dict[str, Any]:
+    from distilled_student.speed.joint import compare_joint
+
+    return compare_joint(steps=3 * rounds)
+
+
+def _startup(output: Path, rounds: int) -> dict[str, Any]:
+    from distilled_student.speed.startup import startup
+
+    return startup(rounds)
+
+
+Part = Callable[[Path, int], dict[str, Any]]  # of the folder for results, and how often everything takes its turn
+PARTS: dict[str, Part] = {"models": _models, "distillation": _distillation, "joint": _joint, "startup": _startup}
 
 
 def read_accuracy(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -77,7 +97,7 @@ def report(file: Path, accuracy: Sequence[str] = (), into: Sequence[Path] = ()) 
 
 
 def run(
-    output: Path, only: Sequence[str] = (), rounds: int = 15, accuracy: Sequence[str] = (), history: Path | None = None
+    output: Path, only: Sequence[str] = (), rounds: int = 9, accuracy: Sequence[str] = (), history: Path | None = None
 ) -> None:
     """Measure; ``output/results.json`` and ``table.md``; with ``history`` a line there, and what became slower.
 
@@ -93,13 +113,12 @@ def run(
     read_accuracy(accuracy)  # a fault is found now, not in ten minutes
     file = output / "results.json"
     results: dict[str, Any] = read_json(file) if file.exists() else {"parts": {}}
-    when = stamp()
-    measured: dict[str, Mapping[str, Any]] = {}
+    when, figures = stamp(), {}
     for name in only or PARTS:
         log.info("measuring %s", name)
-        measured[name] = {**when, **PARTS[name](output, rounds)}
-        results["parts"][name] = measured[name]
+        figures[name] = PARTS[name](output, rounds)
+        results["parts"][name] = {"when": when, "figures": figures[name]}
         write_json(file, results)
     report(file, accuracy)
-    for line in append(history, {**when, "ratios": ratios(measured)}) if history else []:
+    for line in append(history, {**when, "ratios": ratios(figures)}) if history else []:
         console.print(f"slower: {line}", markup=False, soft_wrap=True)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from distilled_student.errors import UserError
 from distilled_student.speed.aims import Aim, aims
-from distilled_student.speed.models import COMPARED, REFERENCE, SECONDS, TORCH
+from distilled_student.speed.compare import COMPARED, SECONDS
+from distilled_student.speed.models import BARE, REFERENCE, TORCH
 
-BEGIN, END = "<!-- distilled-student speed -->", "<!-- end -->"
-TASKS = {"kws_accuracy": ("KWS %", "{:.1f}"), "sv_eer": ("EER %", "{:.1f}")}
-COSTS = {  # key of a row: heading, format, unit
-    "parameters": ("M par.", "{:.2f}", 1e6),
-    "macs_per_second": ("MMAC/s", "{:.0f}", 1e6),
-    "memory_bytes": ("peak MB", "{:.0f}", 1e6),
-    "file_bytes": ("file MB", "{:.1f}", 1e6),
+BEGIN, END = "<!-- distilled-student speed -->\n", "<!-- end -->\n"
+TASKS = {"kws_accuracy": "KWS %", "sv_eer": "EER %"}
+COSTS = {  # key of a row: format, unit
+    "parameters": ("{:.2f}", 1e6),
+    "macs_per_second": ("{:.0f}", 1e6),
+    "memory_bytes": ("{:.0f}", 1e6),
+    "file_bytes": ("{:.1f}", 1e6),
 }
 
 
@@ -28,92 +28,132 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
 
 
 def _cost(row: Mapping[str, Any], key: str) -> str:
-    _, form, unit = COSTS[key]
+    form, unit = COSTS[key]
     return "-" if row.get(key) is None else form.format(row[key] / unit)
 
 
-def _accuracy(of: Mapping[str, Any], key: str) -> str:
-    if key not in of:
-        return "-"
+def _score(of: Mapping[str, Any], key: str) -> str:
     deviation = f" ± {of[f'{key}_deviation']:.1f}" if f"{key}_deviation" in of else ""
-    return TASKS[key][1].format(of[key]) + deviation
+    return f"{of[key]:.1f}{deviation}" if key in of else "-"
 
 
-def _speed(row: Mapping[str, Any], known: Mapping[tuple[str, str] | None, Aim]) -> list[str]:
-    """Multiple of the reference with its quartiles, and what it was to reach."""
-    speed, aim = row["times"]["1"][f"{COMPARED} s"]["speed"], known.get((row["model"], row["form"]))
-    cells = [f"{speed['median']:.2f} ({speed['low']:.2f} to {speed['high']:.2f})"]
-    return [*cells, "" if aim is None else f"{aim.bound:g}: {'met' if aim.met else '**missed**'}"]
+def _spread(value: Mapping[str, float]) -> str:
+    return "{median:.2f} ({low:.2f} to {high:.2f})".format(**value)
+
+
+def _speed(row: Mapping[str, Any]) -> Mapping[str, float]:
+    return row["times"]["1"][f"{COMPARED} s"]["speed"]
+
+
+def _verdict(aim: Aim) -> str:
+    return "met" if aim.met else "**missed**"
 
 
 def _models(figures: Mapping[str, Any], accuracy: Mapping[str, Mapping[str, Any]], found: Sequence[Aim]) -> str:
-    counts = [str(count) for count in figures["threads"]]
-    timed = [(count, f"{seconds} s") for count in counts for seconds in SECONDS]
+    """A line for each form of each model, but for those that `_bare` tells of."""
+    timed = [(str(count), f"{seconds} s") for count in figures["threads"] for seconds in SECONDS]
     corpora = [(corpus, key) for corpus in accuracy for key in TASKS]
     headings = [f"RTF {seconds}, {count} thr." for count, seconds in timed]
-    headings = ["model", "as", "M par.", "MMAC/s", *headings, f"times {REFERENCE}", "to reach", "peak MB", "file MB"]
-    table = [[*headings, *(f"{TASKS[key][0]} {corpus}" for corpus, key in corpora)]]
+    headings = ["", "", "M par.", "MMAC/s", *headings, f"times {REFERENCE}", "to reach", "peak MB", "file MB"]
+    table = [[*headings, *(f"{TASKS[key]} {corpus}" for corpus, key in corpora)]]
     known = {aim.row: aim for aim in found}
     for row in figures["rows"]:
-        size = [_cost(row, key) if key in row else "" for key in ("parameters", "macs_per_second")]
-        times = [f"{row['times'][count][seconds]['rtf']:.4f}" for count, seconds in timed]
-        cells = [row["model"], row["form"], *size, *times, *_speed(row, known)]
+        if row["form"] in BARE:
+            continue
+        first = row["form"] == TORCH  # what other forms lose is measured when a model is exported
+        aim = known.get((row["model"], row["form"]))
+        cells = [row["model"] if first else "", row["form"]]
+        cells += [_cost(row, key) if first else "" for key in ("parameters", "macs_per_second")]
+        cells += [f"{row['times'][count][seconds]['rtf']:.4f}" for count, seconds in timed]
+        cells += [_spread(_speed(row)), "" if aim is None else f"{aim.bound:g}: {_verdict(aim)}"]
         cells += [_cost(row, "memory_bytes"), _cost(row, "file_bytes")]
-        first = row["form"] == TORCH  # what the other forms lose is a matter of the export, which bounds it
-        scores = [_accuracy(accuracy[corpus].get(row["model"], {}), key) if first else "" for corpus, key in corpora]
-        table.append([*cells, *scores])
+        cells += [_score(accuracy[corpus].get(row["model"], {}), key) if first else "" for corpus, key in corpora]
+        table.append(cells)
     return markdown(table)
 
 
-def _others(accuracy: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Any]) -> str:
-    """The accuracies of models that are not timed, such as the teacher that stands in for HuBERT."""
-    timed = {row["model"] for row in figures.get("rows", [])}
+def _bare(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What a device gains that leaves the prediction layers out."""
     lines = []
-    for corpus, models in accuracy.items():
-        for name, of in models.items():
-            if name not in timed:
-                scores = [f"{TASKS[key][0]} {_accuracy(of, key)}" for key in TASKS]
-                lines.append(f"* {name}, {corpus}: {', '.join(scores)}")
+    for row in rows:
+        if row["form"] in BARE:
+            size = f"{_cost(row, 'parameters')} M parameters, " if "parameters" in row else ""
+            file = f"{_cost(row, 'file_bytes')} MB"
+            lines.append(
+                f"* {row['model']}, {row['form']}: {size}{file}, {_speed(row)['median']:.2f} times {REFERENCE}"
+            )
     return "\n".join(lines)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+def _others(rows: Sequence[Mapping[str, Any]], accuracy: Mapping[str, Mapping[str, Any]]) -> str:
+    """The scores of models that are not timed, such as a teacher that stands in for HuBERT."""
+    timed = {row["model"] for row in rows}
     lines = []
+    for corpus, models in accuracy.items():
+        for name in [name for name in models if name not in timed]:
+            scores = [f"{TASKS[key]} {_score(models[name], key)}" for key in TASKS]
+            lines.append(f"* {name}, {corpus}: {', '.join(scores)}")
+    return "\n".join(lines)
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, Mapping) and "median" not in value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return _spread(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Figures by their names, groups opened."""
+    flat: dict[str, str] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            lines += _flat(value, f"{prefix}{key}, ")
-        else:
-            text = f"{value:.4g}" if isinstance(value, float) else str(value)
-            lines.append([f"{prefix}{key}".replace("_", " "), text])
-    return lines
+        name = f"{prefix}{key.replace('_', ' ')}"
+        flat |= _flat(value, f"{name}, ") if _is_group(value) else {name: _text(value)}
+    return flat
 
 
-def _aims(found: Sequence[Aim]) -> str:
+def _part(figures: Mapping[str, Any]) -> str:
+    """A table with a line for each group of figures, and a line of those in none."""
+    groups = {key: _flat(value) for key, value in figures.items() if _is_group(value)}
+    columns = list(dict.fromkeys(column for group in groups.values() for column in group))
+    table = [[name, *(group.get(column, "-") for column in columns)] for name, group in groups.items()]
+    single = _flat({key: value for key, value in figures.items() if key not in groups})
+    line = "; ".join(f"{name}: {value}" for name, value in single.items())
+    return "\n\n".join(filter(None, [markdown([["", *columns], *table]) if groups else "", line]))
+
+
+def _other_aims(found: Sequence[Aim]) -> str:
+    """Those that are not of a line of the models' table."""
     rows = [
-        [aim.what, f"{aim.found:.2f}", f"{'≥' if aim.least else '≤'} {aim.bound:g}", "met" if aim.met else "**missed**"]
+        [aim.what, f"{aim.found:.2f}", f"{'at least' if aim.least else 'at most'} {aim.bound:g}", _verdict(aim)]
         for aim in found
+        if aim.row is None
     ]
-    return markdown([["", "found", "to reach", ""], *rows])
+    return markdown([["", "found", "to reach", ""], *rows]) if rows else ""
 
 
-def _head(part: Mapping[str, Any]) -> str:
-    machine, revision = part["machine"], f"{part['revision']}{' and changes' if part['dirty'] else ''}"
-    versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime", "transformers", "s3prl"))
-    return f"{part['date'][:10]}, {machine['cpu']}, {machine['cores']} cores, {versions}; revision {revision}."
+def _measured(when: Mapping[str, Any]) -> str:
+    """Where and when the figures are from."""
+    machine, changes = when["machine"], " and changes" if when["dirty"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return f"{when['date'][:10]}, {machine['cpu']}, {machine['cores']} cores; {versions}; {when['revision']}{changes}"
 
 
 def render(results: Mapping[str, Any]) -> str:
-    """All of it, a section for each part."""
-    parts, accuracy, found = results["parts"], results.get("accuracy", {}), aims(results)
-    blocks = []
-    for name, part in parts.items():
-        figures = {key: value for key, value in part.items() if key not in ("date", "revision", "dirty", "machine")}
+    """All of it, a block for each part."""
+    accuracy, found, blocks = results.get("accuracy", {}), aims(results), []
+    for name, part in results["parts"].items():
+        figures = part["figures"]
         if name == "models":
-            blocks += [_head(part), _models(figures, accuracy, found), _others(accuracy, figures)]
+            rows = figures["rows"]
+            blocks += [_models(figures, accuracy, found), _bare(rows), _others(rows, accuracy)]
         else:
-            blocks += [f"{name.capitalize()}: {_head(part)}", markdown([["", ""], *_flat(figures)])]
-    blocks += [_aims(found)] if found else []
-    return "\n\n".join(filter(None, blocks)) + "\n"
+            blocks += [f"**{name.capitalize()}**", _part(figures)]
+        blocks.append(f"({_measured(part['when'])})")
+    return "\n\n".join(filter(None, [*blocks, _other_aims(found)])) + "\n"
 
 
 def insert(file: Path, text: str) -> None:
@@ -122,9 +162,8 @@ def insert(file: Path, text: str) -> None:
     Raises:
         UserError: the document does not have both.
     """
-    before = file.read_text(encoding="utf-8")
-    replace: Callable[[re.Match[str]], str] = lambda _: f"{BEGIN}\n{text}{END}"  # noqa: E731
-    after, count = re.subn(f"{re.escape(BEGIN)}.*?{re.escape(END)}", replace, before, flags=re.DOTALL)
-    if count != 1:
-        raise UserError(f"{file}: needs '{BEGIN}' and '{END}' once, found {count}")
-    file.write_text(after, encoding="utf-8")
+    before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise UserError(f"{file}: has no lines '{BEGIN.strip()}' and '{END.strip()}'")
+    file.write_text(before + begin + text + end + after, encoding="utf-8")
