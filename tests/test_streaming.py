@@ -15,7 +15,7 @@ import distilled_student as ds
 from distilled_student.multitask.heads import LayerChoice
 from distilled_student.multitask.joint import Features, JointModel
 from distilled_student.multitask.tasks import kws, sv
-from distilled_student.streaming import Step, Stream, StreamOutput
+from distilled_student.streaming import Step, Stream, StreamOutput, listen
 
 CAUSAL = dataclasses.replace(ds.named_size("tiny"), **SMALL, conv_dim=[8, 16], attention_context=20)
 VARIANTS = {
@@ -125,6 +125,14 @@ def test_a_student_alone_streams_its_hidden_states() -> None:
     assert [tuple(h.shape) for h in output.hidden_states] == [(10, 16)] * 3
     assert output.keyword_scores is None
     assert output.speaker_embedding is None
+
+
+@pytest.mark.parametrize(("label", "times"), [("yes", [0.1]), ("_silence_", [])])
+def test_a_keyword_is_told_once_and_silence_never(label: str, times: list[float]) -> None:
+    model = joint(CAUSAL)
+    model.tasks["kws"].head.linear.bias[model.labels.index(label)] += 100.0
+    spotted = list(listen(Stream(model), tone(0.55), chunk_ms=100))
+    assert [(s.seconds, s.label) for s in spotted] == [(pytest.approx(time), label) for time in times]
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,24 @@ def speed(
         run.run(output, [name for name in only.split(",") if name], rounds, accuracy or (), history)
 
 
+@app.command()
+def stream(
+    model: Annotated[Path, typer.Argument(help="Folder of a joint training run whose student is causal.")],
+    recording: Annotated[Path, typer.Argument(help="Audio file to listen to, as if it came from a microphone.")],
+    chunk_ms: Annotated[int, typer.Option(min=1, help="Audio that comes at once.")] = 100,
+    window: Annotated[float, typer.Option(help="Seconds that scores are of.")] = 1.0,
+    threshold: Annotated[float, typer.Option(help="Probability from which on a keyword is told.")] = 0.5,
+) -> None:
+    """Spot keywords in a file chunk by chunk, and print when each is known."""
+    from distilled_student import audio
+    from distilled_student.multitask.joint import open_joint
+    from distilled_student.streaming import Stream, listen
+
+    listener = Stream(open_joint(model), window)
+    for seconds, label, score in listen(listener, audio.load(recording), chunk_ms, threshold):
+        print(f"{seconds:7.2f} s  {label}  {score:.2f}")
+
+
 # s3prl's own options, --help too, are for s3prl to read
 @app.command(
     "s3prl-main", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False

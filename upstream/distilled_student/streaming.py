@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -186,3 +187,33 @@ class Stream:
         output, scores, embedding, self.state = self.step(samples[None, :ready], self.state)
         one = [None if t is None else t[0] for t in (scores, embedding)]
         return StreamOutput([h[0] for h in output.hidden_states], *one)
+
+
+class Spotted(NamedTuple):
+    """A keyword, its probability, and the seconds from the beginning at which it was known."""
+
+    seconds: float
+    label: str
+    score: float
+
+
+def listen(stream: Stream, waveform: Tensor, chunk_ms: int = 100, threshold: float = 0.5) -> Iterator[Spotted]:
+    """Feed ``waveform (samples,)`` in chunks; each keyword once, when it reaches the threshold.
+
+    Raises:
+        UserError: the stream's model has no keyword task.
+    """
+    from distilled_student.multitask.tasks.kws_index import SILENCE, UNKNOWN
+
+    if not stream.labels:
+        raise UserError("keywords: the model has no keyword task; a stream of its hidden states is Stream.feed")
+    before, chunk = None, SAMPLE_RATE * chunk_ms // 1000
+    for number, samples in enumerate(waveform.split(chunk), start=1):
+        if (new := stream.feed(samples)) is None:
+            continue
+        score, best = (float(value) for value in new.keyword_scores.max(dim=0))
+        label = stream.labels[int(best)]
+        heard = label if score >= threshold and label not in (SILENCE, UNKNOWN) else None
+        if heard is not None and heard != before:
+            yield Spotted(min(number * chunk, len(waveform)) / SAMPLE_RATE, heard, score)
+        before = heard
