@@ -13,6 +13,8 @@ PACKAGE_DIR = {
 # what s3prl's experts of more of SUPERB's tasks import, see docs/superb.md: recognition, diarisation, query by example
 SUPERB = ["editdistance", "h5py", "dtw-python", "lxml"]
 
+PHONE = ["executorch>=1.5,<1.6"]  # programs for phones, docs/streaming.md; each release is built for one torch: 2.14
+
 packages = [
     name if sub == "" else f"{name}.{sub}"
     for name, folder in PACKAGE_DIR.items()
@@ -55,7 +57,11 @@ setup(
         "scikit-learn",  # s3prl's SUPERB experts and recipes: label encoders, ROC curves, and joblib
         "scipy",  # s3prl imports it; room responses and filters of the demo corpus
     ],
-    extras_require={"superb": SUPERB, "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "build", *SUPERB]},
+    extras_require={
+        "superb": SUPERB,
+        "executorch": PHONE,
+        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "build", *SUPERB, *PHONE],
+    },
     entry_points={
         "console_scripts": [
             "distilled-student = distilled_student.cli:main",
