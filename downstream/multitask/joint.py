@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_student.errors import UserError
 from distilled_student.lengths import is_exporting, mask_if_padded, zero_padding
+from distilled_student.multitask import metrics as M
 from distilled_student.multitask.evaluate import find_checkpoint
 from distilled_student.multitask.expert import BEST
+from distilled_student.multitask.loader import EvaluationLoader
 from distilled_student.multitask.tasks import SHORTEST, BaseTask, kws, sv
 from distilled_student.storage import load_student
 from distilled_student.student import Student, StudentOutput
@@ -182,3 +186,48 @@ def open_joint(path: str | Path, checkpoint: str = BEST) -> JointModel:
     if model.select.key != "predictions":
         model.student.predictions = None  # nobody reads them
     return model.requires_grad_(False).eval()
+
+
+class Measured(NamedTuple):
+    """What a task's outputs are worth.
+
+    Attributes:
+        score: In percent, larger is better: `BaseTask.score`, an accuracy or a negative EER. summary: A line of it.
+        threshold: Of keyword probabilities, where as many keywords are missed as others are taken for one, in percent.
+    """
+
+    score: float
+    summary: str
+    threshold: float | None
+
+
+@torch.no_grad()
+def measure(model: JointModel, run: Callable[[Tensor, Tensor], JointOutput], split: str, name: str) -> Measured:
+    """Evaluate ``run``, the model itself or a graph in its place, on a task's ``dev`` or ``test``.
+
+    One utterance at a time, as a device hears them.
+
+    Raises:
+        UserError: the data of this split are not there.
+    """
+    task, collected, keyword = model.tasks[name], [], []
+    is_keyword = [not label.startswith("_") for label in model.labels]
+    for wavs, _, labels, keys in EvaluationLoader({name: task.evaluation_data(split)}, {name: 1}):
+        output = run(torch.from_numpy(np.stack(wavs)), torch.tensor([len(wavs[0])]))
+        scores = output.keyword_scores
+        if isinstance(task, kws.Task):
+            best = scores[0, torch.tensor(is_keyword)].max().item()
+            keyword.append((best, is_keyword[labels[0]]))
+        collected += task.collect(scores if isinstance(task, kws.Task) else output.speaker_embedding, labels, keys)
+    results, _ = copy.deepcopy(task).metrics(split, collected)  # on development data it fits the calibration anew
+    threshold = _threshold(*zip(*keyword, strict=True)) if keyword else None
+    return Measured(task.score(results), task.summary(results), threshold)
+
+
+def _threshold(scores: tuple[float, ...], labels: tuple[bool, ...]) -> float | None:
+    """Where both error rates of ``labels`` are nearest, halfway to the next score; None where one kind is missing."""
+    if len(set(labels)) < 2:
+        return None
+    false_alarm, miss, thresholds = M.det_curve(scores, labels)
+    place = int(np.argmax(false_alarm >= miss))
+    return float(thresholds[place : place + 2].mean())

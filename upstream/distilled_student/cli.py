@@ -45,6 +45,21 @@ def evaluate(
 
 
 @app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="Folder of a joint training run, or a student.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="FILE.onnx.")],
+    int8: Annotated[bool, typer.Option("--int8", help="Weights and products in 8 bits.")] = False,
+    max_loss: Annotated[float, typer.Option(help="Points of accuracy and EER that int8 may lose.")] = 0.3,
+    checkpoint: Annotated[str, typer.Option(help="File in the folder of the run.")] = "best-dev.ckpt",
+) -> None:
+    """Write one file for devices: waveforms in; hidden state, keyword scores and speaker embedding out."""
+    from distilled_student.export import export_onnx
+    from distilled_student.multitask.joint import open_joint
+
+    export_onnx(open_joint(source, checkpoint), output, int8, max_loss, checkpoint)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for runs, results and report.")] = Path("exp/demo"),
     seeds: Annotated[int, typer.Option(help="Repeat everything with this many seeds.")] = 1,

@@ -112,6 +112,23 @@ def mel_filters(bins: int) -> Tensor:
     return (triangles * 2 / (edges[2:] - edges[:-2])).float()
 
 
+def power_in_products(x: Tensor) -> Tensor:
+    """Power spectrum ``(..., 201)`` of ``(..., 400)`` in two steps of 20 points each (Cooley and Tukey 1965).
+
+    One product with all 400 is as fast, but ten times less precise: what is quiet drowns in the rounding of the rest.
+    """
+    side = math.isqrt(WINDOW)
+    n = torch.arange(side, dtype=torch.float64)
+    angles = 2 * math.pi / WINDOW * (n[:, None, None] + side * n[:, None]) * n  # offset, place, frequency
+    first = torch.cat([angles.cos(), -angles.sin()], dim=2).float()
+    angles = 2 * math.pi / side * n[:, None] * n[: side // 2 + 1]  # up to 8 kHz and a little more
+    cos, sin = angles.cos(), angles.sin()
+    second = torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)]).float()
+    x = (x.unflatten(-1, (side, side)).movedim(-1, 0) @ first[:, None]).movedim(0, -1)
+    x = x.unflatten(-2, (2, side)).transpose(-2, -3).flatten(-2) @ second
+    return x.square().unflatten(-1, (2, -1)).sum(-2).transpose(-1, -2).flatten(-2)[..., : WINDOW // 2 + 1]
+
+
 class LogMel(nn.Module):
     """Whisper's log-mel spectrogram (Radford et al. 2022), for any length and without the padding to 30 s.
 
@@ -131,10 +148,7 @@ class LogMel(nn.Module):
         if not is_exporting():
             spectrum = torch.fft.rfft(x)
             return spectrum.real.square() + spectrum.imag.square()
-        # runtimes are slow at transforms, or have none; a product is as fast, and a tenth as precise as FFT's 1e-6
-        times, frequencies = torch.arange(WINDOW, dtype=torch.float64), torch.arange(WINDOW // 2 + 1)
-        angles = 2 * math.pi / WINDOW * (times[:, None] * frequencies)
-        return (x @ angles.cos().float()).square() + (x @ angles.sin().float()).square()
+        return power_in_products(x)  # runtimes are slow at transforms, or have none
 
     def log_mel(self, samples: Tensor, frames: int) -> Tensor:
         """The first ``frames`` windows of ``(batch, samples)`` -> ``(batch, frames, bins)``."""
