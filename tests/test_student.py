@@ -13,13 +13,13 @@ import torch
 from conftest import tone
 
 import distilled_student as ds
-from distilled_student.convolution import normalized_convolution, windows
+from distilled_student.convolution import convolve, kernel_parts, normalized_convolution, windows
 from distilled_student.counterparts import hubert_config
 from distilled_student.frontend import LogMel
 from distilled_student.lengths import frame_mask
 
 
-@pytest.fixture(params=["cnn", "cnn-layer-norm", "cnn-normalized", "logmel", "edge"])
+@pytest.fixture(params=["cnn", "cnn-layer-norm", "cnn-normalized", "logmel", "shared", "slow", "slow-causal", "edge"])
 def student(request: pytest.FixtureRequest, small_cnn: ds.StudentConfig, small_logmel: ds.StudentConfig) -> ds.Student:
     torch.manual_seed(0)
     configs = {
@@ -27,6 +27,9 @@ def student(request: pytest.FixtureRequest, small_cnn: ds.StudentConfig, small_l
         "cnn-layer-norm": dataclasses.replace(small_cnn, conv_norm="layer", norm_first=True),
         "cnn-normalized": dataclasses.replace(small_cnn, normalize=True, conv_norm="layer", conv_bias=True),
         "logmel": small_logmel,
+        "shared": dataclasses.replace(small_logmel, shared=True),
+        "slow": dataclasses.replace(small_cnn, encoder_stride=2),
+        "slow-causal": dataclasses.replace(small_logmel, encoder_stride=3, positions="conv", causal=True),
         "edge": ds.named_size("edge"),
     }
     return ds.build_student(configs[request.param]).eval()
@@ -92,6 +95,84 @@ def test_the_first_convolution_and_its_norm_in_one_product_equal_torchs_on_the_v
         )
         expected = torch.nn.functional.group_norm(convolved, 4, scale, shift, 1e-5)
         torch.testing.assert_close(together[row, :frames].T, expected[0], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (2, 2), (3, 1), (1, 1), (5, 2)])
+def test_a_convolution_over_rows_and_its_gradients_equal_torchs(kernel: int, stride: int) -> None:
+    x, weight = torch.randn(2, 24, 4, dtype=torch.float64), torch.randn(6, 4, kernel, dtype=torch.float64)
+    bias = torch.randn(6, dtype=torch.float64)
+    ours, theirs = ([t.clone().requires_grad_() for t in (x, weight, bias)] for _ in range(2))
+    together = convolve(ours[0], kernel_parts(ours[1], stride), ours[2], stride)
+    expected = torch.nn.functional.conv1d(theirs[0].transpose(1, 2), *theirs[1:], stride=stride).transpose(1, 2)
+    together = together[:, : expected.shape[1]]
+    torch.testing.assert_close(together, expected)
+    for one in (together, expected):
+        one.square().sum().backward()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_weights_that_change_are_laid_out_anew(student: ds.Student) -> None:
+    wave = tone(0.5)[None]
+    with torch.no_grad():
+        before = student(wave).last_hidden_state
+        for parameter in student.parameters():
+            parameter.mul_(1.1)
+        changed = student(wave).last_hidden_state
+    assert not torch.allclose(before, changed)
+    torch.testing.assert_close(student(wave).last_hidden_state, changed, atol=1e-5, rtol=0)  # with gradients, anew
+
+
+def test_the_past_of_a_causal_student_does_not_change_with_its_future() -> None:
+    torch.manual_seed(0)
+    student, waves = ds.build_student("tiny").eval(), torch.stack([tone(2.0, seed=i) for i in range(2)])
+    waves[1, :16_000] = waves[0, :16_000]
+    with torch.no_grad():
+        states = student(waves).last_hidden_state
+    torch.testing.assert_close(states[0, :50], states[1, :50], atol=1e-6, rtol=0)
+    assert not torch.allclose(states[0, 50:], states[1, 50:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frontend": "cnn", "conv_norm": "group"}, "causal: needs frontend logmel"),
+        ({"positions": "sinusoidal"}, "causal: needs positions"),
+        ({"conv_kernel": [3, 1]}, "causal: needs conv_kernel"),
+        ({"encoder_stride": 0}, "encoder_stride"),
+        ({"attention_context": 0}, "attention_context"),
+    ],
+)
+def test_what_a_causal_student_cannot_be_is_refused_by_its_key(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(ds.named_size("tiny"), **changes)
+
+
+def test_named_sizes_are_as_small_as_they_promise() -> None:
+    millions = {name: sum(p.numel() for p in ds.build_student(name).parameters()) / 1e6 for name in ds.size_names()}
+    assert millions.keys() == {"paper", "slim", "edge", "tiny"}
+    assert round(millions["paper"]) == 27
+    assert millions["slim"] < millions["paper"]
+    assert millions["edge"] <= 6
+    assert millions["tiny"] <= 1
+
+
+def test_a_layer_that_is_shared_is_there_once_and_used_every_time(small_logmel: ds.StudentConfig) -> None:
+    shared = ds.build_student(dataclasses.replace(small_logmel, shared=True, layers=3)).eval()
+    apart = ds.build_student(dataclasses.replace(small_logmel, layers=3)).eval()
+    assert len(shared.layers) == 1
+    weights = shared.state_dict()
+    copies = {name: weights[name.replace(f"layers.{name[7]}.", "layers.0.")] for name in apart.state_dict()}
+    apart.load_state_dict(copies)
+    wave = tone(0.7)[None]
+    torch.testing.assert_close(shared(wave).last_hidden_state, apart(wave).last_hidden_state, atol=0, rtol=0)
+
+
+def test_at_25_hz_two_frames_stand_for_one_state(small_cnn: ds.StudentConfig) -> None:
+    output = ds.build_student(dataclasses.replace(small_cnn, encoder_stride=2)).eval()(tone(1.0)[None])
+    states = output.last_hidden_state[0]
+    assert len(states) == 49
+    torch.testing.assert_close(states[0:48:2], states[1:48:2], atol=0, rtol=0)
 
 
 def test_log_mel_equals_whispers_feature_extractor() -> None:
