@@ -86,6 +86,9 @@ class MendedRunner:
         try:
             entry = super()._get_featurizer()
             if getattr(entry.model, "module", entry.model).feature_selection == wanted:
+                upstream = getattr(self.upstream.model, "module", self.upstream.model)
+                if hasattr(upstream, "selected"):  # ours make no others then
+                    upstream.selected = wanted
                 return entry
         except (ValueError, AttributeError, IndexError) as error:
             with torch.no_grad():

@@ -182,13 +182,14 @@ class Student(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(1 if config.shared else config.layers))
         self.predictions = PredictionLayers(config) if config.targets else None
 
-    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> StudentOutput:
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None, predict: bool = True) -> StudentOutput:
         """Encode a batch.
 
         Args:
             waveforms: ``(batch, samples)`` float32 at 16 kHz in [-1, 1].
             lengths: ``(batch,)`` valid samples of each; None where nothing is padded. What lies behind is ignored.
                 Best on the CPU, wherever the waveforms are: a GPU is not waited for then.
+            predict: False leaves the predictions out.
 
         Raises:
             ValueError: wrong shapes, or a length outside 1 to ``samples``.
@@ -207,7 +208,7 @@ class Student(nn.Module):
         if self.config.normalize:
             waveforms = normalize_waveforms(waveforms, lengths, self.config.normalize_epsilon)
         x, lengths = self.frontend(waveforms, lengths)
-        return self.encode(self.project(x), lengths)
+        return self.encode(self.project(x), lengths, predict)
 
     def project(self, x: Tensor) -> Tensor:
         """The front end's frames ``(batch, frames, conv_dim[-1])`` -> ``(batch, frames, hidden_size)``."""
@@ -232,7 +233,7 @@ class Student(nn.Module):
             hidden_states[-1] = self.norm(x)
         return hidden_states, key_values
 
-    def encode(self, x: Tensor, lengths: Tensor) -> StudentOutput:
+    def encode(self, x: Tensor, lengths: Tensor, predict: bool = True) -> StudentOutput:
         """Transformer layers and predictions over projected frames ``(batch, frames, features)``."""
         config, frames, outside = self.config, x.shape[1], lengths
         x, lengths = slow_down(x, lengths, config.encoder_stride)
@@ -243,7 +244,9 @@ class Student(nn.Module):
         else:  # None lets attention take its fastest kernel
             mask = None if valid is None else valid[:, None, None, :].expand(-1, -1, x.shape[1], -1)
         hidden_states, _ = self.transform(x, mask, [None] * config.layers)
-        predictions = None if self.predictions is None else self.predictions(zero_padding(hidden_states[-1], valid))
+        predictions = None
+        if predict and self.predictions is not None:
+            predictions = self.predictions(zero_padding(hidden_states[-1], valid))
         valid = mask_if_padded(outside, frames, x.device)
         hidden_states = [zero_padding(speed_up(h, config.encoder_stride, frames), valid) for h in hidden_states]
         if predictions is not None:

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from distilled_student.storage import load_student, shipped_student
 from distilled_student.student import Student
 from distilled_student.teachers import open_teacher
+
+SINGLE = ("last_hidden_state", "concatenated")  # features that are no list
 
 
 def match_host(x: Tensor, lengths: Tensor, samples: Sequence[int], shift: int) -> Tensor:
@@ -20,12 +23,18 @@ def match_host(x: Tensor, lengths: Tensor, samples: Sequence[int], shift: int) -
     s3prl counts more frames than a front end makes (its runner rounds, its ``S3PRLUpstream`` rounds up): alone an
     utterance would lack them, in a batch they would be padding. Repeating is what ``S3PRLUpstream`` does.
 
-    ``x (batch, frames, features)`` -> ``(batch, max ceil(samples / shift), features)``.
+    ``x (batch, frames, features)``, ``lengths`` on the CPU -> ``(batch, max ceil(samples / shift), features)``; behind
+    the frames of an utterance is what was there.
     """
     expected = torch.tensor([-(-n // shift) for n in samples])
-    last = torch.minimum(lengths.to(x.device), expected.to(x.device)) - 1
-    index = torch.arange(max(1, int(expected.max())), device=x.device)[None, :].minimum(last[:, None].clamp(min=0))
-    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
+    x = F.pad(x, (0, 0, 0, int(expected.max()) - x.shape[1]))
+    lacking = torch.arange(x.shape[1])
+    lacking = (lacking >= lengths[:, None]) & (lacking < expected[:, None])
+    if not lacking.any():
+        return x
+    rows, places = (index.to(x.device, non_blocking=True) for index in lacking.nonzero(as_tuple=True))
+    last = (lengths.clamp(min=1) - 1).to(x.device, non_blocking=True)[rows]
+    return x.index_put((rows, places), x[rows, last])
 
 
 class Upstream(nn.Module):
@@ -36,6 +45,7 @@ class Upstream(nn.Module):
     """
 
     frame_shift: int
+    selected: str | None = None  # the only features that are asked for, where that is known
 
     def get_downsample_rates(self, key: str | None = None) -> int:
         """Samples at 16 kHz per frame, the same for every key."""
@@ -49,13 +59,13 @@ class Upstream(nn.Module):
         """``wavs``: 1-D waveforms at 16 kHz -> features by name; see s3prl's upstream contract."""
         samples = [len(wav) for wav in wavs]
         lengths = torch.tensor(samples)  # on the CPU, see Student.forward
-        named, frames = self.encode(pad_sequence(list(wavs), batch_first=True), lengths)
-        result: dict[str, Any] = {
-            name: [match_host(x, frames, samples, self.frame_shift) for x in states] for name, states in named.items()
-        }
-        result["last_hidden_state"] = result["hidden_states"][-1]
-        result["concatenated"] = torch.cat(result["hidden_states"], dim=2)
-        return result
+        found, frames = self.encode(pad_sequence(list(wavs), batch_first=True), lengths)
+        found["last_hidden_state"] = found["hidden_states"][-1:]
+        if self.selected in (None, "concatenated"):
+            found["concatenated"] = [torch.cat(found["hidden_states"], dim=2)]
+        names = found if self.selected is None else [self.selected]
+        matched = {name: [match_host(x, frames, samples, self.frame_shift) for x in found[name]] for name in names}
+        return {name: x[0] if name in SINGLE else x for name, x in matched.items()}
 
 
 class StudentUpstream(Upstream):
@@ -67,7 +77,7 @@ class StudentUpstream(Upstream):
         self.frame_shift = self.student.config.frame_shift
 
     def encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[dict[str, list[Tensor]], Tensor]:
-        output = self.student(waveforms, lengths)
+        output = self.student(waveforms, lengths, predict=self.selected in (None, "predictions"))
         named = {"hidden_states": output.hidden_states}
         if output.predictions is not None:
             named["predictions"] = list(output.predictions.unbind(1))

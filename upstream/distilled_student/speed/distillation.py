@@ -71,7 +71,7 @@ def _ours(folder: Path, seconds: Sequence[float], utterances: int, sizes: Sizes)
 
 
 def compare_distillation(
-    rounds: int = 3, seconds: Sequence[float] = range(2, 14), utterances: int = 4, sizes: Sizes | None = None
+    rounds: int = 3, seconds: Sequence[float] = range(2, 10), utterances: int = 4, sizes: Sizes | None = None
 ) -> dict[str, Any]:
     """Epochs over the same files by s3prl's recipe and by ours, in turns.
 
