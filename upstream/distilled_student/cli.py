@@ -47,16 +47,33 @@ def evaluate(
 @app.command()
 def export(
     source: Annotated[Path, typer.Argument(help="Folder of a joint training run, or a student.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="FILE.onnx.")],
-    int8: Annotated[bool, typer.Option("--int8", help="Weights and products in 8 bits.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="FILE.onnx, or FILE.pte for ExecuTorch.")],
+    int8: Annotated[bool, typer.Option("--int8", help="ONNX: weights and products in 8 bits.")] = False,
     max_loss: Annotated[float, typer.Option(help="Points of accuracy and EER that int8 may lose.")] = 0.3,
+    streaming: Annotated[bool, typer.Option("--streaming", help="ONNX: chunks and state in and out.")] = False,
+    window: Annotated[float, typer.Option(help="Seconds that a stream's scores are of.")] = 1.0,
+    max_seconds: Annotated[float, typer.Option(help="Longest utterance that a .pte takes.")] = 10.0,
     checkpoint: Annotated[str, typer.Option(help="File in the folder of the run.")] = "best-dev.ckpt",
 ) -> None:
     """Write one file for devices: waveforms in; hidden state, keyword scores and speaker embedding out."""
-    from distilled_student.export import export_onnx
     from distilled_student.multitask.joint import open_joint
 
-    export_onnx(open_joint(source, checkpoint), output, int8, max_loss, checkpoint)
+    program = output.suffix == ".pte"
+    if int8 + streaming + program > 1:
+        raise UserError("--int8, --streaming, .pte: one of them at a time")
+    model = open_joint(source, checkpoint)
+    if program:
+        from distilled_student.phone import export_executorch
+
+        export_executorch(model, output, max_seconds, checkpoint)
+    elif streaming:
+        from distilled_student.streaming_onnx import export_stream
+
+        export_stream(model, output, window, checkpoint)
+    else:
+        from distilled_student.export import export_onnx
+
+        export_onnx(model, output, int8, max_loss, checkpoint)
 
 
 @app.command()

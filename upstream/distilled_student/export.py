@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,8 @@ def trace(model: JointModel) -> Any:
         names = [name for name, output in model(waveforms, lengths)._asdict().items() if output is not None]
     free = torch.export.Dim.DYNAMIC
     program = torch.export.export(_Present(model), (waveforms, lengths), dynamic_shapes=({0: free, 1: free}, {0: free}))
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for library in ("torch.onnx", "onnx_ir", "onnxscript"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     traced = torch.onnx.export(
         program, dynamo=True, opset_version=OPSET, input_names=INPUTS, output_names=names, verbose=False
     )
@@ -188,11 +189,11 @@ def write(graph: Any, file: Path, metadata: dict[str, str]) -> None:
     file.write_bytes(graph.SerializeToString())
 
 
-def _threshold(model: JointModel, graph: Graph) -> float | None:
-    """Of keywords, from the graph's own scores; None where there is no keyword task or no development data."""
+def keyword_threshold(model: JointModel, run: Callable[[Tensor, Tensor], JointOutput]) -> float | None:
+    """From the scores of ``run``, the model or a graph in its place; None without keywords or development data."""
     name = model.task(kws.Task)
     try:
-        return None if name is None else measure(model, graph, "dev", name).threshold
+        return None if name is None else measure(model, run, "dev", name).threshold
     except UserError:
         return None
 
@@ -227,7 +228,7 @@ def export_onnx(
 
             precision, file = smallest_loss(model, file, waveforms, max_loss)
         graph = load_onnx()[0].load(file)
-        write(graph, file, describe(model, checkpoint, precision, _threshold(model, Graph(file))))
+        write(graph, file, describe(model, checkpoint, precision, keyword_threshold(model, Graph(file))))
         os.replace(file, path)
     print(f"{path}: {precision}, {size(path)}")
 

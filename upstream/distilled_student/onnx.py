@@ -82,10 +82,13 @@ class Model:
         self.rate, self._shortest = int(about["sample_rate"]), int(about["shortest"])
         self.labels: list[str] = json.loads(about.get("labels", "[]"))
         self.threshold = float(about["keyword_threshold"]) if "keyword_threshold" in about else None
+        self.chunk = int(about.get("chunk", 0))  # samples; 0: not a stream
         self._line = (float(about["sv_slope"]), float(about["sv_offset"])) if "sv_slope" in about else None
 
     def run(self, wav: Wav, output: str) -> NDArray[np.float32]:
         """An output for one utterance, without the batch: ``keyword_scores``, ``hidden_state (frames, features)``."""
+        if self.chunk:
+            raise ValueError(f"{self.file}: is a stream; Stream runs it")
         if output not in self._outputs:
             raise ValueError(f"{self.file}: has no {output}, only {', '.join(self._outputs)}")
         samples = self._samples(wav)
@@ -112,7 +115,10 @@ class Model:
 
     def spot(self, wav: Wav) -> Spotted:
         """The keyword that is said, if one is."""
-        scores = self.scores(wav)
+        return self.decide(self.scores(wav))
+
+    def decide(self, scores: dict[str, float]) -> Spotted:
+        """The keyword of such scores, if there is one."""
         label = max((label for label in scores if not label.startswith("_")), key=scores.__getitem__)
         least = max(scores.values()) if self.threshold is None else self.threshold
         return Spotted(label if scores[label] >= least else None, scores[label])
@@ -137,6 +143,51 @@ class Model:
         cosine = float(self.embed(wav) @ self.enrol(enrolment))
         ratio = self._line[0] * cosine + self._line[1]
         return Verified(ratio >= threshold, ratio, cosine)
+
+
+class Stream:
+    """A file of ``distilled-student export --streaming``, on samples as they come.
+
+    Raises:
+        ValueError: as of `Model`; not a stream.
+    """
+
+    def __init__(self, file: str | Path, threads: int = 1) -> None:
+        self.model = Model(file, threads)
+        if not self.model.chunk:
+            raise ValueError(f"{file}: is not a stream; distilled-student export --streaming writes one")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: the next sample is the first."""
+        kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+        _, *state = self.model.session.get_inputs()
+        self._state = {tensor.name: np.zeros(tensor.shape, kinds[tensor.type]) for tensor in state}
+        self._waiting = np.zeros(0, np.float32)
+
+    def feed(self, samples: NDArray) -> dict[str, NDArray[np.float32]] | None:
+        """Take ``(samples,)``, as many as there are: floats in [-1, 1] or int16.
+
+        Returns:
+            ``hidden_state (frames, features)`` of the frames that they complete, and of the window that ends with these
+            ``keyword_scores (classes,)`` and ``speaker_embedding (embedding,)``, those that the model has; None where
+            they complete no frame.
+        """
+        waiting = np.concatenate([self._waiting, self.model._samples(samples)])
+        ready = len(waiting) // self.model.chunk * self.model.chunk
+        self._waiting = waiting[ready:]
+        if not ready:
+            return None
+        found = self.model.session.run(None, {"samples": waiting[None, :ready], **self._state})
+        outputs = dict(zip(self.model._outputs, found, strict=True))
+        self._state = {name: outputs.pop(name.replace("state_", "next_", 1)) for name in self._state}
+        return {name: output[0] for name, output in outputs.items()}
+
+    def spot(self, samples: NDArray) -> Spotted | None:
+        """The keyword in the window that ends with these samples, if one is said; None where they complete no frame."""
+        if (new := self.feed(samples)) is None:
+            return None
+        return self.model.decide(dict(zip(self.model.labels, new["keyword_scores"].tolist(), strict=True)))
 
 
 def load(file: str | Path, threads: int = 1) -> Model:

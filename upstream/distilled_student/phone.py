@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distilled_student import audio
 from distilled_student.errors import UserError
 from distilled_student.files import write_whole
 from distilled_student.frontend import SAMPLE_RATE
@@ -37,10 +38,10 @@ class Utterance(nn.Module):
         return tuple(self.named(waveform).values())
 
 
-def lower(module: nn.Module, samples: tuple[int, int], constants: dict[str, Any]) -> bytes:
+def lower(module: nn.Module, samples: tuple[int, int], constants: Mapping[str, str]) -> bytes:
     """An ExecuTorch program whose ``forward`` is that of a module on ``(1, samples)``, from fewest to most samples.
 
-    ``constants``: further methods without inputs, each of which returns an int, a float or a string.
+    ``constants``: what further methods, without inputs, return.
     """
     try:
         from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS, BatchNormConfig
@@ -57,21 +58,13 @@ def lower(module: nn.Module, samples: tuple[int, int], constants: dict[str, Any]
     # XNNPACK's batch norm is that of images; ours standardises one vector of pooled features
     known = [config for config in ALL_PARTITIONER_CONFIGS if config is not BatchNormConfig]
     lowered = to_edge_transform_and_lower(
-        program, partitioner=[XnnpackPartitioner(configs=known)], constant_methods=constants
+        program, partitioner=[XnnpackPartitioner(configs=known)], constant_methods=dict(constants)
     )
     return lowered.to_executorch().buffer
 
 
-def speech(samples: int) -> Tensor:
-    """``(1, samples)`` of the speech that ships with the package, over again where it ends."""
-    from distilled_student.demo.corpus import PACKED
-
-    wave = audio.load(PACKED / "af_heart.ogg", duration=samples / SAMPLE_RATE)
-    return wave.repeat(-(-samples // len(wave)))[None, :samples]
-
-
-def check(program: bytes, module: Utterance, samples: tuple[int, int]) -> float:
-    """The largest difference between a program and its module on speech of several lengths.
+def check(program: bytes, module: Utterance, waveforms: Iterable[Tensor]) -> float:
+    """The largest difference between a program and its module on ``(samples,)`` each.
 
     Raises:
         UserError: it is more than `TOLERANCE`; names the output.
@@ -80,54 +73,57 @@ def check(program: bytes, module: Utterance, samples: tuple[int, int]) -> float:
 
     loaded = Runtime.get().load_program(program)
     method, largest = loaded.load_method("forward"), 0.0
-    shortest, longest = samples
-    for count in (shortest, 7_777, SAMPLE_RATE, (shortest + longest) // 2 + 1, longest):
-        wave = speech(min(count, longest))
+    for wave in waveforms:
         with torch.no_grad():
-            expected = module.named(wave)
-        for (name, tensor), found in zip(expected.items(), method.execute([wave]), strict=True):
+            expected = module.named(wave[None])
+        for (name, tensor), found in zip(expected.items(), method.execute([wave[None]]), strict=True):
             same = found.shape == tensor.shape
             difference = float((found - tensor).abs().max()) if same else float("inf")
             if not difference <= TOLERANCE:  # also where it is not a number
-                seconds = wave.shape[1] / SAMPLE_RATE
-                raise UserError(
-                    f"{name}: differs by {difference:.1e} from PyTorch on {seconds:g} s; nothing is written"
-                )
+                where = f"on {len(wave)} samples; nothing is written"
+                raise UserError(f"{name}: differs by {difference:.1e} from PyTorch {where}")
             largest = max(largest, difference)
     return largest
 
 
-def export_executorch(model: JointModel, path: str | Path, max_seconds: float = MAX_SECONDS) -> float:
+def fitting(waveforms: Sequence[Tensor], shortest: int, longest: int) -> Iterator[Tensor]:
+    """Each, cut or filled up with silence to what a program takes; then as much of all of them as it takes at most."""
+    for wave in waveforms:
+        yield F.pad(wave[:longest], (0, max(0, shortest - len(wave))))
+    wave = torch.cat(list(waveforms))
+    yield wave.repeat(-(-longest // len(wave)))[:longest]
+
+
+def export_executorch(
+    model: JointModel, path: str | Path, max_seconds: float = MAX_SECONDS, checkpoint: str = ""
+) -> float:
     """Write a model as an ExecuTorch program for CPUs (XNNPACK).
 
     ``forward`` takes one waveform ``(1, samples)``, float32 at 16 kHz in [-1, 1], of 0.1 s to ``max_seconds``, for
     which the program plans its memory; it returns ``hidden_state (1, frames, features)``, ``keyword_scores (1,
-    classes)`` and ``speaker_embedding (1, embedding)``, those that the model has. Methods without inputs tell
-    ``outputs`` and ``labels`` (JSON), ``sample_rate``, ``min_samples``, ``max_samples`` and, once fitted, ``slope`` and
-    ``offset``, which make the cosine of two embeddings a log-likelihood ratio.
+    classes)`` and ``speaker_embedding (1, embedding)``, those that the model has. Further methods, without inputs, tell
+    their names (``outputs``, JSON), ``longest``, the most samples, and the metadata of `export_onnx`, all as text.
+
+    Args:
+        checkpoint: Its name, for the metadata.
 
     Returns:
-        The largest difference from PyTorch on real speech of several lengths.
+        The largest difference from PyTorch on speech of many lengths.
 
     Raises:
         UserError: ExecuTorch is not installed, ``max_seconds`` is under 1, or the program differs from PyTorch.
     """
+    from distilled_student.export import describe, keyword_threshold, recordings, size
     from distilled_student.multitask.tasks import SHORTEST
 
     if not max_seconds >= 1.0:
         raise UserError(f"max_seconds: needs at least 1, found {max_seconds}")
-    path, samples = Path(path), (SHORTEST, round(max_seconds * SAMPLE_RATE))
-    module = Utterance(model).eval()
-    constants: dict[str, Any] = {
-        "outputs": json.dumps(list(module.named(speech(SHORTEST)))),
-        "labels": json.dumps(model.labels),
-        "sample_rate": SAMPLE_RATE,
-        "min_samples": samples[0],
-        "max_samples": samples[1],
-    }
-    if model.calibration is not None:
-        constants |= dict(zip(("slope", "offset"), model.calibration, strict=True))
-    program = lower(module, samples, constants)
-    difference = check(program, module, samples)
+    path, longest = Path(path), round(max_seconds * SAMPLE_RATE)
+    module, waveforms = Utterance(model).eval(), recordings(model)
+    about = describe(model, checkpoint, "float32", keyword_threshold(model, model))
+    about |= {"outputs": json.dumps(list(module.named(waveforms[-1][None]))), "longest": str(longest)}
+    program = lower(module, (SHORTEST, longest), about)
+    difference = check(program, module, fitting(waveforms, SHORTEST, longest))
     write_whole(path.parent, {path.name: program})
+    print(f"{path}: {size(path)}, at most {difference:.1e} from PyTorch on {len(waveforms)} utterances")
     return difference
