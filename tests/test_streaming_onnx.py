@@ -15,6 +15,7 @@ from distilled_student.multitask.joint import JointModel
 
 pytest.importorskip("onnxscript")
 from distilled_student import onnx, streaming_onnx
+from distilled_student.speed.streaming import time_chunks
 from distilled_student.streaming import Step
 
 
@@ -82,3 +83,13 @@ def test_a_student_that_hears_the_future_is_not_exported_as_a_stream(tmp_path: P
     with pytest.raises(ds.UserError, match="group norm"):
         streaming_onnx.export_stream(joint(ds.StudentConfig(**SMALL)), tmp_path / "stream.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_cost_of_a_chunk_is_told_for_pytorch_and_onnx(exported: tuple[JointModel, Path]) -> None:
+    figures = time_chunks(*exported, chunk_ms=(40, 80), seconds=0.4)
+    assert list(figures) == ["40", "80"]
+    for forms in figures.values():
+        assert list(forms) == ["PyTorch", "ONNX"]
+        for of in forms.values():
+            assert 0 < of["median_ms"] <= of["p99_ms"]
+            assert 0 < of["cpu_share"]

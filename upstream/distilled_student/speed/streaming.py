@@ -2,54 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distilled_student import build_student
 from distilled_student.frontend import SAMPLE_RATE
 from distilled_student.multitask.joint import Features, JointModel
-from distilled_student.speed.measure import interleaved, threads
+from distilled_student.speed.measure import threads
 from distilled_student.streaming import Stream
 from distilled_student.streaming_onnx import export_stream
 
 SIZES = ("edge", "tiny")
+WARMUP = 10  # chunks that do not count
+Array: TypeAlias = "NDArray[np.float64]"
+
+
+def _in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, tuple[Array, Array]]:
+    """Seconds of each call by the clock and of this thread's CPU, which others on the machine add nothing to."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for _ in range(WARMUP + rounds):
+        for name, call in calls.items():
+            wall, cpu = time.perf_counter(), time.thread_time()
+            call()
+            times[name].append((time.perf_counter() - wall, time.thread_time() - cpu))
+    return {name: tuple(np.array(of[WARMUP:]).T) for name, of in times.items()}
+
+
+def time_chunks(model: JointModel, file: Path, chunk_ms: Sequence[int], seconds: float) -> dict[str, Any]:
+    """See `measure`; ``file``: the model's exported stream."""
+    from distilled_student.onnx import Stream as OnnxStream  # here: its imports are an extra's
+
+    figures: dict[str, Any] = {}
+    for length in chunk_ms:
+        samples = 0.1 * torch.randn(SAMPLE_RATE * length // 1000, generator=torch.Generator().manual_seed(0))
+        calls = {
+            "PyTorch": partial(Stream(model).feed, samples),
+            "ONNX": partial(OnnxStream(file).feed, samples.numpy()),
+        }
+        figures[str(length)] = {
+            form: {
+                "median_ms": 1000 * float(np.median(wall)),
+                "p99_ms": 1000 * float(np.quantile(wall, 0.99)),
+                "cpu_share": 1000 * float(np.mean(cpu)) / length,
+            }
+            for form, (wall, cpu) in _in_turns(calls, round(1000 * seconds / length)).items()
+        }
+    return figures
 
 
 def measure(model: JointModel, chunk_ms: Sequence[int] = (20, 40, 100), seconds: float = 10.0) -> dict[str, Any]:
     """PyTorch and ONNX on the same chunks in turns, ``seconds`` of audio for each length.
 
     Returns:
-        For each of ``chunk_ms``, as text, and ``PyTorch`` and ``ONNX``: ``median_ms`` and ``p99_ms`` of a chunk, and
-        ``cpu_share``, seconds of work per second of audio.
+        For each of ``chunk_ms``, as text, and ``PyTorch`` and ``ONNX``: ``median_ms`` and ``p99_ms`` of a chunk by the
+        clock, and ``cpu_share``, seconds of CPU per second of audio.
     """
-    from distilled_student.onnx import Stream as OnnxStream  # here: its imports are an extra's
-
-    figures: dict[str, Any] = {}
     with TemporaryDirectory() as folder, threads(1):
         file = Path(folder) / "stream.onnx"
         export_stream(model, file)
-        for length in chunk_ms:
-            samples = 0.1 * torch.randn(SAMPLE_RATE * length // 1000, generator=torch.Generator().manual_seed(0))
-            calls = {
-                "PyTorch": partial(Stream(model).feed, samples),
-                "ONNX": partial(OnnxStream(file).feed, samples.numpy()),
-            }
-            times = interleaved(calls, rounds=round(1000 * seconds / length), warmup=10)
-            figures[str(length)] = {
-                form: {
-                    "median_ms": 1000 * float(np.median(of)),
-                    "p99_ms": 1000 * float(np.quantile(of, 0.99)),
-                    "cpu_share": 1000 * float(np.mean(of)) / length,
-                }
-                for form, of in times.items()
-            }
-    return figures
+        return time_chunks(model, file, chunk_ms, seconds)
 
 
 def compare_streaming(seconds: float = 10.0) -> dict[str, Any]:
