@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distilled_student.audio import SAMPLE_RATE
-from distilled_student.speed.models import BARE_INT8, BARE_TORCH, INT8, ONNX, SIZES, TORCH, Variant, importer, noise
+from distilled_student.speed.models import BARE_INT8, INT8, ONNX, SIZES, Variant, importer, noise
 
 
 @contextmanager
@@ -50,24 +50,26 @@ def _write_other(name: str, plain: Path, int8: Path) -> None:
     quantize_dynamic(plain, int8, op_types_to_quantize=["MatMul", "Gemm"])
 
 
-def _write_own(name: str, form: str, plain: Path, int8: Path) -> None:
-    from distilled_student.export import trace, write
+def _write_own(name: str, plain: Path, int8: Path, bare: Path) -> None:
+    """As `distilled_student.export` does it; ``bare`` is the part of the int8 graph that gives the hidden state."""
+    import onnx.utils
+
+    from distilled_student.export import INPUTS, trace, write
     from distilled_student.quantize import prepare, quantize
 
-    write(trace(importer(name, form)()), plain, {})
+    write(trace(importer(name)()), plain, {})
     prepared = Path(shutil.copy(plain, int8))
     quantize(prepared, prepare(prepared), "dynamic", []).rename(int8)
+    onnx.utils.extract_model(int8, bare, list(INPUTS), ["hidden_state"], check_model=False, infer_shapes=False)
 
 
 def write_graphs(name: str, folder: Path) -> list[Variant]:
     """The forms of a model that are graphs, written into the folder."""
-    plain, int8 = folder / f"{name}.onnx", folder / f"{name}-int8.onnx"
+    plain, int8, bare = (folder / f"{name}{suffix}.onnx" for suffix in ("", "-int8", "-int8-bare"))
     written = [Variant(name, ONNX, plain), Variant(name, INT8, int8)]
     with _quietly():
         if name not in SIZES:
             _write_other(name, plain, int8)
             return written
-        _write_own(name, TORCH, plain, int8)
-        bare = folder / f"{name}-bare-int8.onnx"
-        _write_own(name, BARE_TORCH, folder / f"{name}-bare.onnx", bare)
-        return [*written, Variant(name, BARE_INT8, bare)]
+        _write_own(name, plain, int8, bare)
+    return [*written, Variant(name, BARE_INT8, bare)]

@@ -39,7 +39,7 @@ def _models(output: Path, rounds: int, names: Sequence[str] = MODELS) -> dict[st
 def _distillation(output: Path, rounds: int) -> dict[str, Any]:
     from distilled_student.speed.distillation import compare_distillation
 
-    return compare_distillation(rounds=max(1, rounds // 3))  # a round is an epoch
+    return compare_distillation(rounds=max(1, rounds // 3), seconds=range(2, 14, 2))  # a round is an epoch
 
 
 def _joint(output: Path, rounds: int) -> dict[str, Any]:
@@ -54,8 +54,20 @@ def _startup(output: Path, rounds: int) -> dict[str, Any]:
     return startup(rounds)
 
 
+def _streaming(output: Path, rounds: int) -> dict[str, Any]:
+    from distilled_student.speed.streaming import compare_streaming
+
+    return compare_streaming(seconds=rounds)
+
+
 Part = Callable[[Path, int], dict[str, Any]]  # of the folder for results, and how often everything takes its turn
-PARTS: dict[str, Part] = {"models": _models, "distillation": _distillation, "joint": _joint, "startup": _startup}
+PARTS: dict[str, Part] = {
+    "models": _models,
+    "distillation": _distillation,
+    "joint": _joint,
+    "startup": _startup,
+    "streaming": _streaming,
+}
 
 
 def read_accuracy(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,23 +106,23 @@ def _text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Figures by their names, groups opened."""
-    flat: dict[str, str] = {}
+def _groups(values: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The figures at each level, with the names of the groups that they are in."""
+    if single := {key: value for key, value in values.items() if not _is_group(value)}:
+        yield name, single
     for key, value in values.items():
-        name = f"{prefix}{key.replace('_', ' ')}"
-        flat |= _flat(value, f"{name}, ") if _is_group(value) else {name: _text(value)}
-    return flat
+        if _is_group(value):
+            yield from _groups(value, f"{name}, {key}".removeprefix(", "))
 
 
 def _part(figures: Mapping[str, Any]) -> str:
-    """A table with a line for each group of figures, and a line of those in none."""
-    groups = {key: _flat(value) for key, value in figures.items() if _is_group(value)}
-    columns = list(dict.fromkeys(column for group in groups.values() for column in group))
-    table = [[name, *(group.get(column, "-") for column in columns)] for name, group in groups.items()]
-    single = _flat({key: value for key, value in figures.items() if key not in groups})
-    line = "; ".join(f"{name}: {value}" for name, value in single.items())
-    return "\n\n".join(filter(None, [markdown([["", *columns], *table]) if groups else "", line]))
+    """A line of the figures that are in no group, and a table with a line for each group."""
+    groups = dict(_groups(figures))
+    line = "; ".join(f"{key.replace('_', ' ')} {_text(value)}" for key, value in groups.pop("", {}).items())
+    columns = list(dict.fromkeys(key for group in groups.values() for key in group))
+    table = [[name, *(_text(group.get(key, "-")) for key in columns)] for name, group in groups.items()]
+    heading = ["", *(key.replace("_", " ") for key in columns)]
+    return "\n\n".join(filter(None, [line, markdown([heading, *table]) if groups else ""]))
 
 
 def _other_aims(found: Sequence[Aim]) -> str:
