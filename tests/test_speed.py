@@ -14,11 +14,11 @@ import torch
 from distilled_student.cost import parameters
 from distilled_student.errors import UserError
 from distilled_student.speed.aims import aims
-from distilled_student.speed.history import append, read_history, slower, stamp
+from distilled_student.speed.history import append, ratios, read_history, slower, stamp
 from distilled_student.speed.measure import interleaved, peak_memory, ratio, threads
 from distilled_student.speed.models import BARE_INT8, BARE_TORCH, DISTILHUBERT, INT8, ONNX, TORCH, importer
 from distilled_student.speed.run import _models, read_accuracy, report, run
-from distilled_student.speed.table import BEGIN, END, insert
+from distilled_student.speed.table import BEGIN, END, insert, render
 
 MEGABYTE = 2**20
 
@@ -176,6 +176,40 @@ def test_the_tables_come_from_the_results_with_accuracies_and_aims(results: Path
     assert "| edge, real: points of EER above paper | 1.50 | at most 1 | **missed** |" in text
     report(results)  # accuracies stay in the file
     assert (results.parent / "table.md").read_text() == text
+
+
+def test_the_other_parts_have_a_line_for_each_group_of_figures_aims_and_ratios(results: Path) -> None:
+    figures = {
+        "distillation": {
+            "device": "cpu",
+            "s3prl": {"padding": 0.25, "precision": "fp32"},
+            "ours": {"padding": 0.0625},
+            "ratio": {"median": 2.5, "low": 2.4, "high": 2.75},
+        },
+        "joint": {"model": "edge", "overhead": {"median": 0.25, "low": 0.2, "high": 0.3}},
+        "startup": {"import distilled_student": {"seconds": 2.5, "reference": 2.0, "beyond": 0.5}},
+        "streaming": {"tiny": {"20": {"ONNX": {"median_ms": 0.5}}}},
+    }
+    content = json.loads(results.read_text())
+    content["parts"] |= {name: {"when": stamp(), "figures": of} for name, of in figures.items()}
+    text = render(content)
+    for line in (
+        "device cpu; ratio 2.50 (2.40 to 2.75)",
+        "| s3prl | 0.25 | fp32 |",
+        "| ours | 0.0625 | - |",
+        "| tiny, 20, ONNX | 0.5 |",
+        "| distillation: times s3prl's recipe | 2.50 | at least 2 | met |",
+        "| joint training: share that s3prl's runner adds | 0.25 | at most 0.1 | **missed** |",
+        "| import distilled_student: seconds beyond what it needs | 0.50 | at most 0.3 | **missed** |",
+    ):
+        assert line in text.splitlines()
+    found = ratios({**figures, "models": {"rows": [ROW]}})
+    assert found == {
+        "paper, PyTorch, threads: 1": 2.25,
+        "distillation": 2.5,
+        "joint training": 0.8,
+        "import distilled_student": 0.8,
+    }
 
 
 def test_the_tables_take_the_place_between_the_marks_of_a_document(results: Path) -> None:

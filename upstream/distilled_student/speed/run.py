@@ -14,7 +14,7 @@ from distilled_student.errors import UserError
 from distilled_student.files import read_json, write_json
 from distilled_student.speed.aims import aims
 from distilled_student.speed.compare import compare_models
-from distilled_student.speed.history import append, ratios, stamp
+from distilled_student.speed.history import append, ratios, read_history, stamp
 from distilled_student.speed.models import MODELS
 from distilled_student.speed.profile import write_profile
 from distilled_student.speed.table import TASKS, insert, render
@@ -117,12 +117,14 @@ def run(
         only: Parts; empty: all. Those that are not measured again stay in the results, each with its date.
 
     Raises:
-        UserError: no such part.
+        UserError: no such part, or a file that cannot be used.
     """
     for name in only:
         if name not in PARTS:
             raise UserError(f"--only {name}: no such part; there are {', '.join(PARTS)}")
-    read_accuracy(accuracy)  # a fault is found now, not in ten minutes
+    read_accuracy(accuracy)  # faults are found now, not in ten minutes
+    if history is not None:
+        read_history(history)
     file = output / "results.json"
     results: dict[str, Any] = read_json(file) if file.exists() else {"parts": {}}
     when, figures = stamp(), {}
@@ -132,5 +134,5 @@ def run(
         results["parts"][name] = {"when": when, "figures": figures[name]}
         write_json(file, results)
     report(file, accuracy)
-    for line in append(history, {**when, "ratios": ratios(figures)}) if history else []:
+    for line in [] if history is None else append(history, {**when, "ratios": ratios(figures)}):
         console.print(f"slower: {line}", markup=False, soft_wrap=True)
