@@ -140,8 +140,8 @@ def benchmark(
 @app.command()
 def speed(
     output: Annotated[Path, typer.Option(help="Folder for results, table and profiles.")] = Path("exp/speed"),
-    only: Annotated[str, typer.Option(help="Parts, parted by commas: models, distillation, startup.")] = "",
-    rounds: Annotated[int, typer.Option(help="How often everything takes its turn.")] = 9,
+    only: Annotated[str, typer.Option(help="Of models,distillation,joint,startup,streaming; default: all.")] = "",
+    rounds: Annotated[int, typer.Option(help="How often everything takes its turn.")] = 7,
     accuracy: Annotated[list[str] | None, typer.Option(help="CORPUS=results.json of a benchmark; repeatable.")] = None,
     history: Annotated[Path | None, typer.Option(help="File to add a line to; says what became slower.")] = None,
     report: Annotated[Path | None, typer.Option(help="Measure nothing: the tables of this results.json.")] = None,

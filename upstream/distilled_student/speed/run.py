@@ -51,7 +51,7 @@ def _joint(output: Path, rounds: int) -> dict[str, Any]:
 def _startup(output: Path, rounds: int) -> dict[str, Any]:
     from distilled_student.speed.startup import startup
 
-    return startup(rounds)
+    return startup(rounds=max(1, rounds // 2))
 
 
 def _streaming(output: Path, rounds: int) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def report(file: Path, accuracy: Sequence[str] = (), into: Sequence[Path] = ()) 
 
 
 def run(
-    output: Path, only: Sequence[str] = (), rounds: int = 9, accuracy: Sequence[str] = (), history: Path | None = None
+    output: Path, only: Sequence[str] = (), rounds: int = 7, accuracy: Sequence[str] = (), history: Path | None = None
 ) -> None:
     """Measure; ``output/results.json`` and ``table.md``; with ``history`` a line there, and what became slower.
 
