@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Iterable
@@ -150,3 +151,15 @@ def test_each_line_of_the_log_tells_the_share_of_the_devices_peak(
     with caplog.at_level(logging.INFO):
         distill(config, "test.yaml")
     assert re.search(r"step 2/2 .* \d+ s audio/s  [\d.]+ TFLOP/s \(\d+% of peak\)", caplog.text)
+
+
+def test_compiled_layers_give_the_same_step(config: DistillConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs_alone = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")  # a compiler takes a minute
+    monkeypatch.setattr(torch.nn.Module, "compile", graphs_alone)
+    config.student["dropout"] = 0.0
+    batch, losses = _batch(config), []
+    for config.compile in (False, True):
+        run = Distillation(config, "test.yaml")
+        run.step(batch)
+        losses.append(float(run.step(batch)["loss"]))  # after an update with the compiled gradients
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)

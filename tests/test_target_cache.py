@@ -168,3 +168,17 @@ def test_a_folder_that_cannot_be_made_is_an_error(config: DistillConfig, tmp_pat
 def test_states_that_half_precision_cannot_hold_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ds.UserError, match="too large for half precision"):
         TargetCache(tmp_path, "0" * 64).write(torch.zeros(400), torch.full((1, 1, 4), 1e5))
+
+
+def test_an_interrupted_run_with_a_cache_resumes_to_the_same_student(config: DistillConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, save_every=2, keep=3, steps=6)
+    distill(config, "test.yaml")
+    other = dataclasses.replace(config, output=str(tmp_path / "interrupted"), cache=str(tmp_path / "another"))
+    distill(other, "test.yaml")
+    for step in (4, 6):
+        (Path(other.output) / f"checkpoints/step-{step:08d}.pt").unlink()
+    distill(other, "test.yaml")
+    one, two = (load_student(output).state_dict() for output in (config.output, other.output))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    with pytest.raises(ds.UserError, match="cache: was True, is False"):
+        distill(dataclasses.replace(other, cache=None, steps=7), "test.yaml")

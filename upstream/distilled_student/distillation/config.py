@@ -33,7 +33,7 @@ class DistillConfig:
         precision: ``fp32``, ``bf16`` or, on a GPU, ``fp16``.
         teacher_precision: The same for the teacher alone, which is not trained; ``auto``: ``bf16`` where the device has
             instructions for it, else ``fp32``. The loss does not notice (less than a thousandth, see the tests).
-        compile: Compile the student's step (`torch.compile`): minutes at the start, meant for GPUs.
+        compile: Compile the student's transformer layers (`torch.compile`): a minute at the start, meant for GPUs.
         cache: A folder to keep the teacher's targets in, in half precision, for repeated epochs over a small set.
         weights: Type of the weights in the student folder, ``float32`` or ``float16``.
     """

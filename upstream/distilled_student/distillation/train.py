@@ -81,7 +81,8 @@ class Distillation:
         optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, fused=True, **adam)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         if config.compile:
-            self.student.compile(dynamic=True)
+            for layer in self.student.layers:  # the rest looks at lengths
+                layer.compile(dynamic=True)
         self.model, self.optimizer = self.accelerator.prepare(self.student, optimizer)
         self.scheduler = scheduler
         self.output = Path(config.output)
