@@ -106,8 +106,8 @@ def prepare(
 
 @app.command()
 def benchmark(
-    suite: Annotated[str, typer.Argument(help="paper, superb, demo, or a YAML file (configs/benchmark).")],
-    data: Annotated[Path | None, typer.Option(help="Folder that `prepare` fills; the demo brings its own.")] = None,
+    suite: Annotated[str, typer.Argument(help="paper, superb, sizes, demo, or a YAML file (configs/benchmark).")],
+    data: Annotated[Path | None, typer.Option(help="Folder that `prepare` fills; demo, sizes: their own.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for runs and report; exp/benchmark/SUITE.")] = None,
     students: Annotated[Path | None, typer.Option(help="Folder of distilled students, for suites to share.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds 0, 1, ... of every run; default: the suite's.")] = None,
@@ -123,7 +123,7 @@ def benchmark(
     from distilled_student.benchmark.run import open_bench
 
     more: dict[str, list[str]] = {}
-    if suite == "demo":
+    if suite in ("demo", "sizes"):
         from distilled_student.demo.run import corpus_folder, precision
 
         data, more = data or corpus_folder(), precision()
