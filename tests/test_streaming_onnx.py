@@ -92,4 +92,4 @@ def test_the_cost_of_a_chunk_is_told_for_pytorch_and_onnx(exported: tuple[JointM
         assert list(forms) == ["PyTorch", "ONNX"]
         for of in forms.values():
             assert 0 < of["median_ms"] <= of["p99_ms"]
-            assert 0 < of["cpu_share"]
+            assert of["cpu_share"] > 0
