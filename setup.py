@@ -13,6 +13,11 @@ PACKAGE_DIR = {
 # what s3prl's experts of more of SUPERB's tasks import, see docs/superb.md: recognition, diarisation, query by example
 SUPERB = ["editdistance", "h5py", "dtw-python", "lxml"]
 
+EXPORT = [
+    "onnx>=1.18",  # the graphs that `distilled-student export` writes
+    "onnxscript>=0.5",  # torch's own exporter translates with it
+    "onnxruntime>=1.23",  # runs, folds and quantises them; the first with a kernel for opset 23's attention
+]
 PHONE = ["executorch>=1.5,<1.6"]  # programs for phones, docs/streaming.md; each release is built for one torch: 2.14
 
 packages = [
@@ -59,8 +64,9 @@ setup(
     ],
     extras_require={
         "superb": SUPERB,
+        "export": EXPORT,
         "executorch": PHONE,
-        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "build", *SUPERB, *PHONE],
+        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "build", *SUPERB, *EXPORT, *PHONE],
     },
     entry_points={
         "console_scripts": [

@@ -209,13 +209,15 @@ def export_onnx(
         checkpoint: Its name, for the metadata.
 
     Raises:
-        UserError: onnx or onnxruntime are missing; the float32 graph differs from PyTorch by more than `TOLERANCE`; in
-            int8, development data are missing or too much is lost.
+        UserError: onnx or onnxruntime are missing; ``path`` is a folder; the float32 graph differs from PyTorch by more
+            than `TOLERANCE`; in int8, development data are missing or too much is lost.
     """
     load_onnx()
     if isinstance(model, Student):
         model = JointModel(model, Features("last_hidden_state"))
     path, model = Path(path), model.eval()
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; expected a file's name, FILE.onnx")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file, waveforms = Path(folder) / "float32.onnx", recordings(model)

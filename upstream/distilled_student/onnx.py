@@ -28,7 +28,7 @@ class Spotted(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """``accepted``: the same speaker. ``ratio``: log-likelihood ratio, over 0 for the same. ``cosine``: uncalibrated."""
+    """``accepted``: the same speaker. ``ratio``: the log-likelihood ratio of that. ``cosine``: of the embeddings."""
 
     accepted: bool
     ratio: float
@@ -129,10 +129,11 @@ class Model:
 
     def enrol(self, enrolment: Wav | Sequence[Wav]) -> NDArray[np.float32]:
         """The mean ``(embedding,)`` of one or several utterances, or of embeddings, which are told by their size."""
-        several = list(enrolment) if isinstance(enrolment, list | tuple) or np.ndim(enrolment) == 2 else [enrolment]
-        if not several:
-            raise ValueError("enrolment: is empty")
         size = self._outputs.get("speaker_embedding", [0, 0])[1]
+        rows = isinstance(enrolment, np.ndarray) and enrolment.shape[1:] == (size,)
+        several = enrolment if rows or isinstance(enrolment, list | tuple) else [enrolment]
+        if not len(several):
+            raise ValueError("enrolment: is empty")
         vectors = [_unit(np.asarray(one)) if np.shape(one) == (size,) else self.embed(one) for one in several]
         return _unit(np.mean(vectors, axis=0))
 

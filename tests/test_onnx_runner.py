@@ -1,0 +1,134 @@
+"""The runner of exported files: what PyTorch says, without torch, and one clear line where something cannot be used."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, tone
+from test_streaming import joint
+
+import distilled_student as ds
+from distilled_student import onnx
+from distilled_student.export import export_onnx
+from distilled_student.multitask.joint import JointModel
+
+SOUND = (tone(0.7).numpy() * 32767).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[JointModel, Path]:
+    model = joint(ds.StudentConfig(**SMALL, conv_dim=[8] * 7))
+    model.tasks["sv"].calibration[0] = torch.tensor([20.0, -9.0])
+    file = tmp_path_factory.mktemp("runner") / "model.onnx"
+    export_onnx(model, file)
+    return model, file
+
+
+def write(path: Path, frames: bytes, rate: int = 16_000, channels: int = 1, width: int = 2) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((channels, width, rate, 0, "NONE", ""))
+        file.writeframes(frames)
+    return path
+
+
+def test_scores_and_embeddings_are_pytorchs(exported: tuple[JointModel, Path]) -> None:
+    model, runner = exported[0], onnx.load(exported[1])
+    for samples in (SOUND[:700], SOUND):  # one of them under the shortest that a graph takes
+        expected = model(torch.from_numpy(samples / 32768).float()[None], torch.tensor([len(samples)]))
+        probabilities = dict(zip(model.labels, expected.keyword_scores[0].tolist(), strict=True))
+        assert runner.scores(samples) == pytest.approx(probabilities, abs=1e-4)
+        embedding = expected.speaker_embedding[0] / expected.speaker_embedding[0].norm()
+        np.testing.assert_allclose(runner.embed(samples), embedding.numpy(), atol=1e-4)
+
+
+def test_a_keyword_is_said_only_where_it_is_likely_enough(exported: tuple[JointModel, Path]) -> None:
+    runner = onnx.load(exported[1])
+    scores = runner.scores(SOUND)
+    keyword = max((label for label in scores if not label.startswith("_")), key=scores.__getitem__)
+    runner.threshold = scores[keyword]
+    assert runner.spot(SOUND) == (keyword, scores[keyword])
+    runner.threshold = scores[keyword] + 1e-6
+    assert runner.spot(SOUND) == (None, scores[keyword])
+    runner.threshold = None  # none was measured
+    likeliest = max(scores, key=scores.__getitem__)
+    assert runner.spot(SOUND).label == (None if likeliest.startswith("_") else keyword)
+
+
+def test_a_speaker_is_enrolled_with_wavs_or_embeddings(exported: tuple[JointModel, Path], tmp_path: Path) -> None:
+    runner, other = onnx.load(exported[1]), tone(0.9, seed=3).numpy()
+    file = write(tmp_path / "a.wav", SOUND.tobytes())
+    same = runner.verify(SOUND, file)
+    assert same.cosine == pytest.approx(1.0) and same.ratio == pytest.approx(11.0) and same.accepted
+    a, b = runner.embed(file), runner.embed(other)
+    mean = (a + b) / np.linalg.norm(a + b)
+    for enrolment in ([file, other], [a, b], np.stack([a, b]), [str(file), b], mean):
+        assert runner.verify(SOUND, enrolment).cosine == pytest.approx(float(a @ mean), abs=1e-5)
+    assert not runner.verify(SOUND, file, threshold=11.1).accepted
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_files_of_every_sample_width_and_channel_count_are_read(width: int, channels: int, tmp_path: Path) -> None:
+    wide = np.repeat(SOUND.astype("<i4") << 16, channels)
+    data = wide.view(np.uint8).reshape(-1, 4)[:, 4 - width :].copy()
+    if width == 1:
+        data ^= 128
+    samples = onnx.read_wav(write(tmp_path / "a.wav", data.tobytes(), channels=channels, width=width), 16_000)
+    np.testing.assert_allclose(samples, SOUND / 32768, atol=1 / 127 if width == 1 else 1e-6)
+
+
+def test_what_cannot_be_used_is_one_line_that_says_so(exported: tuple[JointModel, Path], tmp_path: Path) -> None:
+    runner = onnx.load(exported[1])
+    (tmp_path / "text.wav").write_text("no audio")
+    cases = [
+        (write(tmp_path / "slow.wav", SOUND.tobytes(), rate=8_000), r"slow\.wav: has 8000 Hz; needs 16000 Hz"),
+        (write(tmp_path / "empty.wav", b""), r"empty\.wav: expected one channel"),
+        (tmp_path / "text.wav", r"text\.wav: not readable as a PCM \.wav"),
+        (tmp_path / "gone.wav", r"gone\.wav: not readable as a PCM \.wav"),
+        (np.zeros((2, 8_000)), r"samples: expected one channel \(samples,\), found shape \(2, 8000\)"),
+        (np.zeros(8_000, np.int64), "samples: expected floats in .* or int16, found int64"),
+        (np.full(8_000, np.nan), "samples: NaN or infinite"),
+    ]
+    for wav, message in cases:
+        with pytest.raises(ValueError, match=message) as error:
+            runner.verify(SOUND, wav)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="enrolment: is empty"):
+        runner.verify(SOUND, [])
+    for file in (tmp_path / "text.wav", tmp_path / "gone.onnx"):
+        with pytest.raises(ValueError, match=f"{file.name}: not readable as an ONNX file"):
+            onnx.load(file)
+
+
+def test_a_student_without_heads_says_what_it_lacks(tmp_path: Path) -> None:
+    export_onnx(ds.build_student(ds.StudentConfig(**SMALL, conv_dim=[8] * 7)), tmp_path / "student.onnx")
+    runner = onnx.load(tmp_path / "student.onnx")
+    assert runner.run(SOUND, "hidden_state").shape == (34, 16)
+    for call, lacking in ((runner.spot, "keyword_scores"), (runner.embed, "speaker_embedding")):
+        with pytest.raises(ValueError, match=rf"student\.onnx: has no {lacking}, only hidden_state, frames"):
+            call(SOUND)
+    with pytest.raises(ValueError, match="has no calibration"):
+        runner.verify(SOUND, SOUND)
+
+
+def test_the_file_works_as_a_copy_and_needs_no_torch(exported: tuple[JointModel, Path], tmp_path: Path) -> None:
+    shutil.copy(onnx.__file__, tmp_path / "runner.py")
+    write(tmp_path / "a.wav", SOUND.tobytes())
+    for name, own in (("runner", []), ("distilled_student.onnx", ["distilled_student"])):
+        program = (
+            f"import sys, {name} as runner; model = runner.load({str(exported[1])!r}); "
+            "print(model.spot('a.wav').score, model.verify('a.wav', 'a.wav').accepted); "
+            "print(sorted({'torch', 'onnx', 's3prl', 'yaml', 'distilled_student'} & set(sys.modules)))"
+        )
+        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        scores, imported = done.stdout.splitlines()
+        assert float(scores.split()[0]) == pytest.approx(onnx.load(exported[1]).spot(SOUND).score, abs=1e-5)
+        assert scores.split()[1] == "True" and imported == str(own)
