@@ -2,7 +2,7 @@
 
 torch multiplies float32 by MKL, which on AMD's processors leaves a sixth of the arithmetic unused. oneDNN does not, but
 wants weights in an order of its own. The operations are those that `torch.compile` makes of a linear layer and a GELU.
-Not for convolutions: its sums of 1,024 terms are half as exact as MKL's, and seven layers would spend what rounding may.
+Not for convolutions: its sums of 1,024 terms are half as exact as MKL's, and seven layers add them up.
 """
 
 from __future__ import annotations
