@@ -165,10 +165,13 @@ def stream(
     threshold: Annotated[float, typer.Option(help="Probability from which on a keyword is told.")] = 0.5,
 ) -> None:
     """Spot keywords in a file chunk by chunk, and print when each is known."""
+    import torch
+
     from distilled_student import audio
     from distilled_student.multitask.joint import open_joint
     from distilled_student.streaming import Stream, listen
 
+    torch.set_num_threads(1)  # a chunk is too small to be shared
     listener = Stream(open_joint(model), window)
     for seconds, label, score in listen(listener, audio.load(recording), chunk_ms, threshold):
         print(f"{seconds:7.2f} s  {label}  {score:.2f}")
