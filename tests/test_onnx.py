@@ -18,6 +18,7 @@ import distilled_student as ds
 from distilled_student import export
 from distilled_student.errors import UserError
 from distilled_student.export import Graph, export_onnx
+from distilled_student.frontend import power_in_products, transform_steps
 from distilled_student.multitask.joint import JointModel
 
 CNN = ds.StudentConfig(**SMALL, conv_dim=[8] * 7)
@@ -83,6 +84,12 @@ def test_what_is_read_is_in_the_file_once_and_nothing_else(exported: tuple[Joint
     spectrum = 20 * 20 * 40 + 40 * 22 + 201 * 20 if model.student.config.frontend == "logmel" else 0
     magnitudes = 8 if model.student.config.positions == "conv" else 0  # weight norm is done
     assert weights - magnitudes <= stored < 1.01 * weights + spectrum + 1_000  # and shapes, a number each
+
+
+def test_the_spectrum_in_products_is_the_transform() -> None:
+    x = torch.randn(3, 400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = torch.fft.rfft(x).abs().square()
+    torch.testing.assert_close(power_in_products(x, *transform_steps()), expected, atol=1e-9, rtol=1e-9)
 
 
 def test_a_graph_that_differs_is_refused_and_leaves_nothing_behind(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -220,11 +220,11 @@ def measure(model: JointModel, run: Callable[[Tensor, Tensor], JointOutput], spl
             keyword.append((best, is_keyword[labels[0]]))
         collected += task.collect(scores if isinstance(task, kws.Task) else output.speaker_embedding, labels, keys)
     results, _ = copy.deepcopy(task).metrics(split, collected)  # on development data it fits the calibration anew
-    threshold = _threshold(*zip(*keyword, strict=True)) if keyword else None
+    threshold = threshold_of(*zip(*keyword, strict=True)) if keyword else None
     return Measured(task.score(results), task.summary(results), threshold)
 
 
-def _threshold(scores: tuple[float, ...], labels: tuple[bool, ...]) -> float | None:
+def threshold_of(scores: Sequence[float], labels: Sequence[bool]) -> float | None:
     """Where both error rates of ``labels`` are nearest, halfway to the next score; None where one kind is missing."""
     if len(set(labels)) < 2:
         return None

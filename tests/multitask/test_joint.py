@@ -1,9 +1,10 @@
-"""The model that a device runs, against s3prl's runner on the same checkpoint."""
+"""The model that a device runs, against s3prl's runner on the same checkpoint; what it loses in int8."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from conftest import tone
@@ -13,7 +14,10 @@ from trees import tasks
 import distilled_student as ds
 from distilled_student import host
 from distilled_student.errors import UserError
-from distilled_student.multitask.joint import Features, open_joint
+from distilled_student.export import Graph, keyword_threshold, recordings, trace, write
+from distilled_student.multitask.evaluate import evaluate
+from distilled_student.multitask.joint import Features, measure, open_joint, threshold_of
+from distilled_student.quantize import smallest_loss
 from distilled_student.upstreams import StudentUpstream
 
 # under 0.1 s, between two frames (half to even: 2,080 is 6.5 frames and counts 6, 2,400 is 7.5 and counts 8), longer
@@ -96,3 +100,44 @@ def test_a_student_alone_has_no_heads(tmp_path: Path, small_cnn: ds.StudentConfi
 def test_another_upstream_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"best-dev\.ckpt: its upstream is fbank, not a distilled_student"):
         open_joint(train(tmp_path, "-u", "fbank"))
+
+
+def test_int8_is_taken_where_it_loses_little_and_refused_where_it_loses_more(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model, files = open_joint(run), [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    before = model.calibration
+    for file in files:
+        write(trace(model) if file is files[0] else onnx.load(files[0]), file, {})
+    waveforms = recordings(model, 6)
+    assert {len(wav) for wav in waveforms} == {8_000, 12_000, 14_400, 16_000}, "the run's own, from short to long"
+    with pytest.raises(UserError, match=r"int8: loses .* points, more than --max-loss -101"):
+        smallest_loss(model, files[1], waveforms, -101)  # gains cannot make up for this
+    precision, file = smallest_loss(model, files[0], waveforms, 100)
+    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if "%" in line]
+    assert rows == 2 * [["kws", "dev"], ["kws", "test"], ["sv", "dev"], ["sv", "test"]]
+    assert precision.split()[0] == "int8" and model.calibration == before, "measuring fits no calibration"
+    wave, graph = tone(1.0)[None], Graph(file)
+    scores = graph(wave, torch.tensor([16_000])).keyword_scores
+    torch.testing.assert_close(scores, model(wave, torch.tensor([16_000])).keyword_scores, atol=0.05, rtol=0)
+    assert 0 < keyword_threshold(model, graph) < 1
+
+
+def test_a_measured_graph_is_worth_what_an_evaluation_says(run: Path) -> None:
+    model, results = open_joint(run), evaluate(run, device="cpu")
+    assert measure(model, model, "test", "kws").score == results["kws"]["accuracy"]
+    assert measure(model, model, "test", "sv").score == pytest.approx(-results["sv"]["eer"])
+
+
+def test_int8_needs_development_data(run: Path) -> None:
+    model = open_joint(run)
+    model.tasks["kws"].settings.train_root = "gone"
+    with pytest.raises(UserError, match="train_root: gone: no such folder"):
+        smallest_loss(model, run / "never-read.onnx", [], 0.3)
+
+
+def test_the_keyword_threshold_is_where_both_errors_are_nearest() -> None:
+    scores, labels = (0.9, 0.8, 0.3, 0.6, 0.2), (True, True, True, False, False)
+    assert threshold_of(scores, labels) == pytest.approx((0.6 + 0.3) / 2)  # of three one is missed, of two one is taken
+    assert threshold_of((0.9, 0.2), (True, False)) == pytest.approx((0.9 + 0.2) / 2)
+    assert threshold_of((0.9, 0.2), (True, True)) is None

@@ -112,15 +112,24 @@ def mel_filters(bins: int) -> Tensor:
     return (triangles * 2 / (edges[2:] - edges[:-2])).float()
 
 
-def power_in_products(x: Tensor) -> Tensor:
-    """Power spectrum ``(..., 201)`` of ``(..., 400)`` in double, in two steps of 20 points (Cooley and Tukey 1965)."""
+def transform_steps() -> tuple[Tensor, Tensor]:
+    """A Fourier transform of 400 points as two of 20 (Cooley and Tukey 1965), in double.
+
+    Returns:
+        ``(offset, place, 2 * frequency)`` and ``(2 * offset, 2 * 11)``: real parts, then imaginary ones.
+    """
     side = math.isqrt(WINDOW)
     n = torch.arange(side, dtype=torch.float64)
-    angles = 2 * math.pi / WINDOW * (n[:, None, None] + side * n[:, None]) * n  # offset, place, frequency
+    angles = 2 * math.pi / WINDOW * (n[:, None, None] + side * n[:, None]) * n
     first = torch.cat([angles.cos(), -angles.sin()], dim=2)
     angles = 2 * math.pi / side * n[:, None] * n[: side // 2 + 1]  # up to 8 kHz and a little more
     cos, sin = angles.cos(), angles.sin()
-    second = torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])
+    return first, torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])
+
+
+def power_in_products(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Power spectrum ``(..., 201)`` of ``(..., 400)`` with the matrices of `transform_steps`."""
+    side = len(first)
     x = (x.unflatten(-1, (side, side)).movedim(-1, 0) @ first[:, None]).movedim(0, -1)
     x = x.unflatten(-2, (2, side)).transpose(-2, -3).flatten(-2) @ second
     return x.square().unflatten(-1, (2, -1)).sum(-2).transpose(-1, -2).flatten(-2)[..., : WINDOW // 2 + 1]
@@ -141,13 +150,16 @@ class LogMel(nn.Module):
         # makes that plain. On band-limited recordings two float32 transforms give hidden states 2e-4 apart.
         self.register_buffer("window", torch.hann_window(WINDOW, dtype=torch.float64), persistent=False)
         self.register_buffer("filters", mel_filters(bins).double(), persistent=False)
+        first, second = transform_steps()  # made here: what is computed in a graph begins with float32 numbers
+        self.register_buffer("first", first, persistent=False)
+        self.register_buffer("second", second, persistent=False)
 
     def power(self, x: Tensor) -> Tensor:
         """Windowed samples ``(..., 400)`` -> power spectrum ``(..., 201)``."""
         if not is_exporting():
             spectrum = torch.fft.rfft(x)
             return spectrum.real.square() + spectrum.imag.square()
-        return power_in_products(x)  # runtimes are slow at transforms, or have none
+        return power_in_products(x, self.first, self.second)  # runtimes are slow at transforms, or have none
 
     def log_mel(self, samples: Tensor, frames: int) -> Tensor:
         """The first ``frames`` windows of ``(batch, samples)`` -> ``(batch, frames, bins)``."""
