@@ -68,6 +68,15 @@ class _Present(nn.Module):
         return tuple(output for output in self.model(waveforms, lengths) if output is not None)
 
 
+def as_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+    """torch's ``ONNXProgram``, made without what the libraries tell about graphs that are as they should be."""
+    for library in ("torch.onnx", "onnx_ir", "onnxscript"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    return torch.onnx.export(
+        program, dynamo=True, opset_version=OPSET, input_names=inputs, output_names=outputs, verbose=False
+    )
+
+
 def trace(model: JointModel) -> Any:
     """The model's float32 graph, an onnx ``ModelProto``; batch and time are free."""
     waveforms, lengths = torch.zeros(2, SAMPLE_RATE), torch.tensor([SAMPLE_RATE, SAMPLE_RATE // 2])
@@ -75,11 +84,7 @@ def trace(model: JointModel) -> Any:
         names = [name for name, output in model(waveforms, lengths)._asdict().items() if output is not None]
     free = torch.export.Dim.DYNAMIC
     program = torch.export.export(_Present(model), (waveforms, lengths), dynamic_shapes=({0: free, 1: free}, {0: free}))
-    for library in ("torch.onnx", "onnx_ir", "onnxscript"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    traced = torch.onnx.export(
-        program, dynamo=True, opset_version=OPSET, input_names=INPUTS, output_names=names, verbose=False
-    )
+    traced = as_onnx(program, INPUTS, names)
     for node in traced.model.graph.all_nodes():  # by its place in the model `quantize` knows the log-mel
         scopes = json.loads(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]").replace("'", '"'))
         place = scopes[-2].removeprefix("model.") if len(scopes) > 1 else "model"

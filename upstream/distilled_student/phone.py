@@ -52,8 +52,7 @@ def lower(module: nn.Module, samples: tuple[int, int], constants: Mapping[str, s
         raise UserError("executorch: is not installed; pip install 'distilled-student[executorch]'") from None
     shapes = ({1: torch.export.Dim.DYNAMIC(min=samples[0], max=samples[1])},)
     program = torch.export.export(module, (torch.zeros(1, sum(samples) // 2),), dynamic_shapes=shapes)
-    # Weight norm and the matrices of the Fourier transform are made once, here; decomposed first, since the pass does
-    # not look into the block without autocast that the spectrum is in.
+    # Weight norm is done once, here; decomposed first, since the pass does not look into the block without autocast.
     program = constant_prop_pass(program.run_decompositions({}))
     # XNNPACK's batch norm is that of images; ours standardises one vector of pooled features
     known = [config for config in ALL_PARTITIONER_CONFIGS if config is not BatchNormConfig]

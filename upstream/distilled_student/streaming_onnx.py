@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distilled_student.errors import UserError
-from distilled_student.export import OPSET, TOLERANCE, describe, keyword_threshold, load_onnx, recordings, size, write
+from distilled_student.export import TOLERANCE, as_onnx, describe, keyword_threshold, load_onnx, recordings, size, write
 from distilled_student.multitask.joint import JointModel
 from distilled_student.streaming import WINDOW_SECONDS, Step
 
@@ -51,11 +50,7 @@ def trace(step: Step) -> Any:
     length = step.chunk * torch.export.Dim("chunks", min=1)
     shapes = ({1: length}, tuple({} for _ in start))
     program = torch.export.export(flat, (torch.zeros(1, 5 * step.chunk), *start.values()), dynamic_shapes=shapes)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    inputs = ["samples", *(f"state_{name}" for name in start)]
-    return torch.onnx.export(
-        program, dynamo=True, opset_version=OPSET, input_names=inputs, output_names=names, verbose=False
-    ).model_proto
+    return as_onnx(program, ["samples", *(f"state_{name}" for name in start)], names).model_proto
 
 
 @torch.no_grad()
