@@ -25,6 +25,8 @@ from distilled_student.distillation.train import Distillation
 from distilled_student.speed.measure import interleaved, ratio
 from distilled_student.speed.recipe import Recipe, Sizes, write_teacher
 
+SECONDS = tuple(half / 2 for half in range(4, 20))  # enough files for buckets by duration
+
 
 def write_utterances(folder: Path, seconds: Sequence[float]) -> list[Path]:
     """Speech of the embedded corpus in files of these lengths, a voice each."""
@@ -71,7 +73,7 @@ def _ours(folder: Path, seconds: Sequence[float], utterances: int, sizes: Sizes)
 
 
 def compare_distillation(
-    rounds: int = 3, seconds: Sequence[float] = range(2, 10), utterances: int = 4, sizes: Sizes | None = None
+    rounds: int = 3, seconds: Sequence[float] = SECONDS, utterances: int = 4, sizes: Sizes | None = None
 ) -> dict[str, Any]:
     """Epochs over the same files by s3prl's recipe and by ours, in turns.
 

@@ -40,7 +40,7 @@ def _models(output: Path, rounds: int, names: Sequence[str] = MODELS) -> dict[st
 def _distillation(output: Path, rounds: int) -> dict[str, Any]:
     from distilled_student.speed.distillation import compare_distillation
 
-    return compare_distillation(rounds=max(1, rounds // 3), seconds=range(2, 14, 2))  # a round is an epoch
+    return compare_distillation(rounds=max(1, rounds // 3))  # a round is an epoch
 
 
 def _joint(output: Path, rounds: int) -> dict[str, Any]:
