@@ -88,7 +88,7 @@ def test_what_is_read_is_in_the_file_once_and_nothing_else(exported: tuple[Joint
 
 
 def test_the_spectrum_in_products_is_the_transform() -> None:
-    x = torch.randn(3, 400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 3, 400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = torch.fft.rfft(x).abs().square()
     torch.testing.assert_close(power_in_products(x, *transform_steps()), expected, atol=1e-9, rtol=1e-9)
 

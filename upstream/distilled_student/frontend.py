@@ -128,7 +128,7 @@ def transform_steps() -> tuple[Tensor, Tensor]:
 
 
 def power_in_products(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Power spectrum ``(..., 201)`` of ``(..., 400)`` with the matrices of `transform_steps`."""
+    """Power spectrum ``(batch, frames, 201)`` of ``(batch, frames, 400)`` with the matrices of `transform_steps`."""
     side = len(first)
     x = (x.unflatten(-1, (side, side)).movedim(-1, 0) @ first[:, None]).movedim(0, -1)
     x = x.unflatten(-2, (2, side)).transpose(-2, -3).flatten(-2) @ second

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,8 @@ def losses(model: JointModel, graphs: Mapping[str, Graph]) -> dict[str, float]:
                 continue
             for way, other in zip(WAYS, others, strict=True):
                 lost[way].append(reference.score - other.score)
-            table.add_row(name, split, reference.summary, *(f"{found[-1]:.2f}" for found in lost.values()))
+            worth = re.split("[,(]", reference.summary)[0]  # the first of its figures
+            table.add_row(name, split, worth, *(f"{found[-1]:.2f}" for found in lost.values()))
     Console().print(table)
     return {way: max(found) for way, found in lost.items()}
 
