@@ -74,6 +74,7 @@ def test_a_checkpoint_evaluates_from_another_folder(
 def test_two_processes_without_a_gpu_train_and_go_on(tmp_path: Path) -> None:
     program = "import sys; from distilled_student.host import main; sys.exit(main())"
     (tmp_path / "run.py").write_text(program)
+    host.register()  # so that torch reads s3prl's settings below
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "run.py"]
     options = ["-a", "-m", "train", "-u", "fbank", "-d", "example", "-p", "exp", "--device", "cpu", "-o"]
     for steps in (2, 3):

@@ -13,7 +13,14 @@ import torch
 from conftest import tone
 
 import distilled_student as ds
-from distilled_student.convolution import convolve, kernel_parts, normalized_convolution, windows
+from distilled_student.convolution import (
+    convolve,
+    convolve_spectra,
+    kernel_parts,
+    kernel_spectra,
+    normalized_convolution,
+    windows,
+)
 from distilled_student.counterparts import hubert_config
 from distilled_student.frontend import LogMel
 from distilled_student.lengths import frame_mask
@@ -110,6 +117,14 @@ def test_a_convolution_over_rows_and_its_gradients_equal_torchs(kernel: int, str
         one.square().sum().backward()
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("frames", [8, 17, 40])
+def test_a_convolution_by_spectra_equals_torchs(frames: int) -> None:
+    x, weight = torch.randn(2, frames, 6, dtype=torch.float64), torch.randn(6, 2, 8, dtype=torch.float64)
+    found = convolve_spectra(x, kernel_spectra(weight, 3), 8)
+    expected = torch.nn.functional.conv1d(x.transpose(1, 2), weight, groups=3).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
 
 
 def test_weights_that_change_are_laid_out_anew(student: ds.Student) -> None:

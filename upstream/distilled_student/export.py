@@ -24,10 +24,10 @@ from distilled_student.errors import UserError
 from distilled_student.frontend import SAMPLE_RATE
 from distilled_student.multitask.joint import Features, JointModel, JointOutput, measure
 from distilled_student.multitask.tasks import SHORTEST, kws
+from distilled_student.parity import compare
 from distilled_student.student import Student
 
 OPSET = 23  # the first with an operator for attention, which onnxruntime runs in one piece
-TOLERANCE = 1e-4  # largest difference from PyTorch in float32
 INPUTS = ("waveforms", "lengths")
 
 
@@ -170,19 +170,13 @@ def check(file: Path, model: JointModel, waveforms: Sequence[Tensor]) -> float:
     """The largest difference of a graph's outputs from PyTorch's, over `batches`.
 
     Raises:
-        UserError: it is more than `TOLERANCE`; names the output.
+        UserError: it is too large, see `compare`.
     """
     graph, worst = Graph(file), 0.0
     for padded, lengths in batches(waveforms):
         for name, ours, theirs in zip(JointOutput._fields, model(padded, lengths), graph(padded, lengths), strict=True):
-            if ours is None:
-                continue
-            same = ours.shape == theirs.shape
-            difference = float((ours - theirs).abs().max()) if same else float("inf")
-            if not difference <= TOLERANCE:  # also where it is not a number
-                where = f"on {lengths.tolist()} samples; nothing is written"
-                raise UserError(f"{name}: differs by {difference:.1e} from PyTorch {where}")
-            worst = max(worst, difference)
+            if ours is not None:
+                worst = max(worst, compare(name, ours, theirs, f"on {lengths.tolist()} samples"))
     return worst
 
 
@@ -214,8 +208,8 @@ def export_onnx(
         checkpoint: Its name, for the metadata.
 
     Raises:
-        UserError: onnx or onnxruntime are missing; ``path`` is a folder; the float32 graph differs from PyTorch by more
-            than `TOLERANCE`; in int8, development data are missing or too much is lost.
+        UserError: onnx or onnxruntime are missing; ``path`` is a folder; the float32 graph differs from PyTorch
+            (see `compare`); in int8, development data are missing or too much is lost.
     """
     load_onnx()
     if isinstance(model, Student):

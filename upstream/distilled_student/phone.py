@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from distilled_student.errors import UserError
 from distilled_student.files import write_whole
 from distilled_student.frontend import SAMPLE_RATE
+from distilled_student.parity import compare
 
 if TYPE_CHECKING:
     from distilled_student.multitask.joint import JointModel
 
 MAX_SECONDS = 10.0
-TOLERANCE = 1e-4  # largest difference from PyTorch
 
 
 class Utterance(nn.Module):
@@ -66,7 +66,7 @@ def check(program: bytes, module: Utterance, waveforms: Iterable[Tensor]) -> flo
     """The largest difference between a program and its module on ``(samples,)`` each.
 
     Raises:
-        UserError: it is more than `TOLERANCE`; names the output.
+        UserError: it is too large, see `compare`.
     """
     from executorch.runtime import Runtime
 
@@ -76,12 +76,7 @@ def check(program: bytes, module: Utterance, waveforms: Iterable[Tensor]) -> flo
         with torch.no_grad():
             expected = module.named(wave[None])
         for (name, tensor), found in zip(expected.items(), method.execute([wave[None]]), strict=True):
-            same = found.shape == tensor.shape
-            difference = float((found - tensor).abs().max()) if same else float("inf")
-            if not difference <= TOLERANCE:  # also where it is not a number
-                where = f"on {len(wave)} samples; nothing is written"
-                raise UserError(f"{name}: differs by {difference:.1e} from PyTorch {where}")
-            largest = max(largest, difference)
+            largest = max(largest, compare(name, tensor, found, f"on {len(wave)} samples"))
     return largest
 
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from distilled_student.config import StudentConfig
+from distilled_student.convolution import TRANSFORMED_KERNEL, convolve_spectra, kernel_spectra
 from distilled_student.frontend import build_frontend, normalize_waveforms
 from distilled_student.lengths import frame_mask, is_exporting, mask_if_padded, zero_padding
-from distilled_student.products import kept, linear, multiply, pack, packs
+from distilled_student.products import gelu, kept, linear, multiply, pack, packs
 from distilled_student.sizes import named_size
 
 
@@ -54,7 +55,12 @@ class ConvPositions(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """``(batch, past + frames + ahead, features)`` -> ``(batch, frames, features)`` to add."""
-        kernel = kept(self, list(self.conv.parametrizations.weight.parameters()), self.kernel)
+        parameters = list(self.conv.parametrizations.weight.parameters())
+        if packs(x) and self.conv.kernel_size[0] >= TRANSFORMED_KERNEL:
+            spectra = kept(self.conv, parameters, lambda: kernel_spectra(self.conv.weight, self.conv.groups))
+            y = convolve_spectra(x, spectra, self.conv.kernel_size[0])
+            return gelu(y.add_(self.conv.bias))
+        kernel = kept(self, parameters, self.kernel)
         # as an image of one row, because torch has a layout with the features last for images alone
         y = F.conv2d(x.transpose(1, 2)[:, :, None], kernel, self.conv.bias, groups=self.conv.groups)
         return F.gelu(y[:, :, 0]).transpose(1, 2)
