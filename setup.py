@@ -50,6 +50,7 @@ setup(
         "safetensors",  # weights on disk that cannot carry code
         "soundfile",  # audio files: libsndfile, every common format
         "lhotse>=1.24",  # manifests and buckets by duration, the field's library for both
+        "fsspec",  # shards and manifests by URL; torch's own dependency
         "accelerate>=1.0",  # device, precision and processes of the distillation loop
         "transformers>=4.48",  # teachers
         "omegaconf>=2.3",  # typed configuration; already a dependency of s3prl

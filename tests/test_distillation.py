@@ -181,12 +181,15 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_checkpoint_is_named(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_where_no_checkpoint_is_whole_the_newest_is_named(
+    config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert _run(config) == 0
-    newest = max((tmp_path / "out" / "checkpoints").iterdir())
-    newest.write_bytes(b"torn")
+    saved = sorted((tmp_path / "out" / "checkpoints").glob("*.pt"))
+    for path in saved:
+        path.write_bytes(b"torn")
     assert _run(config) == 2
-    assert newest.name in capfd.readouterr().err
+    assert saved[-1].name in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_one_file_is_enough(config: Path, tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from distilled_student.errors import UserError
 from distilled_student.files import write_json
 from distilled_student.multitask.expert import BEST
 from distilled_student.plots import plot_det
+from distilled_student.provenance import write_provenance
+
+TIMING = "timing.json"
 
 
 def find_checkpoint(expdir: Path, name: str = BEST) -> Path:
@@ -49,8 +52,9 @@ def evaluate(
             name goes into the names of what is written: ``results-LIST.json``.
 
     Returns:
-        ``{"split", "checkpoint", "kws": {...}, "sv": {...}, "upstream": {"name", "parameters", "macs_per_second",
-        "rtf"}}``: accuracies and EER in percent, rtf on this machine.
+        ``{"split", "checkpoint", "kws": {...}, "sv": {...}, "upstream": {"name", "parameters", "macs_per_second"}}``:
+        accuracies and EER in percent. The same bytes at every call; beside it are ``timing.json``, the upstream's
+        real-time factor on this machine, and ``provenance-SPLIT.json``, what the results depend on.
 
     Raises:
         UserError: no checkpoint, one of another kind, data that is missing, or a split that is not dev or test.
@@ -74,11 +78,13 @@ def evaluate(
         raise UserError(f"--trials {trials}: {path} has no task sv")
     runner.args.evaluate_split = split
     runner.evaluate()
+    costs = cost.summary(upstream)
+    write_json(expdir / TIMING, {"rtf": costs.pop("rtf")})
     results = {
         "split": split,
         "checkpoint": path.name,
         **expert.results[split],
-        "upstream": {"name": runner.args.upstream, **cost.summary(upstream)},
+        "upstream": {"name": runner.args.upstream, **costs},
         "head_parameters": {name: cost.parameters(task.head) for name, task in expert.tasks.items()},
     }
     scores, arrays = expdir / f"scores-{split}{suffix}.npz", expert.arrays[split]
@@ -88,5 +94,8 @@ def evaluate(
     kinds = {"cosine": "sv_scores", "AS-norm": "sv_as_norm_scores"}
     if scored := {name: (arrays[key], arrays["sv_labels"]) for name, key in kinds.items() if key in arrays}:
         plot_det(expdir / f"det-{split}{suffix}.png", scored)
+    settings = {"checkpoint": path.name, "arguments": vars(runner.args), "config": runner.config}
+    data = expert.fingerprints(split)
+    write_provenance(expdir, settings, expert.seed, data, f"provenance-{split}{suffix}.json")
     write_json(expdir / f"results{suffix}.json", results)
     return results

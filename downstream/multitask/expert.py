@@ -23,6 +23,9 @@ from distilled_student.errors import UserError
 from distilled_student.multitask.heads import WEIGHTED, LayerChoice
 from distilled_student.multitask.loader import AlternationLoader, EvaluationLoader
 from distilled_student.multitask.tasks import SHORTEST, TrainingData, need_finite, pad_to, task_module
+from distilled_student.processes import count_processes, summed
+from distilled_student.provenance import files_fingerprint, fingerprint
+from distilled_student.random_states import random_states, set_random_states
 from distilled_student.settings import typed
 
 BEST = "best-dev.ckpt"
@@ -113,6 +116,9 @@ class DownstreamExpert(nn.Module):
             self.choices[name] = LayerChoice(self.settings.layers, values.layer)
         self.register_buffer("best_score", torch.full((1,), float("-inf"), dtype=torch.float64))
         self._training: dict[str, TrainingData] = {}  # made at the first epoch: it reads headers
+        self._epoch, self._used = 0, 0  # batches of this epoch that training has used
+        self._resumed: dict[str, Any] = {}  # where a checkpoint stood in its epoch
+        self.last_keys: Sequence[str] = ()  # utterances of the last training batch
         self.results: dict[str, dict[str, Any]] = {}
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
         if kwargs.get("mode", "train") == "train":
@@ -151,20 +157,64 @@ class DownstreamExpert(nn.Module):
     # Interface
     def get_dataloader(self, split: str, epoch: int = 0) -> AlternationLoader | EvaluationLoader:
         """``train``: the alternation of one epoch; ``dev``, ``test``: every utterance of each task."""
-        workers = self.settings.num_workers
         if split == "train":
-            rank, world = (get_rank(), get_world_size()) if is_initialized() else (0, 1)
-            if not self._training:
-                self._training = {name: task.training_data() for name, task in self.tasks.items()}
-            repeat = self.accumulate if self.settings.update == "alternate" else 1
-            sizes, schedule = self._sizes("batch_size"), self.settings.schedule
-            return AlternationLoader(
-                self._training, sizes, schedule, self.seed, epoch, workers, repeat, rank, world, self.gain
-            )
+            resumed, self._resumed = self._resumed, {}
+            self._epoch, self._used = epoch, resumed["used"] if resumed.get("epoch") == epoch else 0
+            loader = self._alternation(epoch, self._used)
+            if resumed and (
+                not is_initialized() or get_rank() == 0
+            ):  # s3prl draws nothing from here to the first batch
+                set_random_states(resumed["random"])
+            return loader
         if split not in ("dev", "test"):
             raise UserError(f"split: '{split}' is not train, dev or test")
         data = {name: task.evaluation_data(split) for name, task in self.tasks.items()}
-        return EvaluationLoader(data, self._sizes("eval_batch_size"), workers, self.gain)
+        return EvaluationLoader(data, self._sizes("eval_batch_size"), self.settings.num_workers, self.gain)
+
+    def _alternation(self, epoch: int, start: int = 0) -> AlternationLoader:
+        rank, world = (get_rank(), get_world_size()) if is_initialized() else (0, 1)
+        if not self._training:
+            self._training = {name: task.training_data() for name, task in self.tasks.items()}
+        repeat = self.accumulate if self.settings.update == "alternate" else 1
+        return AlternationLoader(
+            self._training,
+            self._sizes("batch_size"),
+            self.settings.schedule,
+            self.seed,
+            epoch,
+            self.settings.num_workers,
+            repeat,
+            rank,
+            world,
+            self.gain,
+            start,
+        )
+
+    def fingerprints(self, split: str) -> dict[str, Any]:
+        """What each task hears in a split: see `fingerprint`."""
+        if split == "train":
+            data = self._alternation(0).data
+            return {name: files_fingerprint(of.files()) for name, of in data.items() if hasattr(of, "files")}
+        found = {}
+        for name, task in self.tasks.items():
+            if not hasattr(data := task.evaluation_data(split), "path"):
+                continue
+            found[name] = fingerprint((data.path(i), data.samples(i) / audio.SAMPLE_RATE) for i in range(len(data)))
+        return found
+
+    # torch's hooks: s3prl's runner has no place for where training stands in its epoch, nor for random states
+    def get_extra_state(self) -> Tensor:
+        """JSON as ``(bytes,)`` uint8: who goes through a state dict expects tensors."""
+        state = {"epoch": self._epoch, "used": self._used, "random": random_states()}
+        return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._resumed = json.loads(bytes(state.tolist())) if len(state) else {}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # heads alone, as somebody else may have saved them
+        state_dict.setdefault(f"{prefix}_extra_state", torch.empty(0, dtype=torch.uint8))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     # Interface
     def forward(
@@ -182,9 +232,12 @@ class DownstreamExpert(nn.Module):
         if split != "train":
             records[task] += self.tasks[task].collect(outputs, labels, keys)
             return None
+        self._used, self.last_keys = self._used + 1, keys
         loss, extra = self.tasks[task].loss(outputs, torch.tensor(labels, device=outputs.device))
+        values = {"loss": loss.detach(), **extra}
         # kept on the device and read when they are logged: a step must not wait for the device
-        for name, value in {"loss": loss.detach(), **extra}.items():
+        means = summed(torch.stack([value.float() for value in values.values()])) / count_processes()
+        for name, value in zip(values, means, strict=True):
             records[f"{task}/{name}"].append(value)
         # the runner divides by the accumulation, so that this is what makes the gradient that of the sum
         return loss * self.accumulate if self.settings.update == "sum" else loss
@@ -205,9 +258,10 @@ class DownstreamExpert(nn.Module):
         before = {name: (norm.training, norm.momentum) for name, norm in norms.items()}
         for norm in norms.values():
             norm.reset_running_stats()
+            norm.alone = True
             norm.train().momentum = None  # torch's way to ask for the average of all batches
         left = dict.fromkeys(norms, cycles)
-        batches = iter(self.get_dataloader("train"))
+        batches = iter(self._alternation(0))
         while any(left.values()) and (batch := next(batches, None)) is not None:
             wavs, name = batch[:2]
             if left.get(name):
@@ -215,6 +269,7 @@ class DownstreamExpert(nn.Module):
                 self.tasks[name](*self._batch(name, extract(wavs)))
         for name, norm in norms.items():
             norm.training, norm.momentum = before[name]
+            norm.alone = False
 
     # Interface
     def log_records(

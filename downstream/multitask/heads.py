@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from distilled_student.lengths import frame_mask, is_exporting, zero_padding
 from distilled_student.multitask.pooling import Pooling
+from distilled_student.processes import count_processes, summed
 
 WEIGHTED = "weighted"
 
@@ -35,6 +36,33 @@ class LayerChoice(nn.Module):
         return layers[..., self.choice, :]
 
 
+class Standardize(nn.BatchNorm1d):
+    """Batch norm without weights; in training over all processes' batches (torch's `SyncBatchNorm` is for GPUs alone).
+
+    ``alone``: this process's batches only, where the others do not take part.
+    """
+
+    alone = False
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, features)``."""
+        if not self.training or self.alone or count_processes() == 1:
+            return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce  # gradients go through it
+
+        count = summed(x.new_tensor(float(len(x))))
+        mean = all_reduce(x.sum(0)) / count
+        variance = all_reduce((x - mean).square().sum(0)) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        return (x - mean) * torch.rsqrt(variance + self.eps)
+
+
 class LinearHead(nn.Module):
     """The paper's: frames pooled, standardised where that is asked for, and one linear layer."""
 
@@ -42,7 +70,7 @@ class LinearHead(nn.Module):
         super().__init__()
         self.pooling = Pooling(pooling, features)
         size = self.pooling.output_size
-        self.standardize = nn.BatchNorm1d(size, affine=False) if standardize else nn.Identity()
+        self.standardize = Standardize(size) if standardize else nn.Identity()
         self.linear = nn.Linear(size, outputs)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:

@@ -6,10 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
+from distilled_student.audio import SAMPLE_RATE
 from distilled_student.errors import UserError
 from distilled_student.multitask.tasks import EvaluationData, Item, TrainingData, pad_to
+from distilled_student.upstreams import LONGEST
 
 Batch = tuple[list[np.ndarray], str, list[int], list[str]]  # wavs, task, labels, keys
 
@@ -57,7 +60,8 @@ class _Collate:
 
 
 def _batches(dataset: Dataset, plan: list[Any], task: str, workers: int, gain: float) -> Iterator[Batch]:
-    for batch in DataLoader(dataset, batch_sampler=plan, num_workers=workers, collate_fn=_Collate(task, gain)):
+    collate, generator = _Collate(task, gain), torch.Generator()  # else it draws from the state that a checkpoint holds
+    for batch in DataLoader(dataset, batch_sampler=plan, num_workers=workers, collate_fn=collate, generator=generator):
         if isinstance(batch, UserError):
             raise batch
         yield batch
@@ -67,13 +71,15 @@ class AlternationLoader:
     """One training epoch: cycles of ``schedule`` (batches of each task, in its order) until every task is through.
 
     The task with the most cycles sets the length; the others begin another pass, shuffled anew. Batches are full
-    (but for a task with less than one). With several processes each takes its share of the batches of every task.
+    (but for a task with less than one). With several processes each takes its share of every batch, which is as many
+    times larger: the batches are those of one process with the larger batch size.
 
     Args:
         data: Training data of each task. batch_sizes: utterances per batch of each.
         schedule: Batches of each task in a cycle: ``{"kws": 1, "sv": 1}`` is the paper's alternation.
         repeat: Times that each batch of the cycle is followed by another of its task, for gradient accumulation.
         gain: What every waveform is multiplied by.
+        start: Batches of this epoch that have been used.
     """
 
     def __init__(
@@ -88,19 +94,23 @@ class AlternationLoader:
         rank: int = 0,
         world: int = 1,
         gain: float = 1.0,
+        start: int = 0,
     ) -> None:
         self.data, self.seed, self.epoch, self.workers, self.gain = data, seed, epoch, workers, gain
+        self.start = start
         self.cycle = [name for name, times in schedule.items() for _ in range(times * repeat)]
         counts = {name: self.cycle.count(name) for name in schedule}
-        plans = {name: self._pass(name, 0, batch_sizes[name]) for name in schedule}
-        self.cycles = max(-(-len(plans[name]) // (counts[name] * world)) for name in schedule)
+        plans = {name: self._pass(name, 0, batch_sizes[name] * world) for name in schedule}
+        self.cycles = max(-(-len(plans[name]) // counts[name]) for name in schedule)
         self.plans: dict[str, list[list[tuple[int, int]]]] = {}
         for name, plan in plans.items():
-            needed, number = self.cycles * counts[name] * world, 0
+            needed, number = self.cycles * counts[name], 0
             while len(plan) < needed:
                 number += 1
-                plan += self._pass(name, number, batch_sizes[name])
-            self.plans[name] = plan[:needed][rank::world]
+                plan += self._pass(name, number, batch_sizes[name] * world)
+            if len(plan[0]) < world:
+                raise UserError(f"{name}: {len(plan[0])} utterances to train on are too few for {world} processes")
+            self.plans[name] = [batch[rank::world] for batch in plan[:needed]]
 
     def _seed(self, name: str) -> list[int]:
         return [self.seed, self.epoch, *name.encode()]
@@ -114,13 +124,16 @@ class AlternationLoader:
         return self.cycles * len(self.cycle)
 
     def __iter__(self) -> Iterator[Batch]:
+        order = self.cycle * self.cycles
+        used = {name: order[: self.start].count(name) for name in self.plans}
         streams = {
-            name: _batches(_Seeded(self.data[name], self._seed(name)), plan, name, self.workers, self.gain)
+            name: _batches(
+                _Seeded(self.data[name], self._seed(name)), plan[used[name] :], name, self.workers, self.gain
+            )
             for name, plan in self.plans.items()
         }
-        for _ in range(self.cycles):
-            for name in self.cycle:
-                yield next(streams[name])
+        for name in order[self.start :]:
+            yield next(streams[name])
 
 
 class EvaluationLoader:
@@ -144,9 +157,15 @@ class EvaluationLoader:
 
 
 def equal_length_batches(data: EvaluationData, size: int) -> list[list[int]]:
-    """Indices sorted by length, in batches of at most ``size`` that never mix two lengths."""
+    """Indices sorted by length, in batches of at most ``size`` and 240 s in all that never mix two lengths.
+
+    A single longer utterance is a batch of its own; an upstream encodes it in pieces.
+    """
     by_length: dict[int, list[int]] = {}
     for index in range(len(data)):
         by_length.setdefault(data.samples(index), []).append(index)
-    groups = (group for _, group in sorted(by_length.items()))
-    return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
+    batches = []
+    for samples, group in sorted(by_length.items()):
+        count = max(1, min(size, LONGEST * SAMPLE_RATE // samples))
+        batches += [group[i : i + count] for i in range(0, len(group), count)]
+    return batches

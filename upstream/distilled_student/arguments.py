@@ -22,11 +22,16 @@ import torch.distributed as dist
 
 from distilled_student import superb
 from distilled_student.errors import UserError
-from distilled_student.runner_config import NAME, SPLITS, WORDS, check_config, near
+from distilled_student.files import is_damaged, newest_whole
+from distilled_student.runner_config import NAME, SPLITS, WORDS, check_config, mend_numbers, near
+from distilled_student.saved_settings import check_saved
 from distilled_student.settings import find_config, read_yaml
 
 MODES = ("train", "evaluate", "inference")
 # what s3prl keeps of the command line where all else comes from a checkpoint
+# what must be the same where a command is given once more
+DECIDING = ("upstream", "upstream_ckpt", "upstream_model_config", "upstream_trainable", "upstream_feature_selection")
+DECIDING += ("upstream_layer_selection", "upstream_feature_normalize", "downstream", "downstream_variant", "seed")
 KEPT = ("mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "device")
 
 
@@ -99,11 +104,16 @@ def read_checkpoint(path: str | Path, needs: Sequence[str] = ("Args", "Config"))
     try:
         if not zipfile.is_zipfile(path):
             raise UserError(f"{path}: {'not a checkpoint' if Path(path).is_file() else 'no such checkpoint'}")
+        if is_damaged(Path(path)):
+            raise UserError(f"{path}: damaged: its checksum is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
         raise UserError(f"{path}: refused: holds Python objects other than weights and settings") from None
-    except (RuntimeError, OSError, KeyError) as error:
-        raise UserError(f"{path}: not a checkpoint of run_downstream.py ({str(error).splitlines()[0]})") from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged file raises, it is that file's fault
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise UserError(f"{path}: not a checkpoint of run_downstream.py ({reason})") from None
     missing = [key for key in needs if not isinstance(state, dict) or key not in state]
     if missing:
         raise UserError(f"{path}: not a checkpoint of run_downstream.py: lacks {', '.join(missing)}")
@@ -114,6 +124,8 @@ def read_checkpoint(path: str | Path, needs: Sequence[str] = ("Args", "Config"))
         for name in names if found is not None else ():
             if name not in found:  # of a Namespace too
                 raise UserError(f"{path}: not a checkpoint of run_downstream.py: {key} lacks {name}")
+    if needs:
+        check_saved(str(path), state)
     return state
 
 
@@ -210,6 +222,50 @@ def _check_mode(args: Namespace) -> None:
         raise UserError(f"-m {args.mode}: needs a trained checkpoint: give one with -e or -i")
 
 
+def _overridden(args: Namespace, asked: Namespace, config: dict[str, Any]) -> tuple[Namespace, dict[str, Any]]:
+    asked, config = copy.deepcopy((asked, config))  # s3prl reads and overrides its own
+    if args.override and args.override.lower() != "none":
+        override(args.override, asked, config)
+    return asked, config
+
+
+def _begin(args: Namespace) -> tuple[Namespace, dict[str, Any]]:
+    """Settings of a run from its beginning."""
+    if args.init_ckpt:
+        _check_initial(args.init_ckpt, args.mode)
+    check_names(args)
+    args.config = _find_config(args)
+    return _overridden(args, args, read_yaml(Path(args.config)))
+
+
+def _go_on(args: Namespace, past: str) -> tuple[Namespace, dict[str, Any]]:
+    """Settings of a run from a checkpoint, or a folder's newest that is whole."""
+    path = newest_whole(checkpoints(Path(past))) if Path(past).is_dir() else Path(past)
+    if path is None:
+        raise UserError(f"-e {past}: no states-*.ckpt in this folder")
+    args.past_exp = str(path)
+    state = read_experiment(path, args.mode)
+    asked = Namespace(**vars(args) | vars(state["Args"]) | {name: getattr(args, name) for name in KEPT})
+    asked.init_ckpt, config = str(path), state["Config"]
+    processes, now = state.get("WorldSize", 1), int(os.environ.get("WORLD_SIZE", 1))
+    if args.mode == "train" and processes != now:
+        raise UserError(f"{path}: was trained by {processes} processes, cannot go on with {now}")
+    return _overridden(args, asked, config)
+
+
+def _check_same(args: Namespace, asked: Namespace, config: dict[str, Any]) -> None:
+    """Raise UserError where the experiment folder holds another run, which this command would write over."""
+    path = newest_whole(checkpoints(Path(args.expdir)))
+    state = read_experiment(path, args.mode)
+    before, now = vars(state["Args"]), vars(asked)
+    mend_numbers(config)
+    changed = [f"args.{key}" for key in DECIDING if before.get(key) != now.get(key)]
+    changed += [key for key in {**config, **state["Config"]} if config.get(key) != state["Config"].get(key)]
+    if changed:
+        what = f"holds another run, of other settings ({', '.join(changed)})"
+        raise UserError(f"-p {args.expdir}: {what}: choose another folder, or go on with that run: -a")
+
+
 def _finish(args: Namespace) -> tuple[Namespace, Path]:
     """What s3prl leaves open: defaults for this machine, absolute paths, and every check before anything is written.
 
@@ -229,28 +285,11 @@ def _finish(args: Namespace) -> tuple[Namespace, Path]:
             setattr(args, name, os.path.abspath(value))
 
     past = args.past_exp or (args.expdir if args.auto_resume and checkpoints(Path(args.expdir)) else None)
+    if past is None and args.mode == "train" and checkpoints(Path(args.expdir)):  # the same command once more goes on
+        _check_same(args, *_begin(args))
+        past = args.expdir
     args.auto_resume = False  # s3prl would look again, and trip over a states-NAME.ckpt
-    asked = args
-    if past:
-        found = checkpoints(Path(past)) if Path(past).is_dir() else [Path(past)]
-        if not found:
-            raise UserError(f"-e {past}: no states-*.ckpt in this folder")
-        path, args.past_exp = found[-1], str(found[-1])
-        state = read_experiment(path, args.mode)
-        asked = Namespace(**vars(args) | vars(state["Args"]) | {name: getattr(args, name) for name in KEPT})
-        asked.init_ckpt, config = str(path), state["Config"]
-        processes, now = state.get("WorldSize", 1), int(os.environ.get("WORLD_SIZE", 1))
-        if args.mode == "train" and processes != now:
-            raise UserError(f"{path}: was trained by {processes} processes, cannot go on with {now}")
-    else:
-        if args.init_ckpt:
-            _check_initial(args.init_ckpt, args.mode)
-        check_names(args)
-        args.config = _find_config(args)
-        config = read_yaml(Path(args.config))
-    asked, config = copy.deepcopy((asked, config))  # s3prl reads and overrides its own
-    if args.override and args.override.lower() != "none":
-        override(args.override, asked, config)
+    asked, config = _go_on(args, past) if past else _begin(args)
     check_names(asked)
     _check_mode(asked)
     evaluated = [asked.evaluate_split] if asked.mode == "evaluate" else []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
+
+LARGEST, MOST_LAYERS = 2**16, 256
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,13 @@ class StudentConfig:
         check(self.positions in known, f"positions: '{self.positions}' is not one of {', '.join(known)}")
         lengths = {len(self.conv_dim), len(self.conv_kernel), len(self.conv_stride)}
         check(len(lengths) == 1 and lengths != {0}, "conv_dim, conv_kernel, conv_stride: need one length, at least 1")
+        # a file of settings can ask for anything: this is far beyond any speech encoder, and below what hurts
+        for f in fields(self):
+            values = getattr(self, f.name) if f.type == "list[int]" else [getattr(self, f.name)]
+            most = MOST_LAYERS if f.name == "layers" else LARGEST
+            check(len(values) <= MOST_LAYERS, f"{f.name}: more than {MOST_LAYERS} numbers")
+            large = [value for value in values if f.type in ("int", "list[int]") and value > most]
+            check(not large, f"{f.name}: needs numbers of at most {most}")
         for name in ("conv_dim", "conv_kernel", "conv_stride"):
             check(min(getattr(self, name)) > 0, f"{name}: needs positive numbers")
         sizes = ("mel_bins", "hidden_size", "layers", "heads", "feed_forward", "target_size", "prediction_size")
@@ -102,7 +112,8 @@ class StudentConfig:
         if self.frontend == "logmel":
             check(self.conv_norm != "group", "conv_norm: group is of the waveform; logmel has layer or none")
         check(0.0 <= self.dropout < 1.0, "dropout: needs a number in [0, 1)")
-        check(self.normalize_epsilon > 0.0, "normalize_epsilon: needs a positive number")
+        check(self.frame_shift <= LARGEST, f"conv_stride: a frame every {LARGEST} samples is the least")
+        check(0.0 < self.normalize_epsilon < math.inf, "normalize_epsilon: needs a positive number")
         check(all(t > 0 for t in self.targets), "targets: teacher layers are counted from 1")
 
     @property

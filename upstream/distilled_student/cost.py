@@ -63,9 +63,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -
     return 2.0 * size**3 / fastest
 
 
-@torch.no_grad()
+@torch.enable_grad()
 def macs_per_second(upstream: nn.Module) -> int:
     """Multiply-accumulates for one second of 16 kHz audio, counted on the convolutions and matrix products that run.
+
+    Of the network as it is written down, as a training computes it: not of the faster ways to the same result.
 
     ``upstream`` takes a list of 1-D waveforms, as s3prl's do.
     """

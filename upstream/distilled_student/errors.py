@@ -1,8 +1,16 @@
 """The one error a user sees: a single line that names the file and the key, and exit code 2."""
 
 
+def one_line(text: object) -> str:
+    """Text on one line whatever is in it: line breaks and all else that cannot be seen as Python writes them.
+
+    A file's name may hold any of them, and half a character of another encoding too, which no terminal prints.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text).strip())
+
+
 class UserError(Exception):
     """Something the user gave cannot be used. The message is one line and names the file or the key at fault."""
 
     def __init__(self, message: object) -> None:
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(one_line(message))

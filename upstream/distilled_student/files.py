@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
+import logging
 import os
 import pickle
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from distilled_student.errors import UserError
+
+log = logging.getLogger(__name__)
+CHECKSUM = b"sha256:"
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -63,13 +69,33 @@ def read_torch(file: Path) -> Any:
         raise UserError(f"{file}: cannot be read as a torch file ({reason})") from None
 
 
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file that is on the disk, and not in its cache alone, when this returns."""
+    with file.open("wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def put_in_place(part: Path, file: Path) -> None:
+    """Rename a file that was written beside its place; the name, too, is on the disk when this returns."""
+    os.replace(part, file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError:  # some network disks cannot, and keep names at once
+        pass
+    finally:
+        os.close(folder)
+
+
 def write_whole(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write files of a folder, each beside its place and then renamed, so that the folder never holds half of one."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        (folder / f"{name}.new").write_bytes(content)
+        write_bytes(folder / f"{name}.new", content)
     for name in contents:
-        os.replace(folder / f"{name}.new", folder / name)
+        put_in_place(folder / f"{name}.new", folder / name)
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -77,11 +103,70 @@ def write_json(file: Path, content: Any) -> None:
     write_whole(file.parent, {file.name: f"{json.dumps(content, indent=2)}\n".encode()})
 
 
+def _digest(file: BinaryIO, size: int) -> bytes:
+    """The checksum of a file's first ``size`` bytes, as `save_torch` notes it."""
+    file.seek(0)
+    found = hashlib.sha256()
+    while part := file.read(min(size, 1 << 20)):
+        found.update(part)
+        size -= len(part)
+    return CHECKSUM + found.hexdigest().encode()
+
+
 def save_torch(content: Any, file: str | Path) -> None:
-    """``torch.save``, whole or not at all: another process may wait for the file, or this one be killed."""
-    part = Path(f"{file}.{os.getpid()}")
+    """``torch.save`` with a checksum: whole or not at all, on the disk when this returns.
+
+    The checksum is the zip archive's comment, so that ``torch.load`` and everybody else reads the file as ever.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written; what was there is left as it was.
+    """
+    part = Path(f"{file}.{os.getpid()}.part")
     try:
-        torch.save(content, part)
-        os.replace(part, file)
+        with part.open("w+b") as out:
+            torch.save(content, out)
+            size = out.seek(0, os.SEEK_END) - 2  # the length of the comment comes last, and is 0 yet
+            comment = _digest(out, size)
+            out.seek(size)
+            out.write(len(comment).to_bytes(2, "little") + comment)
+            out.flush()
+            os.fsync(out.fileno())
+        put_in_place(part, Path(file))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror}); the checkpoints before it are kept") from None
+    except RuntimeError as error:  # torch's own writer, when the file underneath it fails
+        raise UserError(f"{file}: cannot be written ({str(error).splitlines()[0]})") from None
     finally:
         part.unlink(missing_ok=True)  # it is not there but where something went wrong
+
+
+def is_damaged(file: Path) -> bool:
+    """Whether a torch file is not as it was written: its checksum, or, of one that has none, each of its parts' own."""
+    length = len(CHECKSUM) + 2 * hashlib.sha256().digest_size
+    try:
+        with file.open("rb") as found:
+            size = found.seek(0, os.SEEK_END) - length - 2
+            if size > 0:
+                found.seek(size)
+                tail = found.read()
+                if tail[2:].startswith(CHECKSUM):
+                    return tail != length.to_bytes(2, "little") + _digest(found, size)
+        with zipfile.ZipFile(file) as archive:
+            return bool(archive.comment) or archive.testzip() is not None
+    except Exception:  # whatever a damaged archive raises
+        return True
+
+
+def newest_whole(files: Sequence[Path]) -> Path | None:
+    """The last of these checkpoints, oldest first, that is not damaged; says which are.
+
+    Raises:
+        UserError: all are.
+    """
+    for file in reversed(files):
+        if not is_damaged(file):
+            return file
+        log.warning("%s: damaged (its checksum is wrong): the checkpoint before it is used", file)
+    if files:
+        raise UserError(f"{files[-1]}: damaged (its checksum is wrong), and no whole checkpoint is beside it")
+    return None

@@ -19,6 +19,7 @@ from distilled_student.counterparts import distiller_config, fairseq_config, hub
 from distilled_student.errors import UserError
 from distilled_student.files import read_json, read_safetensors, read_torch, write_whole
 from distilled_student.student import Student
+from distilled_student.untrusted import leads_outside
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,9 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
 def _tensors(value: Any, where: str) -> dict[str, Tensor]:
     if odd := [name for name, tensor in _mapping(value, where).items() if not isinstance(tensor, Tensor)]:
         raise UserError(f"{where}: {odd[0]}: is not a tensor")
+    for name, tensor in value.items():  # a few bytes can be said to be any number of weights
+        if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise UserError(f"{where}: {name}: has not the weights that it says it has")
     return value
 
 
@@ -80,6 +84,8 @@ def _folder_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
             raise UserError(f"{index}: weight_map: missing, or not a mapping of weights to files")
+        if outside := [name for name in shards.values() if leads_outside(name)]:
+            raise UserError(f"{index}: weight_map: {outside[0]}: leads out of the folder")
         state: dict[str, Tensor] = {}
         for name in sorted(set(shards.values())):
             state |= read_safetensors(folder / name)

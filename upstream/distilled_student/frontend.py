@@ -102,7 +102,7 @@ def mel_filters(bins: int) -> Tensor:
     def to_hertz(mel: Tensor) -> Tensor:
         return torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * 1.8562979903656263 / 27))
 
-    top = 15 + torch.log(torch.tensor(8.0, dtype=torch.float64)) * 27 / 1.8562979903656263  # 8 kHz in mel
+    top = 15 + torch.log(torch.tensor(8.0, dtype=torch.float64, device="cpu")) * 27 / 1.8562979903656263  # 8 kHz in mel
     edges = to_hertz(torch.linspace(0, float(top), bins + 2, dtype=torch.float64))
     frequencies = torch.linspace(0, SAMPLE_RATE / 2, WINDOW // 2 + 1, dtype=torch.float64)
     slopes = edges[None, :] - frequencies[:, None]

@@ -16,10 +16,17 @@ import torchaudio
 from torch import Tensor
 from torchaudio.functional import gain, resample
 
+from distilled_student import audio
 from distilled_student.errors import UserError
 
 # a duration without a point is in samples, and not used by s3prl
 SILENCE = re.compile(r"silence 1 (\d*\.\d+) (\d*\.?\d+)% -1 (\d*\.\d+) (\d*\.?\d+)%")
+
+
+def _checked(path: Any) -> str | bytes:
+    """A file's name as soundfile takes it. Raises UserError for a header that cannot be true."""
+    audio.header(path)
+    return audio.openable(path)
 
 
 def load(
@@ -39,7 +46,7 @@ def load(
     Raises:
         UserError: the file is missing or not readable as audio; names it.
     """
-    source = uri if hasattr(uri, "read") else str(uri)
+    source = uri if hasattr(uri, "read") else _checked(uri)
     try:
         data, rate = soundfile.read(source, num_frames, frame_offset, dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
@@ -57,7 +64,7 @@ def save(uri: Any, src: Tensor, sample_rate: int, channels_first: bool = True, *
 def info(uri: Any, *args: Any, **kwargs: Any) -> SimpleNamespace:
     """``torchaudio.info``: rate, frames and channels from the header. Raises UserError naming an unreadable file."""
     try:
-        header = soundfile.info(uri if hasattr(uri, "read") else str(uri))
+        header = soundfile.info(uri if hasattr(uri, "read") else _checked(uri))
     except (OSError, RuntimeError) as error:
         raise UserError(f"{uri}: not readable as audio ({error})") from None
     kind, _, bits = header.subtype.partition("_")

@@ -14,9 +14,14 @@ AXES = {"parameters": "parameters (M)", "macs_per_second": "M MAC per second of 
 MILLIONS = ("parameters", "macs_per_second")
 
 
+def _plain(text: str) -> str:
+    """A name that matplotlib does not take for a formula."""
+    return text.replace("$", r"\$")
+
+
 def plot_confusion(path: Path, name: str, kws: Mapping[str, Any]) -> None:
     """Confusion matrix of a keyword spotting result (``confusion``, ``labels``, ``accuracy`` in percent)."""
-    counts, labels = np.array(kws["confusion"]), kws["labels"]
+    counts, labels = np.array(kws["confusion"]), [_plain(label) for label in kws["labels"]]
     figure = Figure(figsize=(6, 5.5), layout="constrained")
     axes = figure.subplots()
     axes.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
@@ -25,7 +30,7 @@ def plot_confusion(path: Path, name: str, kws: Mapping[str, Any]) -> None:
             axes.text(j, i, str(count), ha="center", va="center", fontsize=7)
     axes.set_xticks(range(len(labels)), labels, rotation=60)
     axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel="recognised", ylabel="spoken", title=f"Keywords, {name}: {kws['accuracy']:.1f} %")
+    axes.set(xlabel="recognised", ylabel="spoken", title=f"Keywords, {_plain(name)}: {kws['accuracy']:.1f} %")
     figure.savefig(path, dpi=120)
 
 
@@ -43,7 +48,7 @@ def plot_det(path: Path, trials: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
     for name, (scores, labels) in trials.items():
         curve = det_curve(scores, labels)
         false_accept, false_reject = (np.clip(rate, 1e-4, 1 - 1e-4) for rate in curve[:2])
-        axes.plot(norm.ppf(false_accept), norm.ppf(false_reject), label=name)
+        axes.plot(norm.ppf(false_accept), norm.ppf(false_reject), label=_plain(name))
     ticks = np.array([0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6])
     axes.set_xticks(norm.ppf(ticks), [f"{100 * t:g}" for t in ticks])
     axes.set_yticks(norm.ppf(ticks), [f"{100 * t:g}" for t in ticks])
@@ -80,10 +85,12 @@ def plot_costs(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> Non
             axes.set(xlabel=label, ylabel=heading)
             axes.locator_params(axis="x", nbins=4)
             axes.grid(alpha=0.3)
-    handles = [Line2D([], [], marker="o", linestyle="", color=colour, label=name) for name, colour in colours.items()]
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=colour, label=_plain(name)) for name, colour in colours.items()
+    ]
     if any(row["published"] for row in rows):
         hollow = {"color": "grey", "markerfacecolor": "none"}
         handles.append(Line2D([], [], marker="o", linestyle="", label="published", **hollow))
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    figure.suptitle(f"{title}: against what it costs")
+    figure.suptitle(f"{_plain(title)}: against what it costs")
     figure.savefig(path, dpi=120)

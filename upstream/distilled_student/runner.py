@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +13,31 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from distilled_student.arguments import checkpoints, source
 from distilled_student.errors import UserError
-from distilled_student.files import save_torch
+from distilled_student.files import is_damaged, save_torch
+from distilled_student.interruption import Interruption
 from distilled_student.mending import Mends
+from distilled_student.processes import is_leader, only_run_in, together
+from distilled_student.provenance import write_provenance
+from distilled_student.random_states import seed_all
 from distilled_student.runner_config import mend_numbers
+
+MAX_SKIPPED = 10  # steps in a row without a finite gradient
 
 MENDS: Mends = {
     "s3prl.downstream.runner": [
-        # a run that is killed while it saves left half a checkpoint, which no resume could read
-        ("import glob\n", "import glob\nfrom distilled_student.files import save_torch\n"),
-        ("torch.save(all_states, path)", "save_torch(all_states, path)"),
+        # a run that is killed while it saves left half a checkpoint, and none before it, which it had removed
+        ("torch.save(all_states, path)", "self.save_states(all_states, path)"),
+        ("                    check_ckpt_num(self.args.expdir)\n", ""),
+        # SIGTERM and Ctrl-C save, too
+        ("if global_step % self.config['runner']['save_step'] == 0:", "if self.saves_at(global_step):"),
+        ("pbar.update(1)", "pbar.update(1); self.leave_at(global_step)"),
+        # an infinite gradient is as bad as one that is NaN
+        ("elif math.isnan(grad_norm):", "elif not self.accepts(grad_norm, global_step):"),
+        ("torch.cuda.amp.GradScaler()", "self.make_scaler()"),
     ],
 }
 
@@ -133,27 +147,132 @@ class MendedRunner:
 
     def _get_optimizer(self, models: Any) -> Any:
         self._optimizer = optimizer = super()._get_optimizer(models)
-        if dist.is_initialized() and dist.get_rank() > 0:
-            # s3prl counts steps in the leader alone; the others would wait for it for ever after the last one.
-            left, zero_grad = self.config["runner"]["total_steps"] - self.init_ckpt.get("Step", 0), optimizer.zero_grad
+        if is_leader():
+            return optimizer
+        # s3prl counts steps in the leader alone; the others would wait for it for ever after the last one.
+        done, total, zero_grad = (
+            self.init_ckpt.get("Step", 0),
+            self.config["runner"]["total_steps"],
+            optimizer.zero_grad,
+        )
+        save_step = self.config["runner"]["save_step"]
+        seed_all(self.args.seed, dist.get_rank(), done)
 
-            def counted(*args: Any, **kwargs: Any) -> None:  # s3prl calls it once a step
-                nonlocal left
-                zero_grad(*args, **kwargs)
-                left -= 1
-                if left <= 0:
-                    raise _LastStep
+        def counted(*args: Any, **kwargs: Any) -> None:  # s3prl calls it once a step
+            nonlocal done
+            zero_grad(*args, **kwargs)
+            done += 1
+            if done >= total:
+                raise _LastStep
+            if done % save_step == 0:  # the leader's random states are in its checkpoint, the others' follow from it
+                seed_all(self.args.seed, dist.get_rank(), done)
 
-            optimizer.zero_grad = counted
+        optimizer.zero_grad = counted
         return optimizer
 
     def _get_scheduler(self, optimizer: Any) -> Any:
         self._scheduler = super()._get_scheduler(optimizer)
+        if "Optimizer" in self.init_ckpt:  # making a scheduler has set the learning rate of step 0
+            optimizer.load_state_dict(self.init_ckpt["Optimizer"])
         return self._scheduler
 
+    # What s3prl's training loop calls, see MENDS
+    def make_scaler(self) -> torch.amp.GradScaler:
+        """Of ``runner.fp16``, with the scale that it had in the checkpoint."""
+        self._scaler = torch.amp.GradScaler("cuda")
+        if "Scaler" in self.init_ckpt:
+            self._scaler.load_state_dict(self.init_ckpt["Scaler"])
+        return self._scaler
+
+    def saves_at(self, step: int) -> bool:
+        """Whether the leader, who alone asks, writes ``states-STEP.ckpt``."""
+        return step % int(self.config["runner"]["save_step"]) == 0 or bool(self._interruption)
+
+    def leave_at(self, step: int) -> None:
+        """End here, if SIGTERM or Ctrl-C asked for it."""
+        if step < int(self.config["runner"]["total_steps"]):
+            self._interruption.leave(f"saved step {step}; run_downstream.py -m train -e {self.args.expdir} goes on")
+
+    def accepts(self, norm: torch.Tensor, step: int) -> bool:
+        """Whether a gradient is finite; else the step is skipped.
+
+        Raises:
+            UserError: ``runner.max_skipped`` (10) steps in a row are; names the utterances of the last of them.
+        """
+        if torch.isfinite(norm):
+            self._skipped = 0
+            return True
+        self._skipped += 1
+        self.skipped_steps += 1
+        names = ", ".join(map(str, getattr(self._expert, "last_keys", ()))) or "its batch"
+        tqdm.write(f"step {step} was skipped: its gradient is {float(norm)}, on {names}", file=sys.stderr)
+        if self._skipped >= int(self.config["runner"].get("max_skipped", MAX_SKIPPED)):
+            where = f"{source(vars(self.args))}: runner.max_skipped"
+            reason = f"{self._skipped} steps in a row had no finite gradient, the last on {names}"
+            raise UserError(f"{where}: {reason}: lower the learning rate or look at these files")
+        return False
+
+    def save_states(self, states: dict[str, Any], path: str | Path) -> None:
+        """A checkpoint, whole or not at all; then those of ``states-STEP.ckpt`` that are too many are removed."""
+        if self._scaler is not None:
+            states["Scaler"] = self._scaler.state_dict()
+        save_torch(states, path)
+        for old in checkpoints(Path(self.args.expdir))[: -int(self.config["runner"]["max_keep"])]:
+            old.unlink()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """s3prl's, by the leader alone: the others would find the same."""
+        return super().evaluate(*args, **kwargs) if is_leader() else []
+
+    @property
+    def _expert(self) -> torch.nn.Module:
+        return getattr(self.downstream.model, "module", self.downstream.model)
+
     def train(self) -> None:
-        """s3prl's, then the last step's checkpoint, which s3prl saves only where save_step divides total_steps."""
-        downstream, self._scheduler = self.downstream.model, None
+        """s3prl's, then the last step's checkpoint, which s3prl saves only where save_step divides total_steps.
+
+        Raises:
+            UserError: the data, another process or the disk fail. Interrupted: SIGTERM or Ctrl-C, after a checkpoint.
+        """
+        self._scheduler = self._scaler = None
+        self._skipped = self.skipped_steps = 0
+        self._interruption = Interruption()
+        held = only_run_in(Path(self.args.expdir)) if is_leader() else contextlib.nullcontext()
+        with held, self._interruption.watched(), together(self._interruption):
+            self._write_provenance()
+            epoch = self._train()
+            if dist.is_initialized():
+                dist.barrier()
+            self._save_last(epoch)
+
+    def _write_provenance(self) -> None:
+        if not is_leader():
+            return
+        data = self._expert.fingerprints("train") if hasattr(self._expert, "fingerprints") else {}
+        settings = {"arguments": vars(self.args), "config": self.config}
+        write_provenance(Path(self.args.expdir), settings, self.args.seed, {"train": data})
+
+    def _save_last(self, epoch: int) -> None:
+        step, folder = int(self.config["runner"]["total_steps"]), Path(self.args.expdir)
+        if self.skipped_steps:
+            tqdm.write(f"{self.skipped_steps} steps were skipped: their gradient was not finite", file=sys.stderr)
+        last = folder / f"states-{step}.ckpt"
+        if not is_leader() or (last.exists() and not is_damaged(last)) or self.init_ckpt.get("Step", 0) >= step:
+            return
+        state = {"Optimizer": self._optimizer.state_dict(), "Step": step, "Epoch": epoch}
+        state |= {"Args": self.args, "Config": self.config}
+        for entry in self.all_entries:
+            if entry.trainable:
+                state[entry.name] = getattr(entry.model, "module", entry.model).state_dict()
+        if self._scheduler:
+            state["Scheduler"] = self._scheduler.state_dict()
+        if dist.is_initialized():
+            state["WorldSize"] = dist.get_world_size()
+        self.save_states(state, last)
+
+    def _train(self) -> int:
+        """s3prl's training loop; the number of its last epoch."""
+        downstream = self.downstream.model
         epoch, get_dataloader = self.init_ckpt.get("Epoch", 0), downstream.get_dataloader
 
         def watched(split: str, **kwargs: Any) -> Any:
@@ -168,25 +287,9 @@ class MendedRunner:
             return loader
 
         downstream.get_dataloader = watched
-        with contextlib.suppress(_LastStep):
-            super().train()
-        if dist.is_initialized():
-            dist.barrier()
-        downstream.get_dataloader = get_dataloader
-        step, folder = int(self.config["runner"]["total_steps"]), Path(self.args.expdir)
-        last = folder / f"states-{step}.ckpt"
-        is_leader = not dist.is_initialized() or dist.get_rank() == 0
-        if not is_leader or last.exists() or self.init_ckpt.get("Step", 0) >= step:
-            return
-        state = {"Optimizer": self._optimizer.state_dict(), "Step": step, "Epoch": epoch}
-        state |= {"Args": self.args, "Config": self.config}
-        for entry in self.all_entries:
-            if entry.trainable:
-                state[entry.name] = getattr(entry.model, "module", entry.model).state_dict()
-        if self._scheduler:
-            state["Scheduler"] = self._scheduler.state_dict()
-        if dist.is_initialized():
-            state["WorldSize"] = dist.get_world_size()
-        save_torch(state, last)
-        for old in checkpoints(folder)[: -int(self.config["runner"]["max_keep"])]:
-            old.unlink()
+        try:
+            with contextlib.suppress(_LastStep):
+                super().train()
+        finally:
+            downstream.get_dataloader = get_dataloader
+        return epoch

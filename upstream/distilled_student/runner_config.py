@@ -17,7 +17,7 @@ from distilled_student.errors import UserError
 
 COUNTS = ("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step", "max_keep")
 FLAGS = ("fp16", "bf16")
-OTHERS = ("gradient_clipping", "eval_dataloaders", "train_dataloader", "evaluate_ratio", "upstream_lr")
+OTHERS = ("gradient_clipping", "eval_dataloaders", "train_dataloader", "evaluate_ratio", "upstream_lr", "max_skipped")
 RUNNER_KEYS = (*COUNTS, *OTHERS, *FLAGS)
 SECTIONS = ("runner", "optimizer", "scheduler", "specaug", "downstream_expert")
 # what may be evaluated
@@ -68,6 +68,9 @@ def _check_runner(where: str, runner: Mapping[str, Any], downstream: str) -> Non
             raise UserError(f"{where}: runner.{key}: expected a number above 0, found {value!r}")
         if key in COUNTS and not isinstance(value, int):
             raise UserError(f"{where}: runner.{key}: expected a whole number, found {value!r}")
+    limit = runner.get("max_skipped", 1)
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise UserError(f"{where}: runner.max_skipped: expected a whole number above 0, found {limit!r}")
     rate = runner.get("upstream_lr")
     is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
     if rate is not None and not (is_number and 0 <= rate < math.inf):

@@ -105,7 +105,12 @@ def load_student(path: str | Path) -> Student:
         UserError: none of these, damaged, or weights that do not fit; one line naming the file, its format and keys.
     """
     config, weights, where = _read(Path(path))
+    try:
+        with torch.device("meta"):  # sizes alone: settings can ask for any amount of memory
+            expected = Student(config).state_dict()
+    except (RuntimeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{where}: does not fit its configuration: {' '.join(str(error).split())}") from None
+    _check_fit(expected, weights, where)
     student = Student(config)
-    _check_fit(student.state_dict(), weights, where)
     student.load_state_dict(weights)
     return student.eval()

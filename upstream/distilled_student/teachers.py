@@ -224,7 +224,7 @@ def _from_transformers(folder: Path) -> TransformersEncoder:
     import transformers
 
     try:
-        model = transformers.AutoModel.from_pretrained(folder).float()
+        model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=False, weights_only=True).float()
     except Exception as error:  # whatever a damaged or foreign folder raises, it is that folder's fault
         raise UserError(f"{folder}: {type(error).__name__}: {str(error)[:160]}") from None
     if not hasattr(model.config, "conv_stride"):

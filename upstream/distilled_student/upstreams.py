@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from distilled_student.audio import SAMPLE_RATE
 from distilled_student.storage import load_student, shipped_student
 from distilled_student.student import Student
 from distilled_student.teachers import open_teacher
 
+LONGEST = 240  # seconds that are encoded at once: VoxCeleb1's longest utterance has 145
 SINGLE = ("last_hidden_state", "concatenated")  # features that are no list
 
 
@@ -37,6 +39,22 @@ def match_host(x: Tensor, lengths: Tensor, samples: Sequence[int], shift: int) -
     return x.index_put((rows, places), x[rows, last])
 
 
+def _pieces(wav: Tensor, frames: int, shift: int) -> Sequence[Tensor]:
+    """``(samples,)`` in the fewest pieces of at most ``frames``, all of the same number of frames but the last."""
+    total = -(-len(wav) // shift)
+    return wav.split(-(-total // -(-total // frames)) * shift)
+
+
+def _joined(parts: Sequence[dict[str, Any]], dim: int = 0) -> dict[str, Any]:
+    """Features by name, of pieces along time (``dim`` 1) or of utterances (0), which are zero-padded to the longest."""
+
+    def join(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat(tensors, dim=1) if dim else pad_sequence([x[0] for x in tensors], batch_first=True)
+
+    of = {name: [part[name] for part in parts] for name in parts[0]}
+    return {name: join(x) if name in SINGLE else [join(y) for y in zip(*x, strict=True)] for name, x in of.items()}
+
+
 class Upstream(nn.Module):
     """What both share: list of waveforms in, padded features of s3prl's lengths out.
 
@@ -56,7 +74,20 @@ class Upstream(nn.Module):
         raise NotImplementedError
 
     def forward(self, wavs: Sequence[Tensor]) -> dict[str, Any]:
-        """``wavs``: 1-D waveforms at 16 kHz -> features by name; see s3prl's upstream contract."""
+        """``wavs``: 1-D waveforms at 16 kHz -> features by name; see s3prl's upstream contract.
+
+        In eval mode an utterance longer than `LONGEST` is encoded in equal pieces of at most that, one at a time, so
+        that memory does not grow with its length, but for the features that are returned. Attention, norms and the
+        convolutions do not reach over the borders of a piece; each has the frames that s3prl's contract wants of it,
+        and so has the whole. Batches without such an utterance are as ever.
+        """
+        frames = LONGEST * SAMPLE_RATE // self.frame_shift  # whole ones, so that the pieces' frames add up
+        if self.training or max(map(len, wavs)) <= frames * self.frame_shift:
+            return self._features(wavs)
+        return _joined([_joined([self._features([p]) for p in _pieces(w, frames, self.frame_shift)], 1) for w in wavs])
+
+    def _features(self, wavs: Sequence[Tensor]) -> dict[str, Any]:
+        """A batch, at once."""
         samples = [len(wav) for wav in wavs]
         lengths = torch.tensor(samples)  # on the CPU, see Student.forward
         found, frames = self.encode(pad_sequence(list(wavs), batch_first=True), lengths)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distilled_student import audio
 from distilled_student.audio import SAMPLE_RATE
 from distilled_student.errors import UserError
 from distilled_student.multitask.augment import AugmentSettings
@@ -34,7 +35,10 @@ class Item(NamedTuple):
 
 
 class TrainingData(Protocol):
-    """Utterances to train on; all randomness comes from the generators handed in."""
+    """Utterances to train on; all randomness comes from the generators handed in.
+
+    Where it also has ``files() -> Sequence[Path]``, all that items are cut from, ``provenance.json`` tells of them.
+    """
 
     def order(self, rng: np.random.Generator) -> Sequence[int]:
         """The items of one pass, shuffled."""
@@ -44,7 +48,7 @@ class TrainingData(Protocol):
 
 
 class EvaluationData(Protocol):
-    """Whole utterances, the same at every call."""
+    """Whole utterances, the same at every call. With ``path(index) -> Path`` too, provenance tells of them."""
 
     def __len__(self) -> int: ...
 
@@ -199,12 +203,7 @@ def samples_of(path: Any) -> int:
     Raises:
         UserError: not audio, or none in it.
     """
-    import soundfile
-
-    try:
-        info = soundfile.info(str(path))
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: not readable as audio ({error})") from None
-    if info.frames == 0:
+    frames, rate, _ = audio.header(path)
+    if frames == 0:
         raise UserError(f"{path}: holds no audio")
-    return max(-(-info.frames * SAMPLE_RATE // info.samplerate), SHORTEST)
+    return max(-(-frames * SAMPLE_RATE // rate), SHORTEST)

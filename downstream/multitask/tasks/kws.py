@@ -87,6 +87,9 @@ class Training:
             return balanced_order(np.array([clip.label for clip in self.clips]), rng)
         return rng.permutation(len(self.clips)).tolist()
 
+    def files(self) -> Sequence[Path]:
+        return [*(clip.path for clip in self.clips if clip.volume is None), *self.noises]
+
     def item(self, index: int, rng: np.random.Generator) -> Item:
         clip, samples = self.clips[index], int(self.settings.crop_seconds * audio.SAMPLE_RATE)
         if clip.volume is not None:
@@ -111,6 +114,9 @@ class Evaluation:
     def samples(self, index: int) -> int:
         clip = self.clips[index]
         return samples_of(clip.path) if clip.volume is None else int(self.crop_seconds * audio.SAMPLE_RATE)
+
+    def path(self, index: int) -> Path:
+        return self.clips[index].path
 
     def item(self, index: int) -> Item:
         clip = self.clips[index]

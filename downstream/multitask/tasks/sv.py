@@ -83,6 +83,9 @@ class Training:
             return balanced_order(self.labels, rng)
         return rng.permutation(len(self.items)).tolist()
 
+    def files(self) -> Sequence[Path]:
+        return [path for path, _ in self.items]
+
     def item(self, index: int, rng: np.random.Generator) -> Item:
         path, label = self.items[index]
         speed = self.augment.speed(rng)
@@ -108,6 +111,9 @@ class Evaluation:
 
     def samples(self, index: int) -> int:
         return samples_of(self.paths[index])
+
+    def path(self, index: int) -> Path:
+        return self.paths[index]
 
     def item(self, index: int) -> Item:
         return Item(audio.load(self.paths[index]), -1, str(index))

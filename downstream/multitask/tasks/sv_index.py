@@ -13,6 +13,7 @@ import numpy as np
 from distilled_student import audio
 from distilled_student.errors import UserError
 from distilled_student.multitask.tasks import hash_percentage
+from distilled_student.untrusted import leads_outside
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,11 @@ class Trials:
 def read_trials(path: Path, roots: Sequence[Path]) -> tuple[Trials, set[str]]:
     """A list of ``1|0 a b`` lines with files relative to one of ``roots``; also the speakers (first folder of each).
 
-    VoxCeleb1's lists O, E and H are of this format. Further columns, the same number in each line, are groups.
+    VoxCeleb1's lists O, E and H are of this format. Further columns, the same number in each line, are groups. White
+    space parts the columns, so a name cannot hold any; nor can it lead out of the roots.
 
     Raises:
-        UserError: no such list, a malformed line, a file that is not there, or only one kind of trial.
+        UserError: no such list, a malformed line, a file that is not there or is elsewhere, or only one kind of trial.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -52,13 +54,17 @@ def read_trials(path: Path, roots: Sequence[Path]) -> tuple[Trials, set[str]]:
             raise UserError(f"{path}: line {number}: expected '1|0 FILE FILE', found '{line[:80]}'")
         further.append(fields[3:])
         if len(further[-1]) != len(further[0]):
-            raise UserError(f"{path}: line {number}: {len(fields)} columns where the first has {len(further[0]) + 3}")
+            columns = f"{len(fields)} columns where the first has {len(further[0]) + 3}"
+            raise UserError(f"{path}: line {number}: {columns}; a file's name cannot hold white space")
         for name in fields[1:3]:
             if name in found:
                 continue
+            if leads_outside(name):
+                raise UserError(f"{path}: line {number}: {name}: leads out of the folder of the files: refused")
             file = next(filter(os.path.isfile, (f"{root}/{name}" for root in roots)), None)
             if file is None:
-                raise UserError(f"{path}: line {number}: no file {name} under {' or '.join(map(str, roots))}")
+                hint = "" if len(fields) == 3 else "; a file's name cannot hold white space"
+                raise UserError(f"{path}: line {number}: no file {name} under {' or '.join(map(str, roots))}{hint}")
             found[name] = len(paths)
             paths.append(Path(file))
         labels.append(int(fields[0]))

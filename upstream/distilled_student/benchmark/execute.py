@@ -8,7 +8,6 @@ import logging
 import shlex
 import shutil
 import time
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from distilled_student.benchmark.suite import Run
 from distilled_student.benchmark.superb import EXPERTS
 from distilled_student.errors import UserError
 from distilled_student.files import read_json, write_json
+from distilled_student.interruption import Interrupted
 from distilled_student.storage import CONFIG, load_student, save_student
 from distilled_student.student import build_student
 
@@ -82,12 +82,12 @@ def _seconds(folder: Path) -> float:
 @contextmanager
 def _timed(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Keep a training's settings and its seconds, see `_seconds`."""
-    before, start = _seconds(folder), time.time()
-    write_json(folder / RECORD, {"settings": settings, "seconds": before, "started": start})
+    before, start = _seconds(folder), time.monotonic()  # the other clock may be set meanwhile
+    write_json(folder / RECORD, {"settings": settings, "seconds": before, "started": time.time()})
     try:
         yield
     finally:
-        write_json(folder / RECORD, {"settings": settings, "seconds": before + time.time() - start})
+        write_json(folder / RECORD, {"settings": settings, "seconds": before + time.monotonic() - start})
 
 
 def _distil(bench: Bench, run: Run) -> None:
@@ -135,9 +135,10 @@ def _evaluate(bench: Bench, run: Run, expdir: Path) -> None:
     """Write ``results.json`` and ``scores-test.npz`` into the run's folder."""
     folder, downstream = expdir.parent, bench.suite.settings[run.setting].downstream
     if downstream == "multitask":
-        from distilled_student.multitask.evaluate import evaluate
+        from distilled_student.multitask.evaluate import TIMING, evaluate
 
         results = evaluate(expdir, device=bench.device, overrides=bench.places(run, expdir))
+        results["upstream"] |= read_json(expdir / TIMING)
         shutil.copyfile(expdir / SCORES, folder / SCORES)
     else:
         evaluate_checkpoint = functools.partial(_evaluate_checkpoint, bench, run)
@@ -166,7 +167,7 @@ def finished(bench: Bench, run: Run) -> Outcome | None:
     try:
         with np.load(folder / SCORES) as arrays:
             return Outcome(run, results, dict(arrays))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever numpy raises on a damaged file, or on pickled objects, which it does not load
         raise UserError(f"{folder / SCORES}: is damaged ({error}); remove it, and the run is evaluated anew") from None
 
 
@@ -181,6 +182,8 @@ def execute(bench: Bench, run: Run) -> Outcome:
             _distil(bench, run)
         _evaluate(bench, run, _train(bench, run))
         return finished(bench, run) or Outcome(run, error="left no results")
+    except Interrupted:  # everything, not this run alone
+        raise
     except UserError as error:
         log.error("%s, seed %d: %s", run.name, run.seed, error)
         return Outcome(run, error=str(error))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from distilled_student.baselines import read_baselines
@@ -20,6 +21,7 @@ from distilled_student.benchmark.rows import METRICS
 from distilled_student.benchmark.suite import Suite
 from distilled_student.files import write_json
 from distilled_student.plots import plot_confusion, plot_costs, plot_det
+from distilled_student.untrusted import link, markdown
 
 Row = Mapping[str, Any]
 TASKS = {"kws_accuracy": ("KWS accuracy %", "KWS %", "{:.2f}"), "sv_eer": ("SV EER %", "EER %", "{:.2f}")}
@@ -80,7 +82,7 @@ def _table(suite: Suite, settings: Sequence[str], rows: Sequence[Row], sources: 
     headings += ["published parameters M"] if has_published else []
     table = [[*headings, *(heading for heading, *_ in FURTHER.values())]]
     for name, of in lines.items():
-        cells = [name]
+        cells = [markdown(name)]
         for key in columns:
             row = next((row for row in of if _knows(row, key)), of[0])  # the setting that this task is trained in
             cells += [_number(row, key), _published(row, key, sources)] if has_published else [_number(row, key)]
@@ -93,6 +95,7 @@ def _table(suite: Suite, settings: Sequence[str], rows: Sequence[Row], sources: 
 
 
 def _markdown(table: Sequence[Sequence[str]]) -> str:
+    """``table``: rows of Markdown."""
     lines = ["| " + " | ".join(cells) + " |" for cells in table]
     return "\n".join([lines[0], "|" + "---|" * len(table[0]), *lines[1:]])
 
@@ -107,7 +110,8 @@ def _baselines(suite: Suite, sources: list[str]) -> str:
         if row.upstream not in ours:
             cited = {"published": {"kws_accuracy": row.ks, "sources": [s.url for s in row.sources.values()]}}
             name = _published(cited, "kws_accuracy", sources).partition(" ")[2]
-            table.append([f"{row.upstream} {name}", f"{row.ks:.2f}", f"{row.asv:.2f}", f"{row.parameters:.2f}"])
+            figures = [f"{row.ks:.2f}", f"{row.asv:.2f}", f"{row.parameters:.2f}"]
+            table.append([f"{markdown(row.upstream)} {name}", *figures])
     return _markdown(table)
 
 
@@ -119,7 +123,7 @@ def _errors(rows: Sequence[Row]) -> str:
         for seed, why in row["errors"].items():
             seeds.setdefault(why, []).append(seed)
         cell = f"{row['model']}/{row['setting']}"
-        lines += [f"* {cell}, seed {', '.join(of)}: {why}" for why, of in seeds.items()]
+        lines += [f"* {markdown(cell)}, seed {', '.join(of)}: {markdown(why)}" for why, of in seeds.items()]
     return "\n".join(["## Not run", "", *lines]) if lines else ""
 
 
@@ -158,14 +162,14 @@ def write_report(folder: Path, suite: Suite, rows: Sequence[Row], images: Sequen
     """``results.json`` and ``report.md`` in ``folder``, of what there is so far, with the ``images`` of `draw`."""
     folder.mkdir(parents=True, exist_ok=True)
     sources: list[str] = []
-    parts = [f"# {suite.title}", suite.protocol.strip(), machine(rows)]
+    parts = [f"# {markdown(suite.title)}", markdown(suite.protocol), machine(rows)]
     for title, settings in suite.tables.items():
         if table := _table(suite, settings, rows, sources):
-            parts += [f"## {title}", table]
+            parts += [f"## {markdown(title)}", table]
     intervals = "In brackets: 95 % bootstrap of the mean, over test utterances (KWS) or test speakers (SV)"
     parts += [f"{intervals}; ±: standard deviation over seeds.", _baselines(suite, sources), _errors(rows)]
     parts += [f"![{name}]({name}.png)" for name in images]
-    parts += ["\n".join(f"[{i + 1}] <{source}>  " for i, source in enumerate(sources))]
+    parts += ["\n".join(f"[{i + 1}] {link(source)}  " for i, source in enumerate(sources))]
     (folder / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     content = {"title": suite.title, "protocol": suite.protocol.strip(), "machine": machine(rows), "rows": list(rows)}
     write_json(folder / "results.json", content)
@@ -173,7 +177,7 @@ def write_report(folder: Path, suite: Suite, rows: Sequence[Row], images: Sequen
 
 def print_table(suite: Suite, rows: Sequence[Row], title: str) -> None:
     """The rows on the terminal, with the short headings."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
     for _, short, _ in TASKS.values():
         table.add_column(short, justify="right")
@@ -183,5 +187,5 @@ def print_table(suite: Suite, rows: Sequence[Row], title: str) -> None:
     for row in rows:
         name = f"{row['model']}/{row['setting']}" if several else row["name"]
         figures = [_number(row, key).partition(" [")[0] for key in TASKS]
-        table.add_row(name, *figures, *(_further(row, key) for key in FURTHER))
+        table.add_row(escape(name), *figures, *(_further(row, key) for key in FURTHER))
     Console().print(table)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from distilled_student.cost import macs_per_second, parameters
 from distilled_student.student import Student
+from distilled_student.untrusted import markdown
 from distilled_student.upstreams import StudentUpstream
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def write_card(
     config: DistillConfig,
     curve: list[list[float]],
     audio_seconds: float,
-    hours: float,
+    size: str,
     taken: Iterable[str],
 ) -> None:
     """Write ``README.md`` into the student folder."""
@@ -39,13 +40,13 @@ def write_card(
     name = os.path.basename(os.path.normpath(config.teacher))
     text = f"""# Distilled speech student
 
-{config.description or "A student distilled with distilled-student."}
+{markdown(config.description) or "A student distilled with distilled-student."}
 
 | | |
 |---|---|
-| teacher | {name}, layers {", ".join(map(str, config.targets))} |
-| initialised from the teacher | {", ".join(taken) or "nothing (from scratch)"} |
-| data | {hours:.2f} hours of unlabelled audio, {audio_seconds / 3600:.2f} hours heard in {int(curve[-1][0])} steps |
+| teacher | {markdown(name)}, layers {", ".join(map(str, config.targets))} |
+| initialised from the teacher | {markdown(", ".join(taken)) or "nothing (from scratch)"} |
+| data | {size}, {audio_seconds / 3600:.2f} hours heard in {int(curve[-1][0])} steps |
 | parameters | {kept / 1e6:.2f} M + {(parameters(student) - kept) / 1e6:.2f} M in the prediction layers |
 | multiply-accumulates | {macs / 1e6:.0f} M per second of audio, prediction layers included |
 | front end | {student.config.frontend}, a frame every {student.config.frame_shift / 16:g} ms |

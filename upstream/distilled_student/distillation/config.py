@@ -35,6 +35,8 @@ class DistillConfig:
             instructions for it, else ``fp32``. The loss does not notice (less than a thousandth, see the tests).
         compile: Compile the student's transformer layers (`torch.compile`): a minute at the start, meant for GPUs.
         cache: A folder to keep the teacher's targets in, in half precision, for repeated epochs over a small set.
+        keep: Checkpoints that are kept.
+        max_skipped: Steps in a row without a finite loss, each of them skipped, after which training stops.
         weights: Type of the weights in the student folder, ``float32`` or ``float16``.
     """
 
@@ -61,11 +63,12 @@ class DistillConfig:
     log_every: int = 50
     save_every: int = 1000
     keep: int = 2
+    max_skipped: int = 10
     weights: str = "float32"
     description: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "eps", "clip", "log_every", "save_every", "keep"):
+        for name in ("steps", "learning_rate", "eps", "clip", "log_every", "save_every", "keep", "max_skipped"):
             if not 0 < getattr(self, name) < math.inf:  # not so for NaN either
                 raise ValueError(f"{name}: needs a positive number")
         if not 0 <= (self.copied_learning_rate or 0) < math.inf:
@@ -110,8 +113,8 @@ def fitted_student(
 
 def lasting(config: DistillConfig) -> dict[str, Any]:
     """The settings that an interrupted run must be resumed with: all that its result depends on but its length."""
-    free = ("output", "steps", "log_every", "save_every", "keep", "weights", "description", "data")
+    free = ("output", "steps", "log_every", "save_every", "keep", "max_skipped", "weights", "description", "data")
     settings = asdict(config)
-    data = {f"data.{key}": value for key, value in settings["data"].items() if key != "workers"}
+    data = {f"data.{key}": value for key, value in settings["data"].items() if key not in ("workers", "streams")}
     settings["cache"] = config.cache is not None  # targets are rounded then; its place does not matter
     return {key: value for key, value in settings.items() if key not in free} | data

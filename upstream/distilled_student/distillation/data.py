@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import soundfile
 import torch
 from lhotse import AudioSource, CutSet, Recording, RecordingSet, load_manifest
-from lhotse.audio.utils import AudioLoadingError
 from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchaudio.functional import resample
 
-from distilled_student.audio import SAMPLE_RATE, SUFFIXES, header
+from distilled_student.audio import SAMPLE_RATE, SUFFIXES, header, resample
 from distilled_student.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -32,9 +31,11 @@ class DataConfig:
 
     Attributes:
         paths: Folders of audio (LibriSpeech's layout is one), or lhotse manifests of cuts or recordings (.jsonl[.gz]).
+            Or, read as a stream: WebDataset shards (.tar), large manifests, and patterns or URLs of both, see `shards`.
         min_seconds: Shorter files are skipped. ``max_seconds``: longer ones are cut into pieces.
         batch_seconds: Seconds of audio in a batch, on each process. ``buckets``: by duration, so that little is padded.
-        workers: Processes that read audio ahead.
+        workers: Processes that read audio ahead. ``streams``: parts of a streamed corpus that each process reads in
+            turn; batches depend on their number, and not on how many workers share them.
     """
 
     paths: list[str]
@@ -43,14 +44,15 @@ class DataConfig:
     batch_seconds: float = 60.0
     buckets: int = 10
     workers: int = 1
+    streams: int = 4
 
     def __post_init__(self) -> None:
         if not self.paths:
             raise ValueError("data.paths: needs at least one folder or manifest")
         if not 0 < self.min_seconds < self.max_seconds <= self.batch_seconds:
             raise ValueError("data: needs 0 < min_seconds < max_seconds <= batch_seconds")
-        if self.buckets < 1 or self.workers < 0:
-            raise ValueError("data: buckets needs at least 1, workers at least 0")
+        if self.buckets < 1 or self.streams < 1 or self.workers < 0:
+            raise ValueError("data: buckets and streams need at least 1, workers at least 0")
 
 
 class Skipped:
@@ -139,14 +141,19 @@ class Batch:
 
     Attributes:
         waveforms: ``(batch, samples)`` at 16 kHz. ``lengths (batch,)`` in samples, which stay on the CPU.
+        names: The recording of each: a path, a manifest's id or a shard's member.
         failed: Files that could not be read, with the reason.
         targets: Of each utterance what a cache has of the teacher's hidden states, ``(targets, frames, features)``.
+        stream, place: Where it comes from in a streamed corpus, see `make_stream`, which goes on behind a place.
     """
 
     waveforms: Tensor
     lengths: Tensor
+    names: list[str]
     failed: dict[str, str]
     targets: list[Tensor | None]
+    stream: int = 0
+    place: tuple[int, int, int, int] | None = None
 
     def pin_memory(self) -> Batch:
         """For torch's loader: memory that a GPU copies from while it computes."""
@@ -158,10 +165,40 @@ class Batch:
         return int(self.lengths[counted].sum()) / SAMPLE_RATE
 
 
-def _load(cut: Cut) -> Tensor:
-    waveform = torch.from_numpy(cut.load_audio()).float().mean(dim=0)
-    if cut.sampling_rate != SAMPLE_RATE:
-        waveform = resample(waveform, cut.sampling_rate, SAMPLE_RATE)
+def name_of(cut: Cut) -> str:
+    """The recording's id, by which a person finds the file."""
+    return getattr(cut, "recording_id", cut.id) if cut.has_recording else cut.id
+
+
+def _check_sources(cut: Cut) -> None:
+    """Raise ValueError for a command, or a file far longer than its manifest says, all of which lhotse would decode."""
+    parts = [track.cut for track in getattr(cut, "tracks", [])] or [cut]
+    recordings = [part.recording for part in parts if getattr(part, "recording", None)]
+    for recording, source in [(found, source) for found in recordings for source in found.sources]:
+        if source.type == "command":  # a manifest can come from anywhere
+            raise ValueError("its manifest has a shell command in the place of audio: refused")
+        if source.type != "file":
+            continue
+        try:
+            seconds = soundfile.info(source.source).duration
+        except soundfile.LibsndfileError:
+            continue  # missing, damaged, or a format that lhotse alone knows: it is to say so
+        if seconds > 2 * recording.duration + 1:  # a manifest's speed perturbation is not a lie
+            raise ValueError(f"{seconds:.0f} s long, and {recording.duration:.0f} s in the manifest")
+
+
+def load(cut: Cut) -> Tensor:
+    """Decode a cut, ``(samples,)`` at 16 kHz, the mean of its channels.
+
+    Raises:
+        ValueError: no audio, a command, NaN or infinite samples, or longer than the manifest says; lhotse raises more.
+    """
+    _check_sources(cut)
+    samples = cut.load_audio()
+    if samples is None:
+        raise ValueError("has no recording")
+    waveform = torch.from_numpy(samples).float().mean(dim=0)
+    waveform = resample(waveform, cut.sampling_rate)
     if not torch.isfinite(waveform).all():
         raise ValueError("holds NaN or infinite samples")
     return waveform
@@ -173,28 +210,37 @@ class CutDataset(Dataset):
     def __init__(self, find_targets: Callable[[Tensor], Tensor | None] | None = None) -> None:
         self.find_targets = find_targets
 
-    def __getitem__(self, cuts: CutSet) -> Batch:
-        waveforms, failed = [], {}
+    def __getitem__(self, cuts: Iterable[Cut]) -> Batch:
+        waveforms, names, failed = [], [], {}
         for cut in cuts:
+            name = name_of(cut)
             try:
-                waveforms.append(_load(cut))
-            except (AudioLoadingError, OSError, RuntimeError, ValueError) as error:
-                failed[cut.recording_id if cut.has_recording else cut.id] = " ".join(str(error).split())[:300]
+                waveforms.append(load(cut))
+                names.append(name)
+            except Exception as error:  # whatever a damaged file makes lhotse raise, it is that file's fault
+                failed[name] = " ".join(str(error).split())[:300] or type(error).__name__
         if not waveforms:
-            return Batch(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long), failed, [])
+            return Batch(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long), [], failed, [])
         lengths = torch.tensor([len(w) for w in waveforms])
         targets = [self.find_targets(waveform) if self.find_targets else None for waveform in waveforms]
-        return Batch(pad_sequence(waveforms, batch_first=True), lengths, failed, targets)
+        return Batch(pad_sequence(waveforms, batch_first=True), lengths, names, failed, targets)
 
 
-class _From(Sampler):
-    """A sampler from its ``start``-th batch on: what was used before is not even read."""
+class _Share(Sampler):
+    """A process's share of each batch, from the ``start``-th on: what was used before is not even read.
 
-    def __init__(self, sampler: DynamicBucketingSampler | DynamicCutSampler, start: int) -> None:
-        self.sampler, self.start = sampler, start
+    The batches are those of one process, so that their number changes nothing but the speed. In a batch of fewer
+    utterances than processes some shares are empty.
+    """
+
+    def __init__(self, sampler: DynamicBucketingSampler | DynamicCutSampler, start: int, rank: int, world: int) -> None:
+        self.sampler, self.start, self.rank, self.world = sampler, start, rank, world
 
     def __iter__(self) -> Iterator[CutSet]:
-        return islice(iter(self.sampler), self.start, None)
+        for cuts in islice(iter(self.sampler), self.start, None):
+            if self.world > 1:  # by length, so that nobody waits for long
+                cuts = sorted(cuts, key=lambda cut: (cut.duration, cut.id))[self.rank :: self.world]
+            yield CutSet.from_cuts(cuts)
 
 
 def make_loader(
@@ -213,7 +259,7 @@ def make_loader(
     """
     warnings.filterwarnings("ignore", message="You are using Dynamic.*Sampler with an eagerly read CutSet")
     buckets = min(config.buckets, len(cuts) // 4)
-    options = {"max_duration": config.batch_seconds, "shuffle": True, "seed": seed, "rank": rank, "world_size": world}
+    options = {"max_duration": config.batch_seconds * world, "shuffle": True, "seed": seed, "rank": 0, "world_size": 1}
     if buckets > 1:
         sampler = DynamicBucketingSampler(cuts, num_buckets=buckets, **options)
     else:  # a handful of files
@@ -221,7 +267,7 @@ def make_loader(
     sampler.set_epoch(epoch)
     return DataLoader(
         CutDataset(find_targets),
-        sampler=_From(sampler, start),
+        sampler=_Share(sampler, start, rank, world),
         batch_size=None,
         num_workers=config.workers,
         pin_memory=torch.cuda.is_available(),

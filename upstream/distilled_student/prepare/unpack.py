@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -14,9 +15,25 @@ from itertools import accumulate
 from pathlib import Path
 
 from rich import progress
+from rich.markup import escape
 
 from distilled_student.errors import UserError
 from distilled_student.prepare.download import shown
+from distilled_student.untrusted import leads_outside
+
+# what a damaged or a hostile archive makes Python raise: names that are too long or in each other's way are OSError
+UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, ValueError, RuntimeError)
+
+
+def check_member(archive: Path, name: str, is_plain: bool) -> None:
+    """Raise UserError for a member of an archive that is no file or folder, or whose name leads out of the folder.
+
+    A link is refused wherever it points: once what was unpacked is moved, it points elsewhere.
+    """
+    if leads_outside(name):
+        raise UserError(f"{archive}: {name}: leads out of the folder that it is unpacked into: refused")
+    if not is_plain:
+        raise UserError(f"{archive}: {name}: is neither a file nor a folder: refused")
 
 
 def check_space(folder: Path, need: int) -> None:
@@ -35,7 +52,7 @@ def beside(target: Path, source: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{source}: cannot be unpacked ({error})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -49,12 +66,17 @@ def untar(archive: Path, target: Path, inside: str) -> None:
     """
     if not hasattr(tarfile, "data_filter"):
         raise UserError(f"{archive}: unpacking it safely needs Python 3.10.12, 3.11.4 or newer; or unpack it yourself")
+
+    def checked(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+        check_member(archive, member.name, member.isfile() or member.isdir())
+        return tarfile.data_filter(member, folder)
+
     with beside(target, archive) as partial:
         with (
-            progress.open(archive, "rb", description=f"unpack {archive.name}", **shown()) as file,
+            progress.open(archive, "rb", description=f"unpack {escape(archive.name)}", **shown()) as file,
             tarfile.open(fileobj=file, mode="r:gz") as tar,  # "r|gz" takes a file that ends early for whole
         ):
-            tar.extractall(partial, filter="data")
+            tar.extractall(partial, filter=checked)
         home = partial / inside
         if not home.is_dir():
             raise UserError(f"{archive}: holds no folder {inside}")
@@ -69,13 +91,17 @@ def unzip(pieces: Sequence[Path], partial: Path) -> None:
     """Unpack a .zip, whole or in pieces that follow each other, into the folder ``partial``.
 
     Raises:
-        UserError: no room for it. zipfile.BadZipFile: damaged, or a piece is missing.
+        UserError: no room for it, or a member that would land outside. Any of `UNREADABLE`: damaged, encrypted, or a
+            piece is missing.
     """
     with io.BufferedReader(Pieces(pieces), 1 << 20) as file, zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            check_member(pieces[0], member.orig_filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
         check_space(partial, sum(member.file_size for member in archive.infolist()))
-        description = f"unpack {pieces[0].name}"
+        description = f"unpack {escape(pieces[0].name)}"
         for member in progress.track(archive.infolist(), description, **shown()):
-            archive.extract(member, partial)  # leaves out what would lead outside
+            archive.extract(member, partial)
 
 
 class Pieces(io.RawIOBase):

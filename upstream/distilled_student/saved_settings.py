@@ -1,0 +1,73 @@
+"""What a checkpoint of s3prl's runner may hold beside weights: settings as its command line and a YAML file give them.
+
+s3prl takes them up without a look at what they are.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from distilled_student.errors import UserError
+from distilled_student.settings import DEEPEST
+
+WORD, WORD_OR_NONE, NUMBER, NUMBER_OR_NONE = (str,), (str, type(None)), (int,), (int, type(None))
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("upstream", "downstream", "expdir", "upstream_feature_selection", "hub", "mode"), WORD),
+    **dict.fromkeys(("evaluate_split", "backend", "upstream_model_name"), WORD),
+    **dict.fromkeys(("config", "init_ckpt", "past_exp", "override", "expname", "device", "cache_dir"), WORD_OR_NONE),
+    **dict.fromkeys(("upstream_ckpt", "upstream_model_config", "upstream_revision"), WORD_OR_NONE),
+    **dict.fromkeys(("downstream_variant", "hf_hub_org"), WORD_OR_NONE),
+    **dict.fromkeys(("upstream_refresh", "upstream_trainable", "upstream_feature_normalize"), (bool,)),
+    **dict.fromkeys(("auto_resume", "verbose", "disable_cudnn"), (bool,)),
+    "push_to_hf_hub": (bool, str),
+    "seed": NUMBER,
+    "local_rank": NUMBER_OR_NONE,
+    "upstream_layer_selection": NUMBER_OR_NONE,
+}
+COUNTS = ("Step", "Epoch", "WorldSize")
+
+
+def _check_plain(value: Any, key: str, depth: int = 0) -> None:
+    """Raise ValueError naming the key of what no YAML file holds."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{key}: a number of more than 64 bits")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"{key}: text with a NUL in it")
+    if depth > DEEPEST:
+        raise ValueError(f"{key.partition('.')[0]}: more than {DEEPEST} groups in each other")
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{key}: a key that is not text")
+            _check_plain(inner, f"{key}.{name}", depth + 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_plain(inner, key, depth + 1)
+    elif value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"{key}: holds {type(value).__name__}")
+
+
+def check_saved(where: str, state: Mapping[str, Any]) -> None:
+    """``Args`` and ``Config`` of a checkpoint, and how far it has come.
+
+    Raises:
+        UserError: they are not what they can be; begins with ``where`` and names the key.
+    """
+    try:
+        for name, kind in (("Args", Namespace), ("Config", dict)):
+            if not isinstance(state[name], kind):
+                raise ValueError(f"{name} is of another kind")
+        for name, value in vars(state["Args"]).items():
+            _check_plain(value, f"Args.{name}")
+            kinds = KINDS.get(name, (object,))
+            if not isinstance(value, kinds) or (isinstance(value, bool) and int in kinds):
+                raise ValueError(f"Args.{name}: is of another kind")
+        _check_plain(state["Config"], "Config")
+        for name in COUNTS:
+            value = state.get(name, 1)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+                raise ValueError(f"{name}: is not a number of steps, epochs or processes")
+    except ValueError as error:
+        raise UserError(f"{where}: not a checkpoint of run_downstream.py: {error}") from None
