@@ -5,13 +5,17 @@ REPORT = exp/benchmark/$(1)/results.json
 ACCURACY = $(if $(wildcard $(call REPORT,sizes)),--accuracy embedded=$(call REPORT,sizes)) \
 	$(if $(wildcard $(call REPORT,sizes-real)),--accuracy real=$(call REPORT,sizes-real))
 
-.PHONY: demo test bench speed lint
+.PHONY: demo test stress bench speed lint
 
 demo: $(STAMP)
 	.venv/bin/distilled-student demo
 
 test: $(STAMP)
 	.venv/bin/python -m pytest
+
+# kills, faults, bad inputs and a large corpus: twenty minutes, and what was tried and lost at the end
+stress: $(STAMP)
+	.venv/bin/python tests/stress/run.py
 
 # trains what is not trained yet, which takes hours once; with DISTILLED_STUDENT_DATA on real speech too
 bench: $(STAMP)

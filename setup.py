@@ -51,6 +51,7 @@ setup(
         "soundfile",  # audio files: libsndfile, every common format
         "lhotse>=1.24",  # manifests and buckets by duration, the field's library for both
         "fsspec",  # shards and manifests by URL; torch's own dependency
+        "filelock",  # one run in a folder; torch's own dependency
         "accelerate>=1.0",  # device, precision and processes of the distillation loop
         "transformers>=4.48",  # teachers
         "omegaconf>=2.3",  # typed configuration; already a dependency of s3prl
@@ -67,7 +68,16 @@ setup(
         "superb": SUPERB,
         "export": EXPORT,
         "executorch": PHONE,
-        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "build", *SUPERB, *EXPORT, *PHONE],
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",  # makes the damaged files of tests/fuzz, and those that nobody would think of
+            "ruff",
+            "build",
+            *SUPERB,
+            *EXPORT,
+            *PHONE,
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -134,11 +134,13 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     command = joint(settings, tmp_path / "exp")
     assert host.main(command) == 0
     expected = torch.load(tmp_path / "exp" / "states-24.ckpt", weights_only=True)
+    log = (tmp_path / "exp" / "log.jsonl").read_text()
     newest = tmp_path / "exp" / "states-24.ckpt"
     newest.write_bytes(newest.read_bytes()[:-1000])
     assert host.main(command) == 0 and "states-24.ckpt: damaged" in caplog.text
     assert list(kills.differences(expected, torch.load(newest, weights_only=True))) == []
     assert len(list((tmp_path / "exp").glob("states-*.ckpt"))) == 2, "runner.max_keep"
+    assert (tmp_path / "exp" / "log.jsonl").read_text() == log, "no line twice"
 
 
 def test_another_command_does_not_write_over_a_run(

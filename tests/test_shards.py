@@ -253,8 +253,8 @@ def test_lines_and_files_that_are_not_what_a_manifest_says_are_named(tmp_path: P
     assert names(batches) == ["000", "001", "002", "009", "010", "011"]
     failed = {name: reason for batch in batches for name, reason in batch.failed.items()}
     assert "in the manifest" in failed["003"] and "004" in failed
-    assert "refused" in failed["008"] and not (tmp_path / "run").exists()
-    assert len(failed) == 6 and all("cuts.jsonl, byte" in name for name in set(failed) - {"003", "004", "008"})
+    assert any("refused" in reason for reason in failed.values()) and not (tmp_path / "run").exists()
+    assert len(failed) == 6 and all("cuts.jsonl, byte" in name for name in set(failed) - {"003", "004"})
 
 
 def test_cuts_of_several_recordings_and_of_a_part_of_one_are_read(tmp_path: Path) -> None:

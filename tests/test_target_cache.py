@@ -130,7 +130,15 @@ def test_targets_of_other_audio_are_not_taken(tmp_path: Path) -> None:
         assert cache.read(other) is None
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-10], lambda data: b"\0" * len(data), lambda data: b""])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-10],
+        lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        lambda data: b"\0" * len(data),
+        lambda data: b"",
+    ],
+)
 def test_a_damaged_entry_is_made_again(config: DistillConfig, damage: Callable[[bytes], bytes]) -> None:
     run = Distillation(config, "test.yaml")
     _epoch(run, 0)

@@ -228,8 +228,9 @@ def hostile_zip(path: Path, name: str, mode: int = 0) -> Path:
 )
 def test_a_zip_whose_member_would_land_outside_is_refused_whole(name: str, mode: int, tmp_path: Path) -> None:
     archive, target = hostile_zip(tmp_path / "[b]a\n.zip", name, mode), tmp_path / "data" / "vox"
-    with pytest.raises(UserError, match=r"\.zip: .*: refused$") as error, beside(target, archive) as partial:
-        unzip([archive], partial)
+    with pytest.raises(UserError, match=r"\.zip: cannot be unpacked .*: refused\)$") as error:  # noqa: SIM117
+        with beside(target, archive) as partial:
+            unzip([archive], partial)
     assert len(str(error.value).splitlines()) == 1
     assert not (tmp_path / "escaped").exists() and not Path("/tmp/escaped").exists()
     assert list((tmp_path / "data").iterdir()) == []

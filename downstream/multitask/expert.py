@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from distilled_student import audio
 from distilled_student.arguments import source
 from distilled_student.errors import UserError
+from distilled_student.files import write_whole
 from distilled_student.multitask.heads import WEIGHTED, LayerChoice
 from distilled_student.multitask.loader import AlternationLoader, EvaluationLoader
 from distilled_student.multitask.tasks import SHORTEST, TrainingData, need_finite, pad_to, task_module
@@ -308,6 +310,17 @@ class DownstreamExpert(nn.Module):
         self.expdir.mkdir(parents=True, exist_ok=True)
         with (self.expdir / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+
+    def forget(self, step: int) -> None:
+        """Take from ``log.jsonl`` what a killed run wrote behind the checkpoint of ``step``: it is written again."""
+        file = self.expdir / "log.jsonl"
+        if file.is_file():
+            entries = []
+            for line in file.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):  # the last one may be torn
+                    entries.append(json.loads(line))
+            kept = [json.dumps(entry) + "\n" for entry in entries if entry["step"] <= step]
+            write_whole(self.expdir, {file.name: "".join(kept).encode()})
 
     def load_audio(self, path: str | Path) -> Tensor:
         """For s3prl's inference mode: any rate, any channel count."""

@@ -1,9 +1,10 @@
 """Trainings that are killed at random places and started again, against one that is left alone.
 
-    python tests/stress/kills.py [--kills N] [--seed N]
+    python tests/stress/kills.py [--kills N] [--rounds N]
 
 Every attempt is a forked process, so that libraries are imported once. A kill is SIGKILL before or after any update or
-while a checkpoint is written, or SIGTERM; at the end all that a checkpoint holds must be the same, bit for bit.
+while a checkpoint is written, SIGTERM, or a disk without room; at the end all that a checkpoint holds must be the same,
+bit for bit.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import signal
 import sys
 import tarfile
@@ -21,7 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "multitask")]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "multitask"))
 
 import soundfile
 import torch
@@ -34,7 +37,9 @@ from distilled_student import files, host
 from distilled_student.cli import main as command
 
 STEPS, SAVE_EVERY = 24, 5
-KINDS = ("before", "after", "writing", "renaming", "SIGTERM")
+ROOM = 1 << 16  # bytes of a file where the disk is full
+# exit status of each way to die
+KINDS = {"before": -9, "after": -9, "writing": -9, "renaming": -9, "SIGTERM": 143, "full disk": 2}
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
@@ -69,6 +74,9 @@ def fatal(kind: str, after: int) -> None:
             made += 1
             if made == after and kind in ("before", "SIGTERM"):
                 die()
+            if made == after and kind == "full disk":
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, ROOM))
             return clip(*args, **kwargs)
 
         return counted
@@ -129,15 +137,15 @@ class Training:
         """The last checkpoint of a run that is killed up to ``kills`` times, and how it was."""
         told, output = [], folder / "killed"
         for _ in range(kills):
-            kind, after = rng.choice(KINDS), rng.randint(1, STEPS // 2)
-            code = attempt(lambda: self.run(output), folder / "killed.log", kind, after)
+            kind, after, log = rng.choice(list(KINDS)), rng.randint(1, STEPS // 2), folder / f"killed-{len(told)}.log"
+            code = attempt(lambda: self.run(output), log, kind, after)
             if code == 0:
                 break
-            expected = 128 + signal.SIGTERM if kind == "SIGTERM" else -signal.SIGKILL
-            assert code == expected, f"{kind} after {after}: {code}: {(folder / 'killed.log').read_text()[-2000:]}"
-            told.append(f"{kind} {after}")
+            assert code == KINDS[kind], f"{kind} after {after}: {code}: {log.read_text()[-2000:]}"
+            assert kind != "full disk" or "cannot be written" in log.read_text()
+            told.append(kind)
         else:
-            assert attempt(lambda: self.run(output), folder / "killed.log") == 0, (folder / "killed.log").read_text()
+            assert attempt(lambda: self.run(output), folder / "last.log") == 0, (folder / "last.log").read_text()
         assert not list(output.rglob("*.part")), "what a killed save left is gone"
         return torch.load(output / self.last, weights_only=True), told
 
@@ -226,7 +234,7 @@ def joint(folder: Path) -> Training:
 
 
 def survived(folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
-    """Kill both trainings; for each, the kills and what was lost by them."""
+    """Kill all trainings; for each, the kills and what was lost by them."""
     found = {}
     for make in (distillation, streamed, joint):
         training = make(folder / make.__name__)
@@ -239,13 +247,14 @@ def survived(folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=1)
     args = parser.parse_args()
     host.register()
     from s3prl import run_downstream  # noqa: F401  imported once for all
 
-    with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(survived(Path(folder), args.kills, args.seed)))
+    for seed in range(args.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(survived(Path(folder), args.kills, seed)), flush=True)
 
 
 if __name__ == "__main__":

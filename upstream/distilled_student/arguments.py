@@ -100,13 +100,16 @@ def override(string: str, args: Namespace, config: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: str | Path, needs: Sequence[str] = ("Args", "Config")) -> dict[str, Any]:
-    """A checkpoint of the runner, memory-mapped. Raises UserError naming a file that is missing or something else."""
+    """A checkpoint of the runner. Raises UserError naming a file that is missing or something else."""
     try:
         if not zipfile.is_zipfile(path):
             raise UserError(f"{path}: {'not a checkpoint' if Path(path).is_file() else 'no such checkpoint'}")
         if is_damaged(Path(path)):
             raise UserError(f"{path}: damaged: its checksum is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with zipfile.ZipFile(path) as archive:  # torch compresses nothing, and a small file can unpack to any size
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise UserError(f"{path}: not a checkpoint of run_downstream.py: holds compressed parts: refused")
+        state = torch.load(path, map_location="cpu", weights_only=True)  # whole: a memory-map trusts the sizes it tells
     except pickle.UnpicklingError:
         raise UserError(f"{path}: refused: holds Python objects other than weights and settings") from None
     except UserError:
@@ -290,7 +293,10 @@ def _finish(args: Namespace) -> tuple[Namespace, Path]:
         past = args.expdir
     args.auto_resume = False  # s3prl would look again, and trip over a states-NAME.ckpt
     asked, config = _go_on(args, past) if past else _begin(args)
-    check_names(asked)
+    try:
+        check_names(asked)
+    except UserError as error:
+        raise UserError(f"{args.past_exp}: {error}" if past else error) from None
     _check_mode(asked)
     evaluated = [asked.evaluate_split] if asked.mode == "evaluate" else []
     check_config(source(vars(asked)), config, asked.downstream, evaluated)

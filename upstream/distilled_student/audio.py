@@ -43,7 +43,7 @@ def check_rate(rate: float) -> None:
         raise ValueError(f"a rate of {rate} Hz, which is not within {RATES[0]} to {RATES[1]}")
 
 
-def _check(file: soundfile.SoundFile) -> None:
+def check(file: soundfile.SoundFile) -> None:
     """Raise ValueError or RuntimeError for a header that cannot be true, or a WAV file that ends early.
 
     Of the latter libsndfile reads what there is, and says so only in its log.
@@ -61,7 +61,7 @@ def header(path: str | Path) -> Header:
     """Length, rate and channels without decoding. Raises UserError naming a file that is no audio or ends early."""
     try:
         with soundfile.SoundFile(openable(path)) as file:
-            _check(file)
+            check(file)
             return Header(file.frames, file.samplerate, file.channels)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{path}: not readable as audio ({error})") from None
@@ -130,7 +130,7 @@ def load(path: str | Path, start: float = 0.0, duration: float | None = None) ->
     """
     try:
         with soundfile.SoundFile(openable(path)) as file:
-            _check(file)
+            check(file)
             rate = file.samplerate
             first = file.seek(int(start * rate))
             frames = max(0, file.frames - first)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from distilled_student.config import StudentConfig
+from distilled_student.config import MOST_LAYERS, StudentConfig
 
 # What a student has no setting for, with the value that it has. Another value would be another network.
 TRANSFORMERS_FIXED = {
@@ -164,10 +164,14 @@ def conv_layers(text: str) -> list[tuple[int, ...]]:
 
     ``[(512,10,5)] + [(512,3,2)] * 4`` -> five tuples of width, kernel and stride. Raises ValueError for anything else.
     """
+    if len(str(text)) > 1_000:  # a pattern can take the square of its length
+        raise ValueError("conv_feature_layers: has more than 1000 characters")
     if not re.fullmatch(rf"\s*{_CONVOLUTIONS}(?:\s*\+\s*{_CONVOLUTIONS})*\s*", str(text)):
         raise ValueError(f"conv_feature_layers: '{text}' is not of the form [(width,kernel,stride)] * n + ...")
     layers: list[tuple[int, ...]] = []
     for block, times in re.findall(_CONVOLUTIONS, text):
+        if len(times) > 3:
+            raise ValueError(f"conv_feature_layers: {times} layers are more than a front end has")
         layers += [tuple(map(int, re.findall(r"\d+", one))) for one in re.findall(r"\(.*?\)", block)] * int(times or 1)
     return layers
 
@@ -219,6 +223,8 @@ def distiller_config(values: Mapping[str, Any]) -> StudentConfig:
     values = {**DISTILLER, **values, "conv_bias": False}
     values["conv_feature_layers"] = values.get("extractor_conv_feature_layers", values["conv_feature_layers"])
     size = values["out_layer_inter_dim"]
+    if values["n_tasks"] > MOST_LAYERS:
+        raise ValueError(f"n_tasks: needs a number of at most {MOST_LAYERS}")
     return _fairseq_form(
         values,
         projection_norm=False,

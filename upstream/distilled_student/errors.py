@@ -1,5 +1,7 @@
 """The one error a user sees: a single line that names the file and the key, and exit code 2."""
 
+import re
+
 
 def one_line(text: object) -> str:
     """Text on one line whatever is in it: line breaks and all else that cannot be seen as Python writes them.
@@ -13,4 +15,5 @@ class UserError(Exception):
     """Something the user gave cannot be used. The message is one line and names the file or the key at fault."""
 
     def __init__(self, message: object) -> None:
-        super().__init__(one_line(message))
+        # torch, PyYAML and others indent what follows a line break: there a space says as much
+        super().__init__(one_line(re.sub(r"\s*\n[ \t]+", " ", str(message))))

@@ -30,7 +30,7 @@ def read_json(file: Path) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: is not JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: is not a mapping")
@@ -57,6 +57,10 @@ def read_torch(file: Path) -> Any:
     known = argparse.Namespace in torch.serialization.get_safe_globals()
     # torch's context takes a name away at its end even where it was there before, as once s3prl is registered
     safe = contextlib.nullcontext() if known else torch.serialization.safe_globals([argparse.Namespace])
+    if zipfile.is_zipfile(file):
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise UserError(f"{file}: holds compressed parts, which torch.save does not write: refused")
     try:
         with safe:
             return torch.load(file, map_location="cpu", weights_only=True)

@@ -38,7 +38,8 @@ class Interruption:
         else:
             self.signal = number
             name = signal.Signals(number).name
-            tqdm.write(f"{name}: saving at the end of this step; once more to leave at once", file=sys.stderr)
+            # past Python's buffers, in which the signal may have come upon a write
+            os.write(2, f"\n{name}: saving at the end of this step; once more to leave at once\n".encode())
 
     @contextmanager
     def watched(self) -> Iterator[Interruption]:

@@ -240,6 +240,8 @@ class MendedRunner:
         held = only_run_in(Path(self.args.expdir)) if is_leader() else contextlib.nullcontext()
         with held, self._interruption.watched(), together(self._interruption):
             self._write_provenance()
+            if is_leader() and hasattr(self._expert, "forget"):
+                self._expert.forget(self.init_ckpt.get("Step", 0))
             epoch = self._train()
             if dist.is_initialized():
                 dist.barrier()

@@ -26,6 +26,12 @@ KINDS: dict[str, tuple[type, ...]] = {
     "local_rank": NUMBER_OR_NONE,
     "upstream_layer_selection": NUMBER_OR_NONE,
 }
+STATES = (
+    "Upstream",
+    "Featurizer",
+    "Downstream",
+    "Optimizer",
+)  # with None for one s3prl would go on with random weights
 COUNTS = ("Step", "Epoch", "WorldSize")
 
 
@@ -50,7 +56,7 @@ def _check_plain(value: Any, key: str, depth: int = 0) -> None:
 
 
 def check_saved(where: str, state: Mapping[str, Any]) -> None:
-    """``Args`` and ``Config`` of a checkpoint, and how far it has come.
+    """``Args`` and ``Config`` of a checkpoint, how far it has come, and whether its states are states at all.
 
     Raises:
         UserError: they are not what they can be; begins with ``where`` and names the key.
@@ -65,6 +71,12 @@ def check_saved(where: str, state: Mapping[str, Any]) -> None:
             if not isinstance(value, kinds) or (isinstance(value, bool) and int in kinds):
                 raise ValueError(f"Args.{name}: is of another kind")
         _check_plain(state["Config"], "Config")
+        for name in STATES:
+            values = state.get(name, {})
+            if not isinstance(values, dict) or (
+                name != "Optimizer" and not all(isinstance(key, str) for key in values)
+            ):
+                raise ValueError(f"{name}: is not the state of a module or an optimiser")
         for name in COUNTS:
             value = state.get(name, 1)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:

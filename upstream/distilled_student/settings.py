@@ -80,6 +80,8 @@ def _check_size(text: str) -> None:
             total += 1
             if isinstance(event, yaml.CollectionStartEvent):
                 nested.append((event.anchor, total - 1))
+            elif "\0" in event.value:
+                raise yaml.YAMLError("text with a NUL in it, which no file's name can hold")
             elif event.style is None and len(event.value) > LONGEST_WORD:
                 raise yaml.YAMLError(f"a value without quotes of more than {LONGEST_WORD} characters")
         if total > MOST_NODES or len(nested) > DEEPEST:

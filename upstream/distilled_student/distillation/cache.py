@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from distilled_student.audio import SAMPLE_RATE
@@ -19,7 +19,12 @@ from distilled_student.distillation.targets import Teacher
 from distilled_student.errors import UserError
 
 log = logging.getLogger(__name__)
-NAME, FORM = "targets", "1"  # raise the form when a teacher's code gives other states for the same weights
+NAME, CHECKSUM = "targets", "sha256"
+FORM = "2"  # raise the form when a teacher's code gives other states for the same weights
+
+
+def _checksum(states: Tensor) -> str:
+    return hashlib.sha256(states.numpy()).hexdigest()
 
 
 class TargetCache:
@@ -62,9 +67,11 @@ class TargetCache:
     def read(self, waveform: Tensor) -> Tensor | None:
         """The targets of ``(samples,)`` on the CPU; None where there are none, or their file is damaged."""
         try:
-            return load_file(self._file(waveform))[NAME]
-        except (OSError, SafetensorError, KeyError):
+            with safe_open(self._file(waveform), "pt") as file:
+                states, noted = file.get_tensor(NAME), (file.metadata() or {}).get(CHECKSUM)
+        except (OSError, SafetensorError):
             return None
+        return states if noted == _checksum(states) else None
 
     def write(self, waveform: Tensor, states: Tensor) -> Tensor:
         """Keep ``(targets, frames, features)`` of ``waveform``; beside its place, then renamed. Returns what was kept.
@@ -79,7 +86,7 @@ class TargetCache:
         part = file.with_suffix(f".{os.getpid()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(save({NAME: half}))
+            part.write_bytes(save({NAME: half}, {CHECKSUM: _checksum(half)}))
             os.replace(part, file)
         except OSError as error:
             raise UserError(f"{self.where}: {file}: cannot be written ({error.strerror})") from None

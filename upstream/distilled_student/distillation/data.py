@@ -11,7 +11,7 @@ from pathlib import Path
 
 import soundfile
 import torch
-from lhotse import AudioSource, CutSet, Recording, RecordingSet, load_manifest
+from lhotse import AudioSource, CutSet, Recording
 from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
 from torch import Tensor
@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distilled_student.audio import SAMPLE_RATE, SUFFIXES, header, resample
-from distilled_student.errors import UserError
+from distilled_student.distillation.manifests import load_audio, read_manifest
+from distilled_student.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 MANIFESTS = (".jsonl", ".jsonl.gz")
@@ -65,7 +66,7 @@ class Skipped:
         """Name a file once."""
         if name not in self.reasons:
             self.reasons[name] = reason
-            log.warning("skipped %s: %s", name, reason)
+            log.warning("skipped %s: %s", one_line(name), reason)
 
     def __len__(self) -> int:
         return len(self.reasons)
@@ -93,18 +94,6 @@ def _folder_cuts(folder: Path, min_seconds: float, skipped: Skipped) -> Iterable
         yield recording.to_cut()
 
 
-def _manifest_cuts(path: Path) -> CutSet:
-    try:
-        manifest = load_manifest(path)
-    except Exception as error:  # whatever lhotse raises on damaged or foreign lines, it is that file's fault
-        raise UserError(f"{path}: cannot be read as a lhotse manifest ({error})") from None
-    if isinstance(manifest, RecordingSet):
-        return CutSet.from_cuts(recording.to_cut() for recording in manifest)
-    if isinstance(manifest, CutSet):
-        return manifest
-    raise UserError(f"{path}: holds {type(manifest).__name__}; expected cuts or recordings")
-
-
 def read_cuts(config: DataConfig, where: str | Path = "data") -> tuple[CutSet, Skipped]:
     """All audio as cuts of at most ``max_seconds``, and what was skipped.
 
@@ -121,7 +110,7 @@ def read_cuts(config: DataConfig, where: str | Path = "data") -> tuple[CutSet, S
             found = list(_folder_cuts(path, config.min_seconds, skipped))
         elif path.is_file() and path.name.endswith(MANIFESTS):
             found = []
-            for cut in _manifest_cuts(path):
+            for cut in read_manifest(path):
                 if cut.duration < config.min_seconds:
                     skipped.add(cut.id, f"shorter than {config.min_seconds} s")
                 else:
@@ -175,8 +164,6 @@ def _check_sources(cut: Cut) -> None:
     parts = [track.cut for track in getattr(cut, "tracks", [])] or [cut]
     recordings = [part.recording for part in parts if getattr(part, "recording", None)]
     for recording, source in [(found, source) for found in recordings for source in found.sources]:
-        if source.type == "command":  # a manifest can come from anywhere
-            raise ValueError("its manifest has a shell command in the place of audio: refused")
         if source.type != "file":
             continue
         try:
@@ -191,10 +178,10 @@ def load(cut: Cut) -> Tensor:
     """Decode a cut, ``(samples,)`` at 16 kHz, the mean of its channels.
 
     Raises:
-        ValueError: no audio, a command, NaN or infinite samples, or longer than the manifest says; lhotse raises more.
+        ValueError: no audio, NaN or infinite samples, or longer than the manifest says; lhotse raises more.
     """
     _check_sources(cut)
-    samples = cut.load_audio()
+    samples = load_audio(cut)
     if samples is None:
         raise ValueError("has no recording")
     waveform = torch.from_numpy(samples).float().mean(dim=0)

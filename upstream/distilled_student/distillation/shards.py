@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -19,10 +18,10 @@ import fsspec
 import soundfile
 from lhotse import AudioSource, Recording
 from lhotse.cut import Cut
-from lhotse.serialization import deserialize_item
 
-from distilled_student.audio import SUFFIXES, _check
+from distilled_student.audio import SUFFIXES, check
 from distilled_student.distillation.data import MANIFESTS, DataConfig
+from distilled_student.distillation.manifests import parse_cut
 from distilled_student.errors import UserError
 
 TARS = (".tar", ".tar.gz", ".tgz")
@@ -123,7 +122,7 @@ def _check_manifest(path: str) -> None:
     with _open(path) as file:
         line = (gzip.GzipFile(fileobj=file) if _ends(path, (".gz",)) else io.BufferedReader(file)).readline(LINE)
     try:
-        line_cut(line)
+        parse_cut(line)
     except Exception as error:  # whatever lhotse raises on foreign lines
         raise ValueError(f"cannot be read as a lhotse manifest ({reason_of(error)})") from None
 
@@ -265,18 +264,9 @@ def chunks_of(unit: Unit) -> Iterator[tuple[list[Item], dict[str, str]]]:
 def member_cut(name: str, content: bytes) -> Cut:
     """An audio file's bytes, which stay as they are: only the header is read. Raises whatever damage makes it raise."""
     with soundfile.SoundFile(io.BytesIO(content)) as file:
-        _check(file)
+        check(file)
         frames, rate, channels = file.frames, file.samplerate, list(range(file.channels))
     if not 0 <= frames <= DENSEST * len(content):
         raise ValueError(f"{frames} samples in its header, and {len(content)} bytes")
     source = AudioSource("memory", channels, content)
     return Recording(name, [source], rate, frames, frames / rate, channels).to_cut()
-
-
-def line_cut(line: bytes) -> Cut:
-    """A manifest's line. Raises whatever damage, or a line of another kind, makes it raise."""
-    found = deserialize_item(json.loads(line))
-    found = found.to_cut() if isinstance(found, Recording) else found
-    if not isinstance(found, Cut) or not found.has_recording:
-        raise ValueError(f"holds {type(found).__name__} without audio; expected cuts or recordings")
-    return found

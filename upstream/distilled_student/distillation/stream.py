@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from distilled_student.audio import LONGEST
 from distilled_student.distillation.data import Batch, CutDataset, DataConfig
-from distilled_student.distillation.shards import Item, Unit, chunks_of, line_cut, member_cut, reason_of
+from distilled_student.distillation.manifests import parse_cut
+from distilled_student.distillation.shards import Item, Unit, chunks_of, member_cut, reason_of
 from distilled_student.errors import UserError
 
 QUIET = 50  # batches of each stream in a row without any audio, after which there is none
@@ -34,7 +35,7 @@ def _cuts(items: Sequence[Item], is_shard: bool, config: DataConfig) -> tuple[li
         try:
             if fault:
                 raise ValueError(fault)
-            cut = member_cut(name, content) if is_shard else line_cut(content)
+            cut = member_cut(name, content) if is_shard else parse_cut(content)
             if not cut.duration <= LONGEST:  # nor is NaN
                 raise ValueError(f"{cut.duration} s long")
             pieces = [cut] if cut.duration <= config.max_seconds else cut.cut_into_windows(config.max_seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import random
 import shutil
@@ -35,7 +36,7 @@ from distilled_student.distillation.shards import Unit, open_units
 from distilled_student.distillation.stream import make_stream
 from distilled_student.distillation.targets import Teacher, align, check_rates
 from distilled_student.errors import UserError
-from distilled_student.files import newest_whole, save_torch
+from distilled_student.files import newest_whole, read_torch, save_torch
 from distilled_student.interruption import Interruption
 from distilled_student.processes import only_run_in, summed, together
 from distilled_student.provenance import fingerprint, units_fingerprint, write_provenance
@@ -269,7 +270,7 @@ class Distillation:
         if found is None:
             return False
         try:
-            state = torch.load(found, map_location="cpu", weights_only=True)
+            state = read_torch(found)
             before, now = state["settings"], self._lasting()
             self.accelerator.unwrap_model(self.model).load_state_dict(state["student"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -307,6 +308,8 @@ def _report(
 ) -> None:
     progress, config = run.progress, run.config
     loss = float(meters["loss"])
+    if not math.isfinite(loss):  # every step since the last line was skipped
+        return
     progress.curve.append([progress.step, loss])
     if writer is None:  # not the main process
         return

@@ -31,9 +31,9 @@ def check_member(archive: Path, name: str, is_plain: bool) -> None:
     A link is refused wherever it points: once what was unpacked is moved, it points elsewhere.
     """
     if leads_outside(name):
-        raise UserError(f"{archive}: {name}: leads out of the folder that it is unpacked into: refused")
+        raise UserError(f"{archive}: cannot be unpacked ({name}: leads out of the folder: refused)")
     if not is_plain:
-        raise UserError(f"{archive}: {name}: is neither a file nor a folder: refused")
+        raise UserError(f"{archive}: cannot be unpacked ({name}: is neither a file nor a folder: refused)")
 
 
 def check_space(folder: Path, need: int) -> None:

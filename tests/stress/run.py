@@ -1,0 +1,120 @@
+"""Everything that takes too long for the suite, and at the end what was tried and what was lost: `make stress`.
+
+python tests/stress/run.py [--short]
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TESTS = HERE.parent
+
+
+def run(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """A Python program from here, its output shown when it fails."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        print(done.stdout[-4000:], done.stderr[-4000:], sep="\n")
+    return done
+
+
+def kills(short: bool) -> tuple[str, int]:
+    """Trainings that are interrupted in every way, against one that is left alone."""
+    done = run([str(HERE / "kills.py"), "--kills", "12", "--rounds", "2" if short else "12"])
+    survived, lost = collections.Counter(), [] if done.returncode == 0 else [f"exit status {done.returncode}"]
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            for found in json.loads(line).values():
+                survived.update(found["kills"])
+                lost += found["lost"]
+    ways = ", ".join(f"{count} {kind}" for kind, count in sorted(survived.items()))
+    return f"{survived.total()} interruptions of 3 kinds of training ({ways})", len(lost)
+
+
+def damage(short: bool) -> tuple[str, int]:
+    """Checkpoints with a bit flipped, cut, zeroed or longer: each must be known as damaged."""
+    import random
+    import tempfile
+
+    import torch
+
+    from distilled_student.files import is_damaged, save_torch
+
+    chance, count, missed = random.Random(0), 500 if short else 5_000, 0
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "a.pt"
+        save_torch({"weights": torch.randn(20_000), "names": ["a", "b"]}, file)
+        whole = file.read_bytes()
+        for _ in range(count):
+            content, place = bytearray(whole), chance.randrange(len(whole))
+            match chance.randrange(4):
+                case 0:
+                    content[place] ^= 1 << chance.randrange(8)
+                case 1:
+                    del content[place:]
+                case 2:
+                    content[place : place + 512] = bytes(reversed(content[place : place + 512])) + b"\1"
+                case 3:
+                    content += chance.randbytes(1 + place % 100)
+            file.write_bytes(content)
+            missed += not is_damaged(file)
+    return f"{count} damaged checkpoints", missed
+
+
+def fuzz(short: bool) -> tuple[str, int]:
+    """The fuzz tests with more cases, drawn anew each time."""
+    cases = "500" if short else "3000"
+    done = run(["-m", "pytest", "-q", "--hypothesis-show-statistics", str(TESTS / "fuzz")], FUZZ_CASES=cases)
+    tried = sum(map(int, re.findall(r"(\d+) (?:passing|failing|invalid) examples", done.stdout)))
+    return f"{tried} bad inputs", len(re.findall(r"^FAILED", done.stdout, re.MULTILINE))
+
+
+def processes(short: bool) -> tuple[str, int]:
+    """Two processes against one, and one of two killed."""
+    done = run(["-m", "pytest", "-q", str(TESTS / "test_processes.py")])
+    return "trainings by two processes, one of them killed", len(re.findall(r"^FAILED", done.stdout, re.MULTILINE))
+
+
+def corpus(short: bool) -> tuple[str, int]:
+    """The first batch of a manifest that no memory holds."""
+    done = run([str(HERE / "corpus.py"), *(["1000000"] if short else [])])
+    found = re.search(r"after ([\d.]+) s, peak (\d+) MB", done.stdout)
+    good = found is not None and float(found[1]) < 10 and int(found[2]) < 1000
+    return done.stdout.strip() or "the corpus", int(not good)
+
+
+PARTS: Sequence[Callable[[bool], tuple[str, int]]] = (corpus, damage, kills, processes, fuzz)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true", help="A few minutes instead of twenty.")
+    short, lines, lost = parser.parse_args().short, [], 0
+    for part in PARTS:
+        start = time.monotonic()
+        told, failures = part(short)
+        lost += failures
+        lines.append(f"{told}: {failures} lost, {time.monotonic() - start:.0f} s")
+        print(lines[-1], flush=True)
+    print("", "Tried:", *lines, f"Lost: {lost}", sep="\n")
+    sys.exit(lost > 0)
+
+
+if __name__ == "__main__":
+    main()
