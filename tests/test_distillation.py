@@ -19,7 +19,7 @@ from distilled_student.cli import main
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data import DataConfig, make_loader, read_cuts
 from distilled_student.distillation.initialize import initialize
-from distilled_student.distillation.train import Distillation
+from distilled_student.distillation.run import Distillation
 from distilled_student.teachers import open_teacher
 
 

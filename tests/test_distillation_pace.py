@@ -23,8 +23,9 @@ from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data import Batch, DataConfig, make_loader, read_cuts
 from distilled_student.distillation.loss import distillation_loss
 from distilled_student.distillation.pace import Pace, measure_pace
+from distilled_student.distillation.run import Distillation
 from distilled_student.distillation.targets import Teacher
-from distilled_student.distillation.train import Distillation, distill
+from distilled_student.distillation.train import distill
 from distilled_student.storage import load_student, shipped_student
 from distilled_student.teachers import StudentEncoder, open_teacher
 

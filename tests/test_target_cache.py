@@ -18,8 +18,9 @@ import distilled_student as ds
 from distilled_student.distillation.cache import TargetCache
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data import DataConfig, make_loader, read_cuts
+from distilled_student.distillation.run import Distillation
 from distilled_student.distillation.targets import Teacher
-from distilled_student.distillation.train import Distillation, distill
+from distilled_student.distillation.train import distill
 from distilled_student.storage import load_student
 from distilled_student.teachers import StudentEncoder
 

@@ -22,7 +22,7 @@ from distilled_student import StudentConfig, UserError, build_student, save_stud
 from distilled_student.arguments import Parser, read_experiment
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data import DataConfig
-from distilled_student.distillation.train import Distillation
+from distilled_student.distillation.run import Distillation
 from distilled_student.host import register
 from distilled_student.settings import find_config
 

@@ -20,8 +20,8 @@ from distilled_student.demo.corpus import read_index, read_voice
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data import DataConfig, make_loader, read_cuts
 from distilled_student.distillation.pace import measure_pace
+from distilled_student.distillation.run import Distillation
 from distilled_student.distillation.targets import HALVES
-from distilled_student.distillation.train import Distillation
 from distilled_student.speed.measure import interleaved, ratio
 from distilled_student.speed.recipe import Recipe, Sizes, write_teacher
 
