@@ -251,6 +251,7 @@ def test_what_a_result_depends_on_is_in_its_folder(settings: Path, tmp_path: Pat
     trained, tested = (json.loads((tmp_path / "exp" / f"provenance{of}.json").read_text()) for of in ("", "-test"))
     assert set(trained["data"]["train"]) == {"kws", "sv"} == set(tested["data"])
     assert trained["settings"]["config"]["runner"]["total_steps"] == 2
+    assert trained["settings"]["config"]["downstream_expert"]["tasks"]["sv"]["as_norm_top"] == 100, "a default"
     assert trained["seed"] == 1337 and len(tested["data"]["sv"]["sha256"]) == 64
 
 

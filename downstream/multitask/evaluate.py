@@ -94,7 +94,8 @@ def evaluate(
     kinds = {"cosine": "sv_scores", "AS-norm": "sv_as_norm_scores"}
     if scored := {name: (arrays[key], arrays["sv_labels"]) for name, key in kinds.items() if key in arrays}:
         plot_det(expdir / f"det-{split}{suffix}.png", scored)
-    settings = {"checkpoint": path.name, "arguments": vars(runner.args), "config": runner.config}
+    config = {**runner.config, "downstream_expert": expert.resolved()}
+    settings = {"checkpoint": path.name, "arguments": vars(runner.args), "config": config}
     data = expert.fingerprints(split)
     write_provenance(expdir, settings, expert.seed, data, f"provenance-{split}{suffix}.json")
     write_json(expdir / f"results{suffix}.json", results)

@@ -192,6 +192,11 @@ class DownstreamExpert(nn.Module):
             start,
         )
 
+    def resolved(self) -> dict[str, Any]:
+        """``downstream_expert`` with all that the YAML file leaves to defaults."""
+        tasks = {name: asdict(task.settings) for name, task in self.tasks.items()}
+        return {**asdict(self.settings), "tasks": tasks, "seed": self.seed}
+
     def fingerprints(self, split: str) -> dict[str, Any]:
         """What each task hears in a split: see `fingerprint`."""
         if split == "train":

@@ -250,8 +250,10 @@ class MendedRunner:
     def _write_provenance(self) -> None:
         if not is_leader():
             return
-        data = self._expert.fingerprints("train") if hasattr(self._expert, "fingerprints") else {}
-        settings = {"arguments": vars(self.args), "config": self.config}
+        data, config = {}, self.config
+        if hasattr(self._expert, "fingerprints"):  # ours
+            data, config = self._expert.fingerprints("train"), {**config, "downstream_expert": self._expert.resolved()}
+        settings = {"arguments": vars(self.args), "config": config}
         write_provenance(Path(self.args.expdir), settings, self.args.seed, {"train": data})
 
     def _save_last(self, epoch: int) -> None:
