@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -86,3 +87,9 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = [line for line in lines[1:] if line.startswith(voices)]
     (packed / "index.csv").write_text("\n".join([lines[0], *kept]) + "\n", encoding="utf-8")
     return corpus.expand(tmp_path_factory.mktemp("cache") / "small", packed=packed)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many inputs the fuzz tests have tried, where they ran."""
+    if (mutations := sys.modules.get("fuzz.mutations")) is not None:
+        terminalreporter.write_line(f"{mutations.TRIED['inputs']} bad inputs tried")

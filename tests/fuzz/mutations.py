@@ -6,6 +6,7 @@ import io
 import os
 import resource
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ MANY = settings(
     suppress_health_check=list(HealthCheck),
 )
 MIB = 2**20
+TRIED = Counter[str]()  # for `make stress` to tell
 # what nobody thinks of where a setting is read
 ODD: list[Any] = [None, True, -1, 0, 1, 2**31, 2**63, 10**400, 0.5, -0.0, float("nan"), float("inf"), 1e308]
 ODD += ["", "a\nb", "\x00", "../x", "1e3", "${oc.env:HOME}", "${missing}", "???", [], [[]], [None], {}, {"a": {"a": 1}}]
@@ -115,6 +117,7 @@ def reset(valid: Any, more: list[Any] | None = None) -> st.SearchStrategy[Any]:
 
 def ends_well(run: Callable[[], Any], name: str | Path) -> Any:
     """What ``run`` gives, or the UserError that it raises: in one line that names ``name``. Any other one is raised."""
+    TRIED["inputs"] += 1
     try:
         return run()
     except UserError as error:

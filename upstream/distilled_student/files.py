@@ -48,6 +48,15 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file}: cannot be read as safetensors ({error})") from None
 
 
+def _is_compressed(file: Path) -> bool:
+    """Whether a zip archive has parts that would take more memory than they take on the disk."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist())
+    except Exception:  # none at all, or damaged in any way: torch is to say so
+        return False
+
+
 def read_torch(file: Path) -> Any:
     """What ``torch.save`` wrote, if it is tensors, plain values and argparse's settings (s3prl keeps its own there).
 
@@ -57,10 +66,8 @@ def read_torch(file: Path) -> Any:
     known = argparse.Namespace in torch.serialization.get_safe_globals()
     # torch's context takes a name away at its end even where it was there before, as once s3prl is registered
     safe = contextlib.nullcontext() if known else torch.serialization.safe_globals([argparse.Namespace])
-    if zipfile.is_zipfile(file):
-        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
-            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-                raise UserError(f"{file}: holds compressed parts, which torch.save does not write: refused")
+    if _is_compressed(file):
+        raise UserError(f"{file}: holds compressed parts, which torch.save does not write: refused")
     try:
         with safe:
             return torch.load(file, map_location="cpu", weights_only=True)
