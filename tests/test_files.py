@@ -6,6 +6,7 @@ import resource
 import signal
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -65,19 +66,20 @@ def test_the_newest_whole_file_is_used_and_the_damaged_one_is_named(
         newest_whole([newer])
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
     """No file may grow beyond 4 KB: a write fails half-way, as on a disk without room."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_is_one_line_and_what_was_there_is_left(saved: Path, request: pytest.FixtureRequest) -> None:
-    request.getfixturevalue("full_disk")
-    with pytest.raises(UserError, match=rf"^{saved}: cannot be written \(.*\)[^\n]*$"):
+def test_a_full_disk_is_one_line_and_what_was_there_is_left(saved: Path) -> None:
+    with full_disk(), pytest.raises(UserError, match=rf"^{saved}: cannot be written \(.*\)[^\n]*$"):
         save_torch({"weights": torch.zeros(10_000)}, saved)
     assert not is_damaged(saved) and [path.name for path in saved.parent.iterdir()] == ["a.pt"]

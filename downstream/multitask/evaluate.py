@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from distilled_student import cost
 from distilled_student.arguments import checkpoints
 from distilled_student.errors import UserError
-from distilled_student.files import write_json
+from distilled_student.files import write_json, write_whole
 from distilled_student.multitask.expert import BEST
 from distilled_student.plots import plot_det
 from distilled_student.provenance import write_provenance
@@ -35,6 +35,15 @@ def find_checkpoint(expdir: Path, name: str = BEST) -> Path:
         raise UserError(f"{expdir / name}: no such checkpoint, nor a states-*.ckpt beside it")
     print(f"{expdir / name}: no such checkpoint; evaluating {saved[-1].name}")
     return saved[-1]
+
+
+def rounded(values: Any) -> Any:
+    """Results to six digits: how products are cut up for a batch size or a number of threads shows behind them."""
+    if isinstance(values, float):
+        return float(f"{values:.6g}")
+    if isinstance(values, dict):
+        return {key: rounded(value) for key, value in values.items()}
+    return [rounded(value) for value in values] if isinstance(values, list) else values
 
 
 def evaluate(
@@ -88,9 +97,8 @@ def evaluate(
         "head_parameters": {name: cost.parameters(task.head) for name, task in expert.tasks.items()},
     }
     scores, arrays = expdir / f"scores-{split}{suffix}.npz", expert.arrays[split]
-    with (scores.with_suffix(".new")).open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(scores.with_suffix(".new"), scores)
+    np.savez_compressed(packed := io.BytesIO(), **arrays)
+    write_whole(expdir, {scores.name: packed.getvalue()})
     kinds = {"cosine": "sv_scores", "AS-norm": "sv_as_norm_scores"}
     if scored := {name: (arrays[key], arrays["sv_labels"]) for name, key in kinds.items() if key in arrays}:
         plot_det(expdir / f"det-{split}{suffix}.png", scored)
@@ -98,5 +106,6 @@ def evaluate(
     settings = {"checkpoint": path.name, "arguments": vars(runner.args), "config": config}
     data = expert.fingerprints(split)
     write_provenance(expdir, settings, expert.seed, data, f"provenance-{split}{suffix}.json")
+    results = rounded(results)
     write_json(expdir / f"results{suffix}.json", results)
     return results

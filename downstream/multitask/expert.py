@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -120,7 +121,7 @@ class DownstreamExpert(nn.Module):
         self._training: dict[str, TrainingData] = {}  # made at the first epoch: it reads headers
         self._epoch, self._used = 0, 0  # batches of this epoch that training has used
         self._resumed: dict[str, Any] = {}  # where a checkpoint stood in its epoch
-        self.last_keys: Sequence[str] = ()  # utterances of the last training batch
+        self._recent: deque[Sequence[str]] = deque(maxlen=self.accumulate)  # utterances of the last step's batches
         self.results: dict[str, dict[str, Any]] = {}
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
         if kwargs.get("mode", "train") == "train":
@@ -152,6 +153,11 @@ class DownstreamExpert(nn.Module):
         """A task's features ``(batch, frames, features)``, padded, and lengths in frames."""
         lengths = torch.tensor([len(f) for f in features], device=features[0].device)
         return pad_sequence([self.choices[name](f) for f in features], batch_first=True), lengths
+
+    @property
+    def last_keys(self) -> list[str]:
+        """Utterances of the last step."""
+        return [key for keys in self._recent for key in keys]
 
     def _sizes(self, name: str) -> dict[str, int]:
         return {task: getattr(self.tasks[task].settings, name) for task in self.tasks}
@@ -239,7 +245,8 @@ class DownstreamExpert(nn.Module):
         if split != "train":
             records[task] += self.tasks[task].collect(outputs, labels, keys)
             return None
-        self._used, self.last_keys = self._used + 1, keys
+        self._used += 1
+        self._recent.append(keys)
         loss, extra = self.tasks[task].loss(outputs, torch.tensor(labels, device=outputs.device))
         values = {"loss": loss.detach(), **extra}
         # kept on the device and read when they are logged: a step must not wait for the device

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from distilled_student.lengths import frame_mask, is_exporting, zero_padding
 from distilled_student.multitask.pooling import Pooling
@@ -48,18 +49,30 @@ class Standardize(nn.BatchNorm1d):
         super().__init__(features, affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, features)``."""
-        if not self.training or self.alone or count_processes() == 1:
+        """``(batch, features)``. A batch that is not finite, whose step is skipped, leaves the statistics alone."""
+        if not self.training:
             return super().forward(x)
+        self.num_batches_tracked += 1
+        momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        statistics = self.running_mean.clone(), self.running_var.clone()
+        if self.alone or count_processes() == 1:
+            y = F.batch_norm(x, *statistics, training=True, momentum=momentum, eps=self.eps)
+        else:
+            y = self._together(x, *statistics, momentum)
+        finite = torch.stack([part.isfinite().all() for part in statistics]).all()
+        for buffer, part in zip((self.running_mean, self.running_var), statistics, strict=True):
+            buffer.copy_(torch.where(finite, part, buffer))
+        return y
+
+    def _together(self, x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> Tensor:
         from torch.distributed.nn.functional import all_reduce  # gradients go through it
 
         count = summed(x.new_tensor(float(len(x))))
         mean = all_reduce(x.sum(0)) / count
         variance = all_reduce((x - mean).square().sum(0)) / count
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-            self.num_batches_tracked += 1
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(variance * count / (count - 1), momentum)
         return (x - mean) * torch.rsqrt(variance + self.eps)
 
 

@@ -13,6 +13,7 @@ from distilled_student.audio import SAMPLE_RATE
 from distilled_student.errors import UserError
 from distilled_student.multitask.tasks import EvaluationData, Item, TrainingData, pad_to
 from distilled_student.upstreams import LONGEST
+from distilled_student.workers import end_with_parent
 
 Batch = tuple[list[np.ndarray], str, list[int], list[str]]  # wavs, task, labels, keys
 
@@ -61,7 +62,8 @@ class _Collate:
 
 def _batches(dataset: Dataset, plan: list[Any], task: str, workers: int, gain: float) -> Iterator[Batch]:
     collate, generator = _Collate(task, gain), torch.Generator()  # else it draws from the state that a checkpoint holds
-    for batch in DataLoader(dataset, batch_sampler=plan, num_workers=workers, collate_fn=collate, generator=generator):
+    options = {"num_workers": workers, "collate_fn": collate, "generator": generator}
+    for batch in DataLoader(dataset, batch_sampler=plan, worker_init_fn=end_with_parent, **options):
         if isinstance(batch, UserError):
             raise batch
         yield batch

@@ -249,6 +249,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=1)
     args = parser.parse_args()
+    torch.set_num_threads(1)  # a process that computes with several cannot be forked
     host.register()
     from s3prl import run_downstream  # noqa: F401  imported once for all
 

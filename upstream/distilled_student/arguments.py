@@ -32,7 +32,7 @@ MODES = ("train", "evaluate", "inference")
 # what must be the same where a command is given once more
 DECIDING = ("upstream", "upstream_ckpt", "upstream_model_config", "upstream_trainable", "upstream_feature_selection")
 DECIDING += ("upstream_layer_selection", "upstream_feature_normalize", "downstream", "downstream_variant", "seed")
-KEPT = ("mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "device")
+KEPT = ("mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "device", "expdir")
 
 
 def literal(text: str) -> Any:
@@ -246,7 +246,7 @@ def _go_on(args: Namespace, past: str) -> tuple[Namespace, dict[str, Any]]:
     path = newest_whole(checkpoints(Path(past))) if Path(past).is_dir() else Path(past)
     if path is None:
         raise UserError(f"-e {past}: no states-*.ckpt in this folder")
-    args.past_exp = str(path)
+    args.past_exp, args.expdir = str(path), str(path.absolute().parent)  # where it lies now, not where it was made
     state = read_experiment(path, args.mode)
     asked = Namespace(**vars(args) | vars(state["Args"]) | {name: getattr(args, name) for name in KEPT})
     asked.init_ckpt, config = str(path), state["Config"]

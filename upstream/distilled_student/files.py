@@ -101,12 +101,19 @@ def put_in_place(part: Path, file: Path) -> None:
 
 
 def write_whole(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files of a folder, each beside its place and then renamed, so that the folder never holds half of one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        write_bytes(folder / f"{name}.new", content)
-    for name in contents:
-        put_in_place(folder / f"{name}.new", folder / name)
+    """Write files of a folder, each beside its place and then renamed, so that the folder never holds half of one.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            write_bytes(folder / f"{name}.new", content)
+        for name in contents:
+            put_in_place(folder / f"{name}.new", folder / name)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def write_json(file: Path, content: Any) -> None:

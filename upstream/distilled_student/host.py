@@ -119,6 +119,7 @@ def open_runner(checkpoint: str | Path, device: str | None = None, overrides: Se
     state = read_experiment(checkpoint, "evaluate")
     args, config = state["Args"], state["Config"]
     args.mode, args.local_rank, args.init_ckpt = "evaluate", None, os.path.abspath(checkpoint)
+    args.expdir = os.path.dirname(args.init_ckpt)
     args.past_exp, args.override = args.init_ckpt, ",,".join(overrides) or None
     args.device = pick_device(device)
     for string in overrides:
@@ -165,4 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         tqdm.write(f"error: {error}", file=sys.stderr)  # on a line of its own, below s3prl's progress bars
         return 2
+    except KeyboardInterrupt:  # before training has begun, which takes it itself
+        tqdm.write("interrupted", file=sys.stderr)
+        return 130
     return 0

@@ -28,6 +28,10 @@ from distilled_student.runner_config import mend_numbers
 MAX_SKIPPED = 10  # steps in a row without a finite gradient
 
 MENDS: Mends = {
+    "s3prl.run_downstream": [
+        # a folder that was copied or moved would write into the one that it came from
+        ("            'device'\n        ]", "            'device', 'expdir'\n        ]"),
+    ],
     "s3prl.downstream.runner": [
         # a run that is killed while it saves left half a checkpoint, and none before it, which it had removed
         ("torch.save(all_states, path)", "self.save_states(all_states, path)"),
@@ -186,29 +190,31 @@ class MendedRunner:
 
     def saves_at(self, step: int) -> bool:
         """Whether the leader, who alone asks, writes ``states-STEP.ckpt``."""
-        return step % int(self.config["runner"]["save_step"]) == 0 or bool(self._interruption)
+        self._leaves = bool(self._interruption)  # asked once: a signal during this save is the next step's affair
+        return self._leaves or step % int(self.config["runner"]["save_step"]) == 0
 
     def leave_at(self, step: int) -> None:
         """End here, if SIGTERM or Ctrl-C asked for it."""
-        if step < int(self.config["runner"]["total_steps"]):
+        if self._leaves and step < int(self.config["runner"]["total_steps"]):
             self._interruption.leave(f"saved step {step}; run_downstream.py -m train -e {self.args.expdir} goes on")
 
     def accepts(self, norm: torch.Tensor, step: int) -> bool:
         """Whether a gradient is finite; else the step is skipped.
 
         Raises:
-            UserError: ``runner.max_skipped`` (10) steps in a row are; names the utterances of the last of them.
+            UserError: ``runner.max_skipped`` (10) steps in a row are; names their utterances.
         """
         if torch.isfinite(norm):
-            self._skipped = 0
+            self._failing.clear()
             return True
-        self._skipped += 1
         self.skipped_steps += 1
-        names = ", ".join(map(str, getattr(self._expert, "last_keys", ()))) or "its batch"
+        self._failing.append(list(map(str, getattr(self._expert, "last_keys", ()))))
+        names = ", ".join(self._failing[-1]) or "its batch"
         tqdm.write(f"step {step} was skipped: its gradient is {float(norm)}, on {names}", file=sys.stderr)
-        if self._skipped >= int(self.config["runner"].get("max_skipped", MAX_SKIPPED)):
+        if len(self._failing) >= int(self.config["runner"].get("max_skipped", MAX_SKIPPED)):
             where = f"{source(vars(self.args))}: runner.max_skipped"
-            reason = f"{self._skipped} steps in a row had no finite gradient, the last on {names}"
+            names = ", ".join(sorted({name for step in self._failing for name in step})) or "unknown files"
+            reason = f"{len(self._failing)} steps in a row had no finite gradient, on {names}"
             raise UserError(f"{where}: {reason}: lower the learning rate or look at these files")
         return False
 
@@ -235,7 +241,8 @@ class MendedRunner:
             UserError: the data, another process or the disk fail. Interrupted: SIGTERM or Ctrl-C, after a checkpoint.
         """
         self._scheduler = self._scaler = None
-        self._skipped = self.skipped_steps = 0
+        self._leaves, self.skipped_steps = False, 0
+        self._failing: list[list[str]] = []
         self._interruption = Interruption()
         held = only_run_in(Path(self.args.expdir)) if is_leader() else contextlib.nullcontext()
         with held, self._interruption.watched(), together(self._interruption):

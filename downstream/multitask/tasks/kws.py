@@ -167,6 +167,8 @@ class Task(BaseTask):
         return F.cross_entropy(outputs, labels), {"accuracy": 100 * right}
 
     def collect(self, outputs: Tensor, labels: Sequence[int], keys: Sequence[str]) -> list[Any]:
+        if not outputs.isfinite().all():
+            raise UserError(f"{self.key}: scores are NaN or infinite: has the training diverged?")
         return list(zip(labels, outputs.argmax(dim=1).tolist(), keys, strict=True))
 
     def metrics(self, split: str, collected: list[Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from distilled_student.audio import SAMPLE_RATE, SUFFIXES, header, resample
 from distilled_student.distillation.manifests import load_audio, read_manifest
 from distilled_student.errors import UserError, one_line
+from distilled_student.workers import end_with_parent
 
 log = logging.getLogger(__name__)
 MANIFESTS = (".jsonl", ".jsonl.gz")
@@ -166,6 +167,8 @@ def _check_sources(cut: Cut) -> None:
     for recording, source in [(found, source) for found in recordings for source in found.sources]:
         if source.type != "file":
             continue
+        if not Path(source.source).is_file():
+            raise ValueError(f"{source.source}: no such file")
         try:
             seconds = soundfile.info(source.source).duration
         except soundfile.LibsndfileError:
@@ -256,6 +259,7 @@ def make_loader(
         CutDataset(find_targets),
         sampler=_Share(sampler, start, rank, world),
         batch_size=None,
+        worker_init_fn=end_with_parent,
         num_workers=config.workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),  # else it draws from the state that a checkpoint holds

@@ -22,6 +22,7 @@ from distilled_student.distillation.data import Batch, CutDataset, DataConfig
 from distilled_student.distillation.manifests import parse_cut
 from distilled_student.distillation.shards import Item, Unit, chunks_of, member_cut, reason_of
 from distilled_student.errors import UserError
+from distilled_student.workers import end_with_parent
 
 QUIET = 50  # batches of each stream in a row without any audio, after which there is none
 Place = tuple[int, int, int, int]  # pass, unit of the pass, chunk of the unit, batch of the chunk
@@ -148,6 +149,7 @@ def make_stream(
     loader = DataLoader(
         StreamDataset(config, units, seed, rank, world, places, count, CutDataset(find_targets)),
         batch_size=None,
+        worker_init_fn=end_with_parent,
         num_workers=config.workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),  # else it draws from the state that a checkpoint holds

@@ -22,7 +22,7 @@ from distilled_student.distillation.data import Skipped, read_cuts
 from distilled_student.distillation.pace import Speed, measure_pace
 from distilled_student.distillation.run import Distillation, Progress
 from distilled_student.distillation.shards import open_units
-from distilled_student.errors import UserError
+from distilled_student.errors import UserError, one_line
 from distilled_student.interruption import Interruption
 from distilled_student.processes import only_run_in, summed, together
 from distilled_student.provenance import fingerprint, units_fingerprint, write_provenance
@@ -107,9 +107,10 @@ def _train(run: Distillation, cuts: CutSet | None, skipped: Skipped, interruptio
             speed, left = pace.speed(heard, taught, elapsed), (config.steps - progress.step) * elapsed / count
             _report(run, _means(run.sums), writer, speed, left)
             run.sums, count, heard, taught, since = {}, 0, 0.0, 0.0, time.monotonic()
-        if progress.step % config.save_every == 0 or last or (interruption and main):
+        leaves = main and bool(interruption)  # the others hear of it by the connection that ends
+        if progress.step % config.save_every == 0 or last or leaves:
             run.save()
-        if main and not last:  # the others hear of it by the connection that ends
+        if leaves and not last:
             interruption.leave(f"saved step {progress.step}; the same command goes on from there")
     if writer is not None:
         writer.close()
@@ -165,7 +166,7 @@ def _run(run: Distillation, cuts: CutSet | None, skipped: Skipped) -> None:
         write_card(output, student.eval(), config, run.progress.curve, run.progress.audio_seconds, size, run.taken)
         save_student(student, output, getattr(torch, config.weights))
         if len(skipped):
-            log.warning("%d files were skipped: %s", len(skipped), ", ".join(list(skipped.reasons)[:10]))
+            log.warning("%d files were skipped: %s", len(skipped), ", ".join(map(one_line, list(skipped.reasons)[:10])))
         if run.progress.skipped:
             log.warning("%d steps were skipped: their loss was not finite", run.progress.skipped)
         log.info("student written to %s", output)
