@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed import get_rank, get_world_size, is_initialized
+from torch.distributed import get_rank, is_initialized
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
@@ -26,7 +26,7 @@ from distilled_student.files import write_whole
 from distilled_student.multitask.heads import WEIGHTED, LayerChoice
 from distilled_student.multitask.loader import AlternationLoader, EvaluationLoader
 from distilled_student.multitask.tasks import SHORTEST, TrainingData, need_finite, pad_to, task_module
-from distilled_student.processes import count_processes, summed
+from distilled_student.processes import count_processes, is_leader, summed
 from distilled_student.provenance import files_fingerprint, fingerprint
 from distilled_student.random_states import random_states, set_random_states
 from distilled_student.settings import typed
@@ -169,9 +169,7 @@ class DownstreamExpert(nn.Module):
             resumed, self._resumed = self._resumed, {}
             self._epoch, self._used = epoch, resumed["used"] if resumed.get("epoch") == epoch else 0
             loader = self._alternation(epoch, self._used)
-            if resumed and (
-                not is_initialized() or get_rank() == 0
-            ):  # s3prl draws nothing from here to the first batch
+            if resumed and is_leader():  # s3prl draws nothing from here to the first batch
                 set_random_states(resumed["random"])
             return loader
         if split not in ("dev", "test"):
@@ -179,13 +177,16 @@ class DownstreamExpert(nn.Module):
         data = {name: task.evaluation_data(split) for name, task in self.tasks.items()}
         return EvaluationLoader(data, self._sizes("eval_batch_size"), self.settings.num_workers, self.gain)
 
-    def _alternation(self, epoch: int, start: int = 0) -> AlternationLoader:
-        rank, world = (get_rank(), get_world_size()) if is_initialized() else (0, 1)
+    def _training_data(self) -> dict[str, TrainingData]:
         if not self._training:
             self._training = {name: task.training_data() for name, task in self.tasks.items()}
+        return self._training
+
+    def _alternation(self, epoch: int, start: int = 0) -> AlternationLoader:
+        rank = get_rank() if is_initialized() else 0
         repeat = self.accumulate if self.settings.update == "alternate" else 1
         return AlternationLoader(
-            self._training,
+            self._training_data(),
             self._sizes("batch_size"),
             self.settings.schedule,
             self.seed,
@@ -193,7 +194,7 @@ class DownstreamExpert(nn.Module):
             self.settings.num_workers,
             repeat,
             rank,
-            world,
+            count_processes(),
             self.gain,
             start,
         )
@@ -206,8 +207,8 @@ class DownstreamExpert(nn.Module):
     def fingerprints(self, split: str) -> dict[str, Any]:
         """What each task hears in a split: see `fingerprint`."""
         if split == "train":
-            data = self._alternation(0).data
-            return {name: files_fingerprint(of.files()) for name, of in data.items() if hasattr(of, "files")}
+            data = self._training_data().items()
+            return {name: files_fingerprint(of.files()) for name, of in data if hasattr(of, "files")}
         found = {}
         for name, task in self.tasks.items():
             if not hasattr(data := task.evaluation_data(split), "path"):

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from distilled_student import superb
 from distilled_student.errors import UserError
-from distilled_student.files import is_damaged, newest_whole
+from distilled_student.files import is_compressed, is_damaged, newest_whole
 from distilled_student.runner_config import NAME, SPLITS, WORDS, check_config, mend_numbers, near
 from distilled_student.saved_settings import check_saved
 from distilled_student.settings import find_config, read_yaml
@@ -106,9 +106,8 @@ def read_checkpoint(path: str | Path, needs: Sequence[str] = ("Args", "Config"))
             raise UserError(f"{path}: {'not a checkpoint' if Path(path).is_file() else 'no such checkpoint'}")
         if is_damaged(Path(path)):
             raise UserError(f"{path}: damaged: its checksum is wrong")
-        with zipfile.ZipFile(path) as archive:  # torch compresses nothing, and a small file can unpack to any size
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise UserError(f"{path}: not a checkpoint of run_downstream.py: holds compressed parts: refused")
+        if is_compressed(Path(path)):  # torch compresses nothing, and a small file can unpack to any size
+            raise UserError(f"{path}: not a checkpoint of run_downstream.py: holds compressed parts: refused")
         state = torch.load(path, map_location="cpu", weights_only=True)  # whole: a memory-map trusts the sizes it tells
     except pickle.UnpicklingError:
         raise UserError(f"{path}: refused: holds Python objects other than weights and settings") from None
@@ -241,13 +240,17 @@ def _begin(args: Namespace) -> tuple[Namespace, dict[str, Any]]:
     return _overridden(args, args, read_yaml(Path(args.config)))
 
 
-def _go_on(args: Namespace, past: str) -> tuple[Namespace, dict[str, Any]]:
-    """Settings of a run from a checkpoint, or a folder's newest that is whole."""
+def _go_on(
+    args: Namespace, past: str, begun: tuple[Namespace, dict[str, Any]] | None
+) -> tuple[Namespace, dict[str, Any]]:
+    """Settings of a run from a checkpoint, or a folder's newest that is whole: those ``begun``, where they are given."""
     path = newest_whole(checkpoints(Path(past))) if Path(past).is_dir() else Path(past)
     if path is None:
         raise UserError(f"-e {past}: no states-*.ckpt in this folder")
     args.past_exp, args.expdir = str(path), str(path.absolute().parent)  # where it lies now, not where it was made
     state = read_experiment(path, args.mode)
+    if begun:
+        _check_same(args.expdir, state, *begun)
     asked = Namespace(**vars(args) | vars(state["Args"]) | {name: getattr(args, name) for name in KEPT})
     asked.init_ckpt, config = str(path), state["Config"]
     processes, now = state.get("WorldSize", 1), int(os.environ.get("WORLD_SIZE", 1))
@@ -256,17 +259,15 @@ def _go_on(args: Namespace, past: str) -> tuple[Namespace, dict[str, Any]]:
     return _overridden(args, asked, config)
 
 
-def _check_same(args: Namespace, asked: Namespace, config: dict[str, Any]) -> None:
+def _check_same(expdir: str, state: Mapping[str, Any], asked: Namespace, config: dict[str, Any]) -> None:
     """Raise UserError where the experiment folder holds another run, which this command would write over."""
-    path = newest_whole(checkpoints(Path(args.expdir)))
-    state = read_experiment(path, args.mode)
     before, now = vars(state["Args"]), vars(asked)
     mend_numbers(config)
     changed = [f"args.{key}" for key in DECIDING if before.get(key) != now.get(key)]
     changed += [key for key in {**config, **state["Config"]} if config.get(key) != state["Config"].get(key)]
     if changed:
         what = f"holds another run, of other settings ({', '.join(changed)})"
-        raise UserError(f"-p {args.expdir}: {what}: choose another folder, or go on with that run: -a")
+        raise UserError(f"-p {expdir}: {what}: choose another folder, or go on with that run: -a")
 
 
 def _finish(args: Namespace) -> tuple[Namespace, Path]:
@@ -288,11 +289,11 @@ def _finish(args: Namespace) -> tuple[Namespace, Path]:
             setattr(args, name, os.path.abspath(value))
 
     past = args.past_exp or (args.expdir if args.auto_resume and checkpoints(Path(args.expdir)) else None)
-    if past is None and args.mode == "train" and checkpoints(Path(args.expdir)):  # the same command once more goes on
-        _check_same(args, *_begin(args))
+    begun = None if past else _begin(args)
+    if begun and args.mode == "train" and checkpoints(Path(args.expdir)):  # the same command once more goes on
         past = args.expdir
     args.auto_resume = False  # s3prl would look again, and trip over a states-NAME.ckpt
-    asked, config = _go_on(args, past) if past else _begin(args)
+    asked, config = _go_on(args, past, begun) if past else begun
     try:
         check_names(asked)
     except UserError as error:

@@ -48,7 +48,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file}: cannot be read as safetensors ({error})") from None
 
 
-def _is_compressed(file: Path) -> bool:
+def is_compressed(file: Path) -> bool:
     """Whether a zip archive has parts that would take more memory than they take on the disk."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -66,7 +66,7 @@ def read_torch(file: Path) -> Any:
     known = argparse.Namespace in torch.serialization.get_safe_globals()
     # torch's context takes a name away at its end even where it was there before, as once s3prl is registered
     safe = contextlib.nullcontext() if known else torch.serialization.safe_globals([argparse.Namespace])
-    if _is_compressed(file):
+    if is_compressed(file):
         raise UserError(f"{file}: holds compressed parts, which torch.save does not write: refused")
     try:
         with safe:

@@ -154,12 +154,8 @@ class MendedRunner:
         if is_leader():
             return optimizer
         # s3prl counts steps in the leader alone; the others would wait for it for ever after the last one.
-        done, total, zero_grad = (
-            self.init_ckpt.get("Step", 0),
-            self.config["runner"]["total_steps"],
-            optimizer.zero_grad,
-        )
-        save_step = self.config["runner"]["save_step"]
+        done, zero_grad = self.init_ckpt.get("Step", 0), optimizer.zero_grad
+        total, save_step = (self.config["runner"][key] for key in ("total_steps", "save_step"))
         seed_all(self.args.seed, dist.get_rank(), done)
 
         def counted(*args: Any, **kwargs: Any) -> None:  # s3prl calls it once a step

@@ -161,7 +161,7 @@ def name_of(cut: Cut) -> str:
 
 
 def _check_sources(cut: Cut) -> None:
-    """Raise ValueError for a command, or a file far longer than its manifest says, all of which lhotse would decode."""
+    """Raise ValueError for a missing file, or one far longer than its manifest says: lhotse would decode all of it."""
     parts = [track.cut for track in getattr(cut, "tracks", [])] or [cut]
     recordings = [part.recording for part in parts if getattr(part, "recording", None)]
     for recording, source in [(found, source) for found in recordings for source in found.sources]:
@@ -172,7 +172,7 @@ def _check_sources(cut: Cut) -> None:
         try:
             seconds = soundfile.info(source.source).duration
         except soundfile.LibsndfileError:
-            continue  # missing, damaged, or a format that lhotse alone knows: it is to say so
+            continue  # damaged, or a format that lhotse alone knows: it is to say so
         if seconds > 2 * recording.duration + 1:  # a manifest's speed perturbation is not a lie
             raise ValueError(f"{seconds:.0f} s long, and {recording.duration:.0f} s in the manifest")
 

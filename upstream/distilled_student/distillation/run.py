@@ -128,8 +128,8 @@ class Distillation:
         They stay on the device, which is never waited for. Without a finite gradient, parameters stay as they are.
         """
         if idle := len(batch.lengths) == 0:  # the others wait for this process all the same
-            batch = replace(batch, waveforms=torch.zeros(1, SAMPLE_RATE), lengths=torch.tensor([SAMPLE_RATE]))
-            batch = replace(batch, targets=[None])
+            silence = {"waveforms": torch.zeros(1, SAMPLE_RATE), "lengths": torch.tensor([SAMPLE_RATE])}
+            batch = replace(batch, **silence, targets=[None])
         waveforms = batch.waveforms.to(self.accelerator.device, non_blocking=True)
         if self.cache is None:
             targets, teacher_lengths = self.teacher(waveforms, batch.lengths)
