@@ -243,7 +243,7 @@ def _begin(args: Namespace) -> tuple[Namespace, dict[str, Any]]:
 def _go_on(
     args: Namespace, past: str, begun: tuple[Namespace, dict[str, Any]] | None
 ) -> tuple[Namespace, dict[str, Any]]:
-    """Settings of a run from a checkpoint, or a folder's newest that is whole: those ``begun``, where they are given."""
+    """Settings of a run from a checkpoint, or a folder's newest that is whole: those ``begun``, if they are given."""
     path = newest_whole(checkpoints(Path(past))) if Path(past).is_dir() else Path(past)
     if path is None:
         raise UserError(f"-e {past}: no states-*.ckpt in this folder")
