@@ -44,7 +44,7 @@ setup(
         # torchaudio, whose last release is 2.11, refuses a torch built for another CUDA: 13.0 until 2.14, 13.2 in 2.15
         "torch>=2.6,<2.15",
         "torchaudio>=2.6",  # s3prl imports it; resampling
-        "s3prl>=0.4.18",  # the host: runner, upstreams, SUPERB's experts
+        "s3prl>=0.4.18,<0.5",  # the host: runner, upstreams, SUPERB's experts
         "numpy",  # arrays between audio files and torch
         "pyyaml",  # configuration files
         "safetensors",  # weights on disk that cannot carry code
@@ -82,7 +82,7 @@ setup(
     entry_points={
         "console_scripts": [
             "distilled-student = distilled_student.cli:main",
-            "run_downstream.py = distilled_student.host:main",
+            "run_downstream.py = distilled_student.host.launch:main",
         ]
     },
 )

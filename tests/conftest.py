@@ -14,6 +14,7 @@ import soundfile
 import torch
 
 from distilled_student import StudentConfig
+from distilled_student.corpora import shipped
 from distilled_student.demo import corpus
 
 SMALL = {
@@ -82,8 +83,8 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded corpus in both layouts, of eight voices only."""
     packed, voices = tmp_path_factory.mktemp("packed"), SMALL_VOICES
     for voice in voices:
-        os.symlink(corpus.PACKED / f"{voice}.ogg", packed / f"{voice}.ogg")
-    lines = (corpus.PACKED / "index.csv").read_text(encoding="utf-8").splitlines()
+        os.symlink(shipped.PACKED / f"{voice}.ogg", packed / f"{voice}.ogg")
+    lines = (shipped.PACKED / "index.csv").read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines[1:] if line.startswith(voices)]
     (packed / "index.csv").write_text("\n".join([lines[0], *kept]) + "\n", encoding="utf-8")
     return corpus.expand(tmp_path_factory.mktemp("cache") / "small", packed=packed)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import distilled_student as ds
-from distilled_student import host
 from distilled_student.cli import main
-from distilled_student.demo.run import run_demo
+from distilled_student.demo.run_demo import run_demo
+from distilled_student.host import launch
 
 DISTIL = [
     "steps=3",
@@ -69,7 +69,7 @@ def test_distil_train_evaluate_and_resume(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     train = ["-m", "train", "-u", "distilled_student", "-k", student, "-d", "multitask", "-p", "exp", "-f"]
-    assert _command(host.main, *train, *_joint(small_corpus)) == 0
+    assert _command(launch.main, *train, *_joint(small_corpus)) == 0
     assert (tmp_path / "exp" / "states-4.ckpt").is_file()
     assert _command(main, "evaluate", "exp") == 0
     results = json.loads((tmp_path / "exp" / "results.json").read_text())
@@ -81,14 +81,14 @@ def test_distil_train_evaluate_and_resume(
     assert (again["kws"], again["sv"]) == (results["kws"], results["sv"])
 
     more = ["-m", "train", "-e", "exp", "-o", "config.runner.total_steps=6"]
-    assert _command(host.main, *more) == 0
+    assert _command(launch.main, *more) == 0
     state = torch.load(tmp_path / "exp" / "states-6.ckpt", weights_only=True)
     assert state["Step"] == 6
 
 
 def test_without_f_the_upstream_stays_as_it_was_distilled(student: Path, small_corpus: Path, tmp_path: Path) -> None:
     train = ["-m", "train", "-u", "distilled_student", "-k", student, "-d", "multitask", "-p", tmp_path / "exp"]
-    assert _command(host.main, *train, *_joint(small_corpus)) == 0
+    assert _command(launch.main, *train, *_joint(small_corpus)) == 0
     state = torch.load(tmp_path / "exp" / "states-4.ckpt", weights_only=True)
     assert "Upstream" not in state
     assert {"Featurizer", "Downstream"} <= state.keys()
@@ -110,7 +110,7 @@ def test_s_chooses_the_features(selection: str, student: Path, small_corpus: Pat
         "-s",
         selection,
     ]
-    assert _command(host.main, *train, *_joint(small_corpus, "config.runner.total_steps=2")) == 0
+    assert _command(launch.main, *train, *_joint(small_corpus, "config.runner.total_steps=2")) == 0
     config = ds.load_student(student).config
     widths = {"predictions": 512, "concatenated": config.hidden_size * (config.layers + 1)}
     state = torch.load(tmp_path / "states-2.ckpt", weights_only=True)["Downstream"]
@@ -119,7 +119,7 @@ def test_s_chooses_the_features(selection: str, student: Path, small_corpus: Pat
 
 def test_without_k_the_shipped_student_is_used(small_corpus: Path, tmp_path: Path) -> None:
     train = ["-m", "train", "-u", "distilled_student", "-d", "multitask", "-p", tmp_path]
-    assert _command(host.main, *train, *_joint(small_corpus, "config.runner.total_steps=2")) == 0
+    assert _command(launch.main, *train, *_joint(small_corpus, "config.runner.total_steps=2")) == 0
 
 
 def test_the_demo_writes_its_rows_report_and_plots(small_corpus: Path, tmp_path: Path) -> None:

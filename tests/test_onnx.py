@@ -1,117 +1,134 @@
-"""Exported graphs against PyTorch: the same numbers at any length and in any batch, in a file that says what it is."""
+"""The runner of exported files: what PyTorch says, without torch, and one clear line where something cannot be used."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import shutil
+import subprocess
+import sys
+import wave
 from pathlib import Path
 
-import onnx
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL, tone
-from onnx import TensorProto, numpy_helper
-from test_streaming import CAUSAL, joint
-from torch.nn.utils.rnn import pad_sequence
+from test_streaming import joint
 
 import distilled_student as ds
-from distilled_student import export, parity
-from distilled_student.errors import UserError
-from distilled_student.export import Graph, export_onnx
-from distilled_student.frontend import power_in_products, transform_steps
-from distilled_student.multitask.joint import JointModel
+from distilled_student import onnx
+from distilled_student.export.utterance import export_onnx
+from distilled_student.multitask.device_model import JointModel
 
-CNN = ds.StudentConfig(**SMALL, conv_dim=[8] * 7)
-WHISPER = dataclasses.replace(
-    CAUSAL, causal=False, positions="sinusoidal", conv_norm="layer", encoder_stride=2, shared=True
-)
-MODELS = {
-    "the paper's": (CNN, "last_hidden_state", False),
-    "one that hears predictions": (dataclasses.replace(CNN, normalize=True), "predictions", False),
-    "with SUPERB's heads": (WHISPER, "concatenated", True),
-    "causal": (dataclasses.replace(CAUSAL, encoder_stride=2), "last_hidden_state", False),
-}
-SAMPLES = (1_600, 2_080, 2_400, 7_999, 8_000, 20_001)  # from the shortest; 2,080 and 2,400 lie between two frames
+SOUND = (tone(0.7).numpy() * 32767).astype(np.int16)
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[JointModel, Path]:
-    model, file = joint(*MODELS[request.param]), tmp_path_factory.mktemp("exported") / "model.onnx"
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[JointModel, Path]:
+    model = joint(ds.StudentConfig(**SMALL, conv_dim=[8] * 7))
     model.tasks["sv"].calibration[0] = torch.tensor([20.0, -9.0])
-    export_onnx(model, file, checkpoint="best-dev.ckpt")
+    file = tmp_path_factory.mktemp("runner") / "model.onnx"
+    export_onnx(model, file)
     return model, file
 
 
-def test_a_graph_says_what_pytorch_says_alone_and_in_any_batch(exported: tuple[JointModel, Path]) -> None:
-    model, graph = exported[0], Graph(exported[1])
-    waves, lengths = [tone(1.3, seed=n)[:n] for n in SAMPLES], torch.tensor(SAMPLES)
-    batch = graph(pad_sequence(waves, batch_first=True), lengths)
-    for i, wave in enumerate(waves):
-        expected, alone = model(wave[None], lengths[i : i + 1]), graph(wave[None], lengths[i : i + 1])
-        frames = int(expected.frames)
-        assert int(alone.frames) == int(batch.frames[i]) == frames
-        for output, at in ((alone, 0), (batch, i)):
-            torch.testing.assert_close(output.hidden_state[at, :frames], expected.hidden_state[0], atol=1e-4, rtol=0)
-            torch.testing.assert_close(output.keyword_scores[at], expected.keyword_scores[0], atol=1e-4, rtol=0)
-            torch.testing.assert_close(output.speaker_embedding[at], expected.speaker_embedding[0], atol=1e-4, rtol=0)
-        assert not batch.hidden_state[i, frames:].any()
+def write(path: Path, frames: bytes, rate: int = 16_000, channels: int = 1, width: int = 2) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((channels, width, rate, 0, "NONE", ""))
+        file.writeframes(frames)
+    return path
 
 
-def test_a_file_says_what_it_is_and_nothing_of_where_it_was_made(exported: tuple[JointModel, Path]) -> None:
-    model, file = exported
-    proto = onnx.load(file)
-    about = {entry.key: entry.value for entry in proto.metadata_props}
-    assert json.loads(about["labels"]) == model.labels and about["sample_rate"] == "16000"
-    assert (about["sv_slope"], about["sv_offset"], about["sv_threshold"]) == ("20.0", "-9.0", "0.45")
-    assert (about["checkpoint"], about["version"], about["precision"]) == ("best-dev.ckpt", ds.__version__, "float32")
-    assert ds.StudentConfig(**json.loads(about["config"])) == model.student.config
-    assert "keyword_threshold" not in about, "there are no development data to measure it with"
-    inputs, outputs = (
-        {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
-        for values in (proto.graph.input, proto.graph.output)
-    )
-    assert inputs == {"waveforms": ["batch", "samples"], "lengths": ["batch"]}
-    assert outputs["hidden_state"] == ["batch", "frames", 16] and outputs["frames"] == ["batch"]
-    assert outputs["keyword_scores"] == ["batch", 12] and outputs["speaker_embedding"] == ["batch", 8]
-    assert str(Path(export.__file__).parents[1]).encode() not in file.read_bytes()
+def test_scores_and_embeddings_are_pytorchs(exported: tuple[JointModel, Path]) -> None:
+    model, runner = exported[0], onnx.load(exported[1])
+    for samples in (SOUND[:700], SOUND):  # one of them under the shortest that a graph takes
+        expected = model(torch.from_numpy(samples / 32768).float()[None], torch.tensor([len(samples)]))
+        probabilities = dict(zip(model.labels, expected.keyword_scores[0].tolist(), strict=True))
+        assert runner.scores(samples) == pytest.approx(probabilities, abs=1e-4)
+        embedding = expected.speaker_embedding[0] / expected.speaker_embedding[0].norm()
+        np.testing.assert_allclose(runner.embed(samples), embedding.numpy(), atol=1e-4)
 
 
-def test_what_is_read_is_in_the_file_once_and_nothing_else(exported: tuple[JointModel, Path]) -> None:
-    model, file = exported
-    read = "" if model.select.key == "predictions" else "predictions"
-    weights = sum(p.numel() for name, p in model.named_parameters() if not read or read not in name)
-    stored = sum(numpy_helper.to_array(w).size for w in onnx.load(file).graph.initializer)
-    config = model.student.config
-    spectrum = 20 * 20 * 40 + 40 * 22 + 201 * config.mel_bins if config.frontend == "logmel" else 0
-    magnitudes = 8 if config.positions == "conv" else 0  # weight norm is done
-    assert weights - magnitudes <= stored < 1.01 * weights + spectrum + 1_000  # and shapes, a number each
+def test_a_keyword_is_said_only_where_it_is_likely_enough(exported: tuple[JointModel, Path]) -> None:
+    runner = onnx.load(exported[1])
+    scores = runner.scores(SOUND)
+    keyword = max((label for label in scores if not label.startswith("_")), key=scores.__getitem__)
+    runner.threshold = scores[keyword]
+    assert runner.spot(SOUND) == (keyword, scores[keyword])
+    runner.threshold = scores[keyword] + 1e-6
+    assert runner.spot(SOUND) == (None, scores[keyword])
+    runner.threshold = None  # none was measured
+    likeliest = max(scores, key=scores.__getitem__)
+    assert runner.spot(SOUND).label == (None if likeliest.startswith("_") else keyword)
 
 
-def test_the_spectrum_in_products_is_the_transform() -> None:
-    x = torch.randn(2, 3, 400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = torch.fft.rfft(x).abs().square()
-    torch.testing.assert_close(power_in_products(x, *transform_steps()), expected, atol=1e-9, rtol=1e-9)
+def test_a_speaker_is_enrolled_with_wavs_or_embeddings(exported: tuple[JointModel, Path], tmp_path: Path) -> None:
+    runner, other = onnx.load(exported[1]), tone(0.9, seed=3).numpy()
+    file = write(tmp_path / "a.wav", SOUND.tobytes())
+    same = runner.verify(SOUND, file)
+    assert same.cosine == pytest.approx(1.0) and same.ratio == pytest.approx(11.0) and same.accepted
+    a, b = runner.embed(file), runner.embed(other)
+    mean = (a + b) / np.linalg.norm(a + b)
+    for enrolment in ([file, other], [a, b], np.stack([a, b]), [str(file), b], mean):
+        assert runner.verify(SOUND, enrolment).cosine == pytest.approx(float(a @ mean), abs=1e-5)
+    assert not runner.verify(SOUND, file, threshold=11.1).accepted
 
 
-def test_a_graph_that_differs_is_refused_and_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parity, "TOLERANCE", 0.0)  # float32 in another order is never the same
-    with pytest.raises(UserError, match=r"hidden_state: differs by .* from PyTorch on \[\d+\] samples"):
-        export_onnx(ds.build_student(CNN), tmp_path / "model.onnx")
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_files_of_every_sample_width_and_channel_count_are_read(width: int, channels: int, tmp_path: Path) -> None:
+    wide = np.repeat(SOUND.astype("<i4") << 16, channels)
+    data = wide.view(np.uint8).reshape(-1, 4)[:, 4 - width :].copy()
+    if width == 1:
+        data ^= 128
+    samples = onnx.read_wav(write(tmp_path / "a.wav", data.tobytes(), channels=channels, width=width), 16_000)
+    np.testing.assert_allclose(samples, SOUND / 32768, atol=1 / 127 if width == 1 else 1e-6)
 
 
-def test_in_int8_nearly_all_weights_take_one_byte(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    torch.manual_seed(0)
-    student = ds.build_student(dataclasses.replace(CAUSAL, hidden_size=64, conv_dim=[64, 64], feed_forward=256))
-    export_onnx(student, tmp_path / "model.onnx", int8=True)
-    assert "cosine with float32: dynamic 0.99" in capsys.readouterr().out
-    proto = onnx.load(tmp_path / "model.onnx")
-    assert {e.key: e.value for e in proto.metadata_props}["precision"] in ("int8 dynamic", "int8 static")
-    sizes = {w.name: (w.data_type, numpy_helper.to_array(w).size) for w in proto.graph.initializer}
-    large = {name: kind for name, (kind, size) in sizes.items() if size > 1_000 and "mel" not in name}
-    in_float = [name for name, kind in large.items() if kind == TensorProto.FLOAT]
-    assert any(name.endswith("/int8") for name in large), "the positions' convolution too"
-    spectrum = 20 * 20 * 40  # the log-mel's products alone keep their precision
-    assert all(sizes[name][1] <= spectrum for name in in_float) and len(in_float) <= 2
+def test_what_cannot_be_used_is_one_line_that_says_so(exported: tuple[JointModel, Path], tmp_path: Path) -> None:
+    runner = onnx.load(exported[1])
+    (tmp_path / "text.wav").write_text("no audio")
+    cases = [
+        (write(tmp_path / "slow.wav", SOUND.tobytes(), rate=8_000), r"slow\.wav: has 8000 Hz; needs 16000 Hz"),
+        (write(tmp_path / "empty.wav", b""), r"empty\.wav: expected one channel"),
+        (tmp_path / "text.wav", r"text\.wav: not readable as a PCM \.wav"),
+        (tmp_path / "gone.wav", r"gone\.wav: not readable as a PCM \.wav"),
+        (np.zeros((2, 8_000)), r"samples: expected one channel \(samples,\), found shape \(2, 8000\)"),
+        (np.zeros(8_000, np.int64), "samples: expected floats in .* or int16, found int64"),
+        (np.full(8_000, np.nan), "samples: NaN or infinite"),
+    ]
+    for wav, message in cases:
+        with pytest.raises(ValueError, match=message) as error:
+            runner.verify(SOUND, wav)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="enrolment: is empty"):
+        runner.verify(SOUND, [])
+    for file in (tmp_path / "text.wav", tmp_path / "gone.onnx"):
+        with pytest.raises(ValueError, match=f"{file.name}: not readable as an ONNX file"):
+            onnx.load(file)
+
+
+def test_a_student_without_heads_says_what_it_lacks(tmp_path: Path) -> None:
+    export_onnx(ds.build_student(ds.StudentConfig(**SMALL, conv_dim=[8] * 7)), tmp_path / "student.onnx")
+    runner = onnx.load(tmp_path / "student.onnx")
+    assert runner.run(SOUND, "hidden_state").shape == (34, 16)
+    for call, lacking in ((runner.spot, "keyword_scores"), (runner.embed, "speaker_embedding")):
+        with pytest.raises(ValueError, match=rf"student\.onnx: has no {lacking}, only hidden_state, frames"):
+            call(SOUND)
+    with pytest.raises(ValueError, match="has no calibration"):
+        runner.verify(SOUND, SOUND)
+
+
+def test_the_file_works_as_a_copy_and_needs_no_torch(exported: tuple[JointModel, Path], tmp_path: Path) -> None:
+    shutil.copy(onnx.__file__, tmp_path / "runner.py")
+    write(tmp_path / "a.wav", SOUND.tobytes())
+    for name, own in (("runner", []), ("distilled_student.onnx", ["distilled_student"])):
+        program = (
+            f"import sys, {name} as runner; model = runner.load({str(exported[1])!r}); "
+            "print(model.spot('a.wav').score, model.verify('a.wav', 'a.wav').accepted); "
+            "print(sorted({'torch', 'onnx', 's3prl', 'yaml', 'distilled_student'} & set(sys.modules)))"
+        )
+        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        scores, imported = done.stdout.splitlines()
+        assert float(scores.split()[0]) == pytest.approx(onnx.load(exported[1]).spot(SOUND).score, abs=1e-5)
+        assert scores.split()[1] == "True" and imported == str(own)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import pytest
 import torch
 from conftest import SMALL, tone
-from references import shaken
+from helpers.references import shaken
 from torch import Tensor
 
 import distilled_student as ds
+from distilled_student.multitask.device_model import Features, JointModel
 from distilled_student.multitask.heads import LayerChoice
-from distilled_student.multitask.joint import Features, JointModel
 from distilled_student.multitask.tasks import kws, sv
 from distilled_student.streaming import Step, Stream, StreamOutput, listen
 

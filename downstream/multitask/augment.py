@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distilled_student import audio
-from distilled_student.errors import UserError
+from distilled_student.common import audio
+from distilled_student.common.errors import UserError
 
 
 @dataclass

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from distilled_student import cost
-from distilled_student.arguments import checkpoints
-from distilled_student.errors import UserError
-from distilled_student.files import write_json, write_whole
+from distilled_student.common.errors import UserError
+from distilled_student.common.files import write_json, write_whole
+from distilled_student.common.plots import plot_det
+from distilled_student.common.provenance import write_provenance
+from distilled_student.host.saved_runs import checkpoints
+from distilled_student.multitask import metrics as M
 from distilled_student.multitask.expert import BEST
-from distilled_student.plots import plot_det
-from distilled_student.provenance import write_provenance
+from distilled_student.student import cost
 
 TIMING = "timing.json"
 
@@ -70,7 +71,7 @@ def evaluate(
     """
     if split not in ("dev", "test"):
         raise UserError(f"--split {split}: expected dev or test")
-    from distilled_student.host import open_runner
+    from distilled_student.host.launch import open_runner
 
     expdir, suffix = Path(expdir), ""
     if trials is not None:
@@ -99,9 +100,10 @@ def evaluate(
     scores, arrays = expdir / f"scores-{split}{suffix}.npz", expert.arrays[split]
     np.savez_compressed(packed := io.BytesIO(), **arrays)
     write_whole(expdir, {scores.name: packed.getvalue()})
-    kinds = {"cosine": "sv_scores", "AS-norm": "sv_as_norm_scores"}
-    if scored := {name: (arrays[key], arrays["sv_labels"]) for name, key in kinds.items() if key in arrays}:
-        plot_det(expdir / f"det-{split}{suffix}.png", scored)
+    kinds = [("cosine", "sv_scores"), ("AS-norm", "sv_as_norm_scores")]
+    curves = {name: M.det_curve(arrays[key], arrays["sv_labels"])[:2] for name, key in kinds if key in arrays}
+    if curves:
+        plot_det(expdir / f"det-{split}{suffix}.png", curves)
     config = {**runner.config, "downstream_expert": expert.resolved()}
     settings = {"checkpoint": path.name, "arguments": vars(runner.args), "config": config}
     data = expert.fingerprints(split)

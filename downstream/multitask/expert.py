@@ -19,17 +19,17 @@ from torch.distributed import get_rank, is_initialized
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from distilled_student import audio
-from distilled_student.arguments import source
-from distilled_student.errors import UserError
-from distilled_student.files import write_whole
+from distilled_student.common import audio
+from distilled_student.common.errors import UserError
+from distilled_student.common.files import write_whole
+from distilled_student.common.processes import count_processes, is_leader, summed
+from distilled_student.common.provenance import files_fingerprint, fingerprint
+from distilled_student.common.random_states import random_states, set_random_states
+from distilled_student.common.settings import typed
+from distilled_student.host.yaml_sections import source
 from distilled_student.multitask.heads import WEIGHTED, LayerChoice
 from distilled_student.multitask.loader import AlternationLoader, EvaluationLoader
 from distilled_student.multitask.tasks import SHORTEST, TrainingData, need_finite, pad_to, task_module
-from distilled_student.processes import count_processes, is_leader, summed
-from distilled_student.provenance import files_fingerprint, fingerprint
-from distilled_student.random_states import random_states, set_random_states
-from distilled_student.settings import typed
 
 BEST = "best-dev.ckpt"
 

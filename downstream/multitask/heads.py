@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distilled_student.lengths import frame_mask, is_exporting, zero_padding
+from distilled_student.common.processes import count_processes, summed
 from distilled_student.multitask.pooling import Pooling
-from distilled_student.processes import count_processes, summed
+from distilled_student.student.lengths import frame_mask, is_exporting, zero_padding
 
 WEIGHTED = "weighted"
 

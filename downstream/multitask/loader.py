@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from distilled_student.audio import SAMPLE_RATE
-from distilled_student.errors import UserError
+from distilled_student.common.audio import SAMPLE_RATE
+from distilled_student.common.errors import UserError
+from distilled_student.common.workers import end_with_parent
+from distilled_student.host.upstreams import LONGEST
 from distilled_student.multitask.tasks import EvaluationData, Item, TrainingData, pad_to
-from distilled_student.upstreams import LONGEST
-from distilled_student.workers import end_with_parent
 
 Batch = tuple[list[np.ndarray], str, list[int], list[str]]  # wavs, task, labels, keys
 

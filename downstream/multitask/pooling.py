@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from distilled_student.lengths import frame_mask
+from distilled_student.student.lengths import frame_mask
 
 POOLINGS = ("mean", "mean_std", "attentive")
 

@@ -15,7 +15,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from distilled_student.errors import UserError
+from distilled_student.common.errors import UserError
 
 CASES = os.environ.get("FUZZ_CASES")  # of each test; drawn anew then, and in the suite always the same
 MANY = settings(

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchaudio.functional import resample
 
-from distilled_student import UserError, audio
+from distilled_student import UserError
+from distilled_student.common import audio
 from distilled_student.multitask.tasks import samples_of
 
 BOUND = 64  # MiB, for a file of less than a second

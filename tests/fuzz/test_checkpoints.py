@@ -19,12 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distilled_student import StudentConfig, UserError, build_student, save_student
-from distilled_student.arguments import Parser, read_experiment
+from distilled_student.common.settings import find_config
 from distilled_student.distillation.config import DistillConfig
-from distilled_student.distillation.data import DataConfig
-from distilled_student.distillation.run import Distillation
-from distilled_student.host import register
-from distilled_student.settings import find_config
+from distilled_student.distillation.data.cuts import DataConfig
+from distilled_student.distillation.trainer import Distillation
+from distilled_student.host.command_line import Parser
+from distilled_student.host.plugin import register
+from distilled_student.host.saved_runs import read_experiment
 
 BOUND = 256  # MiB
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from lhotse.audio.utils import AudioLoadingError
 
 from distilled_student import UserError
-from distilled_student.distillation.data import DataConfig, make_loader, read_cuts
-from distilled_student.distillation.manifests import load_audio, parse_cut, read_manifest
-from distilled_student.multitask.tasks.sv_index import read_trials
+from distilled_student.corpora.speakers import read_trials
+from distilled_student.distillation.data.cuts import DataConfig, make_loader, read_cuts
+from distilled_student.distillation.data.manifests import load_audio, parse_cut, read_manifest
 
 BOUND = 64  # MiB
 LIST = "1 a/1.wav a/2.wav\n0 a/1.wav b/1.wav\n1 b/1.wav b/1.wav\n"

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distilled_student import UserError
+from distilled_student.common.settings import find_config, parse_yaml, read_yaml, typed
 from distilled_student.distillation.config import DistillConfig
-from distilled_student.host import register
+from distilled_student.host.plugin import register
+from distilled_student.host.yaml_sections import check_config
 from distilled_student.multitask.expert import ExpertSettings
 from distilled_student.multitask.tasks import kws, sv
-from distilled_student.runner_config import check_config
-from distilled_student.settings import find_config, parse_yaml, read_yaml, typed
 
 BOUND = 128  # MiB
 DISTIL, JOINT = (find_config(*names) for names in (("hubert-base", "distill"), ("default", "multitask")))

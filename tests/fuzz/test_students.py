@@ -13,13 +13,13 @@ import safetensors.torch
 import torch
 from conftest import SMALL
 from fuzz.mutations import MANY, at_most, damaged, ends_well, reset, rezipped
+from helpers.references import FORMS, save_distiller, save_transformers, transformers_model
+from helpers.references import SMALL as WIDE
 from hypothesis import given
 from hypothesis import strategies as st
-from references import FORMS, save_distiller, save_transformers, transformers_model
-from references import SMALL as WIDE
 
 from distilled_student import StudentConfig, UserError, build_student, load_student, save_student
-from distilled_student.config import LARGEST, MOST_LAYERS
+from distilled_student.student.config import LARGEST, MOST_LAYERS
 
 BOUND = 128  # MiB, for a student of 40 kB
 LARGE = [10**6, 2**40, [10**6] * 7, [2**16] * 7, [1] * 1000]

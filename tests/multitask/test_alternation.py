@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers.trees import tasks
 from torch import Tensor, nn
 from torch.nn import functional as F
-from trees import tasks
 
 import distilled_student
-from distilled_student import StudentConfig, build_student, host, save_student
+from distilled_student import StudentConfig, build_student, save_student
+from distilled_student.common.settings import find_config, read_yaml
+from distilled_student.host import launch
 from distilled_student.multitask.expert import DownstreamExpert
-from distilled_student.settings import find_config, read_yaml
 
 ITERATIONS = 20
 
@@ -114,7 +115,7 @@ def test_twenty_iterations_of_the_runner_are_the_papers_two_updates(
     torch.save({"Downstream": initial}, tmp_path / "initial.ckpt")
     command = ["-m", "train", "-f", "-u", "distilled_student", "-k", str(tmp_path / "student"), "-d", "multitask"]
     command += ["-c", str(tmp_path / "c.yaml"), "-p", str(tmp_path / "exp"), "-i", str(tmp_path / "initial.ckpt")]
-    assert host.main([*command, "--device", "cpu", "--seed", "0"]) == 0
+    assert launch.main([*command, "--device", "cpu", "--seed", "0"]) == 0
     [checkpoint] = (tmp_path / "exp").glob("states-*.ckpt")
     runners = torch.load(checkpoint, weights_only=True)
 

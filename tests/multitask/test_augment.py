@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from trees import tone
+from helpers.trees import tone
 
-from distilled_student.errors import UserError
+from distilled_student.common.errors import UserError
+from distilled_student.common.settings import typed
 from distilled_student.multitask.augment import (
     Augmentation,
     AugmentSettings,
@@ -16,7 +17,6 @@ from distilled_student.multitask.augment import (
     reverberate,
     synthetic_rir,
 )
-from distilled_student.settings import typed
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from distilled_student.errors import UserError
+from distilled_student.common.errors import UserError
+from distilled_student.common.settings import find_config, read_yaml, typed
 from distilled_student.multitask.expert import ExpertSettings
 from distilled_student.multitask.losses import LOSSES
 from distilled_student.multitask.tasks import kws, sv
-from distilled_student.settings import find_config, read_yaml, typed
 
 PATH = find_config("default", kind="multitask")
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from trees import tasks
+from helpers.trees import tasks
 
-from distilled_student import host
-from distilled_student.errors import UserError
+from distilled_student.common.errors import UserError
+from distilled_student.common.settings import find_config, read_yaml
+from distilled_student.host import launch
 from distilled_student.multitask import metrics
 from distilled_student.multitask.evaluate import evaluate, find_checkpoint
-from distilled_student.settings import find_config, read_yaml
 
 SPEAKERS = ["id1000", "id1001", "id2000"]  # two of the dev part, one of the test part
 
@@ -31,7 +31,7 @@ def test_train_and_evaluate_leave_the_results_and_the_scores_behind_them(
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     exp = tmp_path / "exp"
     train = ["-m", "train", "-u", "fbank", "-d", "multitask", "-c", str(tmp_path / "c.yaml"), "-p", str(exp)]
-    assert host.main([*train, "--device", "cpu"]) == 0
+    assert launch.main([*train, "--device", "cpu"]) == 0
     results = evaluate(exp, device="cpu")
     assert results == json.loads((exp / "results.json").read_text())
     assert results["checkpoint"] == "best-dev.ckpt" and results["upstream"]["name"] == "fbank"
@@ -59,7 +59,7 @@ def test_train_and_evaluate_leave_the_results_and_the_scores_behind_them(
     with pytest.raises(UserError, match=r"best-dev\.ckpt with -o: downstream_expert\.tasks\.kws: key 'batch_size'"):
         evaluate(exp, device="cpu", overrides=["config.downstream_expert.tasks.kws.batch_size=many"])
     shutil.rmtree(next(iter(sorted((tmp_path / "vox/dev/wav").iterdir()))))
-    assert host.main(["-m", "train", "-e", str(exp / "states-4.ckpt"), "--device", "cpu"]) == 2
+    assert launch.main(["-m", "train", "-e", str(exp / "states-4.ckpt"), "--device", "cpu"]) == 2
     assert "vox: 3 training speakers where the checkpoint has 4" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "vox/dev")
     shutil.rmtree(tmp_path / "sc/train")

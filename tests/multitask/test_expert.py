@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import soundfile
 import torch
-from trees import tasks
+from helpers.trees import tasks
 
-from distilled_student.errors import UserError
+from distilled_student.common.errors import UserError
 from distilled_student.multitask.expert import DownstreamExpert
 from distilled_student.multitask.loader import AlternationLoader, equal_length_batches
 

@@ -8,17 +8,18 @@ import onnx
 import pytest
 import torch
 from conftest import tone
+from helpers.trees import tasks
 from torch.nn.utils.rnn import pad_sequence
-from trees import tasks
 
 import distilled_student as ds
-from distilled_student import host
-from distilled_student.errors import UserError
-from distilled_student.export import Graph, keyword_threshold, recordings, trace, write
+from distilled_student.common.errors import UserError
+from distilled_student.export.int8 import smallest_loss
+from distilled_student.export.utterance import Graph, keyword_threshold, recordings, trace, write
+from distilled_student.host import launch
+from distilled_student.host.plugin import register
+from distilled_student.host.upstreams import StudentUpstream
+from distilled_student.multitask.device_model import Features, measure, open_joint, threshold_of
 from distilled_student.multitask.evaluate import evaluate
-from distilled_student.multitask.joint import Features, measure, open_joint, threshold_of
-from distilled_student.quantize import smallest_loss
-from distilled_student.upstreams import StudentUpstream
 
 # under 0.1 s, between two frames (half to even: 2,080 is 6.5 frames and counts 6, 2,400 is 7.5 and counts 8), longer
 SAMPLES = (900, 1_600, 2_080, 2_400, 8_000, 8_123, 12_345, 16_000)
@@ -32,7 +33,7 @@ def train(folder: Path, *upstream: str) -> Path:
     values |= {"config.downstream_expert.num_workers": 0, "config.downstream_expert.gain_db": -3.0}
     overrides = ",,".join(f"{key}={value}" for key, value in values.items())
     command = ["-m", "train", *upstream, "-d", "multitask", "-p", str(folder / "exp"), "--device", "cpu"]
-    assert host.main([*command, "-o", overrides]) == 0
+    assert launch.main([*command, "-o", overrides]) == 0
     return folder / "exp"
 
 
@@ -47,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_scores_are_those_of_an_evaluation_alone_and_in_any_batch(run: Path) -> None:
-    runner, model = host.open_runner(run / "best-dev.ckpt", device="cpu"), open_joint(run)
+    runner, model = launch.open_runner(run / "best-dev.ckpt", device="cpu"), open_joint(run)
     expert = runner.downstream.model
     waveforms = [0.5 * tone(n / 16_000 + 0.01, seed=n)[:n] for n in SAMPLES]
     lengths = torch.tensor(SAMPLES)
@@ -72,7 +73,7 @@ def test_scores_are_those_of_an_evaluation_alone_and_in_any_batch(run: Path) -> 
 def test_features_are_those_of_s3prls_featurizer(
     key: str, layer: int | None, normalize: bool, small_logmel: ds.StudentConfig
 ) -> None:
-    host.register()
+    register()
     from s3prl.upstream.interfaces import Featurizer
 
     torch.manual_seed(0)

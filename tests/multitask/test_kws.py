@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from trees import OTHERS, WORDS, speech_commands, tone
+from helpers.trees import OTHERS, WORDS, speech_commands, tone
 
-from distilled_student.errors import UserError
+from distilled_student.common.errors import UserError
+from distilled_student.common.settings import typed
+from distilled_student.corpora import keywords
 from distilled_student.multitask.tasks import kws, kws_index
-from distilled_student.settings import typed
 
 
 def tensorflow_which_set(filename: str, validation_percentage: float, testing_percentage: float) -> str:
@@ -34,7 +35,7 @@ def settings(root: Path, **more: object) -> kws.Settings:
 def test_the_split_is_tensorflows_for_many_names() -> None:
     for i in range(2000):
         name = f"{i:08x}_nohash_{i % 3}.wav"
-        assert kws_index.which_set(name, 10, 10) == tensorflow_which_set(name, 10, 10)
+        assert keywords.which_set(name, 10, 10) == tensorflow_which_set(name, 10, 10)
 
 
 def test_counts_are_keywords_and_a_tenth_of_each_extra_class_rounded_up(tmp_path: Path) -> None:
@@ -53,7 +54,7 @@ def test_no_speaker_is_in_two_sets_and_the_unknown_words_are_seeded(tmp_path: Pa
     root = speech_commands(tmp_path, speakers=40, test=False)
     sets, _ = kws_index.class_index(settings(root), 0, "F")
     people = {
-        part: {kws_index.speaker_of(c.path.name) for c in clips if c.volume is None} for part, clips in sets.items()
+        part: {keywords.speaker_of(c.path.name) for c in clips if c.volume is None} for part, clips in sets.items()
     }
     assert not people["training"] & (people["validation"] | people["testing"])
     assert sets == kws_index.class_index(settings(root), 0, "F")[0]

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trees import tone
+from helpers.trees import tone
 
 from distilled_student.multitask.tasks import kws, kws_index
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from distilled_student.errors import UserError
+from distilled_student.common.errors import UserError
+from distilled_student.common.settings import typed
 from distilled_student.multitask.losses import LossSettings, SpeakerLoss, aam_cosine, angular_psi
-from distilled_student.settings import typed
 
 CASES = [
     {"name": "softmax"},

@@ -7,16 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from trees import speech_commands, tone, voxceleb
+from helpers.trees import speech_commands, tone, voxceleb
 
-from distilled_student import StudentConfig, build_student, host, save_student
-from distilled_student.errors import UserError
-from distilled_student.hostaudio import apply_effects_file
+from distilled_student import StudentConfig, build_student, save_student
+from distilled_student.common.errors import UserError
+from distilled_student.common.settings import find_config, read_yaml, typed
+from distilled_student.corpora import keywords
+from distilled_student.host import launch
 from distilled_student.multitask.evaluate import evaluate
 from distilled_student.multitask.expert import DownstreamExpert, ExpertSettings
 from distilled_student.multitask.heads import ProjectionHead, XVectorHead
-from distilled_student.multitask.tasks import kws, kws_index, sv
-from distilled_student.settings import find_config, read_yaml, typed
+from distilled_student.multitask.tasks import kws, sv
+from distilled_student.patches.torchaudio_names import apply_effects_file
 
 PATH = find_config("superb", kind="multitask")
 
@@ -37,7 +39,7 @@ def train(data: Path, exp: Path, *more: str, upstream: tuple[str, ...] = ("-u", 
     pairs += [f"{expert}.tasks.kws.batch_size=6", f"{expert}.tasks.sv.batch_size=4"]
     pairs += [f"{expert}.tasks.sv.{k}" for k in (f"root={data / 'vox'}", "dev_speakers=2", "dev_trials=20")]
     command = ["-m", "train", *upstream, "-d", "multitask", "-c", "superb", "-p", str(exp), "--device", "cpu"]
-    return host.main([*command, "-o", ",,".join([*pairs, *more])])
+    return launch.main([*command, "-o", ",,".join([*pairs, *more])])
 
 
 def test_the_preset_is_superbs_where_one_run_can_be() -> None:
@@ -130,7 +132,7 @@ def keyword_task(data: Path, **more: object) -> kws.Task:
 def test_superbs_index_has_every_other_word_and_each_noise_file_once(data: Path) -> None:
     task = keyword_task(data, silence_percentage=None, unknown_percentage=None)
     for clips in task.index[0].values():
-        speakers = {kws_index.speaker_of(clip.path.name) for clip in clips if clip.volume is None}
+        speakers = {keywords.speaker_of(clip.path.name) for clip in clips if clip.volume is None}
         labels = [clip.label for clip in clips]
         assert labels.count(1) == 2 * len(speakers) and labels.count(0) == 2
         assert {clip.path.stem for clip in clips if clip.volume is not None} == {"noise0", "noise1"}

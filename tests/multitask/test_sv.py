@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from trees import tone, voxceleb
+from helpers.trees import tone, voxceleb
 
-from distilled_student.errors import UserError
+from distilled_student.common.errors import UserError
+from distilled_student.corpora.keywords import hash_percentage
+from distilled_student.corpora.speakers import Trials
 from distilled_student.multitask import scoring
-from distilled_student.multitask.tasks import hash_percentage, sv
-from distilled_student.multitask.tasks.sv_index import SpeakerIndex, Trials
+from distilled_student.multitask.tasks import sv
+from distilled_student.multitask.tasks.sv_index import SpeakerIndex
 
 
 def index(root: Path, dev: int = 2, extra: tuple[str, ...] = (), trials: str | None = "veri_test.txt") -> SpeakerIndex:

@@ -52,9 +52,9 @@ def first_batch(manifest: Path) -> tuple[float, int]:
     """When the first batch came, by the system's clock, and the process's peak in kilobytes."""
     import resource
 
-    from distilled_student.distillation.data import DataConfig
-    from distilled_student.distillation.shards import open_units
-    from distilled_student.distillation.stream import make_stream
+    from distilled_student.distillation.data.cuts import DataConfig
+    from distilled_student.distillation.data.shards import open_units
+    from distilled_student.distillation.data.stream import make_stream
 
     config = DataConfig([str(manifest)], workers=0)
     units = open_units(config, limit=0)

@@ -24,17 +24,18 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "multitask"))
 
 import soundfile
 import torch
-import trees
 import yaml
 from conftest import SMALL, tone
+from helpers import trees
 
 import distilled_student as ds
-from distilled_student import files, host
 from distilled_student.cli import main as command
+from distilled_student.common import files
+from distilled_student.host import launch
+from distilled_student.host.plugin import register
 
 STEPS, SAVE_EVERY = 24, 5
 ROOM = 1 << 16  # bytes of a file where the disk is full
@@ -228,7 +229,9 @@ def joint(folder: Path) -> Training:
 
     def run(output: Path) -> int:
         arguments = ["-m", "train", "-u", "distilled_student", "-k", folder / "student", "-f", "-d", "multitask"]
-        return host.main([*map(str, arguments), "-c", str(folder / "joint.yaml"), "-p", str(output), "--device", "cpu"])
+        return launch.main(
+            [*map(str, arguments), "-c", str(folder / "joint.yaml"), "-p", str(output), "--device", "cpu"]
+        )
 
     return Training("joint training", run, f"states-{STEPS}.ckpt")
 
@@ -250,7 +253,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)  # a process that computes with several cannot be forked
-    host.register()
+    register()
     from s3prl import run_downstream  # noqa: F401  imported once for all
 
     for seed in range(args.rounds):

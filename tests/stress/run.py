@@ -55,7 +55,7 @@ def damage(short: bool) -> tuple[str, int]:
 
     import torch
 
-    from distilled_student.files import is_damaged, save_torch
+    from distilled_student.common.files import is_damaged, save_torch
 
     chance, count, missed = random.Random(0), 500 if short else 5_000, 0
     with tempfile.TemporaryDirectory() as folder:

@@ -6,15 +6,15 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "Student": "student",
-    "StudentConfig": "config",
-    "StudentOutput": "student",
-    "UserError": "errors",
-    "build_student": "student",
-    "load_student": "storage",
-    "named_size": "sizes",
-    "save_student": "storage",
-    "size_names": "sizes",
+    "Student": "student.network",
+    "StudentConfig": "student.config",
+    "StudentOutput": "student.network",
+    "UserError": "common.errors",
+    "build_student": "student.network",
+    "load_student": "checkpoints.folder",
+    "named_size": "student.sizes",
+    "save_student": "checkpoints.folder",
+    "size_names": "student.sizes",
 }
 __all__ = [*_HOMES, "register"]
 __version__ = "0.1.0"
@@ -37,6 +37,6 @@ def register() -> None:
 
     The one visible registration: call it before the first import of s3prl. Calling it again does nothing.
     """
-    from distilled_student import host
+    from distilled_student.host import plugin
 
-    host.register()
+    plugin.register()

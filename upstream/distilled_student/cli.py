@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from distilled_student.errors import UserError
+from distilled_student.common.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -20,7 +20,7 @@ def distill(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
 ) -> None:
     """Distil a student from a teacher. The same command resumes an interrupted run."""
-    from distilled_student.settings import find_config, read_yaml, typed
+    from distilled_student.common.settings import find_config, read_yaml, typed
 
     path = find_config(config, "distill")
     values = read_yaml(path)
@@ -56,22 +56,22 @@ def export(
     checkpoint: Annotated[str, typer.Option(help="File in the folder of the run.")] = "best-dev.ckpt",
 ) -> None:
     """Write one file for devices: waveforms in; hidden state, keyword scores and speaker embedding out."""
-    from distilled_student.multitask.joint import open_joint
+    from distilled_student.multitask.device_model import open_joint
 
     program = output.suffix == ".pte"
     if int8 + streaming + program > 1:
         raise UserError("--int8, --streaming, .pte: one of them at a time")
     model = open_joint(source, checkpoint)
     if program:
-        from distilled_student.phone import export_executorch
+        from distilled_student.export.executorch import export_executorch
 
         export_executorch(model, output, max_seconds, checkpoint)
     elif streaming:
-        from distilled_student.streaming_onnx import export_stream
+        from distilled_student.export.stream import export_stream
 
         export_stream(model, output, window, checkpoint)
     else:
-        from distilled_student.export import export_onnx
+        from distilled_student.export.utterance import export_onnx
 
         export_onnx(model, output, int8, max_loss, checkpoint)
 
@@ -82,7 +82,7 @@ def demo(
     seeds: Annotated[int, typer.Option(help="Repeat everything with this many seeds.")] = 1,
 ) -> None:
     """The whole way in some minutes, offline: distil, fine-tune jointly, evaluate, compare."""
-    from distilled_student.demo.run import run_demo
+    from distilled_student.demo.run_demo import run_demo
 
     run_demo(output, seeds)
 
@@ -96,8 +96,8 @@ def prepare(
     source: Annotated[Path | None, typer.Option(help="Folder with VoxCeleb1's archives, or unpacked.")] = None,
 ) -> None:
     """Download a corpus where its licence lets it, arrange it, and check its counts. The same command resumes."""
-    from distilled_student.prepare.corpora import CORPORA
-    from distilled_student.prepare.run import prepare as run
+    from distilled_student.prepare.catalog import CORPORA
+    from distilled_student.prepare.prepare_corpus import prepare as run
 
     if corpus not in CORPORA:
         raise UserError(f"{corpus}: not one of {', '.join(CORPORA)}")
@@ -119,12 +119,12 @@ def benchmark(
     tflops: Annotated[float, typer.Option(help="What the estimate takes the device to sustain in float32.")] = 10.0,
 ) -> None:
     """Run what is missing of a suite, go on with what was interrupted, and report ours beside the published figures."""
-    from distilled_student.benchmark.run import benchmark as run
-    from distilled_student.benchmark.run import open_bench
+    from distilled_student.benchmark.run_suite import benchmark as run
+    from distilled_student.benchmark.run_suite import open_bench
 
     more: dict[str, list[str]] = {}
     if suite in ("demo", "sizes"):
-        from distilled_student.demo.run import corpus_folder, precision
+        from distilled_student.demo.run_demo import corpus_folder, precision
 
         data, more = data or corpus_folder(), precision()
     if data is None:
@@ -148,7 +148,7 @@ def speed(
     into: Annotated[list[Path] | None, typer.Option(help="With --report: documents to put them into.")] = None,
 ) -> None:
     """Measure how fast the models are, side by side on this machine, beside HuBERT base."""
-    from distilled_student.speed import run
+    from distilled_student.speed import measure_all as run
 
     if report is not None:
         run.report(report, accuracy or (), into or ())
@@ -167,8 +167,8 @@ def stream(
     """Spot keywords in a file chunk by chunk, and print when each is known."""
     import torch
 
-    from distilled_student import audio
-    from distilled_student.multitask.joint import open_joint
+    from distilled_student.common import audio
+    from distilled_student.multitask.device_model import open_joint
     from distilled_student.streaming import Stream, listen
 
     torch.set_num_threads(1)  # a chunk is too small to be shared
@@ -183,7 +183,7 @@ def stream(
 )
 def s3prl_main(context: typer.Context) -> None:
     """s3prl's own `s3prl-main RECIPE --KEY.KEY VALUE ...` (SuperbKS, SuperbASV), with this package's upstreams."""
-    from distilled_student.recipes import run
+    from distilled_student.host.superb.recipes import run
 
     run(context.args)
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distilled_student.config import StudentConfig
-from distilled_student.errors import UserError
-from distilled_student.frontend import HOP, SAMPLE_RATE, LogMelStem
-from distilled_student.student import ConvPositions, StudentOutput, causal_mask, speed_up
+from distilled_student.common.errors import UserError
+from distilled_student.student.config import StudentConfig
+from distilled_student.student.frontend import HOP, SAMPLE_RATE, LogMelStem
+from distilled_student.student.network import ConvPositions, StudentOutput, causal_mask, speed_up
 
 if TYPE_CHECKING:
-    from distilled_student.multitask.joint import JointModel
+    from distilled_student.multitask.device_model import JointModel
 
 WINDOW_SECONDS = 1.0  # what training clips of keywords have
 
@@ -161,7 +161,7 @@ class Stream:
     with ``encoder_stride`` 2) wait for the next ones. Model on the CPU, in eval mode.
 
     Args:
-        model: See `distilled_student.multitask.joint.open_joint`.
+        model: See `distilled_student.multitask.device_model.open_joint`.
         window: Seconds that scores are of; None: everything since `reset`, which is for short streams alone.
 
     Raises:
@@ -203,7 +203,7 @@ def listen(stream: Stream, waveform: Tensor, chunk_ms: int = 100, threshold: flo
     Raises:
         UserError: the stream's model has no keyword task.
     """
-    from distilled_student.multitask.tasks.kws_index import SILENCE, UNKNOWN
+    from distilled_student.corpora.keywords import SILENCE, UNKNOWN
 
     if not stream.labels:
         raise UserError("keywords: the model has no keyword task; a stream of its hidden states is Stream.feed")

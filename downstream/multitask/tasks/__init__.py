@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import math
 from collections.abc import Mapping, Sequence
@@ -14,16 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distilled_student import audio
-from distilled_student.audio import SAMPLE_RATE
-from distilled_student.errors import UserError
+from distilled_student.common import audio
+from distilled_student.common.audio import SAMPLE_RATE
+from distilled_student.common.errors import UserError
 from distilled_student.multitask.augment import AugmentSettings
 from distilled_student.multitask.heads import HEADS, WEIGHTED, make_head
 from distilled_student.multitask.pooling import POOLINGS
 
 # what every upstream's front end needs at least (a window of 25 ms and some): shorter utterances are zero-padded to it
 SHORTEST = SAMPLE_RATE // 10
-HASH_RANGE = 2**27 - 1
 
 
 class Item(NamedTuple):
@@ -175,12 +173,6 @@ def task_module(name: str, module: str | None, where: str) -> ModuleType:
         if not hasattr(found, needed):
             raise UserError(f"{where}: module {path} has no class {needed}")
     return found
-
-
-def hash_percentage(name: str) -> float:
-    """A fixed place in [0, 100] for a speaker, TensorFlow's ``which_set`` (speech_commands/input_data.py)."""
-    digest = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
-    return int(digest, 16) % (HASH_RANGE + 1) * (100.0 / HASH_RANGE)
 
 
 def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> list[int]:

@@ -12,22 +12,13 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from distilled_student import audio
-from distilled_student.errors import UserError
+from distilled_student.common import audio
+from distilled_student.common.errors import UserError
+from distilled_student.corpora.keywords import KEYWORDS, SILENCE, UNKNOWN, speaker_of
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed
 from distilled_student.multitask.tasks import SHORTEST, BaseTask, Item, TaskSettings, balanced_order, pad_to, samples_of
-from distilled_student.multitask.tasks.kws_index import (
-    SILENCE,
-    UNKNOWN,
-    Clip,
-    class_index,
-    cut_silence,
-    speaker_of,
-    test_index,
-)
-
-KEYWORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
+from distilled_student.multitask.tasks.kws_index import Clip, class_index, cut_silence, test_index
 
 
 @dataclass

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distilled_student import audio
-from distilled_student.errors import UserError
-from distilled_student.multitask.tasks import hash_percentage
+from distilled_student.common import audio
+from distilled_student.common.errors import UserError
+from distilled_student.corpora.keywords import BACKGROUND, SILENCE, UNKNOWN, which_set
 
 if TYPE_CHECKING:
     from distilled_student.multitask.tasks.kws import Settings
-
-SILENCE, UNKNOWN, BACKGROUND = "_silence_", "_unknown_", "_background_noise_"
 
 
 @dataclass(frozen=True)
@@ -29,19 +26,6 @@ class Clip:
     key: str
     start: float = 0.0
     volume: float | None = None
-
-
-def speaker_of(name: str) -> str:
-    """The speaker in ``SPEAKER_nohash_TAKE.wav``."""
-    return re.sub(r"_nohash_.*$", "", name)
-
-
-def which_set(name: str, validation_percentage: float, testing_percentage: float) -> str:
-    """``validation``, ``testing`` or ``training`` by the speaker's hash (TensorFlow's function of this name)."""
-    percentage = hash_percentage(speaker_of(name))
-    if percentage < validation_percentage:
-        return "validation"
-    return "testing" if percentage < testing_percentage + validation_percentage else "training"
 
 
 def class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, list[Clip]], list[Path]]:

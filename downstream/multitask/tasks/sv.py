@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distilled_student import audio
-from distilled_student.errors import UserError
+from distilled_student.common import audio
+from distilled_student.common.errors import UserError
+from distilled_student.corpora.speakers import Trials
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed, fill
 from distilled_student.multitask.heads import HEADS
 from distilled_student.multitask.losses import LossSettings, SpeakerLoss
 from distilled_student.multitask.scoring import as_norm, cllr, cosine_scores, fit_calibration
 from distilled_student.multitask.tasks import SHORTEST, BaseTask, Item, TaskSettings, balanced_order, pad_to, samples_of
-from distilled_student.multitask.tasks.sv_index import SpeakerIndex, Trials
+from distilled_student.multitask.tasks.sv_index import SpeakerIndex
 
 KINDS = ("cosine", "as_norm")
 PRIORS = (0.01, 0.05)  # of a target trial, in the costs: VoxCeleb1's papers have the one or the other

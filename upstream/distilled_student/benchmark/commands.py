@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distilled_student.arguments import override, set_key
 from distilled_student.benchmark.suite import Run, Suite
+from distilled_student.checkpoints.folder import CONFIG
+from distilled_student.common.settings import find_config, read_yaml, typed
 from distilled_student.distillation.config import DistillConfig, lasting
-from distilled_student.settings import find_config, read_yaml, typed
-from distilled_student.storage import CONFIG
+from distilled_student.host.overrides import override, set_key
 
 DATA = "data"  # the configurations' name of the folder that --data gives
 CORPORA = {"LibriSpeech": "librispeech", "speech_commands": "speech_commands", "voxceleb1": "voxceleb1"}

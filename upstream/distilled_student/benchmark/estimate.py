@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distilled_student.audio import SAMPLE_RATE
 from distilled_student.benchmark.commands import Bench
 from distilled_student.benchmark.suite import Run
-from distilled_student.config import StudentConfig
-from distilled_student.cost import macs_per_second
+from distilled_student.checkpoints.folder import load_student
+from distilled_student.common.audio import SAMPLE_RATE
+from distilled_student.common.settings import typed
 from distilled_student.distillation.config import fitted_student
+from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.multitask.tasks import task_module
-from distilled_student.settings import typed
-from distilled_student.storage import load_student
-from distilled_student.student import Student
-from distilled_student.upstreams import StudentUpstream
+from distilled_student.student.config import StudentConfig
+from distilled_student.student.cost import macs_per_second
+from distilled_student.student.network import Student
 
 OVERHEAD = 0.03  # seconds of a step beside its arithmetic (reading, launching kernels, the optimiser): a guess
 # How much faster half precision is taken to be. An A100's peak is 16 times that of float32 (312 and 19.5 TFLOP/s,

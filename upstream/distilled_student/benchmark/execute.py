@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from distilled_student import cost, host
 from distilled_student.benchmark.commands import Bench
 from distilled_student.benchmark.suite import Run
-from distilled_student.benchmark.superb import EXPERTS
-from distilled_student.errors import UserError
-from distilled_student.files import read_json, write_json
-from distilled_student.interruption import Interrupted
-from distilled_student.storage import CONFIG, load_student, save_student
-from distilled_student.student import build_student
+from distilled_student.benchmark.superb_results import EXPERTS
+from distilled_student.checkpoints.folder import CONFIG, load_student, save_student
+from distilled_student.common.devices import pick_device
+from distilled_student.common.errors import UserError
+from distilled_student.common.files import read_json, write_json
+from distilled_student.common.interruption import Interrupted
+from distilled_student.host import launch
+from distilled_student.student import cost
+from distilled_student.student.network import build_student
 
 log = logging.getLogger(__name__)
 RESULTS, SCORES, RECORD = "results.json", "scores-test.npz", "run.json"
@@ -111,7 +113,7 @@ def _train(bench: Bench, run: Run) -> Path:
         command = bench.command(run, expdir)
         log.info("run_downstream.py %s", shlex.join(command))
         with _timed(folder, bench.settings(run)):
-            host.run(command)
+            launch.run(command)
         if not last.is_file():
             raise UserError(f"{expdir}: the training has ended without {last.name}")
     return expdir
@@ -121,14 +123,14 @@ def _evaluate_checkpoint(bench: Bench, run: Run, checkpoint: Path) -> None:
     """s3prl's evaluation on the test data as it lies now, into the checkpoint's folder where that is now."""
     pairs = ",,".join(bench.places(run, checkpoint.parent))
     device = ["--device", bench.device] if bench.device else []
-    host.run(["-m", "evaluate", "-e", str(checkpoint), "-t", "test", *device, "-o", pairs])
+    launch.run(["-m", "evaluate", "-e", str(checkpoint), "-t", "test", *device, "-o", pairs])
 
 
 def _upstream_cost(bench: Bench, run: Run) -> dict[str, Any]:
     from s3prl import hub
 
     upstream = getattr(hub, bench.suite.models[run.model].upstream)(ckpt=bench.upstream_weights(run))
-    return cost.summary(upstream.to(host.pick_device(bench.device)))
+    return cost.summary(upstream.to(pick_device(bench.device)))
 
 
 def _evaluate(bench: Bench, run: Run, expdir: Path) -> None:
@@ -145,7 +147,7 @@ def _evaluate(bench: Bench, run: Run, expdir: Path) -> None:
         results, arrays = EXPERTS[downstream](expdir, bench.configuration(run), evaluate_checkpoint)
         results["upstream"] = _upstream_cost(bench, run)
         np.savez_compressed(folder / SCORES, **arrays)
-    results |= {"train_seconds": _seconds(folder), "device": host.pick_device(bench.device)}
+    results |= {"train_seconds": _seconds(folder), "device": pick_device(bench.device)}
     write_json(folder / RESULTS, results)
 
 

@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from distilled_student.baselines import read_baselines
 from distilled_student.benchmark.execute import Outcome
+from distilled_student.benchmark.published import read_baselines
 from distilled_student.benchmark.rows import METRICS
 from distilled_student.benchmark.suite import Suite
-from distilled_student.files import write_json
-from distilled_student.plots import plot_confusion, plot_costs, plot_det
-from distilled_student.untrusted import link, markdown
+from distilled_student.common.files import write_json
+from distilled_student.common.plots import plot_confusion, plot_costs, plot_det
+from distilled_student.common.untrusted import link, markdown
+from distilled_student.multitask import metrics as M
 
 Row = Mapping[str, Any]
 TASKS = {"kws_accuracy": ("KWS accuracy %", "KWS %", "{:.2f}"), "sv_eer": ("SV EER %", "EER %", "{:.2f}")}
@@ -150,7 +151,8 @@ def draw(folder: Path, suite: Suite, rows: Sequence[Row], outcomes: Sequence[Out
     scored = {name: of.scores for name, of in first.items() if "sv_scores" in of.scores}
     if scored:
         names.append("det")
-        plot_det(folder / "det.png", {name: (of["sv_scores"], of["sv_labels"]) for name, of in scored.items()})
+        curves = {name: M.det_curve(of["sv_scores"], of["sv_labels"])[:2] for name, of in scored.items()}
+        plot_det(folder / "det.png", curves)
     confused = next(((name, of) for name, of in first.items() if "confusion" in of.results.get("kws", {})), None)
     if confused:
         names.append("confusion")

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from distilled_student.baselines import read_baselines, read_paper_results
 from distilled_student.benchmark.execute import Outcome
+from distilled_student.benchmark.published import read_baselines, read_paper_results
 from distilled_student.benchmark.suite import Suite
 from distilled_student.multitask import metrics as M
 

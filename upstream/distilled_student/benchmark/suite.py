@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distilled_student.benchmark.superb import EXPERTS
-from distilled_student.errors import UserError
-from distilled_student.settings import find_config, read_yaml, typed
+from distilled_student.benchmark.superb_results import EXPERTS
+from distilled_student.common.errors import UserError
+from distilled_student.common.settings import find_config, read_yaml, typed
 
 SHAPES = ("paper", "hubert-base", "shipped")
 DOWNSTREAMS = ("multitask", *EXPERTS)

@@ -7,7 +7,6 @@ Each item draws from a random generator seeded by its own file name: the result 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import shutil
 import tempfile
@@ -20,29 +19,16 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from distilled_student.common.errors import UserError
+from distilled_student.corpora.keywords import hash_percentage
+from distilled_student.corpora.shipped import PACKED, Clip, read_index, read_voice
 from distilled_student.demo.augment import SAMPLE_RATE, Audio, augment, make_noises
-from distilled_student.errors import UserError
-from distilled_student.multitask.tasks import hash_percentage
 
-PACKED = Path(__file__).resolve().parent.parent / "assets" / "corpus"
 RECIPE = 1  # raise it whenever the expanded files change: expanded caches of an older recipe are then made again
 COPIES = 2  # times that each recorded clip is written, each time in another room, noise and channel
 TRIALS = 2_000
 COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 STAMP = "corpus.sha256"
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One row of the packed index. ``start`` and ``samples`` are in samples of the voice's file, at 16 kHz."""
-
-    voice: str
-    split: str
-    kind: str
-    text: str
-    take: int
-    start: int
-    samples: int
 
 
 @dataclass(frozen=True)
@@ -52,20 +38,6 @@ class Output:
     path: str
     clip: Clip
     fixed: int | None
-
-
-def read_index(packed: Path = PACKED) -> list[Clip]:
-    """All clips of the packed corpus, in the index's order."""
-    with (packed / "index.csv").open(newline="", encoding="utf-8") as file:
-        return [
-            Clip(r["voice"], r["split"], r["kind"], r["text"], int(r["take"]), int(r["start"]), int(r["samples"]))
-            for r in csv.DictReader(file)
-        ]
-
-
-def read_voice(voice: str, packed: Path = PACKED) -> Audio:
-    """A voice's whole file, ``(samples,)``."""
-    return soundfile.read(packed / f"{voice}.ogg", dtype="float32")[0]
 
 
 def speaker_ids(clips: list[Clip]) -> dict[str, str]:

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distilled_student.config import StudentConfig
-from distilled_student.distillation.data import DataConfig
-from distilled_student.errors import UserError
-from distilled_student.settings import typed
-from distilled_student.sizes import named_size
+from distilled_student.common.errors import UserError
+from distilled_student.common.settings import typed
+from distilled_student.distillation.data.cuts import DataConfig
+from distilled_student.student.config import StudentConfig
+from distilled_student.student.sizes import named_size
 
 
 @dataclass

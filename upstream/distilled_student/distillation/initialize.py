@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from distilled_student.student import Student
+from distilled_student.student.network import Student
 
 log = logging.getLogger(__name__)
 

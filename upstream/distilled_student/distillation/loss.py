@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distilled_student.lengths import frame_mask
+from distilled_student.student.lengths import frame_mask
 
 
 class LossParts(NamedTuple):

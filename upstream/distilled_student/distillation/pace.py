@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distilled_student.cost import macs_per_second, peak_flops
 from distilled_student.distillation.targets import HALVES, Teacher
-from distilled_student.student import Student
-from distilled_student.upstreams import StudentUpstream
+from distilled_student.host.upstreams import StudentUpstream
+from distilled_student.student.cost import macs_per_second, peak_flops
+from distilled_student.student.network import Student
 
 
 class _Layers(nn.Module):

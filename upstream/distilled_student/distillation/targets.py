@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from distilled_student.errors import UserError
-from distilled_student.lengths import conv_lengths
+from distilled_student.common.errors import UserError
+from distilled_student.student.lengths import conv_lengths
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

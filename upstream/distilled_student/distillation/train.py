@@ -16,17 +16,17 @@ from lhotse import CutSet
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
-from distilled_student.distillation.card import write_card
+from distilled_student.checkpoints.folder import save_student
+from distilled_student.common.errors import UserError, one_line
+from distilled_student.common.interruption import Interruption
+from distilled_student.common.processes import only_run_in, summed, together
+from distilled_student.common.provenance import fingerprint, units_fingerprint, write_provenance
 from distilled_student.distillation.config import DistillConfig
-from distilled_student.distillation.data import Skipped, read_cuts
+from distilled_student.distillation.data.cuts import Skipped, read_cuts
+from distilled_student.distillation.data.shards import open_units
+from distilled_student.distillation.model_card import write_card
 from distilled_student.distillation.pace import Speed, measure_pace
-from distilled_student.distillation.run import Distillation, Progress
-from distilled_student.distillation.shards import open_units
-from distilled_student.errors import UserError, one_line
-from distilled_student.interruption import Interruption
-from distilled_student.processes import only_run_in, summed, together
-from distilled_student.provenance import fingerprint, units_fingerprint, write_provenance
-from distilled_student.storage import save_student
+from distilled_student.distillation.trainer import Distillation, Progress
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distilled_student.audio import SUFFIXES
-from distilled_student.errors import UserError
+from distilled_student.common.audio import SUFFIXES
+from distilled_student.common.errors import UserError
 
 T = TypeVar("T")
 

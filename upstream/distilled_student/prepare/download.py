@@ -19,8 +19,8 @@ from urllib.request import Request, urlopen
 from rich import progress
 from rich.console import Console
 
-from distilled_student.errors import UserError
-from distilled_student.prepare.corpora import Archive
+from distilled_student.common.errors import UserError
+from distilled_student.prepare.catalog import Archive
 
 log = logging.getLogger(__name__)
 RETRIES = 5  # in a row that bring nothing new

@@ -17,9 +17,9 @@ from pathlib import Path
 from rich import progress
 from rich.markup import escape
 
-from distilled_student.errors import UserError
+from distilled_student.common.errors import UserError
+from distilled_student.common.untrusted import leads_outside
 from distilled_student.prepare.download import shown
-from distilled_student.untrusted import leads_outside
 
 # what a damaged or a hostile archive makes Python raise: names that are too long or in each other's way are OSError
 UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, ValueError, RuntimeError)

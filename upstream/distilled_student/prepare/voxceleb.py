@@ -13,8 +13,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from distilled_student.errors import UserError
-from distilled_student.prepare.corpora import Archive, Corpus, Part
+from distilled_student.common.errors import UserError
+from distilled_student.prepare.catalog import Archive, Corpus, Part
 from distilled_student.prepare.counts import pairs_in
 from distilled_student.prepare.download import fetch, verify
 from distilled_student.prepare.unpack import beside, unzip

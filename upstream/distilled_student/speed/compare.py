@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_model
 
-from distilled_student.cost import macs_per_second, parameters
 from distilled_student.speed.graphs import write_graphs
 from distilled_student.speed.measure import interleaved, peak_memory, ratio, threads
 from distilled_student.speed.models import (
@@ -26,6 +25,7 @@ from distilled_student.speed.models import (
     loader,
     noise,
 )
+from distilled_student.student.cost import macs_per_second, parameters
 
 log = logging.getLogger(__name__)
 

@@ -13,17 +13,17 @@ from typing import Any
 import soundfile
 import torch
 
-from distilled_student.audio import SAMPLE_RATE
-from distilled_student.config import StudentConfig
-from distilled_student.cost import has_fast_bf16, peak_flops
-from distilled_student.demo.corpus import read_index, read_voice
+from distilled_student.common.audio import SAMPLE_RATE
+from distilled_student.corpora.shipped import read_index, read_voice
 from distilled_student.distillation.config import DistillConfig
-from distilled_student.distillation.data import DataConfig, make_loader, read_cuts
+from distilled_student.distillation.data.cuts import DataConfig, make_loader, read_cuts
 from distilled_student.distillation.pace import measure_pace
-from distilled_student.distillation.run import Distillation
 from distilled_student.distillation.targets import HALVES
+from distilled_student.distillation.trainer import Distillation
 from distilled_student.speed.measure import interleaved, ratio
-from distilled_student.speed.recipe import Recipe, Sizes, write_teacher
+from distilled_student.speed.s3prl_recipe import Recipe, Sizes, write_teacher
+from distilled_student.student.config import StudentConfig
+from distilled_student.student.cost import has_fast_bf16, peak_flops
 
 SECONDS = tuple(half / 2 for half in range(4, 20))  # enough files for buckets by duration
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distilled_student.audio import SAMPLE_RATE
+from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.speed.models import BARE_INT8, INT8, ONNX, SIZES, Variant, importer, noise
 
 
@@ -51,11 +51,11 @@ def _write_other(name: str, plain: Path, int8: Path) -> None:
 
 
 def _write_own(name: str, plain: Path, int8: Path, bare: Path) -> None:
-    """As `distilled_student.export` does it; ``bare`` is the part of the int8 graph that gives the hidden state."""
+    """As `export.utterance` does it; ``bare`` is the part of the int8 graph that gives the hidden state."""
     import onnx.utils
 
-    from distilled_student.export import INPUTS, trace, write
-    from distilled_student.quantize import prepare, quantize
+    from distilled_student.export.int8 import prepare, quantize
+    from distilled_student.export.utterance import INPUTS, trace, write
 
     write(trace(importer(name)()), plain, {})
     prepared = Path(shutil.copy(plain, int8))

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from distilled_student.errors import UserError
+from distilled_student.common.errors import UserError
 from distilled_student.speed.compare import COMPARED
 
 SAME = ("cpu", "cores", "threads")  # what makes two machines one; another torch that is slower shall show

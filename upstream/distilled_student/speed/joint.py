@@ -16,14 +16,14 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
 
-from distilled_student import host
-from distilled_student.cost import has_fast_bf16
-from distilled_student.demo.run import corpus_folder
+from distilled_student.checkpoints.folder import save_student
+from distilled_student.demo.run_demo import corpus_folder
+from distilled_student.host import launch as host
 from distilled_student.multitask.loader import Batch
-from distilled_student.sizes import named_size
 from distilled_student.speed.measure import ratio
-from distilled_student.storage import save_student
-from distilled_student.student import Student
+from distilled_student.student.cost import has_fast_bf16
+from distilled_student.student.network import Student
+from distilled_student.student.sizes import named_size
 
 WARMUP = 4  # steps, two of each task
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distilled_student.audio import SAMPLE_RATE
-from distilled_student.sizes import named_size
+from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.speed.measure import open_session
+from distilled_student.student.sizes import named_size
 
 TORCH, ONNX, INT8 = "PyTorch", "ONNX", "ONNX int8"
 BARE_TORCH, BARE_INT8 = "PyTorch, no predictions", "ONNX int8, no predictions"
@@ -76,7 +76,7 @@ def _hubert() -> Callable[[], Model]:
 
 def _distilhubert() -> Callable[[], Model]:
     """DistilHuBERT as it was published (Chang et al. 2022): HuBERT's CNN, two layers, layers 4, 8 and 12 predicted."""
-    from distilled_student.host import register
+    from distilled_student.host.plugin import register
 
     register()
     from s3prl.upstream.distiller.model import DistillerConfig, DistillerModel
@@ -93,7 +93,7 @@ def _distilhubert() -> Callable[[], Model]:
 
 
 def _student(size: str, predictions: bool) -> Callable[[], Model]:
-    from distilled_student.student import Student, StudentOutput
+    from distilled_student.student.network import Student, StudentOutput
 
     config = named_size(size) if predictions else dataclasses.replace(named_size(size), targets=[])
 

@@ -21,7 +21,7 @@ torchaudio.sox_effects = sys.modules["torchaudio.sox_effects"] = types.ModuleTyp
 torchaudio.sox_effects.apply_effects_file = torchaudio.sox_effects.apply_effects_tensor = print
 import s3prl.hub
 """
-HELP = "import sys; sys.argv[1:] = ['--help']; from distilled_student.host import main; main()"
+HELP = "import sys; sys.argv[1:] = ['--help']; from distilled_student.host.launch import main; main()"
 COMPARED = {  # name: what is started, and what it is compared with
     "import distilled_student": ("import distilled_student; distilled_student.Student", "import torch"),
     "run_downstream.py --help": (HELP, HUB),

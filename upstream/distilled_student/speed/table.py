@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distilled_student.errors import UserError
+from distilled_student.common.errors import UserError
 from distilled_student.speed.aims import Aim, aims
 from distilled_student.speed.compare import COMPARED, SECONDS
 from distilled_student.speed.models import BARE, REFERENCE, TORCH

@@ -1,0 +1,324 @@
+"""Suites of named runs: planned, run once, resumed, reported beside the published figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import tone
+from helpers.trees import WORDS, speech_commands, voxceleb
+
+from distilled_student.benchmark.commands import Bench
+from distilled_student.benchmark.execute import execute
+from distilled_student.benchmark.run_suite import open_bench, run_suite
+from distilled_student.benchmark.suite import plan, read_suite
+from distilled_student.cli import main
+from distilled_student.common.interruption import Interrupted
+from distilled_student.multitask import metrics as M
+from distilled_student.multitask.expert import DownstreamExpert
+
+STUDENT = {
+    "conv_dim": [8] * 7,
+    "hidden_size": 16,
+    "heads": 2,
+    "feed_forward": 32,
+    "position_kernel": 8,
+    "position_groups": 2,
+    "prediction_size": 8,
+}
+DISTIL = [f"student={STUDENT}", "steps=2", "data.batch_seconds=16", "data.workers=0", "precision=fp32"]
+TASKS = "config.downstream_expert.tasks"
+JOINT = [
+    "config.downstream_expert.num_workers=0",
+    f"{TASKS}.kws.keywords={WORDS}",
+    f"{TASKS}.kws.validation_percentage=30",
+    f"{TASKS}.kws.batch_size=4",
+    f"{TASKS}.sv.batch_size=4",
+    f"{TASKS}.sv.crop_seconds=0.4",
+    f"{TASKS}.sv.dev_speakers=2",
+    f"{TASKS}.sv.dev_trials=20",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The three corpora in little, as ``prepare`` arranges them, and a tiny teacher with twelve layers."""
+    import soundfile
+
+    root = tmp_path_factory.mktemp("data")
+    speech_commands(root / "speech_commands")
+    voxceleb(root / "voxceleb1", seconds=2.1)  # SUPERB leaves out what is shorter than two seconds
+    for i, part in enumerate(("train-clean-100", "train-clean-360", "train-other-500")):
+        folder = root / "LibriSpeech" / part / "1" / "2"
+        folder.mkdir(parents=True)
+        for j in range(2):
+            soundfile.write(folder / f"1-2-000{j}.flac", tone(1.5, seed=10 * i + j).numpy(), 16_000)
+    torch.manual_seed(0)
+    config = transformers.HubertConfig(
+        hidden_size=16,
+        num_hidden_layers=12,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=[8] * 7,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    for name in ("hubert-base-ls960", "wav2vec2-base"):
+        transformers.HubertModel(config).save_pretrained(root / "teachers" / name)
+        transformers.Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(root / "teachers" / name)
+    return root
+
+
+def paper(data: Path, output: Path, *joint: str, steps: int = 2) -> Bench:
+    return open_bench("paper", data, output, steps=steps, device="cpu", distil=DISTIL, joint=[*JOINT, *joint])
+
+
+def rows(output: Path) -> dict[str, dict[str, Any]]:
+    content = json.loads((output / "results.json").read_text())
+    return {f"{row['model']}/{row['setting']}": row for row in content["rows"]}
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output of a part of the paper's suite, one cell of it with two seeds."""
+    output = tmp_path_factory.mktemp("finished")
+    bench = paper(data, output)
+    more = ["distilled-hubert/kws", "distilled-hubert/sv", "wav2vec2/joint-frozen"]
+    run_suite(bench, plan(bench.suite, 2, ["distilled-hubert/joint"]) + plan(bench.suite, 1, more))
+    return output
+
+
+def test_ours_stands_beside_the_published_row_with_seeds_interval_and_source(finished: Path) -> None:
+    row = rows(finished)["distilled-hubert/joint"]
+    assert [seed["seed"] for seed in row["seeds"]] == [0, 1]
+    assert row["kws_accuracy"] == pytest.approx(np.mean([seed["kws_accuracy"] for seed in row["seeds"]]))
+    low, high = row["intervals"]["kws_accuracy"]
+    assert low <= row["kws_accuracy"] <= high
+    assert row["published"]["kws_accuracy"] == 97.90
+    report = (finished / "report.md").read_text()
+    line = next(line for line in report.splitlines() if line.startswith("| distilled-hubert |") and "97.90" in line)
+    assert f"{row['kws_accuracy']:.2f} ±" in line
+    assert "4.27 [1]" in line
+    assert "[1] <https://arxiv.org/abs/2210.16611v2>" in report
+    for image in re.findall(r"\((\S+\.png)\)", report):
+        assert (finished / image).stat().st_size > 0
+    assert {"cost.png", "cost-2.png", "det.png", "confusion.png"} <= set(re.findall(r"\((\S+\.png)\)", report))
+
+
+def test_a_single_task_is_trained_and_reported_alone(finished: Path) -> None:
+    of = rows(finished)
+    assert "sv_eer" not in of["distilled-hubert/kws"] and "kws_accuracy" not in of["distilled-hubert/sv"]
+    assert of["distilled-hubert/sv"]["published"]["sv_eer"] == 4.26
+
+
+def test_frozen_runs_leave_the_upstream_as_it_was(finished: Path) -> None:
+    folder = finished / "runs" / "wav2vec2" / "joint-frozen" / "seed-0" / "experiment"
+    assert "Upstream" not in torch.load(folder / "states-2.ckpt", weights_only=True)
+
+
+def test_what_is_done_is_not_run_again(finished: Path, data: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.ckpt")}
+    results = rows(finished)
+    bench = paper(data, finished)
+    again = [execute(bench, run) for run in plan(bench.suite, 2, ["distilled-hubert/joint"])]
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.ckpt")} == before
+    accuracies = [seed["kws_accuracy"] for seed in results["distilled-hubert/joint"]["seeds"]]
+    assert [outcome.results["kws"]["accuracy"] for outcome in again] == accuracies
+
+
+def test_results_of_other_settings_are_not_taken_for_these(finished: Path, data: Path) -> None:
+    bench = paper(data, finished, steps=3)
+    outcome = execute(bench, plan(bench.suite, 1, ["wav2vec2/joint-frozen"])[0])
+    assert outcome.results is None
+    assert "runner.total_steps was 2, is 3" in outcome.error and "choose another --output" in outcome.error
+
+
+def test_results_of_another_student_are_not_taken_for_this_ones(finished: Path, data: Path) -> None:
+    bench = paper(data, finished)
+    other = dataclasses.replace(bench, distil=[*DISTIL, "learning_rate=0.5"])
+    taught = dataclasses.replace(bench, distil=[*DISTIL, f"teacher={data / 'teachers' / 'wav2vec2-base'}"])
+    run = plan(bench.suite, 1, ["distilled-hubert/kws"])[0]
+    assert execute(bench, run).error is None
+    assert "student.learning_rate was 0.0002, is 0.5" in execute(other, run).error
+    assert "student.teacher was hubert-base-ls960, is wav2vec2-base" in execute(taught, run).error
+
+
+def test_a_run_that_never_began_binds_nothing(data: Path, tmp_path: Path) -> None:
+    bench = paper(data, tmp_path)
+    run = plan(bench.suite, 1, ["wav2vec2/kws"])[0]
+    record = run.folder(tmp_path) / "run.json"
+    record.parent.mkdir(parents=True)
+    record.write_text('{"settings": {"upstream": "fbank"}, "seconds": 5.0}')
+    assert execute(bench, run).error is None
+
+
+def test_a_damaged_record_is_named(finished: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "runs" / "wav2vec2", tmp_path / "runs" / "wav2vec2")
+    bench = paper(data, tmp_path)
+    run = plan(bench.suite, 1, ["wav2vec2/joint-frozen"])[0]
+    (run.folder(tmp_path) / "run.json").write_text("{")
+    assert f"{run.folder(tmp_path) / 'run.json'}: is not JSON" in execute(bench, run).error
+
+
+def test_a_report_holds_what_earlier_calls_finished(finished: Path, data: Path) -> None:
+    bench = paper(data, finished)
+    found = run_suite(bench, plan(bench.suite, 1, ["wav2vec2/joint-frozen"]))
+    assert [f"{row['model']}/{row['setting']}" for row in found] == [
+        "wav2vec2/joint-frozen",
+        "distilled-hubert/kws",
+        "distilled-hubert/sv",
+        "distilled-hubert/joint",
+    ]
+    assert len(found[3]["seeds"]) == 2
+
+
+def test_all_may_move_between_training_and_evaluation(finished: Path, data: Path, tmp_path: Path) -> None:
+    for name, folder in {"data #2": data, "made": finished}.items():
+        shutil.copytree(folder, tmp_path / name)
+    (tmp_path / "made").rename(tmp_path / "out: put")
+    bench = paper(tmp_path / "data #2", tmp_path / "out: put")
+    run = plan(bench.suite, 1, ["distilled-hubert/joint"])[0]
+    before = execute(bench, run).results
+    (run.folder(bench.output) / "results.json").unlink()
+    away = [(data / "voxceleb1", data / "away"), (finished / "distill", finished / "away")]
+    for here, there in away:
+        here.rename(there)
+    try:
+        after = execute(bench, run)
+    finally:
+        for here, there in away:
+            there.rename(here)
+    assert after.error is None
+    assert (after.results["kws"], after.results["sv"]) == (before["kws"], before["sv"])
+
+
+def test_a_run_goes_on_where_its_folder_is_now(data: Path, tmp_path: Path) -> None:
+    pairs = ["config.runner.save_step=2", "config.runner.eval_step=2"]
+    bench = paper(data, tmp_path / "old", *pairs, steps=4)
+    run = plan(bench.suite, 1, ["wav2vec2/kws"])[0]
+    assert execute(bench, run).error is None
+    folder = run.folder(bench.output)
+    for name in ("results.json", "scores-test.npz", "experiment/results.json", "experiment/states-4.ckpt"):
+        (folder / name).unlink()
+    shutil.copyfile(folder / "experiment" / "best-dev.ckpt", folder / "experiment" / "states-2.ckpt")
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = paper(data, tmp_path / "new", *pairs, steps=4)
+    assert execute(moved, run).error is None
+    assert (run.folder(moved.output) / "experiment" / "states-4.ckpt").is_file()
+    assert not [path for path in (tmp_path / "old").rglob("*") if path.is_file()]  # s3prl makes the folder again
+
+
+def test_a_damaged_run_stops_no_other(finished: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    bench = paper(data, tmp_path / "out")
+    cells = ("wav2vec2/joint-frozen", "distilled-hubert/kws", "distilled-hubert/sv")
+    frozen, kws, sv = (plan(bench.suite, 1, [cell])[0] for cell in cells)
+    (frozen.folder(bench.output) / "scores-test.npz").write_bytes(b"PK torn")
+    (kws.folder(bench.output) / "results.json").write_text("{}")
+    kws.folder(bench.output).with_name("seed-0.bak").mkdir()
+    found = {f"{row['model']}/{row['setting']}": row for row in run_suite(bench, [sv])}
+    assert set(found) == {"distilled-hubert/sv", "distilled-hubert/joint"}
+    assert "scores-test.npz: is damaged" in execute(bench, frozen).error
+    assert "results.json: lacks train_seconds, upstream" in execute(bench, kws).error
+
+
+def test_an_interrupted_run_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = paper(data, tmp_path, "config.runner.save_step=2", "config.runner.log_step=1", steps=4)
+    run = plan(bench.suite, 1, ["wav2vec2/joint"])[0]
+    logged: list[int] = []
+    original = DownstreamExpert.log_records
+
+    def interrupting(
+        self: DownstreamExpert, split: str, records: Any, logger: Any, global_step: int, **more: Any
+    ) -> Any:
+        if split == "train":
+            logged.append(global_step)
+            if global_step == 3:
+                signal.raise_signal(signal.SIGINT)
+        return original(self, split, records, logger, global_step, **more)
+
+    monkeypatch.setattr(DownstreamExpert, "log_records", interrupting)
+    with pytest.raises(Interrupted):
+        run_suite(bench, [run])
+    seconds = json.loads((run.folder(tmp_path) / "run.json").read_text())["seconds"]
+    assert run_suite(bench, [run])[0]["train_seconds"] > seconds > 0
+    assert logged == [1, 2, 3, 4]  # what was interrupted had been saved
+
+
+def test_missing_data_is_reported_row_by_row(data: Path, tmp_path: Path) -> None:
+    some = tmp_path / "some"
+    (some / "voxceleb1").mkdir(parents=True)  # as an unsuccessful prepare leaves it
+    for name in ("speech_commands", "teachers"):
+        (some / name).symlink_to(data / name)
+    bench = paper(some, tmp_path / "out")
+    run_suite(bench, plan(bench.suite, 1, ["wav2vec2/kws", "wav2vec2/sv", "distilled-hubert/kws"]))
+    of = rows(tmp_path / "out")
+    assert "kws_accuracy" in of["wav2vec2/kws"]
+    assert of["wav2vec2/sv"]["errors"]["0"] == (
+        f"data missing: voxceleb1 in {some}; distilled-student prepare voxceleb1 {some}"
+    )
+    assert "prepare librispeech" in of["distilled-hubert/kws"]["errors"]["0"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "| wav2vec2 |" in report and "not run | 3.35 [1]" in report
+
+
+def test_a_run_that_fails_does_not_stop_the_others(data: Path, tmp_path: Path) -> None:
+    some = tmp_path / "some"
+    (some / "teachers").mkdir(parents=True)
+    for name in ("speech_commands", "voxceleb1", "teachers/wav2vec2-base"):
+        (some / name).symlink_to(data / name)
+    bench = paper(some, tmp_path / "out")
+    run_suite(bench, plan(bench.suite, 1, ["hubert/kws", "wav2vec2/kws"]))
+    of = rows(tmp_path / "out")
+    assert "facebook/hubert-base-ls960" in of["hubert/kws"]["errors"]["0"]
+    assert "kws_accuracy" in of["wav2vec2/kws"]
+
+
+def test_superb_runs_s3prls_own_experts(data: Path, tmp_path: Path) -> None:
+    bench = open_bench("superb", data, tmp_path, steps=2, device="cpu", distil=DISTIL)
+    quick = [f"downstream_expert.datarc.{pair}" for pair in ("num_workers=0", "train_batch_size=2", "batch_size=4")]
+    for name, keys in {"ks": ("num_workers", ".batch"), "asv": ("num_workers", "train_batch")}.items():
+        bench.suite.settings[name].override += [pair for pair in quick if any(key in pair for key in keys)]
+    run_suite(bench, plan(bench.suite, 1, ["fbank/ks", "distilled-hubert/ks", "distilled-hubert/asv"]))
+    of = rows(tmp_path)
+    assert {key for key, row in of.items() if row["errors"]} == set(), of
+    assert of["fbank/ks"]["published"]["kws_accuracy"] == 8.63
+    folder = plan(bench.suite, 1, ["distilled-hubert/asv"])[0].folder(tmp_path)
+    with np.load(folder / "scores-test.npz") as scores:
+        eer = 100 * M.eer(scores["sv_scores"], scores["sv_labels"])
+    assert of["distilled-hubert/asv"]["sv_eer"] == pytest.approx(eer)
+    away = tmp_path / "away"
+    shutil.copytree(data, away)
+    for name in ("results.json", "scores-test.npz"):
+        (folder / name).unlink()
+    moved = dataclasses.replace(bench, data=away)
+    again = execute(moved, plan(bench.suite, 1, ["distilled-hubert/asv"])[0])
+    assert again.results["sv"]["eer"] == pytest.approx(eer), again.error
+    report = (tmp_path / "report.md").read_text()
+    assert "best of the saved checkpoints on the test trials" in " ".join(report.split())
+    assert "| WavLM Base+ [" in report  # published upstreams that are not run
+
+
+def test_a_dry_run_names_every_run_and_its_cost_and_writes_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["benchmark", "paper", "--data", str(data), "--dry-run"])
+    assert not end.value.code
+    printed = capsys.readouterr().out
+    for run in plan(read_suite("paper"), 1):
+        assert run.name in printed
+    assert "distill hubert-base" in printed
+    line = " ".join(printed.split())
+    assert re.search(r"Left: ([\d,.]+) hours, \1 of them with the data that is there. Worked out, not measured", line)
+    assert not list(tmp_path.iterdir())

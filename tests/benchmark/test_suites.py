@@ -1,0 +1,147 @@
+"""Suites as they ship: every published cell a named run, every setting of ours marked, estimates, intervals."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distilled_student import UserError
+from distilled_student.benchmark.estimate import Estimator
+from distilled_student.benchmark.published import read_paper_results
+from distilled_student.benchmark.run_suite import open_bench
+from distilled_student.benchmark.suite import plan, read_suite
+from distilled_student.cli import main
+from distilled_student.common.settings import find_config
+from distilled_student.multitask import metrics as M
+
+
+def test_the_estimate_of_a_distillation_is_its_arithmetic(tmp_path: Path) -> None:
+    bench = open_bench("paper", tmp_path, tmp_path)
+    estimator, run = Estimator(bench), plan(bench.suite, 1, ["distilled-hubert/joint"])[0]
+    estimate = estimator.distillation(run)
+    # figures of the paper's student and teacher, in G multiply-accumulates per second of audio: 6.93; 3.41 + 0.18
+    expected = 2 * 200_000 * 300 * (6.93e9 + 3 * (3.41e9 + 0.18e9)) / 4
+    assert estimate.operations == pytest.approx(expected, rel=0.01)
+    assert estimate.audio_hours == pytest.approx(200_000 * 300 / 3600)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["papers", "--data", "d"], "papers: no such config file"),
+        (["paper"], "--data: no folder"),
+        (["paper", "--data", "d", "--only", "hubert"], "--only hubert: no such run; there are wav2vec2/kws"),
+        (["paper", "--data", "d", "--seeds", "0"], "--seeds 0: needs 1 or more"),
+        (["paper", "--data", "d", "--steps", "0"], "--steps 0: needs 1 or more"),
+        (["paper", "--data", "d", "--dry-run", "--tflops", "0"], "--tflops 0.0: needs a positive number"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["benchmark", *arguments])
+    error = capsys.readouterr().err.strip()
+    assert end.value.code == 2
+    assert named in error and "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("models:\n  a: 3\nsettings: {}\ntables: {}", "models.a: expected a group of keys"),
+        ("models:\n  a: {upstream: u, wights: w}\nsettings: {}\ntables: {}", "models.a: key 'wights'"),
+        ("models: {}\nsettings: {}\ntables:\n  T: [joint]", "tables.T: no such setting: joint"),
+        ("models:\n  a: {upstream: u, weights: w, distill: d}\nsettings: {}\ntables: {}", "only one of them"),
+        (
+            "models:\n  a: {upstream: u, settings: [s]}\nsettings: {}\ntables: {}",
+            "models.a.settings: no such setting: s",
+        ),
+    ],
+)
+def test_a_fault_in_a_suites_file_is_named(change: str, named: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(f"title: t\nprotocol: p\n{change}\n")
+    with pytest.raises(UserError, match=re.escape(named)) as error:
+        read_suite(path)
+    assert str(path) in str(error.value)
+
+
+def test_every_cell_of_the_papers_tables_is_one_named_run() -> None:
+    suite = read_suite("paper")
+    runs = {run.name: run for run in plan(suite, 1)}
+    cells = [(suite.models[run.model].published, suite.settings[run.setting].published) for run in runs.values()]
+    assert sorted(cells) == sorted((result.model, result.setting) for result in read_paper_results())
+    shown = [setting for settings in suite.tables.values() for setting in settings]
+    assert sorted(shown) == sorted(suite.settings)
+
+
+def test_the_two_protocols_never_share_a_suite() -> None:
+    assert {setting.downstream for setting in read_suite("paper").settings.values()} == {"multitask"}
+    assert all(not setting.trainable for setting in read_suite("superb").settings.values())
+    own = [s for s in read_suite("superb").tables.values() if "joint" in s]
+    assert own == [["joint"]]
+
+
+# What the paper states (sections 2 and 3); everything else in its configurations has to be marked as ours.
+STATED = {
+    "distill": {"teacher", "targets", "student", "initialize", "output", "paths"},
+    "multitask": {
+        "gradient_accumulate_steps",  # alternation: a step per batch
+        "name",
+        "torch_optim_name",
+        "lr",
+        "update",
+        "schedule",
+        "train_root",
+        "test_root",
+        "keywords",
+        "validation_percentage",
+        "testing_percentage",
+        "silence_percentage",
+        "unknown_percentage",
+        "head",
+        "crop_seconds",  # of keywords: the corpus's one second; of speakers it is marked
+        "root",
+        "trials",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("distill", "hubert-base"),
+        ("distill", "wav2vec2-base"),
+        ("distill", "wavlm-base-plus"),
+        ("distill", "data2vec-base"),
+        ("multitask", "default"),
+    ],
+)
+def test_each_setting_that_the_paper_does_not_state_is_marked_as_ours(kind: str, name: str) -> None:
+    for line in find_config(name, kind).read_text().splitlines():
+        found = re.match(r"\s*(\w+): *([^#]*)(#.*)?$", line)
+        if found and found[2].strip() and "ours" not in (found[3] or ""):
+            assert found[1] in STATED[kind], line
+
+
+def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:
+    right = np.random.default_rng(0).random(3081) < 0.97
+    low, high = M.mean_interval(right)
+    error = np.sqrt(right.mean() * (1 - right.mean()) / len(right))
+    assert (low, high) == pytest.approx((right.mean() - 1.96 * error, right.mean() + 1.96 * error), abs=0.001)
+
+
+def test_the_interval_of_several_systems_equal_in_all_is_that_of_one() -> None:
+    rng = np.random.default_rng(1)
+    left, right = rng.integers(8, size=(2, 400))
+    labels = (left == right).astype(int)
+    scores = labels + rng.normal(size=400)
+    one = M.eer_interval(scores, labels, left, right, resamples=50)
+    assert M.eer_interval(np.stack([scores, scores]), labels, left, right, resamples=50) == pytest.approx(one)
+    better = M.eer_interval(np.stack([scores, scores + labels]), labels, left, right, resamples=50)
+    assert better[1] < one[1]

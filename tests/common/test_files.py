@@ -1,0 +1,85 @@
+"""Files of weights: whole or not at all, and known again when they are damaged."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from distilled_student.common.errors import UserError
+from distilled_student.common.files import is_damaged, newest_whole, save_torch
+
+CONTENT = {"weights": torch.arange(2_000.0), "step": 3}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save_torch(CONTENT, tmp_path / "a.pt")
+    return tmp_path / "a.pt"
+
+
+def test_a_file_with_its_checksum_is_read_by_torch_as_ever(saved: Path) -> None:
+    for mapped in (False, True):
+        found = torch.load(saved, weights_only=True, mmap=mapped)
+        assert torch.equal(found["weights"], CONTENT["weights"]) and found["step"] == 3
+    assert zipfile.ZipFile(saved).comment.startswith(b"sha256:") and not is_damaged(saved)
+
+
+def test_any_bit_that_flips_is_noticed(saved: Path, tmp_path: Path) -> None:
+    whole = saved.read_bytes()
+    for place in range(0, len(whole), 7):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << place % 8
+        (tmp_path / "b.pt").write_bytes(broken)
+        assert is_damaged(tmp_path / "b.pt"), place
+
+
+@pytest.mark.parametrize("left", [0, 1, 100, -1, -70, -1000])
+def test_a_file_that_ends_early_is_noticed(saved: Path, left: int) -> None:
+    saved.write_bytes(saved.read_bytes()[:left])
+    assert is_damaged(saved)
+
+
+def test_a_file_without_a_checksum_has_those_of_its_parts(tmp_path: Path) -> None:
+    torch.save(CONTENT, tmp_path / "plain.pt")
+    assert not is_damaged(tmp_path / "plain.pt")
+    broken = bytearray((tmp_path / "plain.pt").read_bytes())
+    broken[broken.index(CONTENT["weights"][5:9].numpy().tobytes())] ^= 1
+    (tmp_path / "plain.pt").write_bytes(broken)
+    assert is_damaged(tmp_path / "plain.pt")
+
+
+def test_the_newest_whole_file_is_used_and_the_damaged_one_is_named(
+    saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    newer = tmp_path / "b.pt"
+    newer.write_bytes(saved.read_bytes()[:-5])
+    assert newest_whole([saved, newer]) == saved and str(newer) in caplog.text
+    assert newest_whole([]) is None
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        newest_whole([newer])
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 4 KB: a write fails half-way, as on a disk without room."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_one_line_and_what_was_there_is_left(saved: Path) -> None:
+    with full_disk(), pytest.raises(UserError, match=rf"^{saved}: cannot be written \(.*\)[^\n]*$"):
+        save_torch({"weights": torch.zeros(10_000)}, saved)
+    assert not is_damaged(saved) and [path.name for path in saved.parent.iterdir()] == ["a.pt"]

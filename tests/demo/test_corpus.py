@@ -1,0 +1,201 @@
+"""The demo corpus: what is packed, and the two public layouts it expands into."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from distilled_student.common.errors import UserError
+from distilled_student.corpora import shipped
+from distilled_student.demo import corpus
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[shipped.Clip]:
+    return shipped.read_index()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return corpus.expand(tmp_path_factory.mktemp("cache") / "demo")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed corpus of seven voices: enough where a test has to expand anew."""
+    folder = tmp_path_factory.mktemp("packed")
+    voices = ("af_alloy", "af_aoede", "af_heart", "af_jessica", "af_kore", "af_bella", "am_puck")
+    for voice in voices:
+        os.symlink(shipped.PACKED / f"{voice}.ogg", folder / f"{voice}.ogg")
+    lines = (shipped.PACKED / "index.csv").read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines[1:] if line.startswith(voices)]
+    (folder / "index.csv").write_text("\n".join([lines[0], *kept]) + "\n", encoding="utf-8")
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def speakers(folder: Path, pattern: str) -> set[str]:
+    return {path.name.split("_nohash_")[0] for path in folder.glob(pattern) if "_nohash_" in path.name}
+
+
+def test_packed_corpus_is_at_most_12_megabytes() -> None:
+    assert sum(path.stat().st_size for path in shipped.PACKED.iterdir()) <= 12e6
+
+
+def test_packed_corpus_has_50_voices_10_commands_15_other_words_and_8_sentences_a_voice(
+    clips: list[shipped.Clip],
+) -> None:
+    said: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for clip in clips:
+        said[clip.voice, clip.kind].add(clip.text)
+    voices = {clip.voice for clip in clips}
+    assert len(voices) >= 50
+    for voice in voices:
+        assert set(corpus.COMMANDS) <= said[voice, "word"]
+        assert len(said[voice, "word"] - set(corpus.COMMANDS)) >= 15
+        assert len(said[voice, "sentence"]) >= 8
+
+
+def test_no_voice_is_in_two_splits(clips: list[shipped.Clip]) -> None:
+    splits = Counter(voice for voice, _ in {(clip.voice, clip.split) for clip in clips})
+    assert set(splits.values()) == {1}
+
+
+def test_each_clip_lies_inside_its_file_and_is_audible(clips: list[shipped.Clip]) -> None:
+    for name in ("af_heart", "zm_yunyang"):
+        voice = shipped.read_voice(name)
+        for clip in clips:
+            if clip.voice == name:
+                piece = voice[clip.start : clip.start + clip.samples]
+                assert len(piece) == clip.samples
+                assert np.abs(piece).max() > 0.3
+
+
+def test_speaker_ids_fall_into_their_split_by_the_classic_hash(clips: list[shipped.Clip]) -> None:
+    ids = corpus.speaker_ids(clips)
+    assert len(set(ids.values())) == len(ids)
+    bounds = {"dev": (0, 10), "test": (10, 20), "train": (20, 101)}
+    for clip in clips:
+        low, high = bounds[clip.split]
+        assert low <= corpus.hash_percentage(ids[clip.voice]) < high
+
+
+def test_hash_percentage_agrees_with_files_of_the_published_validation_and_testing_lists() -> None:
+    assert 0 <= corpus.hash_percentage("026290a7") < 10  # validation_list.txt: bed/026290a7_nohash_0.wav
+    assert 10 <= corpus.hash_percentage("0c40e715") < 20  # testing_list.txt: bed/0c40e715_nohash_0.wav
+
+
+def test_speech_commands_train_has_all_words_and_long_background_noises(root: Path) -> None:
+    train = root / "speech_commands/train"
+    words = names(train) - {"_background_noise_"}
+    assert set(corpus.COMMANDS) <= words
+    assert len(words) >= 25
+    noises = list((train / "_background_noise_").glob("*.wav"))
+    assert 4 <= len(noises) <= 6
+    assert all(20 <= soundfile.info(path).duration <= 30 for path in noises)
+
+
+def test_speech_commands_test_has_twelve_folders_of_one_size(root: Path) -> None:
+    test = root / "speech_commands/test"
+    assert names(test) == {*corpus.COMMANDS, "_unknown_", "_silence_"}
+    assert len({len(list(folder.iterdir())) for folder in test.iterdir()}) == 1
+
+
+def test_unknown_test_words_are_all_there_in_turn(clips: list[shipped.Clip]) -> None:
+    unknown = Counter(output.clip.text for output in corpus.plan() if "/_unknown_/" in output.path)
+    others = {clip.text for clip in clips if clip.kind == "word"} - set(corpus.COMMANDS)
+    assert set(unknown) == others
+    assert max(unknown.values()) - min(unknown.values()) <= 1
+
+
+def test_each_word_file_is_one_second_of_16_khz_mono_pcm_16(root: Path) -> None:
+    for path in [*(root / "speech_commands/train/yes").iterdir(), *(root / "speech_commands/test").glob("*/*.wav")]:
+        info = soundfile.info(path)
+        assert (info.frames, info.samplerate, info.channels, info.subtype) == (16_000, 16_000, 1, "PCM_16"), path
+
+
+def test_test_speakers_are_in_no_training_folder_of_either_layout(root: Path) -> None:
+    commands_train = speakers(root / "speech_commands/train", "*/*.wav")
+    commands_test = speakers(root / "speech_commands/test", "*/*.wav")
+    voxceleb_dev, voxceleb_test = (names(root / f"voxceleb1/{part}/wav") for part in ("dev", "test"))
+    assert commands_train == voxceleb_dev
+    assert commands_test == voxceleb_test
+    assert not commands_train & commands_test
+
+
+def test_voxceleb_utterances_last_a_second_and_a_half_and_come_in_two_sessions(root: Path) -> None:
+    for speaker in [*(root / "voxceleb1/dev/wav").iterdir(), *(root / "voxceleb1/test/wav").iterdir()]:
+        sessions = [{path.name for path in session.iterdir()} for session in speaker.iterdir()]
+        assert len(sessions) == 2
+        assert sessions[0] == sessions[1]
+        assert len(sessions[0]) >= 8
+        assert all(soundfile.info(path).duration >= 1.5 for path in speaker.rglob("*.wav"))
+
+
+def test_trials_are_balanced_unique_truthful_and_mostly_of_one_gender(root: Path, clips: list[shipped.Clip]) -> None:
+    gender = {speaker: voice[1] for voice, speaker in corpus.speaker_ids(clips).items()}
+    trials = [line.split(" ") for line in (root / "voxceleb1/veri_test.txt").read_text().splitlines()]
+    assert 1_800 <= len(trials) <= 2_200
+    assert len({(a, b) for _, a, b in trials}) == len(trials)
+    assert sum(label == "1" for label, _, _ in trials) == len(trials) / 2
+    same_gender = 0
+    for label, a, b in trials:
+        assert (label == "1") == (a.split("/")[0] == b.split("/")[0])
+        same_gender += label == "0" and gender[a.split("/")[0]] == gender[b.split("/")[0]]
+    assert same_gender > 0.7 * len(trials) / 2
+    paths = {path for _, *pair in trials for path in pair}
+    assert all((root / "voxceleb1/test/wav" / path).is_file() for path in paths)
+
+
+def test_a_file_rendered_alone_is_the_one_of_the_whole_expansion(root: Path) -> None:
+    train_noises, test_noises = corpus.noise_sets()
+    outputs = corpus.plan()
+    for output in outputs[:: len(outputs) // 12]:
+        noises = test_noises if output.clip.split == "test" else train_noises
+        alone = corpus.render(output, shipped.read_voice(output.clip.voice), noises)
+        written = soundfile.read(root / output.path, dtype="float32")[0]
+        assert len(alone) == len(written)
+        assert np.abs(alone - written).max() < 1e-4  # one step of 16 bits is 3e-5
+
+
+def test_two_copies_of_one_clip_differ(root: Path) -> None:
+    first, second = (soundfile.read(path)[0] for path in sorted((root / "speech_commands/train/yes").iterdir())[:2])
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.9
+
+
+def test_a_second_expansion_writes_nothing_and_an_outdated_one_is_made_again(small: Path, tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    root = corpus.expand(tmp_path / "demo", lambda done, total: calls.append((done, total)), small)
+    assert calls[-1] == (len(corpus.plan(small)), len(corpus.plan(small)))
+    calls.clear()
+    corpus.expand(root, lambda done, total: calls.append((done, total)), small)
+    assert not calls
+    (root / corpus.STAMP).write_text("an older recipe")
+    (root / "leftover").touch()
+    corpus.expand(root, packed=small)
+    assert not (root / "leftover").exists()
+    assert names(tmp_path) == {"demo"}
+
+
+def test_an_interrupted_expansion_leaves_nothing_behind(small: Path, tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        corpus.expand(tmp_path / "demo", interrupt, small)
+    assert not names(tmp_path)
+
+
+def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not made by it"):
+        corpus.expand(tmp_path)
+    assert names(tmp_path) == {"thesis.txt"}

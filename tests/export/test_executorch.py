@@ -1,0 +1,67 @@
+"""Programs for phones: ExecuTorch's runtime says what PyTorch says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL, tone
+from test_streaming import CAUSAL, joint
+
+import distilled_student as ds
+from distilled_student.export import executorch as phone
+
+runtime = pytest.importorskip("executorch.runtime").Runtime.get()
+SMALLEST = SMALL | {"layers": 1}
+SIZES = {
+    "causal": dataclasses.replace(CAUSAL, **SMALLEST),
+    "waveform": ds.StudentConfig(**SMALLEST, conv_dim=[8] * 7),
+}
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    model, file = joint(SIZES[request.param]), tmp_path_factory.mktemp("phone") / "model.pte"
+    model.tasks["sv"].calibration[0] = torch.tensor([20.0, -9.0])
+    phone.export_executorch(model, file, max_seconds=2.0)
+    return model, file
+
+
+def test_a_program_says_what_pytorch_says_of_any_length(exported: tuple[Any, Path]) -> None:
+    model, file = exported
+    method = runtime.load_program(file).load_method("forward")
+    for samples in (1_600, 1_601, 9_999, 32_000, 16_000):  # shorter after longer: nothing is left of what was before
+        wave = tone(2.0, seed=samples)[None, :samples]
+        expected = model(wave, torch.tensor([samples]))
+        hidden_state, keyword_scores, speaker_embedding = method.execute([wave])
+        torch.testing.assert_close(hidden_state, expected.hidden_state, atol=1e-4, rtol=0)
+        torch.testing.assert_close(keyword_scores, expected.keyword_scores, atol=1e-4, rtol=0)
+        torch.testing.assert_close(speaker_embedding, expected.speaker_embedding, atol=1e-4, rtol=0)
+
+
+def test_a_program_tells_its_labels_rate_and_limits(exported: tuple[Any, Path]) -> None:
+    model, file = exported
+    program = runtime.load_program(file)
+    told = {name: program.load_method(name).execute([])[0] for name in program.method_names - {"forward"}}
+    assert json.loads(told["labels"]) == model.labels
+    assert json.loads(told["outputs"]) == ["hidden_state", "keyword_scores", "speaker_embedding"]
+    assert (told["sample_rate"], told["shortest"], told["longest"]) == ("16000", "1600", "32000")
+    assert (float(told["sv_slope"]), float(told["sv_offset"])) == (20.0, -9.0)
+
+
+def test_a_program_that_differs_from_its_model_is_refused(exported: tuple[Any, Path]) -> None:
+    model, file = exported
+    other = joint(model.student.config)
+    other.tasks["kws"].head.linear.bias += torch.arange(12)
+    with pytest.raises(ds.UserError, match=r"keyword_scores: differs by .* from PyTorch on 8000 samples"):
+        phone.check(file.read_bytes(), phone.Utterance(other), [tone(0.5)])
+
+
+def test_nothing_is_written_where_the_longest_audio_is_too_short(tmp_path: Path) -> None:
+    with pytest.raises(ds.UserError, match="max_seconds: needs at least 1, found"):
+        phone.export_executorch(joint(CAUSAL), tmp_path / "model.pte", max_seconds=0.5)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,118 @@
+"""Exported graphs against PyTorch: the same numbers at any length and in any batch, in a file that says what it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from conftest import SMALL, tone
+from onnx import TensorProto, numpy_helper
+from test_streaming import CAUSAL, joint
+from torch.nn.utils.rnn import pad_sequence
+
+import distilled_student as ds
+from distilled_student.common.errors import UserError
+from distilled_student.export import graph as parity
+from distilled_student.export import utterance as export
+from distilled_student.export.utterance import Graph, export_onnx
+from distilled_student.multitask.device_model import JointModel
+from distilled_student.student.frontend import power_in_products, transform_steps
+
+CNN = ds.StudentConfig(**SMALL, conv_dim=[8] * 7)
+WHISPER = dataclasses.replace(
+    CAUSAL, causal=False, positions="sinusoidal", conv_norm="layer", encoder_stride=2, shared=True
+)
+MODELS = {
+    "the paper's": (CNN, "last_hidden_state", False),
+    "one that hears predictions": (dataclasses.replace(CNN, normalize=True), "predictions", False),
+    "with SUPERB's heads": (WHISPER, "concatenated", True),
+    "causal": (dataclasses.replace(CAUSAL, encoder_stride=2), "last_hidden_state", False),
+}
+SAMPLES = (1_600, 2_080, 2_400, 7_999, 8_000, 20_001)  # from the shortest; 2,080 and 2,400 lie between two frames
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[JointModel, Path]:
+    model, file = joint(*MODELS[request.param]), tmp_path_factory.mktemp("exported") / "model.onnx"
+    model.tasks["sv"].calibration[0] = torch.tensor([20.0, -9.0])
+    export_onnx(model, file, checkpoint="best-dev.ckpt")
+    return model, file
+
+
+def test_a_graph_says_what_pytorch_says_alone_and_in_any_batch(exported: tuple[JointModel, Path]) -> None:
+    model, graph = exported[0], Graph(exported[1])
+    waves, lengths = [tone(1.3, seed=n)[:n] for n in SAMPLES], torch.tensor(SAMPLES)
+    batch = graph(pad_sequence(waves, batch_first=True), lengths)
+    for i, wave in enumerate(waves):
+        expected, alone = model(wave[None], lengths[i : i + 1]), graph(wave[None], lengths[i : i + 1])
+        frames = int(expected.frames)
+        assert int(alone.frames) == int(batch.frames[i]) == frames
+        for output, at in ((alone, 0), (batch, i)):
+            torch.testing.assert_close(output.hidden_state[at, :frames], expected.hidden_state[0], atol=1e-4, rtol=0)
+            torch.testing.assert_close(output.keyword_scores[at], expected.keyword_scores[0], atol=1e-4, rtol=0)
+            torch.testing.assert_close(output.speaker_embedding[at], expected.speaker_embedding[0], atol=1e-4, rtol=0)
+        assert not batch.hidden_state[i, frames:].any()
+
+
+def test_a_file_says_what_it_is_and_nothing_of_where_it_was_made(exported: tuple[JointModel, Path]) -> None:
+    model, file = exported
+    proto = onnx.load(file)
+    about = {entry.key: entry.value for entry in proto.metadata_props}
+    assert json.loads(about["labels"]) == model.labels and about["sample_rate"] == "16000"
+    assert (about["sv_slope"], about["sv_offset"], about["sv_threshold"]) == ("20.0", "-9.0", "0.45")
+    assert (about["checkpoint"], about["version"], about["precision"]) == ("best-dev.ckpt", ds.__version__, "float32")
+    assert ds.StudentConfig(**json.loads(about["config"])) == model.student.config
+    assert "keyword_threshold" not in about, "there are no development data to measure it with"
+    inputs, outputs = (
+        {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+        for values in (proto.graph.input, proto.graph.output)
+    )
+    assert inputs == {"waveforms": ["batch", "samples"], "lengths": ["batch"]}
+    assert outputs["hidden_state"] == ["batch", "frames", 16] and outputs["frames"] == ["batch"]
+    assert outputs["keyword_scores"] == ["batch", 12] and outputs["speaker_embedding"] == ["batch", 8]
+    assert str(Path(export.__file__).parents[2]).encode() not in file.read_bytes()
+
+
+def test_what_is_read_is_in_the_file_once_and_nothing_else(exported: tuple[JointModel, Path]) -> None:
+    model, file = exported
+    read = "" if model.select.key == "predictions" else "predictions"
+    weights = sum(p.numel() for name, p in model.named_parameters() if not read or read not in name)
+    stored = sum(numpy_helper.to_array(w).size for w in onnx.load(file).graph.initializer)
+    config = model.student.config
+    spectrum = 20 * 20 * 40 + 40 * 22 + 201 * config.mel_bins if config.frontend == "logmel" else 0
+    magnitudes = 8 if config.positions == "conv" else 0  # weight norm is done
+    assert weights - magnitudes <= stored < 1.01 * weights + spectrum + 1_000  # and shapes, a number each
+
+
+def test_the_spectrum_in_products_is_the_transform() -> None:
+    x = torch.randn(2, 3, 400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = torch.fft.rfft(x).abs().square()
+    torch.testing.assert_close(power_in_products(x, *transform_steps()), expected, atol=1e-9, rtol=1e-9)
+
+
+def test_a_graph_that_differs_is_refused_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "TOLERANCE", 0.0)  # float32 in another order is never the same
+    with pytest.raises(UserError, match=r"hidden_state: differs by .* from PyTorch on \[\d+\] samples"):
+        export_onnx(ds.build_student(CNN), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_in_int8_nearly_all_weights_take_one_byte(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    torch.manual_seed(0)
+    student = ds.build_student(dataclasses.replace(CAUSAL, hidden_size=64, conv_dim=[64, 64], feed_forward=256))
+    export_onnx(student, tmp_path / "model.onnx", int8=True)
+    assert "cosine with float32: dynamic 0.99" in capsys.readouterr().out
+    proto = onnx.load(tmp_path / "model.onnx")
+    assert {e.key: e.value for e in proto.metadata_props}["precision"] in ("int8 dynamic", "int8 static")
+    sizes = {w.name: (w.data_type, numpy_helper.to_array(w).size) for w in proto.graph.initializer}
+    large = {name: kind for name, (kind, size) in sizes.items() if size > 1_000 and "mel" not in name}
+    in_float = [name for name, kind in large.items() if kind == TensorProto.FLOAT]
+    assert any(name.endswith("/int8") for name in large), "the positions' convolution too"
+    spectrum = 20 * 20 * 40  # the log-mel's products alone keep their precision
+    assert all(sizes[name][1] <= spectrum for name in in_float) and len(in_float) <= 2

@@ -1,0 +1,84 @@
+"""The comparisons of training and start-up do what they say, on tiny sizes; what they find is not tested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tone
+
+import distilled_student as ds
+from distilled_student.host.upstreams import StudentUpstream
+from distilled_student.speed import startup
+from distilled_student.speed.distillation import compare_distillation, padding, write_utterances
+from distilled_student.speed.joint import WARMUP, Watched, compare_joint
+from distilled_student.speed.s3prl_recipe import OPTIMIZER, Recipe, Sizes, write_teacher
+
+TINY = Sizes(width=32, heads=4, feed_forward=48, conv=16, layers=3, student_layers=1, targets=(1, 3))
+
+
+def test_distillation_is_compared_on_the_same_audio_and_sizes() -> None:
+    found = compare_distillation(rounds=1, seconds=(0.4, 0.8, 0.6, 0.5), utterances=2, sizes=TINY)
+    assert found["seconds"] == pytest.approx(2.3)
+    assert found["s3prl"]["padding"] == pytest.approx(0.3 / 2.6)  # sorted: 0.8 with 0.6, 0.5 with 0.4
+    assert found["s3prl"]["precision"] == found["s3prl"]["teacher_precision"] == "fp32"
+    operations = [found[name]["flops"] / found[name]["audio_seconds_per_second"] for name in ("s3prl", "ours")]
+    assert operations[0] == pytest.approx(operations[1]) and operations[0] > 0
+    faster = found["ours"]["audio_seconds_per_second"] / found["s3prl"]["audio_seconds_per_second"]
+    assert found["ratio"]["median"] == pytest.approx(faster)  # of one round
+
+
+def test_s3prls_recipe_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPTIMIZER, "lr", 1e-2)
+    monkeypatch.setitem(OPTIMIZER, "warmup_proportion", 1e-5)  # two steps
+    files = write_utterances(tmp_path / "audio", [1.0, 0.5])
+    write_teacher(tmp_path / "teacher.pt", TINY)
+    recipe = Recipe(tmp_path / "teacher.pt", TINY, files, 2, torch.device("cpu"))
+    waves = [tone(1.0), tone(0.5, seed=1)]
+    losses = [recipe.step(waves) for _ in range(15)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_padding_is_the_share_of_a_batch_that_is_no_audio() -> None:
+    assert padding([[4, 4], [2, 1]]) == pytest.approx(1 / 12)
+
+
+def test_joint_training_is_compared_batch_by_batch(small_corpus: Path) -> None:
+    found = compare_joint(steps=2, size="tiny", corpus=small_corpus)
+    assert found["overhead"]["low"] <= found["overhead"]["median"] <= found["overhead"]["high"]
+    assert min(found["runner"], found["bare"], found["loading"]) > 0
+
+
+def test_a_watched_loader_gives_every_batch_to_both() -> None:
+    times: list[tuple[float, ...]] = []
+    calls: list[tuple[str, int]] = []
+    for batch in Watched(range(WARMUP), lambda batch: calls.append(("bare", batch)), times):
+        calls.append(("runner", batch))
+    assert [name for name, _ in calls] == ["bare", "runner", "runner", "bare"] * 2
+    assert [batch for _, batch in calls] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert len(times) == WARMUP
+
+
+def test_an_upstream_makes_the_selected_features_alone(small_cnn: ds.StudentConfig) -> None:
+    upstream = StudentUpstream(ds.build_student(small_cnn)).eval()
+    waves = [tone(0.5), tone(0.3)]
+    with torch.no_grad():
+        every = upstream(waves)
+        asked: list[bool] = []
+        upstream.student.predictions.register_forward_hook(lambda *_: asked.append(True))
+        for name in ("hidden_states", "last_hidden_state", "concatenated", "predictions"):
+            upstream.selected = name
+            found = upstream(waves)
+            assert list(found) == [name]
+            pairs = zip(found[name], every[name], strict=True)
+            assert all(torch.equal(one, other) for one, other in pairs)
+            assert bool(asked) == (name == "predictions")
+
+
+def test_starts_are_compared_with_what_they_are_named_to_be_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = {"slow": ("import time; time.sleep(0.3)", "pass")}
+    monkeypatch.setattr(startup, "COMPARED", pairs)
+    found = startup.startup(rounds=1)["slow"]
+    assert found["beyond"] == pytest.approx(found["seconds"] - found["reference"])
+    assert found["seconds"] > 0.3

@@ -1,0 +1,173 @@
+"""``distilled-student benchmark``: plan, estimate, run, report."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from distilled_student.benchmark.commands import Bench
+from distilled_student.benchmark.estimate import HALF, OVERHEAD, Estimate, Estimator
+from distilled_student.benchmark.execute import Outcome, execute, finished
+from distilled_student.benchmark.report import draw, print_table, write_report
+from distilled_student.benchmark.rows import make_row
+from distilled_student.benchmark.suite import Run, plan, read_suite
+from distilled_student.checkpoints.folder import CONFIG
+from distilled_student.common.errors import UserError
+
+console = Console()
+
+
+def open_bench(
+    suite: str | Path,
+    data: Path,
+    output: Path,
+    students: Path | None = None,
+    steps: int | None = None,
+    device: str | None = None,
+    **more: list[str],
+) -> Bench:
+    """A suite by name or file, and where it runs; ``students``: ``output/distill`` by default; ``more``: see `Bench`.
+
+    Raises:
+        UserError: no such suite, a fault in its file, or a number of steps that is not positive.
+    """
+    if steps is not None and steps < 1:
+        raise UserError(f"--steps {steps}: needs 1 or more")
+    for option, folder in {"--data": data, "--output": output, "--students": students}.items():
+        if folder is not None and ",," in str(folder):
+            raise UserError(f"{option} {folder}: two commas part the settings of run_downstream.py; take another name")
+    students = students or output / "distill"
+    return Bench(read_suite(suite), data.absolute(), output.absolute(), students.absolute(), steps, device, **more)
+
+
+def rows_of(bench: Bench, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """The report's rows, a cell each, in the suite's order."""
+    cells: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        cells.setdefault((outcome.run.model, outcome.run.setting), []).append(outcome)
+    order = {(run.model, run.setting): place for place, run in enumerate(plan(bench.suite, 1, extra=True))}
+    return [make_row(bench.suite, *cell, cells[cell]) for cell in sorted(cells, key=lambda cell: order[cell])]
+
+
+def _found(bench: Bench, runs: Sequence[Run]) -> dict[Run, Outcome]:
+    """Outcomes of runs before any is executed, and of all others of the suite that were finished earlier."""
+    names = [path.name for path in (bench.output / "runs").glob("*/*/*")]
+    seeds = [int(found[1]) for name in names if (found := re.fullmatch(r"seed-(\d+)", name))]
+    outcomes = {run: Outcome(run, error="not run yet") for run in runs}
+    for run in plan(bench.suite, 1 + max([0, *seeds]), extra=True):
+        with contextlib.suppress(UserError):  # of other settings or damaged: said when it is executed
+            if (outcome := finished(bench, run)) is not None:
+                outcomes[run] = outcome
+    return outcomes
+
+
+def run_suite(bench: Bench, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Run what is missing. The report is written anew after every run, its images at the end or at an interruption.
+
+    What other calls have finished in the same output is in the report too.
+
+    Returns:
+        The report's rows, see `make_row`.
+    """
+    outcomes = _found(bench, runs)
+    rows = rows_of(bench, list(outcomes.values()))
+    try:
+        for number, run in enumerate(runs, start=1):
+            console.rule(f"{number}/{len(runs)}: {run.name}, seed {run.seed}")
+            outcomes[run] = execute(bench, run)
+            if outcomes[run].error is not None:
+                console.print(outcomes[run].error, style="red", markup=False, soft_wrap=True)
+            rows = rows_of(bench, list(outcomes.values()))
+            write_report(bench.output, bench.suite, rows)
+    finally:
+        images = draw(bench.output, bench.suite, rows, list(outcomes.values()))
+        write_report(bench.output, bench.suite, rows, images)
+    print_table(bench.suite, rows, f"{bench.suite.title}; report: {bench.output / 'report.md'}")
+    if unfinished := sum(outcomes[run].results is None for run in runs):
+        console.print(f"{unfinished} of {len(runs)} runs were not finished: the report says why")
+    return rows
+
+
+def _state(bench: Bench, run: Run) -> str:
+    try:
+        if finished(bench, run) is not None:
+            return "done"
+        return "no data" if bench.missing(run) else "to do"
+    except UserError as error:
+        return str(error)
+
+
+def dry_run(bench: Bench, runs: Sequence[Run], tflops: float) -> Estimate:
+    """Print the runs, what each will cost, what is missing and the commands; nothing is written.
+
+    Args:
+        tflops: What the device is taken to sustain in float32, in 1e12 operations a second.
+
+    Returns:
+        The sum over what is not done.
+    """
+    estimator, left, ready = Estimator(bench), Estimate(), Estimate()
+    table = Table(title=bench.suite.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading, justify in {"run": "left", "seeds": "left", "state": "left", "steps": "right"}.items():
+        table.add_column(heading, justify=justify, overflow="fold")
+    for heading in ("audio h", "hours"):
+        table.add_column(heading, justify="right")
+    lines: dict[tuple[str, str], tuple[list[str], Estimate]] = {}
+    for run in runs:
+        if bench.suite.models[run.model].distill:
+            state = "no data" if bench.missing_to_distil(run) else "to do"
+            state = "done" if (bench.student(run) / CONFIG).is_file() else state
+            name, seed = f"distill {bench.suite.models[run.model].distill}", str(bench.distillation(run)[0].seed)
+            seeds, _ = lines.setdefault((name, state), ([], estimator.distillation(run)))
+            if seed not in seeds:
+                seeds.append(seed)
+        lines.setdefault((run.name, _state(bench, run)), ([], estimator.run(run)))[0].append(str(run.seed))
+    for (name, state), (seeds, estimate) in lines.items():
+        hours = f"{estimate.audio_hours:,.0f}", f"{estimate.hours(tflops):,.1f}"
+        table.add_row(name, " ".join(seeds), state, f"{estimate.steps:,}", *hours)
+        of_all = sum([estimate] * len(seeds), Estimate())
+        left += of_all if state != "done" else Estimate()
+        ready += of_all if state == "to do" else Estimate()
+    console.print(table)
+    console.print(
+        f"Left: {left.hours(tflops):,.1f} hours, {ready.hours(tflops):,.1f} of them with the data that is there. "
+        f"Worked out, not measured: {left.audio_hours:,.0f} hours of audio, {left.operations / 1e15:,.0f} PFLOP "
+        f"at {tflops:g} TFLOP/s (float32; half precision taken as {HALF} times as fast), {left.steps:,} steps "
+        f"with {OVERHEAD} s beside; heads are not counted."
+    )
+    lacking = dict.fromkeys(line for run in runs for line in bench.missing(run))
+    commands: dict[str, None] = {}  # in their order, each once
+    for run in runs:
+        if bench.suite.models[run.model].distill:
+            commands[shlex.join(["distilled-student", *bench.distil_command(run)])] = None
+        commands[shlex.join(["run_downstream.py", *bench.command(run, run.folder(bench.output) / "experiment")])] = None
+    for line in [*lacking, *commands]:
+        console.print(line, style="dim", markup=False, soft_wrap=True, highlight=False)
+    return left
+
+
+def benchmark(
+    bench: Bench,
+    seeds: int | None = None,
+    only: Sequence[str] = (),
+    extra: bool = False,
+    tflops: float | None = None,
+) -> list[dict[str, Any]]:
+    """The command, see its help; with ``tflops`` a dry run. Returns the report's rows."""
+    if seeds is not None and seeds < 1:
+        raise UserError(f"--seeds {seeds}: needs 1 or more")
+    if tflops is not None and not tflops > 0:
+        raise UserError(f"--tflops {tflops}: needs a positive number")
+    runs = plan(bench.suite, seeds or bench.suite.seeds, only, extra)
+    if tflops is None:
+        return run_suite(bench, runs)
+    dry_run(bench, runs, tflops)
+    return []

@@ -1,0 +1,1 @@
+"""Students on disk: our own folders, and the formats of other libraries."""

@@ -1,0 +1,123 @@
+"""Students on disk: our folder (config.json and model.safetensors), and the formats of others through `formats`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distilled_student.checkpoints.foreign import (
+    CONFIG,
+    WEIGHTS,
+    Foreign,
+    read_checkpoint,
+    read_transformers,
+    write_transformers,
+)
+from distilled_student.common.errors import UserError
+from distilled_student.common.files import read_json, read_safetensors, write_whole
+from distilled_student.student.config import StudentConfig
+from distilled_student.student.network import Student
+
+MODEL_TYPE = "distilled_student"
+FORMATS = (MODEL_TYPE, "transformers")
+
+
+def shipped_student() -> Path:
+    """The pre-distilled student that comes with the package."""
+    return Path(__file__).parents[1] / "assets" / "student"
+
+
+def save_student(
+    student: Student, path: str | Path, dtype: torch.dtype = torch.float32, format: str = MODEL_TYPE
+) -> None:
+    """Write a student folder; ``dtype`` float16 halves the files.
+
+    ``format`` ``transformers`` writes one that ``transformers.AutoModel.from_pretrained`` reads too, as HubertModel.
+
+    Raises:
+        ValueError: no such format.
+        UserError: `transformers` has no such network; names the key.
+    """
+    from safetensors.torch import save
+
+    if format not in FORMATS:
+        raise ValueError(f"format: '{format}' is not one of {', '.join(FORMATS)}")
+    folder = Path(path)
+    if format == "transformers":
+        return write_transformers(student, folder, dtype)
+    state = {name: value.detach().cpu().to(dtype).contiguous() for name, value in student.state_dict().items()}
+    config = {
+        "model_type": MODEL_TYPE,
+        "dtype": str(dtype).removeprefix("torch."),
+        **dataclasses.asdict(student.config),
+    }
+    write_whole(folder, {WEIGHTS: save(state), CONFIG: (json.dumps(config, indent=2) + "\n").encode()})
+
+
+def _read_own(folder: Path) -> Foreign:
+    file, weights = folder / CONFIG, folder / WEIGHTS
+    values = read_json(file)
+    del values["model_type"]
+    values.pop("dtype", None)
+    known = {f.name for f in dataclasses.fields(StudentConfig)}
+    if unknown := sorted(set(values) - known):
+        raise UserError(f"{file}: {unknown[0]}: unknown key")
+    try:
+        config = StudentConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file}: {error}") from None
+    state = {name: value.float() for name, value in read_safetensors(weights).items()}
+    return Foreign(config, state, str(weights))
+
+
+def _read(path: Path) -> Foreign:
+    if path.is_file():
+        return read_checkpoint(path)
+    if not (path / CONFIG).is_file():
+        raise UserError(f"{path}: is neither a student's file nor a folder with {CONFIG}")
+    own = read_json(path / CONFIG).get("model_type") == MODEL_TYPE
+    return _read_own(path) if own else read_transformers(path)
+
+
+def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
+    """Raise UserError with what is missing, unexpected or of another shape, all under a student's names."""
+    problems = {
+        "missing": [n for n in expected if n not in found],
+        "unexpected": [n for n in found if n not in expected],
+        "of another shape": [
+            f"{n} {tuple(found[n].shape)} instead of {tuple(expected[n].shape)}"
+            for n in expected
+            if n in found and found[n].shape != expected[n].shape
+        ],
+    }
+    lines = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    if lines:
+        raise UserError(f"{where}: does not fit its configuration: {'; '.join(lines)}")
+
+
+def load_student(path: str | Path) -> Student:
+    """Read a student; float32 on the CPU, in eval mode.
+
+    Args:
+        path: A folder of `save_student`; a `transformers` folder of HuBERT, wav2vec 2.0, DistilHuBERT or Whisper (its
+            encoder); a ``.ckpt`` of s3prl's DistilHuBERT; a HuBERT or wav2vec 2.0 checkpoint that s3prl converted from
+            fairseq. All but the first and the third come without prediction layers.
+
+    Raises:
+        UserError: none of these, damaged, or weights that do not fit; one line naming the file, its format and keys.
+    """
+    config, weights, where = _read(Path(path))
+    try:
+        with torch.device("meta"):  # sizes alone: settings can ask for any amount of memory
+            expected = Student(config).state_dict()
+    except (RuntimeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{where}: does not fit its configuration: {' '.join(str(error).split())}") from None
+    _check_fit(expected, weights, where)
+    student = Student(config)
+    student.load_state_dict(weights)
+    return student.eval()

@@ -1,0 +1,29 @@
+"""Speech Commands' layout, ``WORD/SPEAKER_nohash_TAKE.wav``: keywords, other classes, sets of speakers."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+KEYWORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
+SILENCE, UNKNOWN, BACKGROUND = "_silence_", "_unknown_", "_background_noise_"
+HASH_RANGE = 2**27 - 1
+
+
+def speaker_of(name: str) -> str:
+    """The speaker in ``SPEAKER_nohash_TAKE.wav``."""
+    return re.sub(r"_nohash_.*$", "", name)
+
+
+def which_set(name: str, validation_percentage: float, testing_percentage: float) -> str:
+    """``validation``, ``testing`` or ``training`` by the speaker's hash (TensorFlow's function of this name)."""
+    percentage = hash_percentage(speaker_of(name))
+    if percentage < validation_percentage:
+        return "validation"
+    return "testing" if percentage < testing_percentage + validation_percentage else "training"
+
+
+def hash_percentage(name: str) -> float:
+    """A fixed place in [0, 100] for a speaker, TensorFlow's ``which_set`` (speech_commands/input_data.py)."""
+    digest = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
+    return int(digest, 16) % (HASH_RANGE + 1) * (100.0 / HASH_RANGE)

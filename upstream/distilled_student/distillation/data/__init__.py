@@ -1,0 +1,1 @@
+"""Audio for distillation: folders, manifests and shards, cut and grouped into batches."""

@@ -1,0 +1,78 @@
+"""s3prl's ``-o``: overrides of settings on the command line, as values and never as code."""
+
+from __future__ import annotations
+
+import ast
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+from distilled_student.common.devices import pick_device
+from distilled_student.common.errors import UserError
+from distilled_student.host.yaml_sections import WORDS, near
+
+MODES = ("train", "evaluate", "inference")
+
+
+def literal(text: str) -> Any:
+    """A value of the command line: a Python literal, YAML's null, true or false, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return WORDS.get(text.lower(), text)
+
+
+def set_key(group: dict[str, Any], path: Sequence[str], value: Any, where: str) -> None:
+    """Set the value at the end of ``path``, making the groups on the way. Raises UserError for a value among them."""
+    *keys, name = path
+    for key in keys:
+        group = group.setdefault(key, {})
+        if not isinstance(group, dict):
+            raise UserError(f"{where}: {key} is a value, not a group of keys")
+    group[name] = value
+
+
+def _parse_override(string: str) -> list[tuple[list[str], Any]]:
+    pairs = []
+    for option in filter(None, map(str.strip, string.split(",,"))):
+        key, equals, text = (part.strip() for part in option.partition("="))
+        path = key.split(".")
+        if not equals or path[0] not in ("args", "config") or len(path) < 2 or not all(path):
+            raise UserError(f"-o {option}: expected args.NAME=VALUE or config.KEY.KEY=VALUE, parted by ,,")
+        value = literal(text)
+        if (path[0] == "args" and len(path) > 2) or (key == "args.mode" and value not in MODES):
+            raise UserError(f"-o {option}: no such argument or value")
+        pairs.append((path, value))
+    return pairs
+
+
+def _check_argument(name: str, value: Any, args: Namespace) -> None:
+    """An ``args.NAME=VALUE`` of ``-o``: a known name, and a value of the kind that the command line would give it."""
+    where = f"-o args.{name}={value}"
+    if name not in vars(args):
+        raise UserError(f"{where}: no such argument{near(name, vars(args))}")
+    now = getattr(args, name)
+    if name == "device":
+        pick_device(str(value), where)
+    elif isinstance(now, bool) and not isinstance(value, bool) and name != "push_to_hf_hub":
+        raise UserError(f"{where}: expected true or false")
+    elif name in ("seed", "local_rank", "upstream_layer_selection") and (now is not None or value is not None):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise UserError(f"{where}: expected a whole number")
+    elif not isinstance(value, str | bool | None):
+        raise UserError(f"{where}: expected a word")
+
+
+def override(string: str, args: Namespace, config: dict[str, Any]) -> None:
+    """s3prl's ``-o``: ``config.optimizer.lr=1.0e-3,,args.seed=1``.
+
+    Values are Python literals, or YAML's null, true and false; other text is a string.
+
+    Raises:
+        UserError: a part that is not ``args.NAME=VALUE`` or ``config.KEY...=VALUE``, or leads through a plain value;
+            an argument that does not exist, or cannot have this value.
+    """
+    for (room, *path), value in _parse_override(string):
+        if room == "args":
+            _check_argument(path[0], value, args)
+        set_key(vars(args) if room == "args" else config, path, value, f"-o {'.'.join([room, *path])}")

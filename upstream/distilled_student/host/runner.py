@@ -1,0 +1,323 @@
+"""The runner: the training loop and the evaluation loop of every downstream, s3prl's and ours."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tensorboardX import SummaryWriter
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+from distilled_student.common.errors import UserError
+from distilled_student.common.files import save_torch
+from distilled_student.common.interruption import Interruption
+from distilled_student.common.processes import is_leader, only_run_in, together
+from distilled_student.common.progress import Progress, note
+from distilled_student.common.provenance import write_provenance
+from distilled_student.common.random_states import seed_all
+from distilled_student.host.runner_parts import RunnerParts, unwrapped
+from distilled_student.host.saved_runs import checkpoints
+from distilled_student.host.yaml_sections import source
+
+MAX_SKIPPED = 10  # steps in a row without a finite gradient
+
+
+class Runner(RunnerParts):
+    """s3prl's ``Runner`` with training and evaluation that can be read, resumed and interrupted.
+
+    On one process and in float32, `train` makes the same updates, checkpoints and log entries as s3prl 0.4.18
+    (downstream/runner.py), bit for bit on a CPU: ``tests/host/test_training_loop.py``.
+    """
+
+    _in_bf16 = False  # whether the upstream runs in bfloat16: while training with ``runner.bf16``
+
+    def train(self) -> None:
+        """Train to ``runner.total_steps``, from ``init_ckpt`` where there is one, and save the last step.
+
+        Raises:
+            UserError: the data, another process or the disk fail.
+            Interrupted: SIGTERM or Ctrl-C, after the step's checkpoint.
+        """
+        folder, interruption = Path(self.args.expdir), Interruption()
+        self._in_bf16, self.skipped_steps = self.config["runner"].get("bf16", False), 0
+        self._failed_in_a_row: list[list[str]] = []
+        with contextlib.ExitStack() as stack:
+            if is_leader():
+                stack.enter_context(only_run_in(folder))
+            stack.enter_context(interruption.watched())
+            stack.enter_context(together(interruption))
+            stack.callback(setattr, self, "_in_bf16", False)
+            self._write_provenance()
+            if is_leader() and hasattr(self.expert, "forget"):
+                self.expert.forget(self.init_ckpt.get("Step", 0))
+            self._train(interruption)
+            if dist.is_initialized():
+                dist.barrier()
+        if self.skipped_steps:
+            note(f"{self.skipped_steps} steps were skipped: their gradient was not finite")
+        if self.args.push_to_hf_hub:
+            self.push_to_huggingface_hub()
+
+    def _train(self, interruption: Interruption) -> None:
+        """The training loop."""
+        runner, leader = self.config["runner"], is_leader()
+        total, accumulate = runner["total_steps"], runner["gradient_accumulate_steps"]
+        step, epoch = self.init_ckpt.get("Step", 0), self.init_ckpt.get("Epoch", 0)
+        trained = self._set_modes()
+        parameters = [parameter for model in trained for parameter in model.parameters()]
+        scaler, optimizer = self._get_scaler(), self._get_optimizer(trained)
+        scheduler = self._get_scheduler(optimizer) if self.config.get("scheduler") else None
+        specaug = self._get_specaug()
+        logger = SummaryWriter(self.args.expdir) if leader else None
+        if not leader:
+            seed_all(self.args.seed, dist.get_rank(), step)
+        records, batch_ids, batches = defaultdict(list), [], 0
+
+        with Progress(total, "training steps", step, shown=leader) as progress:
+            while step < total:
+                loader = self._training_batches(epoch)
+                for batch_id, (wavs, *others) in enumerate(loader):
+                    if step >= total:
+                        break
+
+                    # The batch. In the joint task others[0] is its task: `AlternationLoader` (multitask/loader.py)
+                    # yields kws, sv, kws, sv, ...; with accumulate = 1 each makes a step: the paper's alternation.
+                    try:
+                        loss = self._loss(wavs, others, records, specaug) / accumulate
+                        (loss if scaler is None else scaler.scale(loss)).backward()
+                    except torch.OutOfMemoryError as error:
+                        self._skip_batch(error, step + 1, optimizer)
+                        continue
+                    batch_ids.append(batch_id)
+
+                    # accumulation: only the last of these batches is followed by a step
+                    batches += 1
+                    if batches % accumulate > 0:
+                        continue
+                    step += 1
+
+                    # clipping and the step
+                    if scaler is not None:
+                        scaler.unscale_(optimizer)
+                    norm = torch.nn.utils.clip_grad_norm_(parameters, runner["gradient_clipping"])
+                    if scaler is not None:  # skips a gradient that is not finite by itself
+                        scaler.step(optimizer)
+                        scaler.update()
+                    elif self._is_finite(norm, step):
+                        optimizer.step()
+                    optimizer.zero_grad()
+                    if scheduler is not None:
+                        scheduler.step()
+
+                    if not leader:
+                        records, batch_ids = defaultdict(list), []
+                        if step % runner["save_step"] == 0:  # checkpoints hold the leader's random states alone
+                            seed_all(self.args.seed, dist.get_rank(), step)
+                        continue
+
+                    if step % runner["log_step"] == 0:
+                        self._log("train", records, logger, step, batch_ids, len(loader))
+                        records, batch_ids = defaultdict(list), []
+
+                    # evaluation names the checkpoints to write, such as the best one
+                    names = []
+                    if step % runner["eval_step"] == 0:
+                        for split in runner["eval_dataloaders"]:
+                            names += self.evaluate(split, logger, step)
+
+                    leaving = bool(interruption)  # read once: a signal during the save belongs to the next step
+                    if leaving or step == total or step % runner["save_step"] == 0:
+                        names.append(f"states-{step}.ckpt")
+                    if names:
+                        self._save(names, step, epoch, optimizer, scheduler, scaler)
+                    progress.update()
+                    if leaving and step < total:
+                        interruption.leave(
+                            f"saved step {step}; resume: run_downstream.py -m train -e {self.args.expdir}"
+                        )
+                epoch += 1
+        if logger is not None:
+            logger.close()
+
+    def evaluate(self, split: str | None = None, logger: Any = None, global_step: int = 0) -> list[str]:
+        """Evaluate a split in float32; returns the names of checkpoints to save. Only the leader evaluates.
+
+        Without arguments, as the command line calls it: ``args.evaluate_split``, logging to nowhere.
+        """
+        if not is_leader():
+            return []
+        if split is None:
+            folder = tempfile.mkdtemp()
+            try:
+                with contextlib.closing(SummaryWriter(folder)) as logger:
+                    return self.evaluate(self.args.evaluate_split, logger, global_step)
+            finally:
+                shutil.rmtree(folder)
+        calibrate = getattr(self.expert, "calibrate", None)
+        if self._in_bf16 and calibrate is not None:
+            calibrate(self._features_for_evaluation)
+        self._seed_for_evaluation()
+        were_training = [entry.model.training for entry in self.all_entries]
+        for entry in self.all_entries:
+            entry.model.eval()
+        loader = self._batches(split)
+        steps = round(len(loader) * float(self.config["runner"].get("evaluate_ratio", 1)))
+        records, batch_ids = defaultdict(list), []
+        with Progress(steps, f"evaluating {split}") as progress:
+            for batch_id, (wavs, *others) in enumerate(loader):
+                if batch_id > steps:  # one more than the ratio says, as in s3prl
+                    break
+                with torch.no_grad():
+                    wavs = self._on_device(wavs)
+                    features = self.featurizer.model(wavs, self.upstream.model(wavs))
+                    self.downstream.model(split, features, *others, records=records, batch_id=batch_id)
+                batch_ids.append(batch_id)
+                progress.update()
+        names = self._log(split, records, logger, global_step, batch_ids, len(loader))
+        for entry, training in zip(self.all_entries, were_training, strict=True):
+            entry.model.train(training)
+        return names if isinstance(names, list) else []
+
+    # Parts of the loops, in the order of their use
+    def _write_provenance(self) -> None:
+        if not is_leader():
+            return
+        data, config = {}, self.config
+        if hasattr(self.expert, "fingerprints"):  # ours
+            data, config = self.expert.fingerprints("train"), {**config, "downstream_expert": self.expert.resolved()}
+        settings = {"arguments": vars(self.args), "config": config}
+        write_provenance(Path(self.args.expdir), settings, self.args.seed, {"train": data})
+
+    def _set_modes(self) -> list[torch.nn.Module]:
+        """Put every model into training or evaluation mode; those that are trained."""
+        for entry in self.all_entries:
+            entry.model.train(entry.trainable).to(self.args.device)
+        return [entry.model for entry in self.all_entries if entry.trainable]
+
+    def _get_specaug(self) -> Any:
+        if not self.config.get("specaug"):
+            return None
+        from s3prl.downstream.specaug import SpecAug
+
+        return SpecAug(**self.config["specaug"])
+
+    def _training_batches(self, epoch: int) -> Any:
+        """The downstream's loader of an epoch; some downstreams of s3prl do not take ``epoch``."""
+        split = self.config["runner"].get("train_dataloader", "train")
+        try:
+            return self._batches(split, epoch=epoch)
+        except TypeError as error:
+            if "unexpected keyword argument 'epoch'" not in str(error):
+                raise
+        loader = self._batches(split)
+        if isinstance(getattr(loader, "sampler", None), DistributedSampler):
+            loader.sampler.set_epoch(epoch)
+        return loader
+
+    def _batches(self, split: str, **epoch: int) -> Any:
+        try:
+            loader = self.downstream.model.get_dataloader(split, **epoch)
+        except ValueError as error:  # torch samples from no empty data set
+            raise UserError(f"{self.where}: no data to {split} with ({error})") from error
+        if not len(loader):  # the loop would ask for the next epoch's batches forever
+            raise UserError(f"{self.where}: less data to {split} with than makes one batch")
+        return loader
+
+    def _on_device(self, wavs: Sequence[Any]) -> list[Tensor]:
+        return [torch.FloatTensor(wav).to(self.args.device) for wav in wavs]
+
+    def _loss(self, wavs: Sequence[Any], others: Sequence[Any], records: Any, specaug: Any) -> Tensor:
+        """Upstream, featurizer and downstream on one batch."""
+        wavs = self._on_device(wavs)
+        device = torch.device(self.args.device).type
+        with torch.autocast("cuda", enabled=self.config["runner"].get("fp16", False)):
+            with torch.set_grad_enabled(self.upstream.trainable), torch.autocast(device, torch.bfloat16, self._in_bf16):
+                features = self.upstream.model(wavs)
+            features = self.featurizer.model(wavs, features)
+            if specaug is not None:
+                features, _ = specaug(features)
+            split = self.config["runner"].get("train_dataloader", "train")
+            return self.downstream.model(split, features, *others, records=records)
+
+    def _skip_batch(self, error: torch.OutOfMemoryError, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Continue without a batch that does not fit into the GPU's memory; several processes cannot."""
+        if dist.is_initialized():
+            raise error
+        note(f"step {step}: a batch was skipped: CUDA out of memory")
+        torch.cuda.empty_cache()
+        optimizer.zero_grad()
+
+    def _is_finite(self, norm: Tensor, step: int) -> bool:
+        """Whether a step's gradient is finite; otherwise the step is skipped.
+
+        Raises:
+            UserError: so were ``runner.max_skipped`` (10) steps in a row; names their utterances.
+        """
+        if torch.isfinite(norm):
+            self._failed_in_a_row.clear()
+            return True
+        self.skipped_steps += 1
+        self._failed_in_a_row.append(list(map(str, getattr(self.expert, "last_keys", ()))))
+        names = ", ".join(self._failed_in_a_row[-1]) or "its batch"
+        note(f"step {step} was skipped: its gradient is {float(norm)}, on {names}")
+        if len(self._failed_in_a_row) >= int(self.config["runner"].get("max_skipped", MAX_SKIPPED)):
+            where = f"{source(vars(self.args))}: runner.max_skipped"
+            names = ", ".join(sorted({name for names in self._failed_in_a_row for name in names})) or "unknown files"
+            reason = f"{len(self._failed_in_a_row)} steps in a row had no finite gradient, on {names}"
+            raise UserError(f"{where}: {reason}: lower the learning rate or check these files")
+        return False
+
+    def _log(self, split: str, records: Any, logger: Any, step: int, batch_ids: list[int], batches: int) -> Any:
+        return self.downstream.model.log_records(
+            split, records=records, logger=logger, global_step=step, batch_ids=batch_ids, total_batch_num=batches
+        )
+
+    def _save(
+        self, names: Sequence[str], step: int, epoch: int, optimizer: Any, scheduler: Any | None, scaler: Any | None
+    ) -> None:
+        """Write one state under each name, each completely or not at all; then remove the oldest ``states-*.ckpt``."""
+        state = {"Optimizer": optimizer.state_dict(), "Step": step, "Epoch": epoch}
+        state |= {"Args": self.args, "Config": self.config}
+        state |= {entry.name: unwrapped(entry.model).state_dict() for entry in self.all_entries if entry.trainable}
+        if scheduler is not None:
+            state["Scheduler"] = scheduler.state_dict()
+        if scaler is not None:
+            state["Scaler"] = scaler.state_dict()
+        if dist.is_initialized():
+            state["WorldSize"] = dist.get_world_size()
+        folder = Path(self.args.expdir)
+        for name in names:
+            save_torch(state, folder / name)
+        for old in checkpoints(folder)[: -int(self.config["runner"]["max_keep"])]:
+            old.unlink()
+
+    def _seed_for_evaluation(self) -> None:
+        """The same evaluation at every step: s3prl's experts draw random numbers in theirs."""
+        random.seed(self.args.seed)
+        np.random.seed(self.args.seed)
+        torch.manual_seed(self.args.seed)  # CUDA's generators too
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @torch.no_grad()
+    def _features_for_evaluation(self, wavs: Sequence[Any]) -> list[Tensor]:
+        """Features of each utterance as an evaluation computes them: without dropout, in float32."""
+        models = [entry.model for entry in (self.upstream, self.featurizer)]
+        were_training = [model.training for model in models]
+        for model in models:
+            model.eval()
+        wavs = self._on_device(wavs)
+        features = self.featurizer.model(wavs, self.upstream.model(wavs))
+        for model, training in zip(models, were_training, strict=True):
+            model.train(training)
+        return features

@@ -1,0 +1,156 @@
+"""The parts that s3prl's runner is made of, built with errors that name the option at fault."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from s3prl.downstream import runner as s3prl_runner
+from s3prl.optimizers import get_optimizer
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distilled_student.common.errors import UserError
+from distilled_student.host.yaml_sections import repair_numbers, source
+
+DOWNLOADERS = {"urllib", "requests", "http", "huggingface_hub"}
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside ``DistributedDataParallel``, or the model itself."""
+    return getattr(model, "module", model)
+
+
+def _is_download(error: BaseException | None) -> bool:
+    """Whether an error, or an error that caused it, comes from a download."""
+    while error is not None:
+        packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+        if isinstance(error, ConnectionError | TimeoutError) or packages & DOWNLOADERS:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _without_download(name: str) -> str:
+    """What to do about an upstream whose weights cannot be downloaded."""
+    from s3prl import hub
+
+    local = f"{name.split('_')[0]}_local"
+    option = f"-u {local} -k FILE, or " if local in hub.options() else ""
+    return f"cannot be downloaded here; download it on another machine and give {option}-u teacher -k FOLDER"
+
+
+class RunnerParts(s3prl_runner.Runner):
+    """s3prl's ``Runner`` without a training loop of its own: upstream, featurizer, downstream, optimizer, scheduler."""
+
+    def __init__(self, args: Namespace, config: dict[str, Any]) -> None:
+        if dist.is_initialized() and args.local_rank is None:
+            args.local_rank = int(os.environ["LOCAL_RANK"])  # stored in checkpoints; resuming compares it
+        repair_numbers(config)
+        super().__init__(args, config)
+
+    @property
+    def where(self) -> str:
+        """``FILE: downstream_expert``, for messages."""
+        return f"{source(vars(self.args))}: downstream_expert"
+
+    @property
+    def expert(self) -> nn.Module:
+        """The downstream, not wrapped."""
+        return unwrapped(self.downstream.model)
+
+    def _load_weight(self, model: Any, name: str) -> None:
+        try:
+            super()._load_weight(model, name)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"{self.args.init_ckpt}: {name}: does not fit this experiment: {error}") from None
+
+    def _get_upstream(self) -> Any:
+        try:
+            return super()._get_upstream()
+        except (AssertionError, OSError, pickle.UnpicklingError) as error:
+            name, file = self.args.upstream, self.args.upstream_ckpt
+            if _is_download(error):
+                raise UserError(f"-u {name}: {_without_download(name)}") from error
+            reason = str(error) or "its file is missing or has the wrong format"
+            raise UserError(f"-u {name} -k {file}: {reason}") from error
+
+    def _get_featurizer(self) -> Any:
+        selected, layer = self.args.upstream_feature_selection, self.args.upstream_layer_selection
+        upstream = unwrapped(self.upstream.model)
+        failure: Exception | None = None
+        try:
+            entry = super()._get_featurizer()
+            if unwrapped(entry.model).feature_selection == selected:
+                if hasattr(upstream, "selected"):  # our upstreams then compute these features alone
+                    upstream.selected = selected
+                return entry
+        except (ValueError, AttributeError, IndexError) as error:
+            failure = error
+        with torch.no_grad():
+            available = self.upstream.model([torch.zeros(16_000, device=self.args.device)])
+        if selected not in available:
+            raise UserError(f"-s {selected}: -u {self.args.upstream} has only {', '.join(sorted(available))}")
+        if failure is not None and not isinstance(failure, IndexError):
+            raise failure
+        layers = len(available[selected])
+        raise UserError(f"-l {layer}: -u {self.args.upstream} has {layers} layers of {selected}, from 0")
+
+    def _get_downstream(self) -> Any:
+        try:
+            return super()._get_downstream()
+        except KeyError as error:  # keys of SUPERB's tasks and of ours are checked before
+            raise UserError(f"{self.where}: key {error}: missing") from error
+
+    def _init_model(self, model: nn.Module, name: str, trainable: bool, interfaces: Sequence[str] = ()) -> Any:
+        if not dist.is_initialized():
+            return super()._init_model(model, name, trainable, interfaces)
+        self._load_weight(model, name)
+        if trainable and any(parameter.requires_grad for parameter in model.parameters()):
+            devices = [self.args.local_rank] if torch.device(self.args.device).type == "cuda" else None
+            # only the leader evaluates: a broadcast of buffers there would wait for the other processes forever
+            wrapped = DistributedDataParallel(
+                model, device_ids=devices, find_unused_parameters=True, broadcast_buffers=False
+            )
+            for interface in interfaces or ():
+                setattr(wrapped, interface, getattr(model, interface))
+            model = wrapped
+        return s3prl_runner.ModelEntry(model, name, trainable, interfaces)
+
+    def _get_optimizer(self, models: Sequence[nn.Module]) -> torch.optim.Optimizer:
+        optimizer = get_optimizer(models, self.config["runner"]["total_steps"], self.config["optimizer"])
+        self._set_upstream_rate(optimizer)
+        self._load_weight(optimizer, "Optimizer")
+        return optimizer
+
+    def _set_upstream_rate(self, optimizer: torch.optim.Optimizer) -> None:
+        """``runner.upstream_lr``: a learning rate for the upstream; s3prl has one for everything it trains."""
+        rate = self.config["runner"].get("upstream_lr")
+        if rate is None:
+            return
+        upstream = {id(parameter) for parameter in self.upstream.model.parameters()}
+        for group in list(optimizer.param_groups):
+            own = [parameter for parameter in group["params"] if id(parameter) in upstream]
+            if own:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in upstream]
+                optimizer.add_param_group({**group, "params": own, "lr": rate})
+
+    def _get_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
+        scheduler = super()._get_scheduler(optimizer)
+        if "Optimizer" in self.init_ckpt:  # making a scheduler has set the learning rate of step 0
+            optimizer.load_state_dict(self.init_ckpt["Optimizer"])
+        return scheduler
+
+    def _get_scaler(self) -> torch.amp.GradScaler | None:
+        """For ``runner.fp16``: with the scale from the checkpoint. None without it."""
+        if not self.config["runner"].get("fp16", False):
+            return None
+        scaler = torch.amp.GradScaler("cuda")
+        if "Scaler" in self.init_ckpt:
+            scaler.load_state_dict(self.init_ckpt["Scaler"])
+        return scaler

@@ -1,0 +1,78 @@
+"""Functions that patched experts and recipes of s3prl import in place of packages that are not dependencies."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+from distilled_student.common import audio
+from distilled_student.common.errors import UserError
+from distilled_student.common.settings import cache_folder
+
+AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".aac", ".au")  # librosa's, which s3prl's find_files is from
+
+
+class DistributedSamplerWrapper(torch.utils.data.DistributedSampler):
+    """Each process's share of another sampler's draw: the one name s3prl's ``speech_commands`` takes from catalyst."""
+
+    def __iter__(self) -> Iterator[int]:
+        drawn = list(self.dataset)
+        return iter([drawn[index] for index in super().__iter__()])
+
+
+def find_files(folder: str | Path) -> list[str]:
+    """librosa's: absolute paths of all audio files below a folder, sorted."""
+    return sorted(str(path.absolute()) for path in Path(folder).rglob("*") if path.suffix.lower() in AUDIO)
+
+
+def _cached(kind: str, ending: str, *parts: Any) -> Path:
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()
+    path = cache_folder() / "superb" / f"{kind}-{key[:16]}{ending}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def lengths_file(root: str | Path) -> Path:
+    """Where the lengths of the utterances below ``root`` are kept: another file as soon as a file there changes."""
+    files = [(path, os.path.getsize(path)) for path in find_files(root)]
+    return _cached("lengths", ".pt", str(Path(root).resolve()), files)
+
+
+def list_file(mode: str, root: str | Path, meta_data: str | Path) -> str:
+    """Where the files of a split are kept: another file for another folder or another list."""
+    return str(_cached(mode, ".pkl", str(Path(root).resolve()), Path(meta_data).read_text(encoding="utf-8")))
+
+
+class _Absent:
+    """In the place of a package that is not installed: only using it is an error."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> _Absent:
+        if attribute.startswith("__"):  # inspection is not use
+            raise AttributeError(attribute)
+        return self
+
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        raise UserError(f"this recipe needs the Python package {self._name}, which is not installed")
+
+
+def optional(name: str) -> Any:
+    """The package, or what says on its first call that it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return _Absent(name)
+
+
+def load_audio(path: str, sr: int, offset: float = 0.0, duration: float | None = None) -> tuple[np.ndarray, int]:
+    """``librosa.load``: ``(samples,)`` float32 and their rate, of which the recipes ask for 16 kHz alone."""
+    return audio.load(path, offset, duration).numpy(), sr

@@ -1,0 +1,1 @@
+"""The student: its configuration and network. Needs torch alone."""
