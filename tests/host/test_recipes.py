@@ -212,7 +212,7 @@ def test_a_users_error_is_one_line(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        (["--build_upstream.name", "fbnak"], "--build_upstream.name fbnak: no such upstream; did you mean fbank"),
+        (["--build_upstream.name", "fbnak"], "--build_upstream.name fbnak: no such upstream; did you mean `fbank`?"),
         (["--train.totl_steps", 3], "SuperbKS: totl_steps: no such setting"),
         (["--trian.total_steps", 3], "SuperbKS: trian: no such setting"),
         (["--build_upstream.path_or_url", "nowhere"], "nowhere"),

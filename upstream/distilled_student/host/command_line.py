@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import difflib
 import importlib
 import os
 import shutil
@@ -17,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from distilled_student.common.devices import pick_device
-from distilled_student.common.errors import UserError
+from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.files import newest_whole
 from distilled_student.common.settings import find_config, read_yaml
 from distilled_student.host.overrides import override
@@ -59,8 +58,8 @@ def check_names(args: Namespace) -> None:
     from s3prl import hub
 
     if args.upstream not in hub.options():
-        near = ", ".join(difflib.get_close_matches(str(args.upstream), hub.options())) or "--help lists all"
-        raise UserError(f"-u {args.upstream}: no such upstream ({near})")
+        suggestion = did_you_mean(args.upstream, hub.options()) or "; --help lists all"
+        raise UserError(f"-u {args.upstream}: no such upstream{suggestion}")
     needs_file = args.upstream.endswith(("_local", "_url", "_custom", "_gdriveid"))
     if needs_file and not (args.upstream_ckpt or args.upstream_model_config):
         raise UserError(f"-u {args.upstream}: needs -k (a checkpoint) or -g (its configuration)")

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from distilled_student.common.devices import pick_device
-from distilled_student.common.errors import UserError
-from distilled_student.host.yaml_sections import WORDS, near
+from distilled_student.common.errors import UserError, did_you_mean
+from distilled_student.host.yaml_sections import WORDS
 
 MODES = ("train", "evaluate", "inference")
 
@@ -50,7 +50,7 @@ def _check_argument(name: str, value: Any, args: Namespace) -> None:
     """An ``args.NAME=VALUE`` of ``-o``: a known name, and a value of the kind that the command line would give it."""
     where = f"-o args.{name}={value}"
     if name not in vars(args):
-        raise UserError(f"{where}: no such argument{near(name, vars(args))}")
+        raise UserError(f"{where}: no such argument{did_you_mean(name, vars(args))}")
     now = getattr(args, name)
     if name == "device":
         pick_device(str(value), where)

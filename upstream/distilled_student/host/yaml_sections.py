@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import math
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from distilled_student.common.errors import UserError
+from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.host.superb import settings as superb
 
 COUNTS = ("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step", "max_keep")
@@ -27,11 +26,6 @@ CODE = ("select", "pooling", "module", "agg_module", "utter_module", "model_type
 CODE += ("ObjectiveLoss", "metric", "unk_weight")
 NAME = re.compile(r"[\w.-]+")
 WORDS = {"null": None, "true": True, "false": False}  # YAML's, beside Python's
-
-
-def near(name: str, known: Any) -> str:
-    near = ", ".join(difflib.get_close_matches(str(name), list(known)))
-    return f"; did you mean {near}?" if near else ""
 
 
 def _number(value: Any) -> Any:
@@ -61,7 +55,7 @@ def repair_numbers(config: dict[str, Any]) -> None:
 def _check_runner(where: str, runner: Mapping[str, Any], downstream: str) -> None:
     for key in runner:
         if key not in RUNNER_KEYS:
-            raise UserError(f"{where}: runner.{key}: no such key{near(key, RUNNER_KEYS)}")
+            raise UserError(f"{where}: runner.{key}: no such key{did_you_mean(key, RUNNER_KEYS)}")
     for key in (*COUNTS, "gradient_clipping", "evaluate_ratio"):
         value = runner.get(key, 1 if key == "evaluate_ratio" else None)
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
@@ -141,13 +135,13 @@ def _check_steps(where: str, config: Mapping[str, Any]) -> None:
         found = getattr(torch.optim, name, None)
         if not (inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)):
             raise UserError(
-                f"{where}: optimizer.torch_optim_name: torch.optim has no {name}{near(name, dir(torch.optim))}"
+                f"{where}: optimizer.torch_optim_name: torch.optim has no {name}{did_you_mean(name, dir(torch.optim))}"
             )
     elif kind in ("Adam", "AdamW", "BertAdam_with_schedule"):  # these drop what they do not know
         known = ["name", *inspect.signature(getattr(optimizers, f"get_{kind}")).parameters][:-1]
         for key in values:
             if key not in known:
-                raise UserError(f"{where}: optimizer.{key}: no such key{near(key, known)}")
+                raise UserError(f"{where}: optimizer.{key}: no such key{did_you_mean(key, known)}")
 
     def optimizer(values: dict[str, Any]) -> torch.optim.Optimizer:
         model = torch.nn.ParameterList([torch.zeros(1, 1)])
@@ -189,7 +183,7 @@ def check_config(where: str, config: dict[str, Any], downstream: str, splits: Se
             raise UserError(f"{where}: {section}: missing, or not a group of keys")
     for section in config if downstream == "multitask" else ():
         if section not in SECTIONS:
-            raise UserError(f"{where}: {section}: no such section{near(section, SECTIONS)}")
+            raise UserError(f"{where}: {section}: no such section{did_you_mean(section, SECTIONS)}")
     _check_runner(where, config["runner"], downstream)
     _check_steps(where, config)
     if downstream != "multitask":

@@ -12,10 +12,9 @@ from typing import Any
 from omegaconf.errors import OmegaConfBaseException
 
 from distilled_student.common.devices import pick_device
-from distilled_student.common.errors import UserError, message_of
+from distilled_student.common.errors import UserError, did_you_mean, message_of
 from distilled_student.host.overrides import literal, set_key
 from distilled_student.host.plugin import register
-from distilled_student.host.yaml_sections import near
 
 
 def parse_overrides(options: Sequence[str]) -> dict[str, Any]:
@@ -68,8 +67,8 @@ def _user_errors(recipe: str, hub: ModuleType) -> Iterator[None]:
     except AttributeError as error:
         if error.obj is not hub:
             raise
-        names = near(error.name, hub.options())
-        raise UserError(f"{recipe}: --build_upstream.name {error.name}: no such upstream{names}") from error
+        suggestion = did_you_mean(error.name, hub.options())
+        raise UserError(f"{recipe}: --build_upstream.name {error.name}: no such upstream{suggestion}") from error
     except TypeError as error:  # settings are the arguments of what they set
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if not unknown:
