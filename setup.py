@@ -1,5 +1,6 @@
 """One distribution, distilled-student; one import name, distilled_student; the two rooms keep s3prl's names."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -20,6 +21,9 @@ EXPORT = [
 ]
 PHONE = ["executorch>=1.5,<1.6"]  # programs for phones, docs/streaming.md; each release is built for one torch: 2.14
 
+MODULE = Path(__file__).with_name("upstream") / "distilled_student" / "__init__.py"
+VERSION = re.search(r'^__version__ = "(.+?)"', MODULE.read_text(encoding="utf-8"), re.MULTILINE)[1]
+
 packages = [
     name if sub == "" else f"{name}.{sub}"
     for name, folder in PACKAGE_DIR.items()
@@ -28,7 +32,7 @@ packages = [
 
 setup(
     name="distilled-student",
-    version="0.1.0",
+    version=VERSION,
     description="Distilled speech students and joint keyword spotting + speaker verification as an s3prl plugin",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -17,7 +17,7 @@ _HOMES = {
     "size_names": "student.sizes",
 }
 __all__ = [*_HOMES, "register"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # setup.py reads this line
 
 
 def __getattr__(name: str) -> Any:

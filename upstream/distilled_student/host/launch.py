@@ -11,16 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch.distributed as dist
 from tqdm import tqdm
 
-from distilled_student.common.devices import pick_device
+from distilled_student import __version__
 from distilled_student.common.errors import UserError, message_of
-from distilled_student.host.command_line import Parser, check_names
-from distilled_student.host.overrides import override
-from distilled_student.host.plugin import register
-from distilled_student.host.saved_runs import read_experiment
-from distilled_student.host.yaml_sections import check_config, source
+
+# torch and s3prl take seconds to import: each function imports what it needs, so that --version answers at once
 
 
 def open_runner(checkpoint: str | Path, device: str | None = None, overrides: Sequence[str] = ()) -> Any:
@@ -34,6 +30,13 @@ def open_runner(checkpoint: str | Path, device: str | None = None, overrides: Se
     Raises:
         UserError: not such a checkpoint, or something in it cannot be found or built here.
     """
+    from distilled_student.common.devices import pick_device
+    from distilled_student.host.command_line import check_names
+    from distilled_student.host.overrides import override
+    from distilled_student.host.plugin import register
+    from distilled_student.host.saved_runs import read_experiment
+    from distilled_student.host.yaml_sections import check_config, source
+
     register()
     from s3prl import run_downstream
 
@@ -56,6 +59,11 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: something that was given cannot be used; one line.
     """
+    import torch.distributed as dist
+
+    from distilled_student.host.command_line import Parser
+    from distilled_student.host.plugin import register
+
     if "--device=cpu" in arguments or ("--device", "cpu") in itertools.pairwise(arguments):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # s3prl clears the GPU's cache, if there is one, by the device's name
     for library in (r".?torch\.cuda\.amp", r".?torch\.jit"):
@@ -77,8 +85,12 @@ def run(arguments: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``run_downstream.py``: s3prl's own command line, from any folder. Returns the exit code, 2 for a user's error."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--version" in arguments:
+        print(f"distilled-student {__version__}")
+        return 0
     try:
-        run(list(sys.argv[1:] if argv is None else argv))
+        run(arguments)
     except UserError as error:
         tqdm.write(f"error: {error}", file=sys.stderr)  # on a line of its own, below s3prl's progress bars
         return 2
