@@ -100,7 +100,7 @@ WARM = "config.scheduler.name=linear_schedule_with_warmup"
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["-m", "train", "-u", "fbnk", "-d", "example", "-p", "new"], "-u fbnk: no such upstream; did you mean `fbank`"),
+        (["-m", "train", "-u", "fbnk", "-d", "example", "-p", "new"], "fbnk: no such upstream; did you mean `fbank`?"),
         (["-m", "train", "-u", "fbank", "-d", "nope", "-p", "new"], "-d nope: no such downstream"),
         (["-m", "train", "-u", "hubert_local", "-d", "example", "-p", "new"], "needs -k"),
         (["-m", "train", "-u", "hubert_local", "-k", "no.pt", "-d", "example", "-p", "new"], "-k no.pt"),
