@@ -1,0 +1,125 @@
+"""Our training loop against s3prl's: the same updates, checkpoints and log entries, bit for bit on a CPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+from distilled_student.host import launch
+
+# s3prl as it is installed. It cannot be imported without the names that torchaudio and huggingface_hub removed, nor its
+# speech_commands expert without catalyst, of which it uses one class, in training by several processes only.
+REFERENCE = """
+import sys, types
+from distilled_student.patches import huggingface_names, torchaudio_names
+torchaudio_names.add_missing_names()
+huggingface_names.add_missing_names()
+sampler = types.ModuleType("catalyst.data.sampler")
+sampler.DistributedSamplerWrapper = None
+sys.modules |= {"catalyst": types.ModuleType("catalyst"), "catalyst.data": types.ModuleType("catalyst.data")}
+sys.modules["catalyst.data.sampler"] = sampler
+from s3prl import run_downstream
+from s3prl.downstream import runner
+assert run_downstream.Runner is runner.Runner and runner.Runner.__module__ == "s3prl.downstream.runner"
+run_downstream.main()
+"""
+STEPS, SAVE_STEP = 30, 10
+
+
+def settings(accumulate: int, downstream_expert: dict[str, Any], features: int) -> dict[str, Any]:
+    """Clipping that always acts, a scheduler, SpecAugment, several epochs, evaluations and checkpoints."""
+    return {
+        "runner": {
+            "total_steps": STEPS,
+            "gradient_clipping": 0.05,
+            "gradient_accumulate_steps": accumulate,
+            "log_step": 4,
+            "eval_step": 15,
+            "save_step": SAVE_STEP,
+            "max_keep": 2,
+            "eval_dataloaders": ["dev"],
+            "evaluate_ratio": 0.05,
+        },
+        "optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": 1e-3},
+        "scheduler": {"name": "linear_schedule_with_warmup", "num_warmup_steps": 5},
+        "specaug": {"freq_mask_width_range": [0, features // 4], "time_mask_width_range": [0, 10]},
+        "downstream_expert": downstream_expert,
+    }
+
+
+def example(_: Path) -> dict[str, Any]:
+    return {"datarc": {"num_workers": 0, "train_batch_size": 3, "eval_batch_size": 2}, "modelrc": {"input_dim": 8}}
+
+
+def speech_commands(corpus: Path) -> dict[str, Any]:
+    roots = {f"speech_commands_{name}": str(corpus / "speech_commands" / part) for name, part in (
+        ("root", "train"), ("test_root", "test"))}  # fmt: skip
+    model = {"projector_dim": 8, "select": "UtteranceLevel", "UtteranceLevel": {"pooling": "MeanPooling"}}
+    return {"datarc": {**roots, "num_workers": 0, "batch_size": 4}, "modelrc": model}
+
+
+def hubert(folder: Path) -> list[str]:
+    """A small HuBERT with dropout, trained with the task."""
+    torch.manual_seed(0)
+    position = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "hidden_size": 16}
+    HubertModel(HubertConfig(conv_dim=[8] * 7, **layers, **position)).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+    return ["-u", "hf_hubert_custom", "-k", str(folder), "-f"]
+
+
+def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Tag -> (step, value) of everything in the folder's TensorBoard files."""
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def assert_equal(ours: Any, theirs: Any, where: str) -> None:
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, torch.Tensor):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), where
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key, value in ours.items():
+            assert_equal(value, theirs[key], f"{where}.{key}")
+    elif isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs), where
+        for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            assert_equal(one, other, f"{where}[{i}]")
+    else:
+        assert ours == theirs, where
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("case", ["example", "speech_commands", "example, upstream trained"])
+def test_thirty_steps_are_those_of_s3prls_own_loop(
+    case: str, accumulate: int, small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downstream = case.partition(",")[0]
+    expert = {"example": example, "speech_commands": speech_commands}[downstream](small_corpus)
+    upstream = hubert(tmp_path / "hubert") if "trained" in case else ["-u", "fbank"]
+    config = settings(accumulate, expert, 16 if "trained" in case else 80)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = ["-m", "train", *upstream, "-d", downstream, "-c", str(tmp_path / "config.yaml"), "--device", "cpu"]
+
+    arguments = [*command, "-p", str(tmp_path / "theirs")]
+    done = subprocess.run([sys.executable, "-c", REFERENCE, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert launch.main([*command, "-p", str(tmp_path / "ours")]) == 0
+
+    names = {folder: sorted(p.name for p in (tmp_path / folder).glob("*.ckpt")) for folder in ("ours", "theirs")}
+    assert names["ours"] == names["theirs"] and {"states-20.ckpt", "states-30.ckpt"} <= set(names["ours"])
+    for name in names["ours"]:
+        ours, theirs = (torch.load(tmp_path / folder / name, weights_only=True) for folder in ("ours", "theirs"))
+        for state in (ours, theirs):
+            del state["Args"], state["Config"]
+        assert_equal(ours, theirs, name)
+    assert logged(tmp_path / "ours") == logged(tmp_path / "theirs") != {}
