@@ -23,8 +23,9 @@ from distilled_student.common.settings import find_config
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data.cuts import DataConfig
 from distilled_student.distillation.trainer import Distillation
-from distilled_student.host.command_line import Parser
+from distilled_student.host.command_line import parse
 from distilled_student.host.plugin import register
+from distilled_student.host.resolve import ResolvedArguments
 from distilled_student.host.saved_runs import read_experiment
 
 BOUND = 256  # MiB
@@ -77,7 +78,8 @@ def test_no_checkpoint_of_the_runner_ends_in_a_traceback(mode: str, tmp_path_fac
 
     def take_up() -> Any:
         """All that comes before s3prl builds its runner."""
-        run_downstream.argparse = SimpleNamespace(ArgumentParser=lambda: Parser(words))
+        resolved = ResolvedArguments(parse(words))
+        run_downstream.argparse = SimpleNamespace(ArgumentParser=lambda: resolved)
         return run_downstream.get_downstream_args()
 
     @MANY

@@ -100,7 +100,10 @@ WARM = "config.scheduler.name=linear_schedule_with_warmup"
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["-m", "train", "-u", "fbnk", "-d", "example", "-p", "new"], "fbnk: no such upstream; did you mean `fbank`?"),
+        (
+            ["-m", "train", "-u", "fbnk", "-d", "example", "-p", "new"],
+            "-u fbnk: no such upstream; did you mean `fbank`?",
+        ),
         (["-m", "train", "-u", "fbank", "-d", "nope", "-p", "new"], "-d nope: no such downstream"),
         (["-m", "train", "-u", "hubert_local", "-d", "example", "-p", "new"], "needs -k"),
         (["-m", "train", "-u", "hubert_local", "-k", "no.pt", "-d", "example", "-p", "new"], "-k no.pt"),
@@ -165,7 +168,20 @@ WARM = "config.scheduler.name=linear_schedule_with_warmup"
         ([*START, "-s", "hiden_states"], "-s hiden_states: -u fbank has only"),
         ([*START, "-i", "weights.ckpt"], "weights.ckpt: holds neither Upstream nor Downstream"),
         (["-m", "evaluate", *JOINT[2:]], "-m evaluate: needs a trained checkpoint"),
-        (["-m", "evaluate", *JOINT[2:], "-t", "train", "-i", "weights.ckpt"], "weights.ckpt: holds neither"),
+        (["-m", "evaluate", *JOINT[2:], "-t", "test", "-i", "weights.ckpt"], "weights.ckpt: holds neither"),
+        (["-m", "evaluate", *JOINT[2:], "-t", "train", "-i", "weights.ckpt"], "-t train: expected dev or test"),
+        (
+            ["-m", "train", "-u", "fbank", "-d", "multitsk", "-p", "new"],
+            "no such downstream; did you mean `multitask`?",
+        ),
+        (["-m", "trian", *START[2:]], "-m trian: expected train or evaluate or inference; did you mean `train`?"),
+        ([*START, "--sede", "3"], "--sede: no such option; did you mean `--seed`?"),
+        ([*START, "-o", "confg.runner.log_step=2"], "separated by ,, (two commas); did you mean `config`?"),
+        ([*START, "-o", "config.runner.log_step=2,args.seed=3"], "one comma between two settings: expected args.NAME"),
+        (
+            ["-m", "train", "-u", "distilled_student", "-k", "gone", "-d", "example", "-p", "new"],
+            "-k gone: no such folder",
+        ),
         (["-m", "inference", *START[2:], "-t", "gone.wav"], "-t gone.wav: no such audio file"),
         ([*START[:-1], "/proc/x"], "-p /proc/x: cannot be written"),
         (["-m", "evaluate", "-e", "headless.ckpt"], "headless.ckpt: lacks Downstream: nothing to evaluate"),

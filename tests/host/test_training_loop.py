@@ -56,7 +56,7 @@ def settings(accumulate: int, downstream_expert: dict[str, Any], features: int) 
 
 
 def example(_: Path) -> dict[str, Any]:
-    return {"datarc": {"num_workers": 0, "train_batch_size": 3, "eval_batch_size": 2}, "modelrc": {"input_dim": 8}}
+    return {"datarc": {"num_workers": 0, "train_batch_size": 1, "eval_batch_size": 1}, "modelrc": {"input_dim": 8}}
 
 
 def speech_commands(corpus: Path) -> dict[str, Any]:

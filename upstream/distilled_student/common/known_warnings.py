@@ -1,4 +1,4 @@
-"""Lines that libraries print at every start and that a user can do nothing about: suppressed one by one, by their text."""
+"""Lines that libraries print at every start and no user can act on: each is suppressed by its own text."""
 
 from __future__ import annotations
 

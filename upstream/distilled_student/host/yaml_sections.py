@@ -9,8 +9,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.host.superb import settings as superb
 
@@ -112,6 +110,7 @@ def _try(where: str, section: str, values: Mapping[str, Any], build: Callable[[d
 
 def _check_steps(where: str, config: Mapping[str, Any]) -> None:
     """Optimizer, scheduler and SpecAug are built as s3prl will, and make a step on one number."""
+    import torch
     from s3prl import optimizers, schedulers
 
     steps, groups = config["runner"]["total_steps"], {}
@@ -169,10 +168,13 @@ def _check_steps(where: str, config: Mapping[str, Any]) -> None:
         _try(where, "specaug", config["specaug"], lambda values: specaug(**values))
 
 
-def check_config(where: str, config: dict[str, Any], downstream: str, splits: Sequence[str] = ()) -> None:
-    """All but ``downstream_expert``, whose keys are the downstream's own; those of SUPERB too. Mends numbers in place.
+def check_sections(where: str, config: dict[str, Any], downstream: str, splits: Sequence[str] = ()) -> None:
+    """What can be checked without importing torch or s3prl; repairs numbers in place.
 
-    ``splits`` will be evaluated, beside those of the runner.
+    All sections but ``downstream_expert``, whose keys belong to the downstream; of SUPERB's tasks that section too.
+
+    Args:
+        splits: Splits to evaluate, in addition to those of the runner.
 
     Raises:
         UserError: naming ``where`` and the key.
@@ -185,12 +187,17 @@ def check_config(where: str, config: dict[str, Any], downstream: str, splits: Se
         if section not in SECTIONS:
             raise UserError(f"{where}: {section}: no such section{did_you_mean(section, SECTIONS)}")
     _check_runner(where, config["runner"], downstream)
-    _check_steps(where, config)
     if downstream != "multitask":
         _check_code(where, "downstream_expert", config["downstream_expert"])
     if downstream in superb.SETTINGS:
         evaluated = [*splits, *config["runner"]["eval_dataloaders"]]
         superb.check(where, downstream, config["downstream_expert"], evaluated)
+
+
+def check_config(where: str, config: dict[str, Any], downstream: str, splits: Sequence[str] = ()) -> None:
+    """`check_sections`, and that s3prl can build the optimizer, the scheduler and SpecAugment."""
+    check_sections(where, config, downstream, splits)
+    _check_steps(where, config)
 
 
 def source(args: Mapping[str, Any]) -> str:

@@ -12,9 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from distilled_student.common.errors import UserError
+from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.settings import typed
 
 # s3prl's downstream -> its config in configs/superb
@@ -31,12 +29,8 @@ CONFIGS = {
     "enhancement_stft2": "se",
     "audio_snips": "snips",
 }
-# what s3prl.downstream.model.UtteranceLevel and what it is made of look up by name
-NAMES = {
-    "select": ("UtteranceLevel", "FrameLevel"),
-    "pooling": ("MeanPooling", "AttentivePooling"),
-    "activation": tuple(name for name in dir(torch.nn) if name[0].isupper()),
-}
+# names that s3prl.downstream.model.UtteranceLevel and its parts look up; of an activation see _check_names
+NAMES = {"select": ("UtteranceLevel", "FrameLevel"), "pooling": ("MeanPooling", "AttentivePooling")}
 
 Module = Enum("Module", ["XVector", "Identity"])
 Pooling = Enum("Pooling", ["SP", "MP", "AP", "ASP"])
@@ -54,8 +48,13 @@ def _check_names(values: Mapping[str, Any], key: str) -> None:
     for name, value in values.items():
         if isinstance(value, Mapping):
             _check_names(value, f"{key}.{name}")
+        elif name == "activation":
+            import torch  # here: without an activation, settings are checked before torch is imported
+
+            if not (isinstance(value, str) and value[:1].isupper() and hasattr(torch.nn, value)):
+                raise ValueError(f"{key}.{name}: torch.nn has no {name} {value!r}")
         elif name in NAMES and value not in NAMES[name]:
-            raise ValueError(f"{key}.{name}: s3prl has no {name} {value!r}")
+            raise ValueError(f"{key}.{name}: s3prl has no {name} {value!r}{did_you_mean(value, NAMES[name])}")
 
 
 def _check_counts(data: Any) -> None:

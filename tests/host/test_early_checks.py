@@ -1,0 +1,81 @@
+"""Simple mistakes are answered before torch and s3prl are imported; the option table is s3prl's."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distilled_student import register
+from distilled_student.host.command_line import make_parser
+from distilled_student.host.s3prl_names import downstream_names, upstream_names
+
+JOINT = ["-m", "train", "-u", "fbank", "-d", "multitask", "-p", "new"]
+SLOW = ("torch", "s3prl", "transformers", "torchaudio", "lhotse", "onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "trian"], "-m trian"),
+        ([*JOINT, "--sed", "1", "--loud"], "--sed: no such option; did you mean `--seed`?"),
+        (["-m", "train", "-u", "fbnk", "-d", "multitask", "-p", "new"], "-u fbnk: no such upstream"),
+        (["-m", "train", "-u", "fbank", "-d", "multitsk", "-p", "new"], "-d multitsk: no such downstream"),
+        (["-m", "train", "-u", "teacher", "-d", "speech_commands", "-p", "new"], "data/speech_commands/train: no such"),
+        ([*JOINT, "-c", "nope"], "nope: no such config file"),
+        ([*JOINT, "-o", "config.runner.log_steps=1"], "runner.log_steps: no such key"),
+        ([*JOINT, "-o", "config.runner.log_step=1,args.seed=2"], "one comma"),
+        ([*JOINT, "-o", "config.runnr={}"], "runnr: no such section; did you mean `runner`?"),
+        (["-m", "evaluate", "-e", "gone"], "-e gone: no such checkpoint or folder"),
+        (["-m", "train", "-u", "fbank", "-d", "multitask"], "-p: no experiment folder"),
+    ],
+)
+def test_a_simple_mistake_is_one_line_before_anything_large_is_imported(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from distilled_student.host.launch import main; code = main(sys.argv[1:]);"
+        f" print(*({set(SLOW)} & set(sys.modules))); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout.strip() == ""
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ") and message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_options_are_those_of_s3prl(monkeypatch: pytest.MonkeyPatch) -> None:
+    register()
+    from s3prl import run_downstream
+
+    made = []
+
+    class Recorded(argparse.ArgumentParser):
+        def parse_args(self) -> argparse.Namespace:
+            made.append(self)
+            return argparse.Namespace(expdir="x", auto_resume=False, past_exp=None, config="/dev/null", override=None)
+
+    monkeypatch.setattr(run_downstream.argparse, "ArgumentParser", Recorded, raising=False)
+    monkeypatch.setattr(run_downstream.os, "makedirs", lambda *_, **__: None)
+    with pytest.raises(AttributeError):  # it continues with arguments that were not given
+        run_downstream.get_downstream_args()
+
+    def table(parser: argparse.ArgumentParser) -> set[tuple]:
+        return {
+            (a.dest, tuple(a.option_strings), a.type, tuple(a.choices or ()), a.nargs, a.required, type(a).__name__)
+            + ((a.default,) if a.dest != "device" else ())
+            for a in parser._actions
+            if a.dest != "version"  # ours
+        }
+
+    assert table(make_parser()) == table(made[0])
+
+
+def test_names_read_from_files_are_those_that_s3prl_has() -> None:
+    register()
+    from s3prl import hub
+
+    assert {name for name in hub.options() if name[0].islower()} <= set(upstream_names())
+    assert {"multitask", "speech_commands", "sv_voxceleb1", "example"} <= set(downstream_names())

@@ -1,0 +1,100 @@
+"""Checks of a command that need neither torch nor s3prl: a simple mistake is answered before those are imported."""
+
+from __future__ import annotations
+
+import copy
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distilled_student.common.errors import UserError, did_you_mean
+from distilled_student.common.settings import find_config, read_yaml
+from distilled_student.host.overrides import override
+from distilled_student.host.s3prl_names import downstream_names, upstream_names
+from distilled_student.host.superb import settings as superb
+from distilled_student.host.yaml_sections import NAME, SPLITS, check_sections, source
+
+NEED_FILE = ("_local", "_url", "_custom", "_gdriveid")  # endings of upstreams that s3prl builds from a given file
+
+
+def check_early(args: Namespace) -> None:
+    """Raise UserError for what is wrong with a command, as far as its arguments and its YAML file show it."""
+    if args.expdir is None and args.expname is None and not args.past_exp:
+        raise UserError("-p: no experiment folder; give -p EXPDIR or -n NAME")
+    if args.past_exp:
+        if not Path(args.past_exp).exists():
+            raise UserError(f"-e {args.past_exp}: no such checkpoint or folder")
+        if args.override:
+            apply_overrides(args, args, {})
+        return
+    check_names(args, upstream_names(), downstream_names())
+    start, config = read_start(args)
+    check_mode(start)
+    evaluated = [start.evaluate_split] if start.mode == "evaluate" else []
+    check_sections(source(vars(start)), config, start.downstream, evaluated)
+    folder = Path(start.expdir or f"result/downstream/{start.expname}")
+    check_writable(folder.absolute())
+
+
+def check_names(args: Namespace, upstreams: Sequence[str], downstreams: Sequence[str]) -> None:
+    """``-u`` and ``-d``: known names, and a file for the upstreams that need one."""
+    if args.upstream not in upstreams:
+        hint = did_you_mean(args.upstream, upstreams) or "; `distilled-student` and s3prl's documentation list them"
+        raise UserError(f"-u {args.upstream}: no such upstream{hint}")
+    if args.upstream.endswith(NEED_FILE) and not (args.upstream_ckpt or args.upstream_model_config):
+        raise UserError(f"-u {args.upstream}: needs -k (a checkpoint) or -g (its configuration)")
+    if args.upstream == "distilled_student" and args.upstream_ckpt and not Path(args.upstream_ckpt).exists():
+        raise UserError(f"-u distilled_student -k {args.upstream_ckpt}: no such folder or file")
+    if args.downstream not in downstreams:
+        raise UserError(f"-d {args.downstream}: no such downstream{did_you_mean(args.downstream, downstreams)}")
+
+
+def _find_config(args: Namespace) -> str:
+    """``-c``, or the YAML file that s3prl would read, or the one that ships for this downstream."""
+    local = Path("downstream", str(args.downstream), "config.yaml")
+    kind = {"multitask": "multitask", "example": ""}.get(args.downstream, "superb")
+    shipped = {"multitask": "default", "example": "example", **superb.CONFIGS}
+    name = args.config or (local if local.is_file() else shipped.get(args.downstream, args.downstream))
+    try:
+        return str(find_config(name, kind).absolute())
+    except UserError:
+        if args.config:
+            raise
+        reason = f"no {local} here, and s3prl's package ships no YAML file for it: give one with -c FILE"
+        raise UserError(f"-d {args.downstream}: {reason}") from None
+
+
+def apply_overrides(args: Namespace, onto: Namespace, config: dict[str, Any]) -> tuple[Namespace, dict[str, Any]]:
+    """Copies of arguments and configuration after ``-o``: s3prl reads and overrides its own."""
+    onto, config = copy.deepcopy((onto, config))
+    if args.override and args.override.lower() != "none":
+        override(args.override, onto, config)
+    return onto, config
+
+
+def read_start(args: Namespace) -> tuple[Namespace, dict[str, Any]]:
+    """Arguments and configuration of a run that does not start from a checkpoint; sets ``args.config``."""
+    args.config = _find_config(args)
+    return apply_overrides(args, args, read_yaml(Path(args.config)))
+
+
+def check_mode(args: Namespace) -> None:
+    """``--seed``, and ``-t`` for the mode."""
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed {args.seed}: expected a whole number from 0 to 2**32 - 1")
+    if args.mode == "inference" and not Path(args.evaluate_split).is_file():
+        raise UserError(f"-t {args.evaluate_split}: no such audio file")
+    splits, split = SPLITS.get(args.downstream), args.evaluate_split
+    if args.mode == "evaluate" and (split not in splits if splits else not NAME.fullmatch(split)):
+        raise UserError(f"-t {split}: expected {' or '.join(splits or ['the name of a split'])}")
+    if splits and args.mode != "train" and not args.init_ckpt:
+        raise UserError(f"-m {args.mode}: needs a trained checkpoint: give one with -e or -i")
+
+
+def check_writable(folder: Path) -> None:
+    """The experiment folder, or the closest folder above it that exists."""
+    parent = next(path for path in [folder, *folder.parents] if path.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise UserError(f"-p {folder}: cannot be written: {parent} is not a writable folder")
