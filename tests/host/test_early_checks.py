@@ -6,6 +6,7 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_the_options_are_those_of_s3prl(monkeypatch: pytest.MonkeyPatch) -> None
             made.append(self)
             return argparse.Namespace(expdir="x", auto_resume=False, past_exp=None, config="/dev/null", override=None)
 
-    monkeypatch.setattr(run_downstream.argparse, "ArgumentParser", Recorded, raising=False)
+    monkeypatch.setattr(run_downstream, "argparse", SimpleNamespace(ArgumentParser=Recorded))
     monkeypatch.setattr(run_downstream.os, "makedirs", lambda *_, **__: None)
     with pytest.raises(AttributeError):  # it continues with arguments that were not given
         run_downstream.get_downstream_args()
