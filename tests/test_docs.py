@@ -350,3 +350,32 @@ def test_no_row_of_a_table_stands_twice_in_the_documents() -> None:
 def test_the_number_of_patches_is_the_one_in_the_architecture_document() -> None:
     count, modules = sum(map(len, PATCHES.values())), len(PATCHES)
     assert f"{count} expressions in {modules} modules" in text_of(ROOT / "docs/architecture.md").replace("\n", " ")
+
+
+def cells_of(page: Path, first: str) -> list[list[str]]:
+    """The table whose header has a cell ``first``: header and rows."""
+    table: list[list[str]] = []
+    for line in prose(page).splitlines():
+        if line.startswith("|"):
+            table.append([cell.strip() for cell in line.strip().strip("|").split("|")])
+        elif table and first in table[0]:
+            return [row for row in table if not set("".join(row)) <= set("-: ")]
+        else:
+            table = []
+    raise AssertionError(f"{named(page)}: no table with {first}")
+
+
+def test_the_sizes_in_the_readme_cost_what_the_speed_document_measured() -> None:
+    header, *lines = cells_of(ROOT / "docs/speed.md", "RTF 4 s, 1 thr.")
+    measured: dict[tuple[str, str], dict[str, str]] = {}
+    model = ""
+    for line in lines:
+        model = line[0] or model
+        measured[model, line[1]] = dict(zip(header, line, strict=True))
+    header, *lines = cells_of(README, "RTF int8")
+    for line in lines:
+        row = dict(zip(header, line, strict=True))
+        name = row["size"].strip("`").lower()
+        torch, int8 = measured[name, "PyTorch"], measured[name, "ONNX int8"]
+        found = [row["parameters M"], row["M MAC per s"], row["RTF float32"], row["RTF int8"]]
+        assert found == [torch["M par."], torch["MMAC/s"], torch["RTF 4 s, 1 thr."], int8["RTF 4 s, 1 thr."]]
