@@ -1,9 +1,9 @@
-"""What a device runs of a joint run: student, choice of features, heads; its scores are those of an evaluation."""
+"""The part of a joint run that a device runs: student, choice of features, heads. Its scores equal an evaluation's."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,36 +15,53 @@ from torch import Tensor, nn
 from distilled_student.checkpoints.folder import load_student
 from distilled_student.common.errors import UserError
 from distilled_student.host.upstreams import StudentUpstream
-from distilled_student.multitask import metrics as M
 from distilled_student.multitask.evaluate import find_checkpoint
 from distilled_student.multitask.expert import BEST
 from distilled_student.multitask.loader import EvaluationLoader
-from distilled_student.multitask.tasks import SHORTEST, BaseTask, kws, sv
+from distilled_student.multitask.tasks.base import SHORTEST, BaseTask
 from distilled_student.student.lengths import is_exporting, mask_if_padded, zero_padding
 from distilled_student.student.network import Student, StudentOutput
 
+KEYWORD_SCORES = "keyword_scores"
+SPEAKER_EMBEDDING = "speaker_embedding"
+
 
 class JointOutput(NamedTuple):
-    """What a joint model says; T is frames, D the student's width.
+    """The outputs of a joint model; T is frames, D the student's width.
 
     Attributes:
-        hidden_state: ``(batch, T, D)``, the student's last; zero behind ``frames (batch,)``, its valid ones.
-        keyword_scores: ``(batch, classes)`` probabilities, or None without a keyword task.
-        speaker_embedding: ``(batch, embedding)``, of any length, or None without speaker verification.
+        hidden_state: ``(batch, T, D)``, the student's last layer; zero behind the valid frames.
+        frames: ``(batch,)``, the number of valid frames.
+        tasks: The output of each task, ``(batch, outputs)``, by the names in `JointModel.task_of_output`; empty without
+            heads.
     """
 
     hidden_state: Tensor
     frames: Tensor
-    keyword_scores: Tensor | None
-    speaker_embedding: Tensor | None
+    tasks: dict[str, Tensor]
+
+    @property
+    def keyword_scores(self) -> Tensor | None:
+        """``(batch, classes)`` probabilities, or None without a keyword task."""
+        return self.tasks.get(KEYWORD_SCORES)
+
+    @property
+    def speaker_embedding(self) -> Tensor | None:
+        """``(batch, embedding)``, not normalised, or None without speaker verification."""
+        return self.tasks.get(SPEAKER_EMBEDDING)
+
+    def named(self) -> dict[str, Tensor]:
+        """All outputs by the names that they have in exported files."""
+        return {"hidden_state": self.hidden_state, "frames": self.frames, **self.tasks}
 
 
 class Features(nn.Module):
-    """The features that ``-s`` and ``-l`` choose, as s3prl's ``Featurizer`` (upstream/interfaces.py) makes them.
+    """The features that ``-s`` and ``-l`` choose, computed as s3prl's ``Featurizer`` does (upstream/interfaces.py).
 
     Args:
         key: ``hidden_states``, ``predictions``, ``last_hidden_state`` or ``concatenated``.
-        layer: Of a list, the one that is taken; None: their sum under ``weights``, one a layer, which add up to 1.
+        layer: The layer that is used, if ``key`` is a list of layers; None: the sum of all under ``weights``, one
+            weight per layer, which add up to 1.
         normalize: Bring each layer to zero mean and unit variance before the sum.
     """
 
@@ -69,13 +86,29 @@ class Features(nn.Module):
         return sum(weight * x for weight, x in zip(self.weights, layers, strict=True))
 
 
+def _tasks_of_outputs(tasks: Mapping[str, BaseTask]) -> dict[str, str]:
+    """The name of each task's output -> the task's name.
+
+    The names are sorted, so that the order of a file's outputs does not depend on the schedule. Of two tasks with the
+    same `BaseTask.output_name` the first has this name, and the other ``TASK_NAME``.
+    """
+    names: dict[str, str] = {}
+    for task_name, task in tasks.items():
+        name = task.output_name or task_name
+        names[name if name not in names else f"{task_name}_{name}"] = task_name
+    return dict(sorted(names.items()))
+
+
 class JointModel(nn.Module):
-    """A student and what hears it.
+    """A student, and the heads of all tasks on its features.
 
     Args:
-        student: Without its prediction layers where ``features`` do not need them.
-        tasks, choices: Of the expert, by name; empty for a student alone.
+        student: May lack its prediction layers if ``features`` does not need them.
+        tasks, choices: The expert's tasks and choices of layers, by name; empty for a student without heads.
         gain: What every waveform is multiplied by.
+
+    Attributes:
+        task_of_output: The name of each task's output -> the task's name.
     """
 
     def __init__(
@@ -89,45 +122,41 @@ class JointModel(nn.Module):
         super().__init__()
         self.student, self.select, self.gain = student, features, gain
         self.tasks, self.choices = nn.ModuleDict(tasks), nn.ModuleDict(choices)
-
-    def task(self, kind: type[BaseTask]) -> str | None:
-        """The name of the first task of a kind, such as ``kws.Task``."""
-        return next((name for name, task in self.tasks.items() if isinstance(task, kind)), None)
+        self.task_of_output = _tasks_of_outputs(self.tasks)
 
     @property
     def labels(self) -> list[str]:
-        """Classes of the keyword scores; empty without a keyword task."""
-        name = self.task(kws.Task)
+        """The classes of the keyword scores; empty without a keyword task."""
+        name = self.task_of_output.get(KEYWORD_SCORES)
         return [] if name is None else list(self.tasks[name].labels)
 
-    @property
-    def calibration(self) -> tuple[float, float] | None:
-        """Slope and offset that make a cosine of two embeddings a log-likelihood ratio; None where none was fitted."""
-        name = self.task(sv.Task)
-        slope, offset = (0.0, 0.0) if name is None else self.tasks[name].calibration[0].tolist()
-        return (slope, offset) if slope else None
+    def metadata(self, thresholds: Mapping[str, float | None]) -> dict[str, Any]:
+        """What the tasks need to say in an exported file, by key; ``thresholds``: see `thresholds`."""
+        found: dict[str, Any] = {}
+        for task_name in self.task_of_output.values():
+            for key, value in self.tasks[task_name].device_metadata(thresholds.get(task_name)).items():
+                found.setdefault(key, value)  # a second keyword task must not replace the labels of the first
+        return found
 
     def features(self, output: StudentOutput) -> Tensor:
-        """What the tasks hear of a student's output: ``(batch, frames, features)``, as many frames."""
+        """A student's output -> the features that the tasks use, ``(batch, frames, features)``."""
         return self.select(output)
 
-    def heads(self, features: Tensor, frames: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Keyword probabilities ``(batch, classes)`` and embeddings ``(batch, embedding)``, each None without its task.
+    def heads(self, features: Tensor, frames: Tensor) -> dict[str, Tensor]:
+        """The tasks' outputs by name, ``(batch, outputs)`` each, as a device gets them: `BaseTask.device_output`.
 
-        ``features (batch, T, features)``, ``frames (batch,)`` of them valid; of a stream's window just as of a file.
+        ``features (batch, T, features)`` of whole utterances or of a stream's window, with ``frames (batch,)`` valid.
         """
-        found: dict[type[BaseTask], Tensor] = {}
-        for kind in (kws.Task, sv.Task):
-            if (name := self.task(kind)) is not None:
-                found[kind] = self.tasks[name](self.choices[name](features), frames)
-        scores = found.get(kws.Task)
-        return None if scores is None else scores.softmax(dim=1), found.get(sv.Task)
+        return {
+            output_name: self.tasks[name].device_output(self.tasks[name](self.choices[name](features), frames))
+            for output_name, name in self.task_of_output.items()
+        }
 
     def as_host(self, x: Tensor, frames: Tensor, samples: int, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Features ``(batch, T, features)`` with the frames that s3prl takes from an utterance, and how many these are.
+        """Features ``(batch, T, features)`` with the frames that s3prl uses of an utterance, and their number.
 
-        The last valid one is repeated, as `match_host` does, and s3prl's ``Featurizer.tolist`` cuts each utterance to
-        ``round(samples / shift)``: Python's and torch's rounding, half to even.
+        The last valid frame is repeated, as in `match_host`. s3prl's ``Featurizer.tolist`` then cuts each utterance to
+        ``round(samples / shift)`` frames, which Python and torch round half to even.
         """
         shift = self.student.config.frame_shift
         index = torch.arange((samples + shift - 1) // shift, device=x.device)[None, :]
@@ -136,21 +165,21 @@ class JointModel(nn.Module):
         return x, torch.round(lengths.double() / shift).long().clamp(min=1)
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> JointOutput:
-        """``(batch, samples)`` float32 at 16 kHz in [-1, 1] and ``(batch,)`` valid samples.
+        """``(batch, samples)`` float32 at 16 kHz in [-1, 1], and ``(batch,)`` the number of valid samples.
 
-        An utterance under 0.1 s counts as filled up with silence to that, as in an evaluation.
+        An utterance shorter than 0.1 s is zero-padded to that length, as in an evaluation.
         """
         waveforms = zero_padding(waveforms, mask_if_padded(lengths, waveforms.shape[1], waveforms.device))
-        if not is_exporting():  # a graph begins at SHORTEST
+        if not is_exporting():  # an exported graph needs inputs of at least SHORTEST samples
             waveforms = F.pad(waveforms, (0, max(0, SHORTEST - waveforms.shape[1])))
         lengths = lengths.clamp(min=SHORTEST)
         output = self.student(waveforms if self.gain == 1.0 else self.gain * waveforms, lengths)
         features, frames = self.as_host(self.features(output), output.lengths, waveforms.shape[1], lengths)
-        return JointOutput(output.last_hidden_state, output.lengths, *self.heads(features, frames))
+        return JointOutput(output.last_hidden_state, output.lengths, self.heads(features, frames))
 
 
 def _of_runner(runner: Any) -> JointModel:
-    """The parts of s3prl's ``Runner`` that an evaluation uses."""
+    """The parts of s3prl's ``Runner`` that an evaluation uses, as one model."""
     upstream, featurizer, expert = runner.upstream.model, runner.featurizer.model, runner.downstream.model
     if not hasattr(expert, "choices"):
         raise UserError(f"{runner.args.init_ckpt}: is not a checkpoint of the multitask downstream")
@@ -167,14 +196,15 @@ def _of_runner(runner: Any) -> JointModel:
 
 
 def open_joint(path: str | Path, checkpoint: str = BEST) -> JointModel:
-    """The model of a joint run, or a student without heads; on the CPU, in eval mode, no gradients asked for.
+    """The model of a joint run, or a student without heads; on the CPU, in eval mode, without gradients.
 
     Args:
-        path: An experiment folder of ``run_downstream.py -d multitask``, or what `load_student` reads.
+        path: An experiment folder of ``run_downstream.py -d multitask``, or a student that `load_student` reads.
         checkpoint: File in the experiment folder; see `find_checkpoint`.
 
     Raises:
-        UserError: neither of these, a checkpoint of another downstream, or one whose upstream is not a student.
+        UserError: ``path`` is neither of these, the checkpoint is of another downstream, or its upstream is not a
+            student.
     """
     path = Path(path)
     if path.is_dir() and any(path.glob("*.ckpt")):
@@ -184,16 +214,17 @@ def open_joint(path: str | Path, checkpoint: str = BEST) -> JointModel:
     else:
         model = JointModel(load_student(path), Features("last_hidden_state"))
     if model.select.key != "predictions":
-        model.student.predictions = None  # nobody reads them
+        model.student.predictions = None  # not used
     return model.requires_grad_(False).eval()
 
 
 class Measured(NamedTuple):
-    """What a task's outputs are worth.
+    """An evaluation of one task.
 
     Attributes:
-        score: In percent, larger is better: `BaseTask.score`, an accuracy or a negative EER. summary: A line of it.
-        threshold: Of keyword probabilities, where as many keywords are missed as others are taken for one, in percent.
+        score: `BaseTask.score`, in percent, larger is better: an accuracy or a negative EER.
+        summary: The results in one line.
+        threshold: `BaseTask.device_threshold` of the evaluated outputs; None if the task has no threshold.
     """
 
     score: float
@@ -203,31 +234,37 @@ class Measured(NamedTuple):
 
 @torch.no_grad()
 def measure(model: JointModel, run: Callable[[Tensor, Tensor], JointOutput], split: str, name: str) -> Measured:
-    """Evaluate ``run``, the model itself or a graph in its place, on a task's ``dev`` or ``test``.
+    """Evaluate a task on ``dev`` or ``test``, one utterance at a time, as on a device.
 
-    One utterance at a time, as a device hears them.
+    Args:
+        run: The model itself, or an exported graph of it.
+        name: The task.
 
     Raises:
-        UserError: the data of this split are not there.
+        UserError: the data of this split are missing.
     """
-    task, collected, keyword = model.tasks[name], [], []
-    is_keyword = [not label.startswith("_") for label in model.labels]
-    for wavs, _, labels, keys in EvaluationLoader({name: task.evaluation_data(split)}, {name: 1}):
-        output = run(torch.from_numpy(np.stack(wavs)), torch.tensor([len(wavs[0])]))
-        scores = output.keyword_scores
-        if isinstance(task, kws.Task):
-            best = scores[0, torch.tensor(is_keyword)].max().item()
-            keyword.append((best, is_keyword[labels[0]]))
-        collected += task.collect(scores if isinstance(task, kws.Task) else output.speaker_embedding, labels, keys)
-    results, _ = copy.deepcopy(task).metrics(split, collected)  # on development data it fits the calibration anew
-    threshold = threshold_of(*zip(*keyword, strict=True)) if keyword else None
+    task = model.tasks[name]
+    output_name = next(output for output, task_name in model.task_of_output.items() if task_name == name)
+    outputs, labels, collected = [], [], []
+    for wavs, _, label, key in EvaluationLoader({name: task.evaluation_data(split)}, {name: 1}):
+        output = run(torch.from_numpy(np.stack(wavs)), torch.tensor([len(wavs[0])])).tasks[output_name]
+        outputs.append(output[0])
+        labels += label
+        collected += task.collect(output, label, key)
+    results, _ = copy.deepcopy(task).metrics(split, collected)  # a copy: on development data sv fits its calibration
+    threshold = task.device_threshold(torch.stack(outputs), labels) if task.has_threshold else None
     return Measured(task.score(results), task.summary(results), threshold)
 
 
-def threshold_of(scores: Sequence[float], labels: Sequence[bool]) -> float | None:
-    """Where both error rates of ``labels`` are nearest, halfway to the next score; None where one kind is missing."""
-    if len(set(labels)) < 2:
-        return None
-    false_alarm, miss, thresholds = M.det_curve(scores, labels)
-    place = int(np.argmax(false_alarm >= miss))
-    return float(thresholds[place : place + 2].mean())
+def thresholds(model: JointModel, run: Callable[[Tensor, Tensor], JointOutput]) -> dict[str, float | None]:
+    """The threshold of each task that has one, from the outputs of ``run`` on development data; None without these.
+
+    ``run``: the model itself, or an exported graph of it.
+    """
+    found: dict[str, float | None] = {}
+    for name in (name for name, task in model.tasks.items() if task.has_threshold):
+        try:
+            found[name] = measure(model, run, "dev", name).threshold
+        except UserError:
+            found[name] = None
+    return found

@@ -1,9 +1,9 @@
-"""An experiment folder to results.json: both tasks' metrics and the upstream's cost."""
+"""Evaluates an experiment folder: the tasks' metrics and the upstream's cost go into its ``results.json``."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +16,31 @@ from distilled_student.common.provenance import write_provenance
 from distilled_student.host.saved_runs import checkpoints
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.expert import BEST
+from distilled_student.multitask.tasks.base import BaseTask
 from distilled_student.student import cost
 
 TIMING = "timing.json"
 
 
 def find_checkpoint(expdir: Path, name: str = BEST) -> Path:
-    """``name`` in ``expdir``; for the default name also the newest ``states-STEP.ckpt``, with a message.
+    """The checkpoint ``name`` in ``expdir``; without a best checkpoint the newest ``states-STEP.ckpt``, with a message.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     if (expdir / name).is_file():
         return expdir / name
     saved = checkpoints(expdir)
-    if name != BEST:  # who names one means it
+    if name != BEST:  # no other checkpoint may replace one that the user has chosen
         raise UserError(f"{expdir / name}: no such checkpoint")
     if not saved:
-        raise UserError(f"{expdir / name}: no such checkpoint, nor a states-*.ckpt beside it")
+        raise UserError(f"{expdir / name}: no such checkpoint, and no states-*.ckpt in its folder")
     print(f"{expdir / name}: no such checkpoint; evaluating {saved[-1].name}")
     return saved[-1]
 
 
 def rounded(values: Any) -> Any:
-    """Results to six digits: how products are cut up for a batch size or a number of threads shows behind them."""
+    """Results with six digits: further ones depend on the batch size and the number of threads."""
     if isinstance(values, float):
         return float(f"{values:.6g}")
     if isinstance(values, dict):
@@ -55,19 +56,25 @@ def evaluate(
     overrides: Sequence[str] = (),
     trials: str | None = None,
 ) -> dict[str, Any]:
-    """Run a split and write ``EXPDIR/results.json``, its scores and labels as ``scores-SPLIT.npz``, ``det-SPLIT.png``.
+    """Evaluate a split and write ``results.json``, ``scores-SPLIT.npz`` and ``det-SPLIT.png`` into ``expdir``.
+
+    ``results.json`` has the same bytes at every call. ``timing.json`` holds the upstream's real-time factor on this
+    machine, and ``provenance-SPLIT.json`` everything that the results depend on.
 
     Args:
-        trials: Another list of test trials, a file or a name in the speakers' folder, such as VoxCeleb1's E and H; its
-            name goes into the names of what is written: ``results-LIST.json``.
+        split: ``dev`` or ``test``.
+        checkpoint: File in ``expdir``, see `find_checkpoint`.
+        device: ``cpu`` or ``cuda``; None: what the machine has.
+        overrides: ``config.KEY=VALUE`` in the saved configuration.
+        trials: Another list of test trials of the task ``sv``, such as VoxCeleb1's E and H: a file, or a name in the
+            task's ``root``. The names of the files that are written then end with its name: ``results-LIST.json``.
 
     Returns:
-        ``{"split", "checkpoint", "kws": {...}, "sv": {...}, "upstream": {"name", "parameters", "macs_per_second"}}``:
-        accuracies and EER in percent. The same bytes at every call; beside it are ``timing.json``, the upstream's
-        real-time factor on this machine, and ``provenance-SPLIT.json``, what the results depend on.
+        ``{"split", "checkpoint", TASK: {...}, ..., "upstream": {"name", "parameters", "macs_per_second"},
+        "head_parameters": {TASK: ...}}``, the content of ``results.json``; accuracies and EER in percent.
 
     Raises:
-        UserError: no checkpoint, one of another kind, data that is missing, or a split that is not dev or test.
+        UserError: no checkpoint, a checkpoint of another downstream, missing data, or another split.
     """
     if split not in ("dev", "test"):
         raise UserError(f"--split {split}: expected dev or test")
@@ -76,7 +83,7 @@ def evaluate(
     expdir, suffix = Path(expdir), ""
     if trials is not None:
         if split != "test":
-            raise UserError(f"--trials {trials}: are test trials; --split {split} has its own")
+            raise UserError(f"--trials {trials}: a list of test trials cannot be used with --split {split}")
         suffix, file = f"-{Path(trials).stem}", Path(trials).absolute()
         overrides = [*overrides, f"config.downstream_expert.tasks.sv.trials={file if file.is_file() else trials}"]
     path = find_checkpoint(expdir, checkpoint)
@@ -87,27 +94,40 @@ def evaluate(
     if trials is not None and "sv" not in expert.tasks:
         raise UserError(f"--trials {trials}: {path} has no task sv")
     runner.args.evaluate_split = split
-    runner.evaluate()
+    runner.evaluate()  # fills the expert's results and arrays
+
     costs = cost.summary(upstream)
     write_json(expdir / TIMING, {"rtf": costs.pop("rtf")})
-    results = {
-        "split": split,
-        "checkpoint": path.name,
-        **expert.results[split],
-        "upstream": {"name": runner.args.upstream, **costs},
-        "head_parameters": {name: cost.parameters(task.head) for name, task in expert.tasks.items()},
-    }
-    scores, arrays = expdir / f"scores-{split}{suffix}.npz", expert.arrays[split]
+    results = rounded(
+        {
+            "split": split,
+            "checkpoint": path.name,
+            **expert.results[split],
+            "upstream": {"name": runner.args.upstream, **costs},
+            "head_parameters": {name: cost.parameters(task.head) for name, task in expert.tasks.items()},
+        }
+    )
+    arrays = expert.arrays[split]
     np.savez_compressed(packed := io.BytesIO(), **arrays)
-    write_whole(expdir, {scores.name: packed.getvalue()})
-    kinds = [("cosine", "sv_scores"), ("AS-norm", "sv_as_norm_scores")]
-    curves = {name: M.det_curve(arrays[key], arrays["sv_labels"])[:2] for name, key in kinds if key in arrays}
-    if curves:
+    write_whole(expdir, {f"scores-{split}{suffix}.npz": packed.getvalue()})
+    if curves := _det_curves(expert.tasks, arrays):
         plot_det(expdir / f"det-{split}{suffix}.png", curves)
     config = {**runner.config, "downstream_expert": expert.resolved()}
     settings = {"checkpoint": path.name, "arguments": vars(runner.args), "config": config}
     data = expert.fingerprints(split)
     write_provenance(expdir, settings, expert.seed, data, f"provenance-{split}{suffix}.json")
-    results = rounded(results)
     write_json(expdir / f"results{suffix}.json", results)
     return results
+
+
+def _det_curves(
+    tasks: Mapping[str, BaseTask], arrays: Mapping[str, np.ndarray]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """False alarm and miss rates by a curve's label: of the scores in `BaseTask.det_scores` that there are."""
+    curves = {}
+    for name, task in tasks.items():
+        for label, key in task.det_scores.items():
+            if (scores := arrays.get(f"{name}_{key}")) is not None:
+                label = label if label not in curves else f"{name}, {label}"
+                curves[label] = M.det_curve(scores, arrays[f"{name}_labels"])[:2]
+    return curves

@@ -1,4 +1,4 @@
-"""The alternation: batches of the tasks in turn, the same for a seed and an epoch whatever the number of workers."""
+"""Utterances of the tasks as batches for s3prl's runner, and the batches of an evaluation."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from distilled_student.common.audio import SAMPLE_RATE
+from distilled_student.common.audio import MAX_ENCODED_SECONDS, SAMPLE_RATE
 from distilled_student.common.errors import UserError
 from distilled_student.common.workers import end_with_parent
-from distilled_student.host.upstreams import LONGEST
-from distilled_student.multitask.tasks import EvaluationData, Item, TrainingData, pad_to
+from distilled_student.multitask.tasks.base import EvaluationData, Item, TrainingData, pad_to
 
-Batch = tuple[list[np.ndarray], str, list[int], list[str]]  # wavs, task, labels, keys
+Batch = tuple[list[np.ndarray], str, list[int], list[str]]  # waveforms (samples,), task, labels, keys
 
 
-class _Seeded(Dataset):
-    """Training items addressed by (pass, index), each with its own generator, so that no worker's state matters."""
+class TrainingItems(Dataset):
+    """Training items by (pass, index). Each has a random generator of its own: the workers' states do not matter."""
 
     def __init__(self, data: TrainingData, seed: Sequence[int]) -> None:
         self.data, self.seed = data, list(seed)
@@ -27,12 +26,12 @@ class _Seeded(Dataset):
     def __getitem__(self, place: tuple[int, int]) -> Item | UserError:
         try:
             return self.data.item(place[1], np.random.default_rng([*self.seed, *place]))
-        except UserError as error:  # raised in a worker it would arrive wrapped in a traceback: hand it over instead
-            return error
+        except UserError as error:
+            return error  # returned, not raised: torch would wrap a worker's exception in a traceback
 
 
-class _Whole(Dataset):
-    """Evaluation items of the length that their header promised."""
+class EvaluationItems(Dataset):
+    """Evaluation items by index, checked to have the length that their header gives."""
 
     def __init__(self, data: EvaluationData) -> None:
         self.data = data
@@ -42,13 +41,15 @@ class _Whole(Dataset):
             item, samples = self.data.item(index), self.data.samples(index)
             waveform = pad_to(item.waveform, samples)
             if len(waveform) != samples:
-                return UserError(f"{item.key}: holds {len(waveform)} samples where its header says {samples}")
+                return UserError(f"{item.key}: holds {len(waveform)} samples, but its header says {samples}")
             return item._replace(waveform=waveform)
         except UserError as error:
             return error
 
 
 class _Collate:
+    """Items of a task -> a batch for s3prl's runner; the first error of an item instead, if there is one."""
+
     def __init__(self, task: str, gain: float) -> None:
         self.task, self.gain = task, gain
 
@@ -60,114 +61,61 @@ class _Collate:
         return [(self.gain * wav).numpy() for wav in wavs], self.task, list(labels), list(keys)
 
 
-def _batches(dataset: Dataset, plan: list[Any], task: str, workers: int, gain: float) -> Iterator[Batch]:
-    collate, generator = _Collate(task, gain), torch.Generator()  # else it draws from the state that a checkpoint holds
-    options = {"num_workers": workers, "collate_fn": collate, "generator": generator}
+def load_batches(dataset: Dataset, plan: list[Any], task: str, workers: int, gain: float) -> Iterator[Batch]:
+    """The batches of one task.
+
+    Args:
+        plan: For each batch the places of its items in ``dataset``.
+        workers: Processes that read and augment; 0: this one.
+        gain: What every waveform is multiplied by.
+
+    Raises:
+        UserError: an utterance cannot be read.
+    """
+    # without a generator the DataLoader draws from torch's global state, which a checkpoint saves
+    options = {"num_workers": workers, "collate_fn": _Collate(task, gain), "generator": torch.Generator()}
     for batch in DataLoader(dataset, batch_sampler=plan, worker_init_fn=end_with_parent, **options):
         if isinstance(batch, UserError):
             raise batch
         yield batch
 
 
-class AlternationLoader:
-    """One training epoch: cycles of ``schedule`` (batches of each task, in its order) until every task is through.
+class EvaluationLoader:
+    """All utterances of the tasks, one task after the other, shortest utterances first.
 
-    The task with the most cycles sets the length; the others begin another pass, shuffled anew. Batches are full
-    (but for a task with less than one). With several processes each takes its share of every batch, which is as many
-    times larger: the batches are those of one process with the larger batch size.
+    All utterances of a batch have the same length: there is no padding, and the results do not depend on the batch
+    size, with any upstream.
 
     Args:
-        data: Training data of each task. batch_sizes: utterances per batch of each.
-        schedule: Batches of each task in a cycle: ``{"kws": 1, "sv": 1}`` is the paper's alternation.
-        repeat: Times that each batch of the cycle is followed by another of its task, for gradient accumulation.
-        gain: What every waveform is multiplied by.
-        start: Batches of this epoch that have been used.
-    """
-
-    def __init__(
-        self,
-        data: Mapping[str, TrainingData],
-        batch_sizes: Mapping[str, int],
-        schedule: Mapping[str, int],
-        seed: int,
-        epoch: int,
-        workers: int = 0,
-        repeat: int = 1,
-        rank: int = 0,
-        world: int = 1,
-        gain: float = 1.0,
-        start: int = 0,
-    ) -> None:
-        self.data, self.seed, self.epoch, self.workers, self.gain = data, seed, epoch, workers, gain
-        self.start = start
-        self.cycle = [name for name, times in schedule.items() for _ in range(times * repeat)]
-        counts = {name: self.cycle.count(name) for name in schedule}
-        plans = {name: self._pass(name, 0, batch_sizes[name] * world) for name in schedule}
-        self.cycles = max(-(-len(plans[name]) // counts[name]) for name in schedule)
-        self.plans: dict[str, list[list[tuple[int, int]]]] = {}
-        for name, plan in plans.items():
-            needed, number = self.cycles * counts[name], 0
-            while len(plan) < needed:
-                number += 1
-                plan += self._pass(name, number, batch_sizes[name] * world)
-            if len(plan[0]) < world:
-                raise UserError(f"{name}: {len(plan[0])} utterances to train on are too few for {world} processes")
-            self.plans[name] = [batch[rank::world] for batch in plan[:needed]]
-
-    def _seed(self, name: str) -> list[int]:
-        return [self.seed, self.epoch, *name.encode()]
-
-    def _pass(self, name: str, number: int, size: int) -> list[list[tuple[int, int]]]:
-        order = self.data[name].order(np.random.default_rng([*self._seed(name), number]))
-        full = max(len(order) // size, 1)
-        return [[(number, i) for i in order[b * size : (b + 1) * size]] for b in range(full)]
-
-    def __len__(self) -> int:
-        return self.cycles * len(self.cycle)
-
-    def __iter__(self) -> Iterator[Batch]:
-        order = self.cycle * self.cycles
-        used = {name: order[: self.start].count(name) for name in self.plans}
-        streams = {
-            name: _batches(
-                _Seeded(self.data[name], self._seed(name)), plan[used[name] :], name, self.workers, self.gain
-            )
-            for name, plan in self.plans.items()
-        }
-        for name in order[self.start :]:
-            yield next(streams[name])
-
-
-class EvaluationLoader:
-    """All utterances of each task in turn, shortest first; only utterances of one length share a batch.
-
-    So no padding enters, and the result is the same with any upstream and any batch size.
+        data: Evaluation data of each task. batch_sizes: Most utterances in a batch of each task.
+        workers, gain: See `load_batches`.
     """
 
     def __init__(
         self, data: Mapping[str, EvaluationData], batch_sizes: Mapping[str, int], workers: int = 0, gain: float = 1.0
     ) -> None:
         self.data, self.workers, self.gain = data, workers, gain
-        self.plans = {name: equal_length_batches(d, batch_sizes[name]) for name, d in data.items()}
+        self.plans = {name: equal_length_batches(of_task, batch_sizes[name]) for name, of_task in data.items()}
 
     def __len__(self) -> int:
         return sum(map(len, self.plans.values()))
 
     def __iter__(self) -> Iterator[Batch]:
         for name, plan in self.plans.items():
-            yield from _batches(_Whole(self.data[name]), plan, name, self.workers, self.gain)
+            yield from load_batches(EvaluationItems(self.data[name]), plan, name, self.workers, self.gain)
 
 
 def equal_length_batches(data: EvaluationData, size: int) -> list[list[int]]:
-    """Indices sorted by length, in batches of at most ``size`` and 240 s in all that never mix two lengths.
+    """Indices sorted by length, in batches of utterances of the same length.
 
-    A single longer utterance is a batch of its own; an upstream encodes it in pieces.
+    A batch has at most ``size`` utterances and at most `MAX_ENCODED_SECONDS` of audio. A single longer utterance is a
+    batch of its own, which an upstream encodes in pieces.
     """
     by_length: dict[int, list[int]] = {}
     for index in range(len(data)):
         by_length.setdefault(data.samples(index), []).append(index)
     batches = []
     for samples, group in sorted(by_length.items()):
-        count = max(1, min(size, LONGEST * SAMPLE_RATE // samples))
+        count = max(1, min(size, MAX_ENCODED_SECONDS * SAMPLE_RATE // samples))
         batches += [group[i : i + count] for i in range(0, len(group), count)]
     return batches

@@ -70,6 +70,18 @@ def _crossing(false_alarm: NDArray, miss: NDArray) -> float:
     return float(false_alarm[i - 1] + fraction * (false_alarm[i] - false_alarm[i - 1]))
 
 
+def equal_error_threshold(scores: ArrayLike, labels: ArrayLike) -> float | None:
+    """The threshold where the two error rates are nearest, halfway to the next score; None if one kind is missing.
+
+    ``scores (trials,)`` and ``labels (trials,)`` as in `det_curve`.
+    """
+    if len(set(labels)) < 2:
+        return None
+    false_alarm, miss, at = det_curve(scores, labels)
+    nearest = int(np.argmax(false_alarm >= miss))
+    return float(at[nearest : nearest + 2].mean())
+
+
 def min_dcf(scores: ArrayLike, labels: ArrayLike, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
     """Minimum detection cost, divided by that of the better of accepting all and rejecting all (NIST SRE)."""
     false_alarm, miss, _ = det_curve(scores, labels)

@@ -19,7 +19,7 @@ from torchaudio.functional import resample
 
 from distilled_student import UserError
 from distilled_student.common import audio
-from distilled_student.multitask.tasks import samples_of
+from distilled_student.multitask.tasks.base import samples_of
 
 BOUND = 64  # MiB, for a file of less than a second
 KINDS = {

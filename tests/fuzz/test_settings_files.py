@@ -19,7 +19,7 @@ from distilled_student.common.settings import find_config, parse_yaml, read_yaml
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.host.plugin import register
 from distilled_student.host.yaml_sections import check_config
-from distilled_student.multitask.expert import ExpertSettings
+from distilled_student.multitask.settings import ExpertSettings
 from distilled_student.multitask.tasks import kws, sv
 
 BOUND = 128  # MiB

@@ -11,8 +11,9 @@ from fuzz.mutations import at_most
 from torch import Tensor, nn
 
 from distilled_student import StudentConfig, build_student
+from distilled_student.common.audio import MAX_ENCODED_SECONDS
 from distilled_student.host import upstreams
-from distilled_student.host.upstreams import LONGEST, StudentUpstream, TeacherUpstream, Upstream
+from distilled_student.host.upstreams import StudentUpstream, TeacherUpstream, Upstream
 from distilled_student.multitask.loader import equal_length_batches
 from distilled_student.teachers.open import EqualLengthEncoder, StudentEncoder
 
@@ -32,7 +33,7 @@ def teacher(config: StudentConfig) -> TeacherUpstream:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of a second, so that the tests take none."""
-    monkeypatch.setattr(upstreams, "LONGEST", 1)
+    monkeypatch.setattr(upstreams, "MAX_ENCODED_SECONDS", 1)
 
 
 def equal(found: dict, wanted: dict) -> None:
@@ -93,11 +94,11 @@ def test_four_minutes_are_encoded_at_once(small_cnn: StudentConfig, monkeypatch:
         return {"hidden_states": [torch.zeros(1, frames, 2)]}, torch.tensor([frames])
 
     monkeypatch.setattr(upstream, "encode", encode)
-    upstream([torch.zeros(LONGEST * RATE)])
-    assert heard == [LONGEST * RATE]
+    upstream([torch.zeros(MAX_ENCODED_SECONDS * RATE)])
+    assert heard == [MAX_ENCODED_SECONDS * RATE]
     heard.clear()
     found = upstream([torch.zeros(3600 * RATE + 1)])
-    assert len(heard) == 16 and max(heard) <= LONGEST * RATE and sum(heard) == 3600 * RATE + 1
+    assert len(heard) == 16 and max(heard) <= MAX_ENCODED_SECONDS * RATE and sum(heard) == 3600 * RATE + 1
     assert len(set(heard[:-1])) == 1 and heard[-1] <= heard[0]
     assert found["last_hidden_state"].shape[1] == 180_001
 
@@ -155,5 +156,5 @@ def test_a_batch_holds_four_minutes_at_most_and_a_longer_utterance_is_alone() ->
     for batch in batches:
         total = sum(data.seconds[index] for index in batch)
         assert len({data.seconds[index] for index in batch}) == 1
-        assert total <= LONGEST or len(batch) == 1
+        assert total <= MAX_ENCODED_SECONDS or len(batch) == 1
     assert [len(batch) for batch in batches] == [16, 4, 2, 2, 1, 2, 1, 1, 1, 1, 1]

@@ -4,8 +4,8 @@ import pytest
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import find_config, read_yaml, typed
-from distilled_student.multitask.expert import ExpertSettings
 from distilled_student.multitask.losses import LOSSES
+from distilled_student.multitask.settings import ExpertSettings
 from distilled_student.multitask.tasks import kws, sv
 
 PATH = find_config("default", kind="multitask")

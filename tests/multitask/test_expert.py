@@ -14,8 +14,9 @@ import torch
 from helpers.trees import tasks
 
 from distilled_student.common.errors import UserError
+from distilled_student.multitask.alternation import AlternationLoader
 from distilled_student.multitask.expert import DownstreamExpert
-from distilled_student.multitask.loader import AlternationLoader, equal_length_batches
+from distilled_student.multitask.loader import equal_length_batches
 
 
 class Logger:
@@ -265,7 +266,7 @@ TOY = '''
 from dataclasses import dataclass
 
 import torch
-from distilled_student.multitask.tasks import BaseTask, Item, TaskSettings
+from distilled_student.multitask.tasks.base import BaseTask, Item, TaskSettings
 
 
 @dataclass

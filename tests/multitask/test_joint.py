@@ -14,12 +14,13 @@ from torch.nn.utils.rnn import pad_sequence
 import distilled_student as ds
 from distilled_student.common.errors import UserError
 from distilled_student.export.int8 import smallest_loss
-from distilled_student.export.utterance import Graph, keyword_threshold, recordings, trace, write
+from distilled_student.export.utterance import Graph, recordings, trace, write
 from distilled_student.host import launch
 from distilled_student.host.plugin import register
 from distilled_student.host.upstreams import StudentUpstream
-from distilled_student.multitask.device_model import Features, measure, open_joint, threshold_of
+from distilled_student.multitask.device_model import Features, measure, open_joint, thresholds
 from distilled_student.multitask.evaluate import evaluate
+from distilled_student.multitask.metrics import equal_error_threshold
 
 # under 0.1 s, between two frames (half to even: 2,080 is 6.5 frames and counts 6, 2,400 is 7.5 and counts 8), longer
 SAMPLES = (900, 1_600, 2_080, 2_400, 8_000, 8_123, 12_345, 16_000)
@@ -58,13 +59,15 @@ def test_scores_are_those_of_an_evaluation_alone_and_in_any_batch(run: Path) -> 
         heard = [expert.gain * torch.nn.functional.pad(wav, (0, max(0, 1_600 - len(wav))))]  # as the loader
         with torch.no_grad():
             features = runner.featurizer.model(heard, runner.upstream.model(heard))
-            kws, sv = (expert.tasks[name](*expert._batch(name, features)) for name in ("kws", "sv"))
+            kws, sv = (expert.outputs(name, features) for name in ("kws", "sv"))
         for output, at in ((alone, 0), (batch, i)):
             torch.testing.assert_close(output.keyword_scores[at], kws[0].softmax(dim=0), atol=1e-5, rtol=0)
             torch.testing.assert_close(output.speaker_embedding[at], sv[0], atol=1e-5, rtol=0)
             assert int(output.frames[at]) == int(alone.frames[0])
     assert model.labels == ["_silence_", "_unknown_", "yes", "no"]
-    assert model.calibration == pytest.approx(expert.tasks["sv"].calibration[0].tolist())
+    slope, offset = expert.tasks["sv"].calibration[0].tolist()
+    found = {key: value for key, value in model.metadata({}).items() if key.startswith("sv")}
+    assert found == pytest.approx({"sv_slope": slope, "sv_offset": offset, "sv_threshold": -offset / slope})
     assert model.student.predictions is None, "nothing reads them"
 
 
@@ -95,7 +98,7 @@ def test_a_student_alone_has_no_heads(tmp_path: Path, small_cnn: ds.StudentConfi
     output = model(tone(1.0)[None], torch.tensor([16_000]))
     assert output.keyword_scores is None and output.speaker_embedding is None
     assert output.hidden_state.shape == (1, 49, 16) and output.frames.tolist() == [49]
-    assert model.labels == [] and model.calibration is None
+    assert model.labels == [] and model.metadata({}) == {}
 
 
 def test_another_upstream_is_refused_by_name(tmp_path: Path) -> None:
@@ -107,7 +110,7 @@ def test_int8_is_taken_where_it_loses_little_and_refused_where_it_loses_more(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     model, files = open_joint(run), [tmp_path / "a.onnx", tmp_path / "b.onnx"]
-    before = model.calibration
+    before = model.metadata({})
     for file in files:
         write(trace(model) if file is files[0] else onnx.load(files[0]), file, {})
     waveforms = recordings(model, 6)
@@ -117,11 +120,11 @@ def test_int8_is_taken_where_it_loses_little_and_refused_where_it_loses_more(
     precision, file = smallest_loss(model, files[0], waveforms, 100)
     rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if "%" in line]
     assert rows == 2 * [["kws", "dev"], ["kws", "test"], ["sv", "dev"], ["sv", "test"]]
-    assert precision.split()[0] == "int8" and model.calibration == before, "measuring fits no calibration"
+    assert precision.split()[0] == "int8" and model.metadata({}) == before, "measuring fits no calibration"
     wave, graph = tone(1.0)[None], Graph(file)
     scores = graph(wave, torch.tensor([16_000])).keyword_scores
     torch.testing.assert_close(scores, model(wave, torch.tensor([16_000])).keyword_scores, atol=0.05, rtol=0)
-    assert 0 < keyword_threshold(model, graph) < 1
+    assert 0 < thresholds(model, graph)["kws"] < 1
 
 
 def test_a_measured_graph_is_worth_what_an_evaluation_says(run: Path) -> None:
@@ -139,6 +142,8 @@ def test_int8_needs_development_data(run: Path) -> None:
 
 def test_the_keyword_threshold_is_where_both_errors_are_nearest() -> None:
     scores, labels = (0.9, 0.8, 0.3, 0.6, 0.2), (True, True, True, False, False)
-    assert threshold_of(scores, labels) == pytest.approx((0.6 + 0.3) / 2)  # of three one is missed, of two one is taken
-    assert threshold_of((0.9, 0.2), (True, False)) == pytest.approx((0.9 + 0.2) / 2)
-    assert threshold_of((0.9, 0.2), (True, True)) is None
+    assert equal_error_threshold(scores, labels) == pytest.approx(
+        (0.6 + 0.3) / 2
+    )  # of three one is missed, of two one is taken
+    assert equal_error_threshold((0.9, 0.2), (True, False)) == pytest.approx((0.9 + 0.2) / 2)
+    assert equal_error_threshold((0.9, 0.2), (True, True)) is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distilled_student.multitask.tasks import BaseTask, TaskSettings
+from distilled_student.multitask.tasks.base import BaseTask, TaskSettings
 
 
 def _pooled(task: BaseTask, features: Tensor, lengths: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from distilled_student.common.settings import find_config, read_yaml, typed
 from distilled_student.corpora import keywords
 from distilled_student.host import launch
 from distilled_student.multitask.evaluate import evaluate
-from distilled_student.multitask.expert import DownstreamExpert, ExpertSettings
+from distilled_student.multitask.expert import DownstreamExpert
 from distilled_student.multitask.heads import ProjectionHead, XVectorHead
+from distilled_student.multitask.settings import ExpertSettings
 from distilled_student.multitask.tasks import kws, sv
 from distilled_student.patches.torchaudio_names import apply_effects_file
 

@@ -43,14 +43,12 @@ class StepOutput(NamedTuple):
 
     Attributes:
         output: Hidden states and predictions of the chunk's frames, see `StudentOutput`.
-        keyword_scores: ``(1, classes)`` of the window that ends with the chunk, or None without a keyword task.
-        speaker_embedding: ``(1, embedding)`` of the same window, or None without speaker verification.
+        tasks: The output of each task by name, of the window that ends with the chunk: see `JointModel.heads`.
         state: For the next chunk.
     """
 
     output: StudentOutput
-    keyword_scores: Tensor | None
-    speaker_embedding: Tensor | None
+    tasks: dict[str, Tensor]
     state: dict[str, Tensor]
 
 
@@ -132,7 +130,7 @@ class Step(nn.Module):
         size = window.shape[1]
         valid = state["frames"].clamp(max=size)
         index = (torch.arange(size) + size - valid).clamp(max=size - 1)
-        return StepOutput(output, *self.model.heads(window[:, index], valid), state)
+        return StepOutput(output, self.model.heads(window[:, index], valid), state)
 
 
 class StreamOutput(NamedTuple):
@@ -140,13 +138,21 @@ class StreamOutput(NamedTuple):
 
     Attributes:
         hidden_states: ``layers + 1`` tensors ``(frames, D)`` of the new frames, as of `StudentOutput`.
-        keyword_scores: ``(classes,)`` of the window that ends with them, or None without a keyword task.
-        speaker_embedding: ``(embedding,)`` of the same window, or None without speaker verification.
+        tasks: The output of each task by name, of the window that ends with them: see `JointModel.heads`.
     """
 
     hidden_states: list[Tensor]
-    keyword_scores: Tensor | None
-    speaker_embedding: Tensor | None
+    tasks: dict[str, Tensor]
+
+    @property
+    def keyword_scores(self) -> Tensor | None:
+        """``(classes,)`` probabilities, or None without a keyword task."""
+        return self.tasks.get("keyword_scores")
+
+    @property
+    def speaker_embedding(self) -> Tensor | None:
+        """``(embedding,)``, or None without speaker verification."""
+        return self.tasks.get("speaker_embedding")
 
 
 class Stream:
@@ -184,9 +190,9 @@ class Stream:
         self.waiting = samples[ready:]
         if ready == 0:
             return None
-        output, scores, embedding, self.state = self.step(samples[None, :ready], self.state)
-        one = [None if t is None else t[0] for t in (scores, embedding)]
-        return StreamOutput([h[0] for h in output.hidden_states], *one)
+        output, tasks, self.state = self.step(samples[None, :ready], self.state)
+        tasks = {name: x[0] for name, x in tasks.items()}
+        return StreamOutput([h[0] for h in output.hidden_states], tasks)
 
 
 class Spotted(NamedTuple):

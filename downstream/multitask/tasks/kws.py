@@ -1,14 +1,16 @@
-"""Keyword spotting on Speech Commands' layout, with TensorFlow's classic index of ten words, unknown and silence."""
+"""Keyword spotting on the folders of Speech Commands: its settings, data, loss and metrics."""
 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,21 +19,35 @@ from distilled_student.common.errors import UserError
 from distilled_student.corpora.keywords import KEYWORDS, SILENCE, UNKNOWN, speaker_of
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed
-from distilled_student.multitask.tasks import SHORTEST, BaseTask, Item, TaskSettings, balanced_order, pad_to, samples_of
-from distilled_student.multitask.tasks.kws_index import Clip, class_index, cut_silence, test_index
+from distilled_student.multitask.tasks.base import (
+    SHORTEST,
+    BaseTask,
+    Item,
+    TaskSettings,
+    balanced_order,
+    pad_to,
+    samples_of,
+)
+from distilled_student.multitask.tasks.kws_index import KeywordClip, class_index, cut_silence, test_index
 
 
 @dataclass
 class Settings(TaskSettings):
-    """Attributes:
-    train_root: Folder of ``WORD/SPEAKER_nohash_TAKE.wav`` and ``_background_noise_/``.
-    test_root: Folder of ``KEYWORD/``, ``_unknown_/``, ``_silence_/``; None: the hash's testing part of ``train_root``.
-    silence_percentage, unknown_percentage: Of the keyword utterances of a split, rounded up (TensorFlow's). None: each
-        background noise once, and every other word (SUPERB's).
-    silence_volume: What a cut of background noise is multiplied by.
-    sampling: ``utterance`` (each once a pass) or ``class`` (classes equally often, SUPERB's).
-    crop_seconds: Length of a training clip.
-    fill: Whether shorter clips are filled with zeros at the end; false: they stay short.
+    """``tasks.kws`` in the YAML file.
+
+    Attributes:
+        train_root: Folder with ``WORD/SPEAKER_nohash_TAKE.wav`` and ``_background_noise_/``.
+        test_root: Folder with ``KEYWORD/``, ``_unknown_/`` and ``_silence_/``; None: the utterances in ``train_root``
+            that the hash of their name puts into the testing set.
+        keywords: The words to recognise; each other word is ``_unknown_``.
+        validation_percentage, testing_percentage: Percentage of the speakers in these sets, by the hash.
+        silence_percentage, unknown_percentage: Silent and unknown utterances of each set, as a percentage of its
+            keyword utterances, rounded up (TensorFlow). None: each background noise once, and all unknown words
+            (SUPERB).
+        silence_volume: The lowest and the highest factor that background noise is multiplied by.
+        sampling: ``utterance`` (each once in a pass) or ``class`` (each class equally often, as in SUPERB).
+        crop_seconds: Length of a training clip.
+        fill: Whether shorter clips are zero-padded at the end to this length.
     """
 
     train_root: str = "data/speech_commands/train"
@@ -53,11 +69,11 @@ class Settings(TaskSettings):
             if value is not None and not 0.0 <= value <= 100.0:
                 raise ValueError(f"{name}: needs a number in [0, 100], not {value}")
         if self.validation_percentage + self.testing_percentage >= 100:
-            raise ValueError("validation_percentage: with testing_percentage it leaves nothing to train on")
+            raise ValueError("validation_percentage: together with testing_percentage it leaves no training data")
         if not self.keywords or len(set(self.keywords)) != len(self.keywords):
             raise ValueError("keywords: need one or more different words")
         if {"True", "False"} & set(self.keywords):
-            raise ValueError("keywords: YAML reads yes, no, on, off as true and false: put them in quotes")
+            raise ValueError("keywords: YAML reads yes, no, on and off as true and false: put them in quotes")
         if len(self.silence_volume) != 2 or not 0 <= self.silence_volume[0] <= self.silence_volume[1]:
             raise ValueError(f"silence_volume: needs [lowest, highest], not {self.silence_volume}")
         if self.sampling not in ("utterance", "class"):
@@ -67,9 +83,9 @@ class Settings(TaskSettings):
 
 
 class Training:
-    """One-second clips: longer ones cut at random."""
+    """Training clips, cut at random to the same length."""
 
-    def __init__(self, clips: list[Clip], settings: Settings, noises: list[Path], key: str) -> None:
+    def __init__(self, clips: list[KeywordClip], settings: Settings, noises: list[Path], key: str) -> None:
         self.clips, self.settings, self.noises = clips, settings, noises
         self.augment = Augmentation(settings.augment, f"{key}.augment", noises)
 
@@ -94,9 +110,9 @@ class Training:
 
 
 class Evaluation:
-    """Whole utterances; silence from where the index says."""
+    """Whole utterances, and the cuts of background noise that the index names."""
 
-    def __init__(self, clips: list[Clip], crop_seconds: float) -> None:
+    def __init__(self, clips: list[KeywordClip], crop_seconds: float) -> None:
         self.clips, self.crop_seconds = clips, crop_seconds
 
     def __len__(self) -> int:
@@ -119,7 +135,11 @@ class Evaluation:
 
 
 class Task(BaseTask):
-    """Cross-entropy over ``_silence_``, ``_unknown_`` and the keywords."""
+    """Classification into ``_silence_``, ``_unknown_`` and the keywords, with cross-entropy."""
+
+    output_name: ClassVar[str] = "keyword_scores"
+    headline: ClassVar[str] = "accuracy"
+    has_threshold: ClassVar[bool] = True
 
     def __init__(self, settings: Settings, features: int, seed: int, key: str) -> None:
         super().__init__(settings, features, 2 + len(settings.keywords))
@@ -127,20 +147,20 @@ class Task(BaseTask):
         self.labels = [SILENCE, UNKNOWN, *settings.keywords]
 
     @functools.cached_property
-    def index(self) -> tuple[dict[str, list[Clip]], list[Path]]:
-        """Clips of each set and the background noises; reads ``train_root``, which the test archive does without."""
+    def index(self) -> tuple[dict[str, list[KeywordClip]], list[Path]]:
+        """The clips of each set and the background noises, from ``train_root``; a test on ``test_root`` needs none."""
         return class_index(self.settings, self.seed, self.key)
 
     @functools.cached_property
-    def testing(self) -> list[Clip]:
+    def testing(self) -> list[KeywordClip]:
         return self.index[0]["testing"] if self.settings.test_root is None else test_index(self.settings, self.key)
 
     def prepare_training(self) -> None:
         if not self.index[0]["training"]:
             root = self.settings.train_root
-            raise UserError(f"{self.key}.train_root: {root}: the hash leaves no speaker to train on")
+            raise UserError(f"{self.key}.train_root: {root}: the hash of the file names leaves no training speaker")
         if self.settings.test_root is not None:
-            _ = self.testing  # what is amiss there is said now, not after the training
+            _ = self.testing  # find missing test data now, not after the training
 
     def training_data(self) -> Training:
         sets, noises = self.index
@@ -150,12 +170,13 @@ class Task(BaseTask):
         clips = self.index[0]["validation"] if split == "dev" else self.testing
         if not clips:
             name = "validation_percentage" if split == "dev" else "testing_percentage"
-            raise UserError(f"{self.key}.{name}: {self.settings.train_root}: the hash puts no speaker into {split}")
+            reason = f"the hash of the file names puts no speaker into {split}"
+            raise UserError(f"{self.key}.{name}: {self.settings.train_root}: {reason}")
         return Evaluation(clips, self.settings.crop_seconds)
 
     def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        right = (outputs.detach().argmax(dim=1) == labels).float().mean()
-        return F.cross_entropy(outputs, labels), {"accuracy": 100 * right}
+        correct = (outputs.detach().argmax(dim=1) == labels).float().mean()
+        return F.cross_entropy(outputs, labels), {"accuracy": 100 * correct}
 
     def collect(self, outputs: Tensor, labels: Sequence[int], keys: Sequence[str]) -> list[Any]:
         if not outputs.isfinite().all():
@@ -178,21 +199,44 @@ class Task(BaseTask):
         return results, {"labels": np.array(labels), "predicted": np.array(predicted)}
 
     def score(self, results: Mapping[str, Any]) -> float:
-        # where classes are drawn equally often they count equally: what SUPERB's random draw of dev has on average
+        # if training draws classes equally often, they count equally: SUPERB draws its development data so too
         return float(results["balanced_accuracy" if self.settings.sampling == "class" else "accuracy"])
 
     def summary(self, results: Mapping[str, Any]) -> str:
         return f"accuracy {results['accuracy']:.2f} % ({results['utterances']} utterances)"
 
+    @classmethod
+    def interval(cls, runs: Sequence[Mapping[str, np.ndarray]]) -> tuple[float, float] | None:
+        """Bootstrap over test utterances."""
+        first = runs[0]
+        correct = [run["labels"] == run["predicted"] for run in runs]
+        # without a test archive the seeds may have different unknown words and silences
+        same_utterances = all(np.array_equal(run["labels"], first["labels"]) for run in runs)
+        low, high = M.mean_interval(np.mean(correct, axis=0) if same_utterances else np.concatenate(correct))
+        return 100 * low, 100 * high
+
     def describe(self, output: Tensor) -> str:
-        share, label = output.softmax(dim=0).max(dim=0)
-        return f"{self.labels[int(label)]} {share.item():.3f}"
+        probability, label = output.softmax(dim=0).max(dim=0)
+        return f"{self.labels[int(label)]} {probability.item():.3f}"
+
+    def device_output(self, outputs: Tensor) -> Tensor:
+        """``(batch, classes)`` probabilities."""
+        return outputs.softmax(dim=1)
+
+    def device_threshold(self, outputs: Tensor, labels: Sequence[int]) -> float | None:
+        """The probability from which on a device reports a keyword: misses and false alarms are equally frequent."""
+        is_keyword = [label not in (SILENCE, UNKNOWN) for label in self.labels]
+        best = outputs[:, torch.tensor(is_keyword)].max(dim=1).values
+        return M.equal_error_threshold(best.tolist(), [is_keyword[label] for label in labels])
+
+    def device_metadata(self, threshold: float | None) -> dict[str, Any]:
+        return {"labels": json.dumps(self.labels), "keyword_threshold": threshold}
 
 
 def _speakers(keys: Sequence[str]) -> set[str]:
-    """Speakers in ``CLASS/FILE`` keys. The test archive names unknown files ``WORD_SPEAKER_nohash_TAKE``."""
+    """The speakers of ``CLASS/FILE`` keys. The test archive names unknown files ``WORD_SPEAKER_nohash_TAKE``."""
     files = [key.split("/", 1) for key in keys if "_nohash_" in key]
     speakers = {speaker_of(name) for word, name in files if word != UNKNOWN}
     for name in {speaker_of(name) for word, name in files if word == UNKNOWN} - speakers:
-        speakers.add(name.partition("_")[2] or name)
+        speakers.add(name.partition("_")[2] or name)  # without the word
     return speakers

@@ -1,4 +1,4 @@
-"""Speaker verification on VoxCeleb1's layout: crops of training speakers, held-out development trials, a trial list."""
+"""Speaker verification on the folders of VoxCeleb1: its settings, data, loss and metrics."""
 
 from __future__ import annotations
 
@@ -20,26 +20,41 @@ from distilled_student.multitask.augment import Augmentation, change_speed, fill
 from distilled_student.multitask.heads import HEADS
 from distilled_student.multitask.losses import LossSettings, SpeakerLoss
 from distilled_student.multitask.scoring import as_norm, cllr, cosine_scores, fit_calibration
-from distilled_student.multitask.tasks import SHORTEST, BaseTask, Item, TaskSettings, balanced_order, pad_to, samples_of
+from distilled_student.multitask.tasks.base import (
+    SHORTEST,
+    BaseTask,
+    Item,
+    TaskSettings,
+    balanced_order,
+    pad_to,
+    samples_of,
+)
 from distilled_student.multitask.tasks.sv_index import SpeakerIndex
 
-KINDS = ("cosine", "as_norm")
-PRIORS = (0.01, 0.05)  # of a target trial, in the costs: VoxCeleb1's papers have the one or the other
+KINDS = ("cosine", "as_norm")  # of scores
+PRIORS = (0.01, 0.05)  # prior probabilities of a target trial in the detection costs; papers on VoxCeleb1 use either
 
 
 @dataclass
 class Settings(TaskSettings):
-    """Attributes:
-    root: Folder with ``dev/wav/SPEAKER/SESSION/*.wav`` (or ``wav/SPEAKER/...``), and the test speakers beside. One
-        utterance is enough of a training speaker, who is a class; a development speaker needs two for a target trial.
-    trials: Test trials, ``1|0 a.wav b.wav`` a line, relative to ``root``; None where nothing is tested.
-    dev_speakers: Speakers kept out of training, those of the lowest hash; dev_trials: trials made from them.
-    extra_roots: Folders of ``SPEAKER/**/*``, further training speakers; one item per ``crop_seconds`` of their files.
-    crop_seconds: Length of a training crop. With ``longest_crop_seconds`` each crop's length is drawn between the two:
-        positions leak into an upstream's features, so that a head that has heard one length only is lost at others.
-    fill: Whether utterances shorter than the crop are repeated until they fill it; false: they stay short.
-    sampling: ``utterance`` (each once a pass) or ``speaker`` (speakers equally often).
-    as_norm_top: Nearest training speakers that adaptive s-norm compares each utterance with.
+    """``tasks.sv`` in the YAML file.
+
+    Attributes:
+        root: Folder with ``dev/wav/SPEAKER/SESSION/*.wav`` and ``test/wav/...``, or both in ``wav/SPEAKER/...``. A
+            training speaker, who is a class, needs one utterance; a development speaker needs two for a target trial.
+        trials: File of test trials, relative to ``root``, with a line ``1|0 a.wav b.wav`` for each; None: no test.
+        dev_speakers: Number of development speakers, who are not trained on: those with the lowest hash of the name.
+        dev_trials: Number of development trials made from them.
+        extra_roots: Folders ``SPEAKER/**/*`` of further training speakers. A file counts once for each
+            ``crop_seconds`` in it.
+        sampling: ``utterance`` (each once in a pass) or ``speaker`` (each speaker equally often).
+        crop_seconds: Length of a training crop.
+        longest_crop_seconds: If set, the length of each crop is drawn between ``crop_seconds`` and this. An upstream's
+            features depend on the position in the utterance, so a head trained on one length fails on others.
+        fill: Whether an utterance shorter than its crop is repeated to fill it.
+        embedding_size: Features of a speaker embedding.
+        as_norm_top: Number of nearest training speakers that adaptive s-norm compares each utterance with.
+        loss: See `LossSettings`.
     """
 
     heads: ClassVar[tuple[str, ...]] = HEADS
@@ -62,7 +77,7 @@ class Settings(TaskSettings):
         if self.sampling not in ("utterance", "speaker"):
             raise ValueError(f"sampling: '{self.sampling}' is not utterance or speaker")
         if self.dev_speakers == 1 or self.dev_speakers < 0:
-            raise ValueError(f"dev_speakers: trials need at least 2 speakers (0 for none), not {self.dev_speakers}")
+            raise ValueError(f"dev_speakers: trials need at least 2 speakers (0: no trials), not {self.dev_speakers}")
         if self.dev_trials < 2 or self.embedding_size < 1 or self.as_norm_top < 2:
             raise ValueError("dev_trials, embedding_size, as_norm_top: need at least 2, 1 and 2")
         if self.crop_seconds < 0.1:
@@ -102,7 +117,7 @@ class Training:
 
 
 class Evaluation:
-    """Each utterance of the trials once, whole."""
+    """Each utterance of the trials once, not cut."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -121,7 +136,12 @@ class Evaluation:
 
 
 def verification(scores: np.ndarray, trials: Trials, calibration: tuple[float, float] | None) -> dict[str, Any]:
-    """What one kind of scores is worth: errors in percent, costs, and how good it is as a log-likelihood ratio."""
+    """EER in percent and detection costs of one kind of scores; with a calibration also Cllr and the actual costs.
+
+    Args:
+        scores: ``(trials,)``.
+        calibration: Slope and offset that make a score a log-likelihood ratio; None: not fitted yet.
+    """
     left, right = trials.speakers[trials.left], trials.speakers[trials.right]
     interval = M.eer_interval(scores, trials.labels, left, right)
     results: dict[str, Any] = {"eer": 100 * M.eer(scores, trials.labels)}
@@ -135,27 +155,38 @@ def verification(scores: np.ndarray, trials: Trials, calibration: tuple[float, f
 
 
 def by_group(scores: np.ndarray, trials: Trials) -> dict[str, dict[str, Any]]:
-    """Errors, costs and trials for each value of the trial list's further columns; None where one kind is missing."""
+    """EER, detection costs and number of trials for each value of the further columns of a trial list.
+
+    EER and costs are None for a value that has only target or only non-target trials.
+    """
     results: dict[str, dict[str, Any]] = {}
     for column, values in trials.groups.items():
         results[column] = {}
         for value in np.unique(values):
-            of, labels = scores[values == value], trials.labels[values == value]
+            own, labels = scores[values == value], trials.labels[values == value]
             found: dict[str, Any] = dict.fromkeys(["eer", *(f"min_dcf_{p}" for p in PRIORS)])
             if len(set(labels)) == 2:
-                found = {"eer": 100 * M.eer(of, labels)} | {f"min_dcf_{p}": M.min_dcf(of, labels, p) for p in PRIORS}
+                found = {"eer": 100 * M.eer(own, labels)} | {f"min_dcf_{p}": M.min_dcf(own, labels, p) for p in PRIORS}
             results[column][str(value)] = found | {"trials": len(labels)}
     return results
 
 
 class Task(BaseTask):
-    """The linear layer makes the embedding; the loss owns the training speakers' weights; cosine scores the trials."""
+    """Verification by speaker embeddings: the head's output. The loss classifies training speakers.
+
+    Trials are scored by cosine and by adaptive s-norm. The cohort of the s-norm is the loss's weights of the training
+    speakers, which the checkpoint holds.
+    """
+
+    output_name: ClassVar[str] = "speaker_embedding"
+    headline: ClassVar[str] = "eer"
+    det_scores: ClassVar[Mapping[str, str]] = {"cosine": "scores", "AS-norm": "as_norm_scores"}
 
     def __init__(self, settings: Settings, features: int, seed: int, key: str) -> None:
         super().__init__(settings, features, settings.embedding_size)
         self.settings, self.seed, self.key = settings, seed, key
         self.objective: SpeakerLoss | None = None
-        # slope and offset for each kind of scores, fitted on development trials at each evaluation; slope 0: not yet
+        # slope and offset for each kind of scores, fitted at each evaluation on dev; slope 0: not fitted yet
         self.register_buffer("calibration", torch.zeros(len(KINDS), 2, dtype=torch.float64))
         self.index = SpeakerIndex(
             Path(settings.root), settings.trials, settings.dev_speakers, settings.extra_roots, key
@@ -165,17 +196,18 @@ class Task(BaseTask):
         speakers = len(self.index.training)
         self.objective = SpeakerLoss(self.settings.loss, self.settings.embedding_size, speakers)
         if self.settings.dev_speakers:
-            _ = self.development  # what is amiss there is said now
+            _ = self.development  # find missing development data now
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(f"{prefix}objective.weight")
-        if saved is not None and self.objective is None:  # an evaluation: the training speakers are the checkpoint's
+        if saved is not None and self.objective is None:  # an evaluation: only the checkpoint knows the speakers
             objective = SpeakerLoss(self.settings.loss, self.settings.embedding_size, len(saved))
             self.objective = objective.to(self.calibration.device)
-        elif saved is not None and len(saved) != (here := len(self.index.training)):  # before torch speaks of sizes
+        elif saved is not None and len(saved) != (here := len(self.index.training)):
+            # without this check torch's message would name the shapes of weights
             folders = ", ".join([self.settings.root, *self.settings.extra_roots])
             raise UserError(
-                f"{self.key}.root, extra_roots: {folders}: {here} training speakers where the checkpoint has "
+                f"{self.key}.root, extra_roots: {folders}: {here} training speakers, but the checkpoint has "
                 f"{len(saved)}: give the folders and the dev_speakers that it was trained with"
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -200,8 +232,8 @@ class Task(BaseTask):
 
     def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            right = (self.objective.cosines(outputs.float()).argmax(dim=1) == labels).float().mean()
-        return self.objective(outputs, labels), {"accuracy": 100 * right}
+            correct = (self.objective.cosines(outputs.float()).argmax(dim=1) == labels).float().mean()
+        return self.objective(outputs, labels), {"accuracy": 100 * correct}
 
     def collect(self, outputs: Tensor, labels: Sequence[int], keys: Sequence[str]) -> list[Any]:
         return [(int(key), embedding) for key, embedding in zip(keys, outputs.float().cpu(), strict=True)]
@@ -213,10 +245,11 @@ class Task(BaseTask):
             raise UserError(f"{self.key}: {split}: embeddings are NaN or infinite: has the training diverged?")
         kinds, found = self.scores(embeddings, trials), {}
         for kind, scores in kinds.items():
-            line = self.calibration[KINDS.index(kind)]
+            slope_and_offset = self.calibration[KINDS.index(kind)]
             if split == "dev":
-                line.copy_(torch.tensor(fit_calibration(scores, trials.labels)))
-            found[kind] = verification(scores, trials, tuple(line.tolist()) if line[0] else None)
+                slope_and_offset.copy_(torch.tensor(fit_calibration(scores, trials.labels)))
+            calibration = tuple(slope_and_offset.tolist()) if slope_and_offset[0] else None
+            found[kind] = verification(scores, trials, calibration)
             if trials.groups:
                 found[kind]["groups"] = by_group(scores, trials)
         results = found.pop("cosine") | found
@@ -231,17 +264,18 @@ class Task(BaseTask):
         return results, arrays | sides | {"labels": trials.labels}
 
     def cohort(self) -> Tensor:
-        """``(speakers, embedding)``: the loss's weight of each training speaker, who is an impostor to all others.
+        """``(speakers, embedding)``: the loss's weights of the training speakers, the impostors of adaptive s-norm.
 
-        It stands for the mean of his embeddings, and it is in the checkpoint: no audio of training is needed. There is
-        none with x-vectors, which are taken before the layer that these weights belong to.
+        A speaker's weights stand for the mean of the speaker's embeddings. They are in the checkpoint, so evaluation
+        needs no training audio. Empty for the ``xvector`` head: its embedding is the output of an earlier layer than
+        the one before the loss.
         """
         if self.objective is None or self.settings.head == "xvector":
             return torch.empty(0, self.settings.embedding_size)
         return self.objective.weight.detach().cpu()
 
     def scores(self, embeddings: Tensor, trials: Trials) -> dict[str, np.ndarray]:
-        """``(trials,)`` scores of each kind in `KINDS`; no ``as_norm`` without at least two training speakers."""
+        """Scores ``(trials,)`` of each kind in `KINDS`; ``as_norm`` needs at least two training speakers."""
         cosine, cohort = cosine_scores(embeddings, trials.left, trials.right), self.cohort()
         if len(cohort) < 2:
             return {"cosine": cosine}
@@ -257,5 +291,17 @@ class Task(BaseTask):
             line += f", with AS-norm {results['as_norm']['eer']:.2f} %"
         return f"{line} ({results['trials']} trials)"
 
+    @classmethod
+    def interval(cls, runs: Sequence[Mapping[str, np.ndarray]]) -> tuple[float, float] | None:
+        """Bootstrap over test speakers."""
+        scores, first = np.stack([run["scores"] for run in runs]), runs[0]
+        interval = M.eer_interval(scores, first["labels"], first["left"], first["right"])
+        return None if interval is None else (100 * interval[0], 100 * interval[1])
+
     def describe(self, output: Tensor) -> str:
         return f"embedding of {output.numel()} features, length {output.norm().item():.3f}"
+
+    def device_metadata(self, threshold: float | None) -> dict[str, Any]:
+        """``sv_slope * cosine + sv_offset`` is a log-likelihood ratio; it is 0 at the cosine ``sv_threshold``."""
+        slope, offset = self.calibration[KINDS.index("cosine")].tolist()
+        return {"sv_slope": slope, "sv_offset": offset, "sv_threshold": -offset / slope} if slope else {}

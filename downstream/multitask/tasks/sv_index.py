@@ -1,4 +1,4 @@
-"""Who is trained on, who is held out, and the trials of each: the index behind speaker verification."""
+"""The index of speaker verification: the speakers of training, development and test, and their trials."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from distilled_student.corpora.speakers import Trials, read_trials, speaker_file
 
 
 class SpeakerIndex:
-    """Speakers in training, held out for development, and in the test trials: no speaker is in two of them.
+    """Speakers of training, of development and of the test trials: no speaker is in two of them.
 
-    ``training`` maps names to files; ``development`` likewise; ``test`` are the trials of the list, or None. Only these
-    are read at once: testing does without the folders of training.
-    The development speakers are those of the lowest hash (the one that splits Speech Commands), so the choice neither
-    depends on the seed nor moves when speakers are added.
+    Only the test trials are read at once: a test needs no training folders. The development speakers are those with the
+    lowest hash of the name (the hash that splits Speech Commands): the choice does not depend on the seed, and hardly
+    changes when speakers are added.
+
+    Attributes:
+        training, development: The files of each speaker, by name.
+        test: The trials of the list, or None.
+        test_speakers: Their names.
     """
 
     def __init__(self, root: Path, trials: str | None, dev_speakers: int, extra_roots: Sequence[str], key: str) -> None:
@@ -28,20 +32,20 @@ class SpeakerIndex:
         if not root.is_dir():
             raise UserError(f"{key}.root: {root}: no such folder")
         self.dev_speakers, self.extra_roots = dev_speakers, extra_roots
-        self.test, self.tested = None, set[str]()
+        self.test, self.test_speakers = None, set[str]()
         if trials is not None:
-            self.test, self.tested = read_trials(
+            self.test, self.test_speakers = read_trials(
                 root / trials, [root / "test" / "wav", root / "wav", root / "dev" / "wav"]
             )
 
     @functools.cached_property
     def _speakers(self) -> dict[str, list[Path]]:
-        home = self.root / "dev" / "wav" if (self.root / "dev" / "wav").is_dir() else self.root / "wav"
-        found = speaker_files(home, f"{self.key}.root")
-        speakers = {name: files for name, files in found.items() if name not in self.tested}
+        folder = self.root / "dev" / "wav" if (self.root / "dev" / "wav").is_dir() else self.root / "wav"
+        found = speaker_files(folder, f"{self.key}.root")
+        speakers = {name: files for name, files in found.items() if name not in self.test_speakers}
         if self.dev_speakers >= len(speakers):
-            left = f"{self.dev_speakers} of {len(speakers)} leaves no speaker to train on"
-            raise UserError(f"{self.key}.dev_speakers: {left}")
+            reason = f"{self.dev_speakers} of {len(speakers)} speakers leave no training speaker"
+            raise UserError(f"{self.key}.dev_speakers: {reason}")
         return speakers
 
     @functools.cached_property
@@ -51,20 +55,20 @@ class SpeakerIndex:
 
     @functools.cached_property
     def extra(self) -> dict[str, list[Path]]:
-        """Training speakers of ``extra_roots``; a corpus may hold the same people as those held out."""
+        """Training speakers of ``extra_roots``, without those that are also in development or test."""
         found = {}
         for folder in self.extra_roots:
             for name, files in speaker_files(Path(folder), f"{self.key}.extra_roots").items():
-                if name not in self.development and name not in self.tested:
+                if name not in self.development and name not in self.test_speakers:
                     found[f"{folder}:{name}"] = files
         return found
 
     @functools.cached_property
     def training(self) -> dict[str, list[Path]]:
-        return {name: f for name, f in self._speakers.items() if name not in self.development} | self.extra
+        return {name: files for name, files in self._speakers.items() if name not in self.development} | self.extra
 
     def training_items(self, crop_seconds: float) -> list[tuple[Path, int]]:
-        """``(file, speaker)`` of one pass; a file of an extra speaker once for each crop that fits into it."""
+        """``(file, class)`` of one pass; a file of an extra speaker once for each crop that fits into it."""
         items = []
         for label, (name, files) in enumerate(self.training.items()):
             for file in files:
@@ -73,10 +77,12 @@ class SpeakerIndex:
         return items
 
     def development_trials(self, count: int, seed: int) -> Trials:
-        """``count`` trials (fewer where there are not as many), half of them target trials, across sessions first.
+        """``count`` trials of the development speakers, or fewer if there are not so many.
+
+        Half are target trials: pairs of different sessions first, then pairs of the same session.
 
         Raises:
-            UserError: a development speaker has a single utterance, so no target trial.
+            UserError: a development speaker has a single utterance and so no target trial.
         """
         for name, files in self.development.items():
             if len(files) < 2:
@@ -100,6 +106,7 @@ class SpeakerIndex:
 
 
 def _target_pairs(speakers: np.ndarray) -> np.ndarray:
+    """All pairs ``(pairs, 2)`` of utterances of the same speaker."""
     pairs = []
     for speaker in np.unique(speakers):
         members = np.flatnonzero(speakers == speaker)
@@ -109,12 +116,12 @@ def _target_pairs(speakers: np.ndarray) -> np.ndarray:
 
 
 def _nontarget_pairs(speakers: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Up to ``count`` different pairs of utterances of two speakers."""
+    """Up to ``count`` different pairs ``(pairs, 2)`` of utterances of different speakers."""
     utterances = len(speakers)
     if utterances <= 2000:
         i, j = np.triu_indices(utterances, k=1)
         codes = rng.permutation((i * utterances + j)[speakers[i] != speakers[j]])
-    else:  # too many to list; nearly every random pair is of two speakers
+    else:  # too many pairs to list all; nearly every random pair is of different speakers
         i, j = rng.integers(utterances, size=(2, 4 * count))
         different = speakers[i] != speakers[j]
         low, high = np.minimum(i, j)[different], np.maximum(i, j)[different]

@@ -35,11 +35,22 @@ FURTHER = {  # key of a row: heading, heading where a line has 80 characters, fo
 }
 
 
+def _heading(key: str) -> tuple[str, str, str]:
+    """Heading, short heading and format of a task's figure; one without published figures is headed by its key."""
+    return TASKS.get(key, (key.replace("_", " "), key.replace("_", " "), "{:.2f}"))
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    """The tasks' figures that some row has: those with published figures first, then those of other tasks."""
+    others = dict.fromkeys(key for row in rows for key in row.get("intervals", ()) if key not in METRICS)
+    return [key for key in METRICS if any(_knows(row, key) for row in rows)] + list(others)
+
+
 def _number(row: Row, key: str) -> str:
     """A task's figure: mean, deviation over seeds, interval."""
     if key not in row:
         return "not run" if row["errors"] else "-"
-    text = TASKS[key][2].format(row[key])
+    text = _heading(key)[2].format(row[key])
     if f"{key}_deviation" in row:
         text += f" ± {row[f'{key}_deviation']:.2f}"
     interval = row["intervals"].get(key)
@@ -55,7 +66,7 @@ def _published(row: Row, key: str, sources: list[str]) -> str:
         if source not in sources:
             sources.append(source)
     numbers = "".join(f"[{sources.index(source) + 1}]" for source in found["sources"])
-    return f"{TASKS[key][2].format(found[key])} {numbers}"
+    return f"{_heading(key)[2].format(found[key])} {numbers}"
 
 
 def _further(row: Row, key: str) -> str:
@@ -73,13 +84,13 @@ def _table(suite: Suite, settings: Sequence[str], rows: Sequence[Row], sources: 
     for row in rows:
         if row["setting"] in settings:
             lines.setdefault(row["name"], []).append(row)
-    columns = [key for key in METRICS if any(_knows(row, key) for of in lines.values() for row in of)]
+    columns = _columns([row for of in lines.values() for row in of])
     if not columns:
         return ""
     has_published = suite.results is not None
     headings = [""]
     for key in columns:
-        headings += [TASKS[key][0], "published"] if has_published else [TASKS[key][0]]
+        headings += [_heading(key)[0], "published"] if has_published else [_heading(key)[0]]
     headings += ["published parameters M"] if has_published else []
     table = [[*headings, *(heading for heading, *_ in FURTHER.values())]]
     for name, of in lines.items():
@@ -181,13 +192,14 @@ def print_table(suite: Suite, rows: Sequence[Row], title: str) -> None:
     """The rows on the terminal, with the short headings."""
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
-    for _, short, _ in TASKS.values():
-        table.add_column(short, justify="right")
+    columns = list(dict.fromkeys([*TASKS, *_columns(rows)]))
+    for key in columns:
+        table.add_column(_heading(key)[1], justify="right")
     for _, short, _, _ in FURTHER.values():
         table.add_column(short, justify="right")
     several = len(suite.settings) > 1 and suite.results is not None
     for row in rows:
         name = f"{row['model']}/{row['setting']}" if several else row["name"]
-        figures = [_number(row, key).partition(" [")[0] for key in TASKS]
+        figures = [_number(row, key).partition(" [")[0] for key in columns]
         table.add_row(escape(name), *figures, *(_further(row, key) for key in FURTHER))
     Console().print(table)

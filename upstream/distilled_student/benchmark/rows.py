@@ -10,37 +10,51 @@ import numpy as np
 from distilled_student.benchmark.execute import Outcome
 from distilled_student.benchmark.published import read_baselines, read_paper_results
 from distilled_student.benchmark.suite import Suite
-from distilled_student.multitask import metrics as M
+from distilled_student.multitask.tasks import task_module
+from distilled_student.multitask.tasks.base import BaseTask
 
-METRICS = ("kws_accuracy", "sv_eer")
+METRICS = ("kws_accuracy", "sv_eer")  # TASK_METRIC of the tasks with published figures
 PUBLISHED_AS = {"ks": "kws_accuracy", "asv": "sv_eer"}
 
 
-def _values(results: Mapping[str, Any]) -> dict[str, float]:
+def run_tasks(settings: Mapping[str, Any]) -> dict[str, type[BaseTask]]:
+    """The task classes of a run by name.
+
+    ``settings``: see `Bench.settings`. Without ``tasks`` in them the run is one of s3prl's own downstreams, whose
+    results have the form of the tasks ``kws`` or ``sv``.
+    """
+    tasks = settings["downstream_expert"].get("tasks") or {"kws": {}, "sv": {}}
+    return {name: task_module(name, (values or {}).get("module"), name).Task for name, values in tasks.items()}
+
+
+def _headlines(results: Mapping[str, Any], tasks: Mapping[str, type[BaseTask]]) -> dict[str, str]:
+    """The row's key of each task's headline metric, such as ``kws_accuracy`` -> the task."""
+    return {f"{name}_{task.headline}": name for name, task in tasks.items() if name in results and task.headline}
+
+
+def _values(results: Mapping[str, Any], tasks: Mapping[str, type[BaseTask]]) -> dict[str, float]:
     """The numbers of one run that its row averages."""
     values = {"train_seconds": results["train_seconds"]}
-    if "kws" in results:
-        values["kws_accuracy"] = results["kws"]["accuracy"]
+    for key, name in _headlines(results, tasks).items():
+        values[key] = results[name][tasks[name].headline]
     if "sv" in results:
-        values |= {"sv_eer": results["sv"]["eer"], "min_dcf": results["sv"]["min_dcf_0.05"]}
+        values["min_dcf"] = results["sv"]["min_dcf_0.05"]
     return values
 
 
-def _intervals(scores: Sequence[Mapping[str, np.ndarray]]) -> dict[str, list[float] | None]:
-    """95 % bootstrap of each task's mean over seeds, in percent: over test utterances, over test speakers."""
+def _intervals(outcomes: Sequence[Outcome], tasks: Mapping[str, type[BaseTask]]) -> dict[str, list[float] | None]:
+    """The 95 % interval of each headline metric's mean over seeds, `BaseTask.interval`, or None."""
     found: dict[str, list[float] | None] = {}
-    first = scores[0]
-    if "kws_labels" in first:
-        right = [s["kws_labels"] == s["kws_predicted"] for s in scores]
-        same = all(np.array_equal(s["kws_labels"], first["kws_labels"]) for s in scores)
-        # a seed may draw its own unknown words and silence where there is no test archive
-        each = np.mean(right, axis=0) if same else np.concatenate(right)
-        found["kws_accuracy"] = [100 * bound for bound in M.mean_interval(each)]
-    if "sv_scores" in first:
-        each = np.stack([s["sv_scores"] for s in scores])
-        interval = M.eer_interval(each, first["sv_labels"], first["sv_left"], first["sv_right"])
-        found["sv_eer"] = None if interval is None else [100 * bound for bound in interval]
+    for key, name in _headlines(outcomes[0].results, tasks).items():
+        arrays = [_arrays_of(name, outcome.scores) for outcome in outcomes]
+        interval = tasks[name].interval(arrays)
+        found[key] = None if interval is None else list(interval)
     return found
+
+
+def _arrays_of(task: str, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of one task, of all those in a run's file of scores, by their names in the task."""
+    return {key.removeprefix(f"{task}_"): array for key, array in scores.items() if key.startswith(f"{task}_")}
 
 
 def published(suite: Suite, model: str, setting: str) -> dict[str, Any] | None:
@@ -58,11 +72,14 @@ def published(suite: Suite, model: str, setting: str) -> dict[str, Any] | None:
     return None
 
 
-def make_row(suite: Suite, model: str, setting: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def make_row(
+    suite: Suite, model: str, setting: str, outcomes: Sequence[Outcome], tasks: Mapping[str, type[BaseTask]]
+) -> dict[str, Any]:
     """One cell of the suite: JSON can hold it.
 
     Args:
         outcomes: Of its seeds, failed ones too.
+        tasks: See `run_tasks`.
     """
     label = suite.settings[setting].label
     row: dict[str, Any] = {"name": f"{model}, {label}" if label else model, "model": model, "setting": setting}
@@ -71,13 +88,13 @@ def make_row(suite: Suite, model: str, setting: str, outcomes: Sequence[Outcome]
     done = [outcome for outcome in outcomes if outcome.results is not None and outcome.scores is not None]
     if not done:
         return row
-    row["seeds"] = [{"seed": outcome.run.seed, **_values(outcome.results)} for outcome in done]
+    row["seeds"] = [{"seed": outcome.run.seed, **_values(outcome.results, tasks)} for outcome in done]
     for key in row["seeds"][0].keys() - {"seed"}:
         values = [seed[key] for seed in row["seeds"]]
         row[key] = float(np.mean(values))
         if len(values) > 1:
             row[f"{key}_deviation"] = float(np.std(values, ddof=1))
-    row["intervals"] = _intervals([outcome.scores for outcome in done])
+    row["intervals"] = _intervals(done, tasks)
     upstreams = [outcome.results["upstream"] for outcome in done]
     heads = sum(done[0].results.get("head_parameters", {}).values())
     row["parameters"], row["macs_per_second"] = upstreams[0]["parameters"] + heads, upstreams[0]["macs_per_second"]

@@ -17,7 +17,7 @@ from distilled_student.benchmark.commands import Bench
 from distilled_student.benchmark.estimate import HALF, OVERHEAD, Estimate, Estimator
 from distilled_student.benchmark.execute import Outcome, execute, finished
 from distilled_student.benchmark.report import draw, print_table, write_report
-from distilled_student.benchmark.rows import make_row
+from distilled_student.benchmark.rows import make_row, run_tasks
 from distilled_student.benchmark.suite import Run, plan, read_suite
 from distilled_student.checkpoints.folder import CONFIG
 from distilled_student.common.errors import UserError
@@ -54,7 +54,12 @@ def rows_of(bench: Bench, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     for outcome in outcomes:
         cells.setdefault((outcome.run.model, outcome.run.setting), []).append(outcome)
     order = {(run.model, run.setting): place for place, run in enumerate(plan(bench.suite, 1, extra=True))}
-    return [make_row(bench.suite, *cell, cells[cell]) for cell in sorted(cells, key=lambda cell: order[cell])]
+    rows = []
+    for cell in sorted(cells, key=lambda cell: order[cell]):
+        done = [outcome.run for outcome in cells[cell] if outcome.results is not None]
+        tasks = run_tasks(bench.settings(done[0])) if done else {}  # the settings of a failed run may be wrong
+        rows.append(make_row(bench.suite, *cell, cells[cell], tasks))
+    return rows
 
 
 def _found(bench: Bench, runs: Sequence[Run]) -> dict[Run, Outcome]:

@@ -21,6 +21,8 @@ LONGEST = 24 * 3600  # seconds of a file
 AT_ONCE = 2**28  # samples of each channel that are read at once: a GiB
 BLOCK = 2**20  # samples of all channels that are read before they are made one
 TABLE = 2**22  # weights that torchaudio's resampling may keep, of which 44.1 kHz needs 76,000 and 44,101 Hz 700 million
+# an upstream encodes at most this much audio at once; the longest utterance of VoxCeleb1 has 145 s
+MAX_ENCODED_SECONDS = 240
 SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"}
 
 

@@ -31,8 +31,8 @@ class Utterance(nn.Module):
 
     def named(self, waveform: Tensor) -> dict[str, Tensor]:
         """``waveform (1, samples)`` -> of `JointOutput`, but ``frames``, what the model has."""
-        output = self.model(waveform, torch.full((1,), waveform.shape[1]))._asdict()
-        return {name: tensor for name, tensor in output.items() if name != "frames" and tensor is not None}
+        output = self.model(waveform, torch.full((1,), waveform.shape[1])).named()
+        return {name: tensor for name, tensor in output.items() if name != "frames"}
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.named(waveform).values())
@@ -107,14 +107,15 @@ def export_executorch(
     Raises:
         UserError: ExecuTorch is not installed, ``max_seconds`` is under 1, or the program differs from PyTorch.
     """
-    from distilled_student.export.utterance import describe, keyword_threshold, recordings, size
-    from distilled_student.multitask.tasks import SHORTEST
+    from distilled_student.export.utterance import describe, recordings, size
+    from distilled_student.multitask.device_model import thresholds
+    from distilled_student.multitask.tasks.base import SHORTEST
 
     if not max_seconds >= 1.0:
         raise UserError(f"max_seconds: needs at least 1, found {max_seconds}")
     path, longest = Path(path), round(max_seconds * SAMPLE_RATE)
     module, waveforms = Utterance(model).eval(), recordings(model)
-    about = describe(model, checkpoint, "float32", keyword_threshold(model, model))
+    about = describe(model, checkpoint, "float32", thresholds(model, model))
     about |= {"outputs": json.dumps(list(module.named(waveforms[-1][None]))), "longest": str(longest)}
     program = lower(module, (SHORTEST, longest), about)
     difference = check(program, module, fitting(waveforms, SHORTEST, longest))

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from distilled_student.common.errors import UserError
 from distilled_student.export.utterance import INPUTS, Graph, batches, load_onnx
 from distilled_student.multitask.device_model import JointModel, measure
-from distilled_student.multitask.tasks import kws, sv
 
 WAYS = ("dynamic", "static")
 # power spectra span ten decades: eight bits would leave the quiet ones nothing
@@ -103,11 +102,6 @@ def cosine(model: JointModel, graph: Graph, waveforms: Sequence[Tensor]) -> floa
     return torch.cat(found).mean().item()
 
 
-def measured(model: JointModel) -> list[str]:
-    """The names of the tasks that a graph answers."""
-    return [name for name in map(model.task, (kws.Task, sv.Task)) if name is not None]
-
-
 def losses(model: JointModel, graphs: Mapping[str, Graph]) -> dict[str, float]:
     """Points of accuracy or EER that each graph but the first, float32, loses at most; prints them all.
 
@@ -118,7 +112,7 @@ def losses(model: JointModel, graphs: Mapping[str, Graph]) -> dict[str, float]:
     """
     table = Table("", "split", "float32", *(f"{way}, points lost" for way in WAYS), box=box.SIMPLE)
     lost: dict[str, list[float]] = {way: [] for way in WAYS}
-    for name in measured(model):
+    for name in model.task_of_output.values():
         for split in ("dev", "test"):
             try:
                 reference, *others = (measure(model, graph, split, name) for graph in graphs.values())
@@ -140,7 +134,7 @@ def smallest_loss(model: JointModel, file: Path, waveforms: Sequence[Tensor], ma
     Raises:
         UserError: there are no development data to measure with, or more than ``max_loss`` points are lost.
     """
-    for name in measured(model):
+    for name in model.task_of_output.values():
         model.tasks[name].evaluation_data("dev")  # what is amiss there is said now
     graphs, products = {"float32": Graph(file)}, prepare(file)
     files = {way: quantize(file, products, way, waveforms) for way in WAYS}

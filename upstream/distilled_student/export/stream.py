@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from distilled_student.export.graph import compare
-from distilled_student.export.utterance import as_onnx, describe, keyword_threshold, load_onnx, recordings, size, write
-from distilled_student.multitask.device_model import JointModel
+from distilled_student.export.utterance import as_onnx, describe, load_onnx, recordings, size, write
+from distilled_student.multitask.device_model import JointModel, thresholds
 from distilled_student.streaming import WINDOW_SECONDS, Step
 
 CHUNKS = (320, 640, 1_600, 777)  # samples of a chunk of which exports are checked
@@ -30,10 +30,8 @@ class _Flat(nn.Module):
     def named(self, samples: Tensor, *state: Tensor) -> dict[str, Tensor]:
         """What the graph gives, by name; of the state, ``next_`` and its name."""
         output = self.step(samples, dict(zip(self.state, state, strict=True)))
-        heads = {"keyword_scores": output.keyword_scores, "speaker_embedding": output.speaker_embedding}
-        present = {name: tensor for name, tensor in heads.items() if tensor is not None}
         after = {f"next_{name}": tensor for name, tensor in output.state.items()}
-        return {"hidden_state": output.output.last_hidden_state, **present, **after}
+        return {"hidden_state": output.output.last_hidden_state, **output.tasks, **after}
 
     def forward(self, samples: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.named(samples, *state).values())
@@ -69,8 +67,8 @@ def check(file: Path, step: Step, waveforms: Sequence[Tensor]) -> float:
         given = [new for part in wave.split(size) if (new := stream.feed(part.numpy())) is not None]
         whole = model.student(model.gain * wave[None])
         window = model.features(whole)[:, -step.window :]
-        scores, embedding = model.heads(window, torch.tensor([window.shape[1]]))
-        ours = {"hidden_state": whole.last_hidden_state, "keyword_scores": scores, "speaker_embedding": embedding}
+        heads = model.heads(window, torch.tensor([window.shape[1]]))
+        ours = {"hidden_state": whole.last_hidden_state, **heads}
         theirs = {**given[-1], "hidden_state": np.concatenate([new["hidden_state"] for new in given])}
         for name, found in theirs.items():
             worst = max(worst, compare(name, ours[name][0], torch.from_numpy(found), f"in chunks of {size} samples"))
@@ -96,7 +94,7 @@ def export_stream(model: JointModel, path: str | Path, window: float = WINDOW_SE
     model = model.eval()
     path, step = Path(path), Step(model, window).eval()
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = describe(model, checkpoint, "float32", keyword_threshold(model, model))
+    about = describe(model, checkpoint, "float32", thresholds(model, model))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder) / "stream.onnx"
         write(trace(step), file, about | {"chunk": str(step.chunk), "window": str(window)})

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from torch.nn.utils.rnn import pad_sequence
 from distilled_student import __version__
 from distilled_student.common.errors import UserError
 from distilled_student.export.graph import compare
-from distilled_student.multitask.device_model import Features, JointModel, JointOutput, measure
-from distilled_student.multitask.tasks import SHORTEST, kws
+from distilled_student.multitask.device_model import Features, JointModel, JointOutput, thresholds
+from distilled_student.multitask.tasks.base import SHORTEST
 from distilled_student.student.frontend import SAMPLE_RATE
 from distilled_student.student.network import Student
 
@@ -54,18 +54,18 @@ class Graph:
     def __call__(self, waveforms: Tensor, lengths: Tensor) -> JointOutput:
         given = dict(zip(INPUTS, (waveforms.numpy(), lengths.numpy()), strict=True))
         outputs = dict(zip(self.names, map(torch.from_numpy, self.session.run(self.names, given)), strict=True))
-        return JointOutput(*(outputs.get(name) for name in JointOutput._fields))
+        return JointOutput(outputs.pop("hidden_state"), outputs.pop("frames"), outputs)
 
 
-class _Present(nn.Module):
-    """A model without the outputs that it does not have: a graph has no None."""
+class _Flat(nn.Module):
+    """A model whose outputs are a tuple: a graph has no dictionaries."""
 
     def __init__(self, model: JointModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-        return tuple(output for output in self.model(waveforms, lengths) if output is not None)
+        return tuple(self.model(waveforms, lengths).named().values())
 
 
 def as_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
@@ -81,9 +81,9 @@ def trace(model: JointModel) -> Any:
     """The model's float32 graph, an onnx ``ModelProto``; batch and time are free."""
     waveforms, lengths = torch.zeros(2, SAMPLE_RATE), torch.tensor([SAMPLE_RATE, SAMPLE_RATE // 2])
     with torch.no_grad():
-        names = [name for name, output in model(waveforms, lengths)._asdict().items() if output is not None]
+        names = list(model(waveforms, lengths).named())
     free = torch.export.Dim.DYNAMIC
-    program = torch.export.export(_Present(model), (waveforms, lengths), dynamic_shapes=({0: free, 1: free}, {0: free}))
+    program = torch.export.export(_Flat(model), (waveforms, lengths), dynamic_shapes=({0: free, 1: free}, {0: free}))
     traced = as_onnx(program, INPUTS, names)
     for node in traced.model.graph.all_nodes():  # by its place in the model `quantize` knows the log-mel
         scopes = json.loads(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]").replace("'", '"'))
@@ -113,8 +113,8 @@ def _fold(graph: Any) -> Any:
     return graph
 
 
-def describe(model: JointModel, checkpoint: str, precision: str, threshold: float | None) -> dict[str, str]:
-    """A file's ``metadata_props``; keys that do not apply are left out."""
+def describe(model: JointModel, checkpoint: str, precision: str, found: Mapping[str, float | None]) -> dict[str, str]:
+    """A file's ``metadata_props``; keys that do not apply are left out. ``found``: see `thresholds`."""
     values: dict[str, Any] = {
         "version": __version__,
         "checkpoint": checkpoint or None,
@@ -122,12 +122,8 @@ def describe(model: JointModel, checkpoint: str, precision: str, threshold: floa
         "config": json.dumps(dataclasses.asdict(model.student.config)),
         "sample_rate": SAMPLE_RATE,
         "shortest": SHORTEST,  # samples; what is shorter is filled up with silence
-        "labels": json.dumps(model.labels) if model.labels else None,
-        "keyword_threshold": threshold,
+        **model.metadata(found),
     }
-    if (line := model.calibration) is not None:
-        slope, offset = line
-        values |= {"sv_slope": slope, "sv_offset": offset, "sv_threshold": -offset / slope}
     return {key: str(value) for key, value in values.items() if value is not None}
 
 
@@ -174,9 +170,9 @@ def check(file: Path, model: JointModel, waveforms: Sequence[Tensor]) -> float:
     """
     graph, worst = Graph(file), 0.0
     for padded, lengths in batches(waveforms):
-        for name, ours, theirs in zip(JointOutput._fields, model(padded, lengths), graph(padded, lengths), strict=True):
-            if ours is not None:
-                worst = max(worst, compare(name, ours, theirs, f"on {lengths.tolist()} samples"))
+        found = graph(padded, lengths).named()
+        for name, expected in model(padded, lengths).named().items():
+            worst = max(worst, compare(name, expected, found[name], f"on {lengths.tolist()} samples"))
     return worst
 
 
@@ -186,15 +182,6 @@ def write(graph: Any, file: Path, metadata: dict[str, str]) -> None:
     for key, value in metadata.items():
         graph.metadata_props.add(key=key, value=value)
     file.write_bytes(graph.SerializeToString())
-
-
-def keyword_threshold(model: JointModel, run: Callable[[Tensor, Tensor], JointOutput]) -> float | None:
-    """From the scores of ``run``, the model or a graph in its place; None without keywords or development data."""
-    name = model.task(kws.Task)
-    try:
-        return None if name is None else measure(model, run, "dev", name).threshold
-    except UserError:
-        return None
 
 
 def export_onnx(
@@ -229,7 +216,7 @@ def export_onnx(
 
             precision, file = smallest_loss(model, file, waveforms, max_loss)
         graph = load_onnx()[0].load(file)
-        write(graph, file, describe(model, checkpoint, precision, keyword_threshold(model, Graph(file))))
+        write(graph, file, describe(model, checkpoint, precision, thresholds(model, Graph(file))))
         os.replace(file, path)
     print(f"{path}: {precision}, {size(path)}")
 

@@ -90,7 +90,7 @@ class Runner(RunnerParts):
                     if step >= total:
                         break
 
-                    # The batch. In the joint task others[0] is its task: `AlternationLoader` (multitask/loader.py)
+                    # The batch. In the joint task others[0] is its task: `AlternationLoader` (multitask/alternation.py)
                     # yields kws, sv, kws, sv, ...; with accumulate = 1 each makes a step: the paper's alternation.
                     try:
                         loss = self._loss(wavs, others, records, specaug) / accumulate

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from distilled_student.checkpoints.folder import load_student, shipped_student
-from distilled_student.common.audio import SAMPLE_RATE
+from distilled_student.common.audio import MAX_ENCODED_SECONDS, SAMPLE_RATE
 from distilled_student.student.network import Student
 from distilled_student.teachers.open import open_teacher
 
-LONGEST = 240  # seconds that are encoded at once: VoxCeleb1's longest utterance has 145
 SINGLE = ("last_hidden_state", "concatenated")  # features that are no list
 
 
@@ -76,12 +75,12 @@ class Upstream(nn.Module):
     def forward(self, wavs: Sequence[Tensor]) -> dict[str, Any]:
         """``wavs``: 1-D waveforms at 16 kHz -> features by name; see s3prl's upstream contract.
 
-        In eval mode an utterance longer than `LONGEST` is encoded in equal pieces of at most that, one at a time, so
-        that memory does not grow with its length, but for the features that are returned. Attention, norms and the
-        convolutions do not reach over the borders of a piece; each has the frames that s3prl's contract wants of it,
-        and so has the whole. Batches without such an utterance are as ever.
+        In eval mode an utterance longer than `MAX_ENCODED_SECONDS` is encoded in equal pieces of at most that, one at
+        a time, so that memory does not grow with its length, but for the features that are returned. Attention, norms
+        and the convolutions do not reach over the borders of a piece; each has the frames that s3prl's contract wants
+        of it, and so has the whole. Batches without such an utterance are encoded as they are.
         """
-        frames = LONGEST * SAMPLE_RATE // self.frame_shift  # whole ones, so that the pieces' frames add up
+        frames = MAX_ENCODED_SECONDS * SAMPLE_RATE // self.frame_shift  # whole ones, so that the pieces' frames add up
         if self.training or max(map(len, wavs)) <= frames * self.frame_shift:
             return self._features(wavs)
         return _joined([_joined([self._features([p]) for p in _pieces(w, frames, self.frame_shift)], 1) for w in wavs])

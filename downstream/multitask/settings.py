@@ -1,0 +1,138 @@
+"""The settings of the joint downstream: ``downstream_expert`` in the YAML file, checked when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from distilled_student.common.errors import UserError
+from distilled_student.common.settings import typed
+from distilled_student.multitask.heads import WEIGHTED
+from distilled_student.multitask.tasks import task_module
+from distilled_student.multitask.tasks.base import TaskSettings, need_finite
+
+# keys of results.json next to the tasks' results, which a task's name must not replace
+RESERVED = ("split", "checkpoint", "upstream", "head_parameters", "train_seconds", "device")
+
+
+@dataclass
+class ExpertSettings:
+    """``downstream_expert`` in the YAML file.
+
+    Attributes:
+        tasks: Settings of each task by name; ``module`` names a module that is not in ``tasks/``.
+        schedule: Batches of each task in a cycle, in this order. Only the tasks named here are used: one name means
+            single-task training. Empty: one batch of each task.
+        update: ``alternate`` (an optimizer step for each batch) or ``sum`` (a step for each cycle, on the sum of its
+            losses).
+        layers: Hidden states in the features of ``-s concatenated``, counted from 0; a task's ``layer`` chooses one, or
+            the sum of all with the task's own weights.
+        gain_db: Gain of every waveform in decibels, in training and evaluation.
+        score: Weight of each task's score in the choice of the best checkpoint; 1 for tasks that are not named.
+        num_workers: Processes that read data, for each task.
+        seed: Seed of the data; None: the runner's ``--seed``.
+    """
+
+    tasks: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, int] = field(default_factory=dict)
+    update: str = "alternate"
+    layers: int = 1
+    gain_db: float = 0.0
+    score: dict[str, float] = field(default_factory=dict)
+    num_workers: int = 0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        self.schedule = self.schedule or dict.fromkeys(self.tasks, 1)
+        if not self.schedule:
+            raise ValueError("tasks: needs one or more tasks")
+        for name in self.tasks:
+            if name in RESERVED:
+                raise ValueError(f"tasks.{name}: is a key of results.json; choose another name")
+        for key, names in (("schedule", self.schedule), ("score", self.score)):
+            for name in names:
+                if name not in self.tasks:
+                    raise ValueError(f"{key}.{name}: no such task in tasks ({', '.join(self.tasks)})")
+        if min(self.schedule.values()) < 1:
+            raise ValueError("schedule: needs 1 or more batches of each task that it names")
+        if self.update not in ("alternate", "sum"):
+            raise ValueError(f"update: '{self.update}' is not alternate or sum")
+        if self.layers < 1:
+            raise ValueError("layers: needs 1 or more")
+        if self.num_workers < 0:
+            raise ValueError("num_workers: needs 0 or more")
+        if self.seed is not None and self.seed < 0:
+            raise ValueError("seed: needs 0 or more")
+        need_finite(asdict(self))
+
+    @property
+    def cycle(self) -> int:
+        """Batches in a cycle of the schedule."""
+        return sum(self.schedule.values())
+
+
+def check_runner(settings: ExpertSettings, runner: Mapping[str, Any], selected: str, where: str) -> None:
+    """Check that the runner's settings fit the expert's.
+
+    Args:
+        runner: The group ``runner`` of the YAML file. selected: The features of ``-s``. where: The file, for messages.
+
+    Raises:
+        UserError: they do not fit; names the key.
+    """
+    accumulate = int(runner.get("gradient_accumulate_steps", 1))
+    if settings.update == "sum" and accumulate != settings.cycle:
+        reason = f"update: sum needs {settings.cycle}, the batches of a cycle"
+        raise UserError(f"{where}: runner.gradient_accumulate_steps: {reason}")
+    if float(runner.get("evaluate_ratio", 1)) != 1:
+        raise UserError(f"{where}: runner.evaluate_ratio: needs 1: verification trials need all their utterances")
+    if settings.layers > 1 and selected != "concatenated":
+        raise UserError(f"{where}: downstream_expert.layers: needs -s concatenated, not -s {selected}")
+
+
+class TaskEntry(NamedTuple):
+    """An entry under ``tasks:``: the task's module, its checked settings, and ``FILE: dotted.key`` for messages."""
+
+    module: ModuleType
+    settings: TaskSettings
+    key: str
+
+    def check_layer(self, layers: int, selected: str) -> None:
+        """Raise UserError if the task uses a layer that the features of ``-s`` do not have, of ``layers`` there are."""
+        expert, _, name = self.key.rpartition(".tasks.")
+        layer = self.settings.layer
+        if layer == WEIGHTED and selected == "concatenated" and layers == 1:
+            reason = f"{name}.layer: {WEIGHTED} needs the number of hidden states with -s concatenated"
+            raise UserError(f"{expert}.layers: {reason}")
+        if isinstance(layer, int) and not 0 <= layer < layers:
+            raise UserError(f"{self.key}.layer: {layer} is not one of layers: {layers}, counted from 0")
+
+    def width(self, features: int, layers: int) -> int:
+        """The features of a frame that the task uses, of ``features`` in all layers together.
+
+        Raises:
+            UserError: ``features`` cannot be divided into ``layers``.
+        """
+        if features % layers:
+            expert = self.key.rpartition(".tasks.")[0]
+            raise UserError(f"{expert}.layers: {features} features cannot be divided into {layers} layers")
+        return features if self.settings.layer is None else features // layers
+
+
+def read_tasks(settings: ExpertSettings, where: str) -> dict[str, TaskEntry]:
+    """All entries under ``tasks:``, checked whether the schedule uses them or not.
+
+    Raises:
+        UserError: an unknown task, an unknown key, a wrong type or an impossible value; names file and key.
+    """
+    entries = {}
+    for name, group in settings.tasks.items():
+        key = f"{where}: downstream_expert.tasks.{name}"
+        if group is not None and not isinstance(group, Mapping):
+            raise UserError(f"{key}: expected a group of keys, found '{group}'")
+        values = dict(group or {})
+        module = task_module(name, values.pop("module", None), key)
+        entries[name] = TaskEntry(module, typed(module.Settings, values, key), key)
+    return entries

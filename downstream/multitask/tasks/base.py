@@ -1,0 +1,249 @@
+"""The contract of a task: its settings, its data, its head and loss, its metrics, and its output on a device.
+
+A new task is one module with a dataclass ``Settings`` (a `TaskSettings`) and a class ``Task`` (a `BaseTask`), and one
+entry under ``tasks:`` in the YAML file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distilled_student.common import audio
+from distilled_student.common.audio import SAMPLE_RATE
+from distilled_student.common.errors import UserError
+from distilled_student.multitask.augment import AugmentSettings
+from distilled_student.multitask.heads import HEADS, WEIGHTED, make_head
+from distilled_student.multitask.pooling import POOLINGS
+
+# Samples that the front end of every upstream needs at least (a window of 25 ms and some more); a shorter utterance is
+# zero-padded to it.
+SHORTEST = SAMPLE_RATE // 10
+
+
+class Item(NamedTuple):
+    """One utterance: ``waveform (samples,)`` at 16 kHz, its class (-1 without one) and a name that identifies it."""
+
+    waveform: Tensor
+    label: int
+    key: str
+
+
+class TrainingData(Protocol):
+    """Utterances to train on. All randomness comes from the generators that the methods receive.
+
+    If it also has ``files() -> Sequence[Path]``, all files that items are cut from, ``provenance.json`` lists them.
+    """
+
+    def order(self, rng: np.random.Generator) -> Sequence[int]:
+        """The indices of one pass over the data, shuffled."""
+
+    def item(self, index: int, rng: np.random.Generator) -> Item:
+        """One crop, augmented."""
+
+
+class EvaluationData(Protocol):
+    """Whole utterances, the same at every call.
+
+    If it also has ``path(index) -> Path``, the provenance of an evaluation lists the files.
+    """
+
+    def __len__(self) -> int: ...
+
+    def samples(self, index: int) -> int:
+        """Length at 16 kHz, without decoding: utterances of the same length are evaluated in one batch."""
+
+    def item(self, index: int) -> Item: ...
+
+
+@dataclass
+class TaskSettings:
+    """Settings of every task; a task's ``Settings`` may add more.
+
+    Attributes:
+        batch_size: Utterances in a training batch.
+        eval_batch_size: Most utterances in an evaluation batch; all have the same length.
+        head: ``linear`` (the paper's), ``projection`` (SUPERB's for keywords) or ``xvector`` (SUPERB's for speakers).
+        pooling: ``mean``, ``mean_std`` or ``attentive``.
+        layer: The number of the layer that this task uses, of the expert's ``layers``; ``weighted``: the sum of all
+            layers with learned weights; None: all features. Early layers describe the speaker best, late layers the
+            word.
+        standardize: Bring each pooled feature to zero mean and unit variance (batch norm without weights) before the
+            linear layer of the ``linear`` head. The head then needs a tenth of the steps: the differences between
+            classes are small compared with what all utterances have in common.
+        augment: See `AugmentSettings`.
+    """
+
+    # `head` must be one of these. In evaluation an x-vector head has another output than the one that the loss gets in
+    # training: only speaker verification can use it.
+    heads: ClassVar[tuple[str, ...]] = ("linear", "projection")
+
+    batch_size: int = 32
+    eval_batch_size: int = 16
+    head: str = "linear"
+    pooling: str = "mean"
+    layer: int | str | None = None
+    standardize: bool = False
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+
+    def __post_init__(self) -> None:
+        need_finite(asdict(self))
+        for name in ("batch_size", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: needs at least 1, not {getattr(self, name)}")
+        if self.standardize and self.batch_size < 2:
+            raise ValueError("standardize: needs a batch_size of at least 2")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling: '{self.pooling}' is not one of {', '.join(POOLINGS)}")
+        if self.head not in self.heads:
+            known = "a head of other tasks" if self.head in HEADS else "not a head"
+            raise ValueError(f"head: '{self.head}' is {known}; choose from {', '.join(self.heads)}")
+        if self.standardize and self.head != "linear":
+            raise ValueError(f"standardize: works with the linear head only, not with {self.head}")
+        if isinstance(self.layer, str) and self.layer != WEIGHTED:
+            raise ValueError(f"layer: '{self.layer}' is neither a number nor {WEIGHTED}")
+
+
+class BaseTask(nn.Module):
+    """A task of the joint training; its modules are saved in the checkpoint.
+
+    A task is made with its settings, the number of the upstream's features, the seed, and ``key``,
+    ``FILE: dotted.key`` for messages.
+
+    Attributes:
+        output_name: The name of the task's output in `JointOutput.tasks` and in exported files. Empty: the task's name
+            in the settings.
+        headline: The metric that a benchmark report shows, a key of the results of `metrics`; its column is
+            ``TASK_METRIC``, such as ``kws_accuracy``. Empty: the report does not show the task.
+        det_scores: The curves of a DET plot: a curve's label -> the key of its scores in the arrays of `metrics`, which
+            then hold the trials' ``labels`` too.
+        has_threshold: Whether a device decides by a threshold: `device_threshold`.
+    """
+
+    output_name: ClassVar[str] = ""
+    headline: ClassVar[str] = ""
+    det_scores: ClassVar[Mapping[str, str]] = {}
+    has_threshold: ClassVar[bool] = False
+
+    settings: Any  # the task's own `TaskSettings`
+
+    def __init__(self, settings: Any, features: int, output_size: int) -> None:
+        super().__init__()
+        self.head = make_head(settings, features, output_size)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """``(batch, frames, features)`` and lengths ``(batch,)`` in frames -> the head's ``(batch, outputs)``."""
+        return self.head(features.float(), lengths)
+
+    # Training
+    def prepare_training(self) -> None:
+        """Read, check and build what only training needs; called before the optimizer is made."""
+
+    def training_data(self) -> TrainingData:
+        raise NotImplementedError
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a training batch, and further values for the log (detached scalars).
+
+        ``outputs (batch, outputs)`` of the head, ``labels (batch,)``.
+        """
+        raise NotImplementedError
+
+    # Evaluation
+    def evaluation_data(self, split: str) -> EvaluationData:
+        """The data of ``dev`` or ``test``.
+
+        Raises:
+            UserError: there are none.
+        """
+        raise NotImplementedError
+
+    def collect(self, outputs: Tensor, labels: Sequence[int], keys: Sequence[str]) -> list[Any]:
+        """What `metrics` needs of each utterance of an evaluation batch, on the CPU.
+
+        ``outputs (batch, outputs)`` come from the head or from `device_output`: the metrics must not differ.
+        """
+        raise NotImplementedError
+
+    def metrics(self, split: str, collected: list[Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """The results of a split, which JSON can hold, and arrays such as scores for plots and intervals."""
+        raise NotImplementedError
+
+    def score(self, results: Mapping[str, Any]) -> float:
+        """One number from the results, in percent, larger is better: the sum over tasks chooses the best checkpoint."""
+        return float(results[self.headline])
+
+    def summary(self, results: Mapping[str, Any]) -> str:
+        """The results in one line for the terminal; the most important number comes first."""
+        return ", ".join(f"{k} {v:.4g}" for k, v in results.items() if isinstance(v, int | float))
+
+    @classmethod
+    def interval(cls, runs: Sequence[Mapping[str, np.ndarray]]) -> tuple[float, float] | None:
+        """A 95 % interval of the mean of `headline` over runs (seeds), from the arrays of their `metrics`, or None."""
+        return None
+
+    # Inference
+    def describe(self, output: Tensor) -> str:
+        """One line about one utterance, ``output (outputs,)`` of the head, for s3prl's inference mode."""
+        return f"{output.numel()} outputs"
+
+    def device_output(self, outputs: Tensor) -> Tensor:
+        """The head's outputs ``(batch, outputs)`` -> what a device gets, such as probabilities."""
+        return outputs
+
+    def device_threshold(self, outputs: Tensor, labels: Sequence[int]) -> float | None:
+        """The threshold of the decision on a device, from its outputs ``(utterances, outputs)`` on development data.
+
+        None if the data do not determine it. Called if `has_threshold`.
+        """
+        raise NotImplementedError
+
+    def device_metadata(self, threshold: float | None) -> dict[str, Any]:
+        """What an exported file needs to say about the task's output, by key; values of None are left out.
+
+        ``threshold``: of `device_threshold`; None without development data.
+        """
+        return {}
+
+
+def need_finite(values: Any, key: str = "") -> None:
+    """Raise ValueError naming the key of a NaN or an infinite number in settings (nested groups and lists too)."""
+    if isinstance(values, float) and not math.isfinite(values):
+        raise ValueError(f"{key}: needs a finite number, not {values}")
+    items = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
+    for name, value in items:
+        need_finite(value, f"{key}.{name}".lstrip("."))
+
+
+def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> list[int]:
+    """As many indices as there are ``labels (items,)``, in random order, each class equally often."""
+    _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    by_class = np.argsort(classes, kind="stable")
+    first_of_class = np.cumsum(counts) - counts
+    drawn = rng.permutation(np.resize(np.arange(len(counts)), len(classes)))
+    return by_class[first_of_class[drawn] + rng.integers(counts[drawn])].tolist()
+
+
+def pad_to(waveform: Tensor, samples: int) -> Tensor:
+    """``waveform`` zero-padded at the end to at least ``samples``."""
+    missing = samples - len(waveform)
+    return torch.nn.functional.pad(waveform, (0, missing)) if missing > 0 else waveform
+
+
+def samples_of(path: Any) -> int:
+    """The length that `audio.load` and padding to `SHORTEST` give a file, from its header alone.
+
+    Raises:
+        UserError: the file is not audio, or holds none.
+    """
+    frames, rate, _ = audio.header(path)
+    if frames == 0:
+        raise UserError(f"{path}: holds no audio")
+    resampled = -(-frames * SAMPLE_RATE // rate)  # rounded up
+    return max(resampled, SHORTEST)
