@@ -1,1 +1,1 @@
-"""The joint downstream for s3prl's runner: one trunk, one linear head per task, alternating updates."""
+"""The joint downstream for s3prl's runner: one upstream, one linear head per task, alternating updates."""

@@ -1,8 +1,9 @@
-"""Augmentation on the fly, per utterance, from a seeded generator: speed, reverberation, noise, gain."""
+"""Augmentation of single utterances when they are loaded, with a seeded generator: speed, reverb, noise, gain."""
 
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -20,12 +21,12 @@ class AugmentSettings:
     """Each effect has a probability (0 turns it off) and a range. All are off by default.
 
     Attributes:
-        speed: Probability of playing at one of ``speed_factors`` (pitch moves too, as in Kaldi).
-        reverb: Probability of a room: a file from ``rir_root``, or decaying noise with a reverberation time in
-            ``rt60`` seconds and a direct-to-reverberant ratio in ``drr`` dB.
-        noise: Probability of noise at a signal-to-noise ratio in ``snr`` dB: a random cut of a file under
-            ``noise_root``; without it the task's background noises, or else white noise.
-        gain: Probability of a gain in ``gain_db`` dB.
+        speed: Probability of a change of speed by one of ``speed_factors`` (the pitch changes too, as in Kaldi).
+        reverb: Probability of reverberation: an impulse response from ``rir_root``, or without it decaying noise with a
+            reverberation time in the range ``rt60`` (seconds) and a direct-to-reverberant ratio in ``drr`` (dB).
+        noise: Probability of noise at a signal-to-noise ratio in the range ``snr`` (dB): a random cut of a file in
+            ``noise_root``; without it of the task's background noises; without these white noise.
+        gain: Probability of a gain in the range ``gain_db`` (dB).
     """
 
     speed: float = 0.0
@@ -54,8 +55,8 @@ class AugmentSettings:
             raise ValueError(f"augment.speed_factors: need numbers in [0.5, 2], not {self.speed_factors}")
 
 
-def audio_files(root: Path, key: str) -> list[Path]:
-    """All audio files under ``root``, sorted. Raises UserError naming ``key`` when there are none."""
+def _files_of(root: Path, key: str) -> list[Path]:
+    """All audio files under ``root``, sorted. Raises UserError naming ``key`` if there are none."""
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in audio.SUFFIXES)
     if not files:
         raise UserError(f"{key}: {root}: {'holds no audio files' if root.is_dir() else 'no such folder'}")
@@ -63,7 +64,7 @@ def audio_files(root: Path, key: str) -> list[Path]:
 
 
 def add_noise(waveform: Tensor, noise: Tensor, snr: float) -> Tensor:
-    """``waveform`` plus ``noise`` (both ``(samples,)``) scaled to ``snr`` dB below it; silence stays as it is."""
+    """``waveform`` plus ``noise``, ``(samples,)`` each, at a ratio of ``snr`` dB; unchanged if one of them is silent."""
     signal_power, noise_power = waveform.square().mean(), noise.square().mean()
     if signal_power == 0 or noise_power == 0:
         return waveform
@@ -71,7 +72,10 @@ def add_noise(waveform: Tensor, noise: Tensor, snr: float) -> Tensor:
 
 
 def synthetic_rir(rng: np.random.Generator, rt60: float, drr: float) -> Tensor:
-    """A direct path and exponentially decaying noise, 60 dB down after ``rt60`` seconds, ``drr`` dB below the path."""
+    """An impulse response ``(samples,)``: a direct path, and noise that decays exponentially.
+
+    The noise has decayed by 60 dB after ``rt60`` seconds, and its energy is ``drr`` dB below that of the direct path.
+    """
     samples = max(2, int(rt60 * audio.SAMPLE_RATE))
     tail = rng.standard_normal(samples) * 10 ** (-3 * np.arange(samples) / samples)
     tail[0] = 0.0
@@ -81,7 +85,10 @@ def synthetic_rir(rng: np.random.Generator, rt60: float, drr: float) -> Tensor:
 
 
 def reverberate(waveform: Tensor, rir: Tensor) -> Tensor:
-    """Convolved, as long and as loud as before, the direct path (the response's largest sample) not delayed."""
+    """``waveform`` convolved with an impulse response, ``(samples,)`` each; length and loudness stay the same.
+
+    The direct path, the largest sample of the response, is not delayed.
+    """
     size = len(waveform) + len(rir) - 1
     wet = torch.fft.irfft(torch.fft.rfft(waveform, size) * torch.fft.rfft(rir, size), size)
     delay = int(rir.abs().argmax())
@@ -103,7 +110,7 @@ def _header_seconds(path: Path) -> float:
 
 
 def random_cut(path: Path, samples: int, rng: np.random.Generator) -> Tensor:
-    """``samples`` of an audio file from a random place; a shorter file is repeated."""
+    """``samples`` of an audio file from a random position; a shorter file is repeated."""
     length = samples / audio.SAMPLE_RATE
     spare = max(0.0, _header_seconds(path) - length)
     cut = audio.load(path, start=rng.uniform(0.0, spare), duration=length + 0.01)
@@ -111,28 +118,37 @@ def random_cut(path: Path, samples: int, rng: np.random.Generator) -> Tensor:
 
 
 def fill(waveform: Tensor, samples: int) -> Tensor:
-    """The first ``samples``; a shorter waveform is repeated."""
-    return waveform.repeat(-(-samples // len(waveform)))[:samples]
+    """The first ``samples`` of a waveform; a shorter one is repeated."""
+    times = math.ceil(samples / len(waveform))
+    return waveform.repeat(times)[:samples]
 
 
 class Augmentation:
-    """What the settings ask for, on one utterance at a time; picklable, so it runs in the data workers."""
+    """The effects of the settings on one utterance; picklable, because it runs in the data workers.
+
+    Args:
+        key: ``FILE: dotted.key`` for messages.
+        noises: Background noises of the task.
+
+    Raises:
+        UserError: ``noise_root`` or ``rir_root`` is used and has no audio files.
+    """
 
     def __init__(self, settings: AugmentSettings, key: str, noises: list[Path] | None = None) -> None:
         self.settings = settings
         self.noises, self.rirs = list(noises or []), list[Path]()
         if settings.noise and settings.noise_root is not None:
-            self.noises = audio_files(Path(settings.noise_root), f"{key}.noise_root")
+            self.noises = _files_of(Path(settings.noise_root), f"{key}.noise_root")
         if settings.reverb and settings.rir_root is not None:
-            self.rirs = audio_files(Path(settings.rir_root), f"{key}.rir_root")
+            self.rirs = _files_of(Path(settings.rir_root), f"{key}.rir_root")
 
     def speed(self, rng: np.random.Generator) -> float:
-        """The factor for one utterance, 1 for no change; drawn first, so that a crop can be cut to the right size."""
+        """The speed factor for one utterance, or 1; drawn first, because the length of the crop depends on it."""
         s = self.settings
         return float(rng.choice(s.speed_factors)) if s.speed and rng.random() < s.speed else 1.0
 
     def __call__(self, waveform: Tensor, rng: np.random.Generator) -> Tensor:
-        """``(samples,)`` to ``(samples,)``: reverberation, noise, gain, in the order they happen in a room."""
+        """``(samples,)`` -> ``(samples,)``: reverberation, noise and gain, in the order of a real recording."""
         s = self.settings
         if s.reverb and rng.random() < s.reverb:
             rir = (

@@ -86,6 +86,10 @@ class Features(nn.Module):
         return sum(weight * x for weight, x in zip(self.weights, layers, strict=True))
 
 
+def _own_output_name(task_name: str, task: BaseTask) -> str:
+    return task.output_name or task_name
+
+
 def _tasks_of_outputs(tasks: Mapping[str, BaseTask]) -> dict[str, str]:
     """The name of each task's output -> the task's name.
 
@@ -94,7 +98,7 @@ def _tasks_of_outputs(tasks: Mapping[str, BaseTask]) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     for task_name, task in tasks.items():
-        name = task.output_name or task_name
+        name = _own_output_name(task_name, task)
         names[name if name not in names else f"{task_name}_{name}"] = task_name
     return dict(sorted(names.items()))
 
@@ -131,11 +135,14 @@ class JointModel(nn.Module):
         return [] if name is None else list(self.tasks[name].labels)
 
     def metadata(self, thresholds: Mapping[str, float | None]) -> dict[str, Any]:
-        """What the tasks need to say in an exported file, by key; ``thresholds``: see `thresholds`."""
+        """What the tasks need to say in an exported file, by key; ``thresholds``: see `thresholds`.
+
+        Of two tasks with the same `BaseTask.output_name` only the first is described.
+        """
         found: dict[str, Any] = {}
-        for task_name in self.task_of_output.values():
-            for key, value in self.tasks[task_name].device_metadata(thresholds.get(task_name)).items():
-                found.setdefault(key, value)  # a second keyword task must not replace the labels of the first
+        for output_name, name in self.task_of_output.items():
+            if output_name == _own_output_name(name, self.tasks[name]):
+                found |= self.tasks[name].device_metadata(thresholds.get(name))
         return found
 
     def features(self, output: StudentOutput) -> Tensor:

@@ -1,4 +1,4 @@
-"""From hidden states to a task's outputs: the layers that it hears, and its head."""
+"""From hidden states to the outputs of a task: the choice of layers, and the head."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ WEIGHTED = "weighted"
 
 
 class LayerChoice(nn.Module):
-    """Of layers side by side, ``(..., layers * features)``, what a task hears: ``(..., features)``.
+    """The layers that a task uses: concatenated layers ``(..., layers * features)`` -> ``(..., features)``.
 
-    ``choice``: the number of a layer, None for all of them side by side, or ``weighted``: their sum under the softmax
-    of a weight each, learned and equal at first (SUPERB, arXiv 2105.01051, section 3; s3prl's ``Featurizer``).
+    ``choice``: the number of a layer; None: all layers, still concatenated; ``weighted``: the sum of all layers, with
+    the softmax of learned weights, equal at first (SUPERB, arXiv 2105.01051, section 3; s3prl's ``Featurizer``).
     """
 
     def __init__(self, layers: int, choice: int | str | None) -> None:
@@ -38,9 +38,12 @@ class LayerChoice(nn.Module):
 
 
 class Standardize(nn.BatchNorm1d):
-    """Batch norm without weights; in training over all processes' batches (torch's `SyncBatchNorm` is for GPUs alone).
+    """Batch norm without weights, in training over the batches of all processes.
 
-    ``alone``: this process's batches only, where the others do not take part.
+    torch's `SyncBatchNorm` does the same, but on GPUs only.
+
+    Attributes:
+        alone: Whether only the batches of this process count, because the other processes do not take part.
     """
 
     alone = False
@@ -49,7 +52,10 @@ class Standardize(nn.BatchNorm1d):
         super().__init__(features, affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, features)``. A batch that is not finite, whose step is skipped, leaves the statistics alone."""
+        """``(batch, features)`` -> ``(batch, features)``. A batch that is not finite does not change the statistics.
+
+        The runner skips the optimizer step of such a batch too.
+        """
         if not self.training:
             return super().forward(x)
         self.num_batches_tracked += 1
@@ -58,14 +64,14 @@ class Standardize(nn.BatchNorm1d):
         if self.alone or count_processes() == 1:
             y = F.batch_norm(x, *statistics, training=True, momentum=momentum, eps=self.eps)
         else:
-            y = self._together(x, *statistics, momentum)
+            y = self._over_processes(x, *statistics, momentum)
         finite = torch.stack([part.isfinite().all() for part in statistics]).all()
         for buffer, part in zip((self.running_mean, self.running_var), statistics, strict=True):
             buffer.copy_(torch.where(finite, part, buffer))
         return y
 
-    def _together(self, x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> Tensor:
-        from torch.distributed.nn.functional import all_reduce  # gradients go through it
+    def _over_processes(self, x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> Tensor:
+        from torch.distributed.nn.functional import all_reduce  # this one has a gradient
 
         count = summed(x.new_tensor(float(len(x))))
         mean = all_reduce(x.sum(0)) / count
@@ -77,7 +83,7 @@ class Standardize(nn.BatchNorm1d):
 
 
 class LinearHead(nn.Module):
-    """The paper's: frames pooled, standardised where that is asked for, and one linear layer."""
+    """The paper's head: pooled frames, standardised if ``standardize`` is set, and one linear layer."""
 
     def __init__(self, features: int, outputs: int, pooling: str = "mean", standardize: bool = False) -> None:
         super().__init__()
@@ -87,14 +93,15 @@ class LinearHead(nn.Module):
         self.linear = nn.Linear(size, outputs)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """``(batch, frames, features)`` + lengths in frames -> ``(batch, outputs)``, as of every head."""
+        """``(batch, frames, features)`` and lengths in frames -> ``(batch, outputs)``, as in every head."""
         return self.linear(self.standardize(self.pooling(x, lengths)))
 
 
 class ProjectionHead(nn.Module):
-    """SUPERB's for keywords: each frame to ``size`` features, pooled, one linear layer; nothing nonlinear.
+    """SUPERB's head for keywords: each frame is projected to ``size`` features and pooled; one linear layer follows.
 
-    s3prl: ``projector`` in downstream/speech_commands/expert.py and ``UtteranceLevel`` in downstream/model.py.
+    There is no nonlinearity. s3prl: ``projector`` in downstream/speech_commands/expert.py and ``UtteranceLevel`` in
+    downstream/model.py.
     """
 
     def __init__(self, features: int, outputs: int, pooling: str = "mean", size: int = 256) -> None:
@@ -109,36 +116,38 @@ class ProjectionHead(nn.Module):
 
 
 class XVectorHead(nn.Module):
-    """SUPERB's for speakers: an x-vector, five convolutions over time, pooled, two layers of which the first counts.
+    """SUPERB's head for speakers, an x-vector: five convolutions over time, pooling, two linear layers.
 
-    Training gets the output of the second layer, evaluation the embedding, that of the first. s3prl:
-    downstream/sv_voxceleb1/model.py (``Model``, ``XVector``, ``UtteranceExtractor``), after Snyder et al., "X-vectors:
-    Robust DNN embeddings for speaker recognition", ICASSP 2018. Its statistics have the sample's deviation.
+    The output is that of the second linear layer in training, and that of the first, the embedding, in evaluation.
+    s3prl: downstream/sv_voxceleb1/model.py (``Model``, ``XVector``, ``UtteranceExtractor``), after Snyder et al.,
+    "X-vectors: Robust DNN embeddings for speaker recognition", ICASSP 2018. The pooling uses the standard deviation of
+    the sample.
     """
 
-    CONTEXT = ((5, 1), (3, 2), (3, 3), (1, 1), (1, 1))  # frames and their distance, of each convolution
-    LOST = sum((size - 1) * distance for size, distance in CONTEXT)  # frames less after them than before: 14
+    KERNELS = ((5, 1), (3, 2), (3, 3), (1, 1), (1, 1))  # size and dilation of each convolution
+    LOST_FRAMES = sum((size - 1) * dilation for size, dilation in KERNELS)  # by which convolutions shorten: 14
 
     def __init__(self, features: int, outputs: int, pooling: str = "mean_std", pooled: int = 1500) -> None:
         super().__init__()
         self.connector = nn.Linear(features, outputs)
-        widths = [outputs] * (len(self.CONTEXT) - 1) + [pooled]
+        widths = [outputs] * (len(self.KERNELS) - 1) + [pooled]
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(outputs, width, size, dilation=distance)
-            for width, (size, distance) in zip(widths, self.CONTEXT, strict=True)
+            nn.Conv1d(outputs, width, size, dilation=dilation)
+            for width, (size, dilation) in zip(widths, self.KERNELS, strict=True)
         )
         self.pooling = Pooling(pooling, pooled, correction=1)
         self.embedding = nn.Linear(self.pooling.output_size, outputs)
         self.output = nn.Linear(outputs, outputs)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        # the last frame in place of padding, and repeated where an utterance is shorter than what the convolutions see
-        enough = x.shape[1] + self.LOST if is_exporting() else max(x.shape[1], self.LOST + 1)  # graphs may lack max
-        index = torch.arange(enough, device=x.device).minimum(lengths.to(x.device)[:, None] - 1)
+        # The last frame replaces padding, and is repeated if the utterance is shorter than the convolutions need. In an
+        # exported graph it is always repeated, because some runtimes have no max.
+        frames = x.shape[1] + self.LOST_FRAMES if is_exporting() else max(x.shape[1], self.LOST_FRAMES + 1)
+        index = torch.arange(frames, device=x.device).minimum(lengths.to(x.device)[:, None] - 1)
         x = self.connector(x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))).transpose(1, 2)
         for convolution in self.convolutions:
             x = convolution(x).relu()
-        valid = (lengths - self.LOST).clamp(min=1)
+        valid = (lengths - self.LOST_FRAMES).clamp(min=1)
         embedding = self.embedding(self.pooling(x.transpose(1, 2), valid)).relu()
         return self.output(embedding).relu() if self.training else embedding
 
@@ -147,7 +156,7 @@ HEADS = ("linear", "projection", "xvector")
 
 
 def make_head(settings: Any, features: int, outputs: int) -> nn.Module:
-    """The head that a task's settings name, of ``features`` a frame; `HEADS` are their names."""
+    """The head that the settings of a task name, one of `HEADS`, for ``features`` per frame."""
     if settings.head == "xvector":
         return XVectorHead(features, outputs, settings.pooling)
     if settings.head == "projection":

@@ -1,4 +1,4 @@
-"""Speaker classification losses on embeddings: softmax and its three margins on the angle."""
+"""Losses that classify speakers by their embeddings: softmax, and three margins on the angle."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ LOSSES = ("softmax", "angular", "am", "aam")
 
 @dataclass
 class LossSettings:
-    """Attributes:
-    name: ``softmax``, ``angular`` (the paper's), ``am`` or ``aam``.
-    margin: ``angular``: a whole number from 1 to 4 that multiplies the angle; ``am``: subtracted from the cosine;
-        ``aam``: added to the angle, radians. None: 4 (as published), 0.4 and 0.2.
-    scale: What cosines are multiplied by. None: the embedding's own length for ``angular`` (SphereFace), 30 for the
-        others.
-    anneal_start, anneal_decay, anneal_stop: ``angular`` only: lambda = max(stop, start / (1 + decay * step)).
+    """``tasks.sv.loss`` in the YAML file.
+
+    Attributes:
+        name: ``softmax``, ``angular`` (the paper's), ``am`` or ``aam``.
+        margin: ``angular``: a whole number from 1 to 4 that multiplies the angle; ``am``: subtracted from the cosine;
+            ``aam``: added to the angle, in radians. None: 4 (as published), 0.4 and 0.2.
+        scale: What cosines are multiplied by. None: the norm of the embedding for ``angular`` (SphereFace), 30 for
+            ``am`` and ``aam``.
+        anneal_start, anneal_decay, anneal_stop: ``angular`` only: lambda = max(stop, start / (1 + decay * step)).
     """
 
     name: str = "angular"
@@ -48,8 +50,8 @@ class LossSettings:
 def angular_psi(cosine: Tensor, margin: int) -> Tensor:
     """psi(theta) = (-1)^k cos(margin * theta) - 2k with k = floor(margin * theta / pi): monotonic on [0, pi].
 
-    Liu et al., SphereFace, arXiv 1704.08063, eq. 6. cos(margin * theta) is taken by its polynomial in cos(theta), so
-    that no gradient passes through acos, which has none at 0 and pi.
+    Liu et al., SphereFace, arXiv 1704.08063, eq. 6. cos(margin * theta) is computed as a polynomial in cos(theta),
+    because the gradient of acos is infinite at 0 and pi.
     """
     multiple = {
         1: cosine,
@@ -69,9 +71,9 @@ def am_cosine(cosine: Tensor, margin: float) -> Tensor:
 
 
 def aam_cosine(cosine: Tensor, margin: float) -> Tensor:
-    """cos(theta + margin); past theta = pi - margin, where that would rise again, cos(theta) - margin * sin(margin).
+    """cos(theta + margin) up to theta = pi - margin, then cos(theta) - margin * sin(margin), which keeps falling.
 
-    Deng et al., ArcFace, arXiv 1801.07698, eq. 3; the fallback is the one of its published code.
+    Deng et al., ArcFace, arXiv 1801.07698, eq. 3; the second part is that of the published code.
     """
     sine = (1 - cosine.square()).clamp(min=1e-12).sqrt()
     shifted = cosine * math.cos(margin) - sine * math.sin(margin)
@@ -79,10 +81,11 @@ def aam_cosine(cosine: Tensor, margin: float) -> Tensor:
 
 
 class SpeakerLoss(nn.Module):
-    """``(batch, embedding)`` + labels ``(batch,)`` -> mean cross-entropy over the training speakers.
+    """Embeddings ``(batch, embedding)`` and labels ``(batch,)`` -> the mean cross-entropy over the training speakers.
 
-    Holds the speakers' weights, ``(speakers, embedding)``; ``softmax`` has a bias too. The annealing step of the
-    angular softmax is a buffer, so a resumed run goes on where it stopped.
+    Attributes:
+        weight: ``(speakers, embedding)``, one weight vector per training speaker.
+        step: The step of the annealing; a buffer, so that a resumed run continues with it.
     """
 
     def __init__(self, settings: LossSettings, embedding: int, speakers: int) -> None:
@@ -93,7 +96,7 @@ class SpeakerLoss(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     def annealing(self) -> Tensor:
-        """lambda of the angular softmax: large at first (no margin), falling towards ``anneal_stop``.
+        """lambda of the angular softmax: large at first, which means no margin, and falling to ``anneal_stop``.
 
         SphereFace, section 4.1 and its published code: logit = (lambda cos(theta) + psi(theta)) / (1 + lambda).
         """
@@ -101,26 +104,26 @@ class SpeakerLoss(nn.Module):
         return (s.anneal_start / (1 + s.anneal_decay * self.step)).clamp(min=s.anneal_stop)
 
     def cosines(self, embedding: Tensor) -> Tensor:
-        """``(batch, speakers)``."""
+        """``(batch, speakers)`` cosines of embeddings and speaker weights."""
         return F.linear(F.normalize(embedding, dim=1), F.normalize(self.weight, dim=1)).clamp(-1.0, 1.0)
 
     def logits(self, embedding: Tensor, labels: Tensor) -> Tensor:
-        """``(batch, speakers)``; the margin is applied at ``labels`` alone."""
+        """``(batch, speakers)``; the margin is applied to the speaker of the label only."""
         s = self.settings
         if s.name == "softmax":
             return F.linear(embedding, self.weight, self.bias) * (s.scale or 1.0)
         cosine = self.cosines(embedding)
         target = cosine.gather(1, labels[:, None])
         if s.name == "angular":
-            strength = self.annealing()
-            target = (strength * target + angular_psi(target, int(s.margin or 1))) / (1 + strength)
+            lambda_ = self.annealing()
+            target = (lambda_ * target + angular_psi(target, int(s.margin or 1))) / (1 + lambda_)
         else:
             target = (am_cosine if s.name == "am" else aam_cosine)(target, float(s.margin or 0.0))
         scale = embedding.norm(dim=1, keepdim=True) if s.scale is None else s.scale
         return cosine.scatter(1, labels[:, None], target) * scale
 
     def forward(self, embedding: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(embedding.device.type, enabled=False):  # a margin is finer than half precision's steps
+        with torch.autocast(embedding.device.type, enabled=False):  # half precision is too coarse for margins
             loss = F.cross_entropy(self.logits(embedding.float(), labels), labels)
         if self.training:
             self.step += 1

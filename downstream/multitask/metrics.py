@@ -1,4 +1,4 @@
-"""Scores to numbers: EER, detection costs and their spread from one sort, accuracy and confusion."""
+"""Metrics of scores and predictions: EER, detection costs, accuracy, confusion, and bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from numpy.typing import ArrayLike, NDArray
 def det_curve(
     scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None
 ) -> tuple[NDArray, NDArray, NDArray]:
-    """Errors at every threshold that matters, from one sort; memory linear in trials.
+    """Error rates at every different score, from one sort; memory is linear in the number of trials.
 
     Args:
-        scores: ``(trials,)``, larger for more alike. labels: ``(trials,)``, 1 for target trials and 0 for others.
-        weights: ``(trials,)``, how often each counts; None: once.
+        scores: ``(trials,)``, larger for more similar sides.
+        labels: ``(trials,)``, 1 for target trials and 0 for non-target trials.
+        weights: ``(trials,)``, how often each trial counts; None: once.
 
     Returns:
-        false alarm rates (rising), miss rates (falling), thresholds (falling, the first is infinity): a trial is
-        accepted when its score is at least the threshold. Equal scores share one threshold.
+        False alarm rates (rising), miss rates (falling) and thresholds (falling, the first is infinity). A trial is
+        accepted if its score is at least the threshold. Equal scores share one threshold.
 
     Raises:
-        ValueError: shapes differ, a score is not finite, or one of the two kinds of trials is missing.
+        ValueError: shapes differ, a score is not finite, or there are no target or no non-target trials.
     """
     order, last_of_ties = _by_score(scores, labels)
     labels, weights = np.asarray(labels)[order], np.ones(len(order)) if weights is None else np.asarray(weights)[order]
@@ -31,7 +32,7 @@ def det_curve(
 
 
 def _by_score(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArray]:
-    """The trials by falling score, and where in that order each run of equal scores ends; raises as `det_curve`."""
+    """The order of trials by falling score, and the last place of each group of equal scores; raises as `det_curve`."""
     scores, labels = np.asarray(scores), np.asarray(labels).astype(bool)
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ValueError(f"scores {scores.shape} and labels {labels.shape}: need two vectors of one length")
@@ -46,23 +47,24 @@ def _by_score(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArray]:
 
 
 def _accepted(labels: NDArray, weights: NDArray, last_of_ties: NDArray) -> tuple[NDArray, NDArray]:
-    """Target and non-target trials accepted at each threshold, of trials by falling score."""
+    """The numbers of accepted target and non-target trials at each threshold; trials are sorted by falling score."""
     hits = np.where(labels, weights, 0)
     return np.cumsum(hits)[last_of_ties], np.cumsum(weights - hits)[last_of_ties]
 
 
 def _rates(hits: NDArray, false_alarms: NDArray) -> tuple[NDArray, NDArray]:
-    """False alarm and miss rates, from accepting nothing to accepting all."""
+    """False alarm and miss rates, from no accepted trial to all."""
     return np.append(0.0, false_alarms / false_alarms[-1]), np.append(1.0, 1.0 - hits / hits[-1])
 
 
 def eer(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Equal error rate in [0, 1]: where the two error rates cross, on straight lines between thresholds."""
+    """Equal error rate in [0, 1]: the crossing of the two error rates, which are linear between thresholds."""
     false_alarm, miss, _ = det_curve(scores, labels, weights)
     return _crossing(false_alarm, miss)
 
 
 def _crossing(false_alarm: NDArray, miss: NDArray) -> float:
+    """The equal error rate from the rates of `det_curve`."""
     difference = miss - false_alarm  # from 1 down to -1, never rising
     i = int(np.argmax(difference <= 0))
     step = difference[i - 1] - difference[i]
@@ -83,14 +85,17 @@ def equal_error_threshold(scores: ArrayLike, labels: ArrayLike) -> float | None:
 
 
 def min_dcf(scores: ArrayLike, labels: ArrayLike, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
-    """Minimum detection cost, divided by that of the better of accepting all and rejecting all (NIST SRE)."""
+    """Minimum detection cost, divided by the cost of accepting all trials or of rejecting all (NIST SRE).
+
+    The smaller of these two costs is used. ``p_target`` is the prior probability of a target trial.
+    """
     false_alarm, miss, _ = det_curve(scores, labels)
     cost = c_miss * p_target * miss + c_fa * (1 - p_target) * false_alarm
     return float(cost.min() / min(c_miss * p_target, c_fa * (1 - p_target)))
 
 
 def act_dcf(ratios: ArrayLike, labels: ArrayLike, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
-    """Detection cost of log-likelihood ratios at Bayes's own threshold, divided as in `min_dcf` (NIST SRE)."""
+    """Detection cost of log-likelihood ratios at the Bayes threshold, divided as in `min_dcf` (NIST SRE)."""
     ratios, labels = np.asarray(ratios), np.asarray(labels).astype(bool)
     accepted = ratios >= np.log(c_fa * (1 - p_target) / (c_miss * p_target))
     cost = c_miss * p_target * (~accepted[labels]).mean() + c_fa * (1 - p_target) * accepted[~labels].mean()
@@ -106,18 +111,22 @@ def eer_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """Bootstrap interval of the EER over speakers: trials of one speaker are not independent, speakers are.
+    """Bootstrap interval of the EER over speakers: speakers are independent, trials of one speaker are not.
 
-    A speaker drawn n times counts n times: a target trial of his n times, a non-target trial the product of its two
-    speakers' counts. Draws that leave one kind of trial out are left out; None where all do.
+    If a speaker is drawn n times, a target trial of this speaker counts n times, and a non-target trial counts the
+    product of the numbers of its two speakers. A draw without target or without non-target trials is skipped.
 
     Args:
         scores: ``(trials,)``, or ``(systems, trials)`` for the interval of the systems' mean EER.
-        labels: ``(trials,)``. left, right: ``(trials,)`` speakers of the two sides, counted from 0.
+        labels: ``(trials,)``.
+        left, right: ``(trials,)``, the speakers of the two sides, counted from 0.
+
+    Returns:
+        Its bounds in [0, 1], or None if all draws are skipped.
     """
     systems, left, right = [], np.asarray(left), np.asarray(right)
-    for of in np.atleast_2d(np.asarray(scores)):
-        order, last_of_ties = _by_score(of, labels)  # once: no draw changes the order
+    for of_system in np.atleast_2d(np.asarray(scores)):
+        order, last_of_ties = _by_score(of_system, labels)  # once, because no draw changes the order
         systems.append((np.asarray(labels)[order] == 1, left[order], right[order], last_of_ties))
     speakers, rng, found = int(max(left.max(), right.max())) + 1, np.random.default_rng(seed), []
     for _ in range(resamples):
@@ -150,11 +159,11 @@ def confusion_matrix(labels: ArrayLike, predicted: ArrayLike, classes: int) -> N
 
 
 def accuracy(confusion: NDArray) -> float:
-    """Share of correct answers in [0, 1]."""
+    """Share of correct predictions in [0, 1]."""
     return float(np.trace(confusion) / confusion.sum())
 
 
 def per_class_accuracy(confusion: NDArray) -> list[float | None]:
-    """Share of each true class that is answered correctly, in [0, 1]; None for a class without utterances."""
+    """Share of correct predictions of each true class, in [0, 1]; None for a class without utterances."""
     totals = confusion.sum(axis=1)
     return [float(c / t) if t else None for c, t in zip(np.diag(confusion), totals, strict=True)]

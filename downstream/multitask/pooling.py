@@ -1,4 +1,4 @@
-"""Frames to one vector per utterance: mean, mean + deviation, or attention over the valid frames."""
+"""Pooling of the valid frames of an utterance to one vector: mean, mean and deviation, or attention."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ POOLINGS = ("mean", "mean_std", "attentive")
 
 
 class Pooling(nn.Module):
-    """``(batch, frames, features)`` + ``lengths (batch,)`` in frames -> ``(batch, output_size)``.
+    """``(batch, frames, features)`` and ``lengths (batch,)`` in frames -> ``(batch, output_size)``.
 
     * ``mean``: average of the valid frames.
-    * ``mean_std``: average and standard deviation, concatenated (Snyder et al., x-vectors, 2018); of the population,
-      or of the sample with ``correction`` 1.
+    * ``mean_std``: average and standard deviation, concatenated (Snyder et al., x-vectors, 2018); the deviation of the
+      population, or with ``correction`` 1 of the sample.
     * ``attentive``: average weighted by softmax(v . tanh(W x + b)) over the valid frames (Okabe et al.,
       arXiv 1803.10963, eq. 1 to 3).
 
@@ -34,7 +34,7 @@ class Pooling(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         mask = frame_mask(lengths.to(x.device), x.shape[1])[:, :, None]
-        # masked_fill, not multiplication: a NaN in the padding must not survive as NaN * 0
+        # masked_fill, not a multiplication by the mask: NaN * 0 is NaN
         x = x.masked_fill(~mask, 0.0)
         if self.kind == "attentive":
             weights = self.attention(x).masked_fill(~mask, float("-inf")).softmax(dim=1)
@@ -45,6 +45,6 @@ class Pooling(nn.Module):
             return mean
         centred = (x - mean[:, None]).masked_fill(~mask, 0.0)
         variance = centred.square().sum(dim=1) / (count - self.correction).clamp(min=1)
-        # the clamp keeps the square root's gradient finite where a feature does not vary (one frame, silence)
+        # the clamp keeps the gradient of the square root finite if a feature does not vary (one frame, silence)
         deviation = variance.clamp(min=1e-20).sqrt()
         return torch.cat([mean, deviation], dim=1)

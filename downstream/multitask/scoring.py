@@ -1,4 +1,4 @@
-"""Scores of verification trials: cosine, adaptive s-norm, calibration to log-likelihood ratios."""
+"""Scores of verification trials: cosine, adaptive s-norm, and calibration to log-likelihood ratios."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-BLOCK = 4096  # trials or utterances at once: all embeddings of a million trials, or all cohort scores, would not fit
-CALIBRATION_C = 1000.0
+ROWS_AT_ONCE = 4096  # trials or utterances: the embeddings of a million trials need too much memory
+CALIBRATION_C = 1000.0  # the inverse strength of the ridge, as ``C`` in scikit-learn
 
 
 def _blocks(count: int) -> Iterator[slice]:
-    return (slice(start, start + BLOCK) for start in range(0, count, BLOCK))
+    """``count`` rows in blocks of at most `ROWS_AT_ONCE`."""
+    return (slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE))
 
 
 def cosine_scores(embeddings: Tensor, left: NDArray, right: NDArray) -> NDArray:
-    """``(trials,)`` cosines of ``embeddings (utterances, size)`` at the trials' two sides."""
+    """``(trials,)`` cosines of the sides; ``left, right (trials,)`` are rows of ``embeddings (utterances, size)``."""
     scores = np.empty(len(left))
     norms = torch.linalg.vector_norm(embeddings, dim=1, dtype=torch.float64).clamp(min=1e-12).numpy()
     for part in _blocks(len(scores)):
@@ -30,17 +31,23 @@ def cosine_scores(embeddings: Tensor, left: NDArray, right: NDArray) -> NDArray:
 def as_norm(
     scores: NDArray, embeddings: Tensor, left: NDArray, right: NDArray, cohort: Tensor, top: int = 100
 ) -> NDArray:
-    """Adaptive s-norm: the score in deviations from what a side's ``top`` nearest impostors get, sides averaged.
+    """Adaptive s-norm: scores normalised by mean and deviation of each side's scores with its nearest impostors.
 
-    Matejka et al., "Analysis of score normalization in multilingual speaker recognition", Interspeech 2017, AS-norm1.
+    The score of a trial is the average of the scores that its two sides give. Matejka et al., "Analysis of score
+    normalization in multilingual speaker recognition", Interspeech 2017, AS-norm1.
 
     Args:
-        scores: ``(trials,)`` cosines. embeddings: ``(utterances, size)``. left, right: ``(trials,)`` their rows.
-        cohort: ``(speakers, size)``, one vector a speaker.
-        top: Nearest impostors of each utterance; all of them where there are fewer.
+        scores: ``(trials,)`` cosines.
+        embeddings: ``(utterances, size)``.
+        left, right: ``(trials,)``, the rows of the two sides.
+        cohort: ``(speakers, size)``, one vector per impostor.
+        top: Number of nearest impostors; all if there are fewer.
+
+    Returns:
+        ``(trials,)``.
 
     Raises:
-        ValueError: fewer than two of them: no deviation can be taken.
+        ValueError: fewer than two impostors: a deviation needs two.
     """
     top = min(top, len(cohort))
     if top < 2:
@@ -56,10 +63,13 @@ def as_norm(
 def fit_calibration(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
     """Slope and offset that make ``slope * score + offset`` a log-likelihood ratio: logistic regression.
 
-    Target and non-target trials weigh the same, so that the ratio holds whatever the share of targets is. Brummer and
-    du Preez, "Application-independent evaluation of speaker detection", 2006. A ridge on the slope (of scores with
-    deviation 1) keeps it finite where trials are separated without error; it fades with the number of trials, or it
-    would say of a good system that it is unsure: scikit-learn's ``C`` of `CALIBRATION_C`.
+    All target trials together have the same weight as all non-target trials: the ratio does not depend on the share of
+    targets. Brummer and du Preez, "Application-independent evaluation of speaker detection", 2006. A ridge on the slope
+    (of scores with deviation 1) keeps it finite if the trials can be separated without error. Its strength falls with
+    the number of trials; a constant ridge would make the ratios of a good system too small.
+
+    Args:
+        scores: ``(trials,)``. labels: ``(trials,)``, 1 for target trials.
     """
     s, y = torch.as_tensor(np.asarray(scores), dtype=torch.float64), torch.as_tensor(np.asarray(labels)).bool()
     mean, deviation = s.mean(), s.std().clamp(min=1e-12)
@@ -81,7 +91,10 @@ def fit_calibration(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float]
 
 
 def cllr(ratios: ArrayLike, labels: ArrayLike) -> float:
-    """Cost of log-likelihood ratios ``(trials,)`` in bits: 0 perfect, 1 as good as none. Brummer and du Preez, 2006."""
+    """Cost of log-likelihood ratios ``(trials,)`` in bits: 0 for perfect ratios, 1 for ratios without information.
+
+    Brummer and du Preez, "Application-independent evaluation of speaker detection", 2006.
+    """
     ratios, labels = np.asarray(ratios), np.asarray(labels).astype(bool)
     targets, others = np.logaddexp(0, -ratios[labels]).mean(), np.logaddexp(0, ratios[~labels]).mean()
     return float((targets + others) / 2 / np.log(2))

@@ -1,4 +1,4 @@
-"""The joint training of s3prl's runner against a loop written by hand from the paper's text, on the same batches."""
+"""The joint training of the runner against a loop that follows the paper's text, on the same batches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ITERATIONS = 20
 
 
 def settings(folder: Path, update: str) -> dict[str, Any]:
-    """The paper's configuration as it ships, on tones: alternation, Adam 1e-4, angular softmax."""
+    """The default configuration, which is the paper's, on tones: alternation, Adam 1e-4, angular softmax."""
     config = read_yaml(find_config("default", kind="multitask"))
     steps = ITERATIONS * (2 if update == "alternate" else 1)
     config["runner"] |= {"total_steps": steps, "save_step": steps, "log_step": 1000, "eval_dataloaders": []}
@@ -46,8 +46,8 @@ def batches(expert: DownstreamExpert) -> Iterator[tuple[Tensor, str, Tensor]]:
             yield torch.stack([torch.as_tensor(wav) for wav in wavs]), task, torch.tensor(labels)
 
 
-class ByHand(nn.Module):
-    """Student, weighted sum, mean over time, one linear layer a task, cross-entropy and angular softmax: no more."""
+class PaperModel(nn.Module):
+    """Student, weighted sum, mean over time, one linear layer per task, cross-entropy and angular softmax."""
 
     def __init__(self, student: nn.Module, expert: dict[str, Tensor]) -> None:
         super().__init__()
@@ -82,7 +82,9 @@ class ByHand(nn.Module):
         return F.cross_entropy(logits * x.norm(dim=1, keepdim=True), labels)
 
 
-def train_by_hand(model: ByHand, data: Iterator[tuple[Tensor, str, Tensor]], update: str, clip: float) -> None:
+def train_as_in_the_paper(
+    model: PaperModel, data: Iterator[tuple[Tensor, str, Tensor]], update: str, clip: float
+) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
     def step(loss: Tensor) -> None:
@@ -102,7 +104,7 @@ def train_by_hand(model: ByHand, data: Iterator[tuple[Tensor, str, Tensor]], upd
 
 
 @pytest.mark.parametrize("update", ["alternate", "sum"])
-def test_twenty_iterations_of_the_runner_are_the_papers_two_updates(
+def test_twenty_iterations_of_the_runner_equal_the_papers_updates(
     tmp_path: Path, small_cnn: StudentConfig, update: str
 ) -> None:
     distilled_student.register()
@@ -119,17 +121,17 @@ def test_twenty_iterations_of_the_runner_are_the_papers_two_updates(
     [checkpoint] = (tmp_path / "exp").glob("states-*.ckpt")
     runners = torch.load(checkpoint, weights_only=True)
 
-    model = ByHand(distilled_student.load_student(tmp_path / "student"), initial).train()
+    model = PaperModel(distilled_student.load_student(tmp_path / "student"), initial).train()
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
-    train_by_hand(model, batches(expert), update, config["runner"]["gradient_clipping"])
-    found = dict(runners["Upstream"])  # its student has the name of ours
+    train_as_in_the_paper(model, batches(expert), update, config["runner"]["gradient_clipping"])
+    found = dict(runners["Upstream"])  # the student has the same parameter names
     found["layer_weights"] = runners["Featurizer"]["weights"]
     found |= {f"heads.{name.replace('.', '_')}": value for name, value in runners["Downstream"].items()}
     for name, parameter in model.named_parameters():
         difference = (parameter.detach() - found[name]).abs()
         if name.endswith("in_proj_bias"):
-            # a key's bias adds the same to all scores of a query: its gradient is rounding alone, which Adam scales up
+            # A key's bias adds the same to all scores of a query. Its true gradient is 0; Adam scales the rounding up.
             difference[small_cnn.hidden_size : 2 * small_cnn.hidden_size] = 0
         assert difference.max() < 1e-7, name
         has_learned = bool((parameter - start[name]).abs().max() > 1e-4)
-        assert has_learned != name.startswith("student.predictions"), f"{name}: hidden_states are what both tasks read"
+        assert has_learned != name.startswith("student.predictions"), f"{name}: both tasks use hidden_states"

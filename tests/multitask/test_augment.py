@@ -27,18 +27,18 @@ def wave(samples: int = 16_000) -> torch.Tensor:
     return 0.3 * torch.sin(2 * torch.pi * 440 * torch.arange(samples) / 16_000)
 
 
-def test_nothing_happens_by_default() -> None:
+def test_augmentation_is_off_by_default() -> None:
     augment = Augmentation(AugmentSettings(), "F")
     assert augment(wave(), rng()).equal(wave()) and augment.speed(rng()) == 1.0
 
 
 @pytest.mark.parametrize("snr", [-5.0, 0.0, 20.0])
-def test_noise_comes_at_the_ratio_asked_for(snr: float) -> None:
+def test_noise_is_added_at_the_given_ratio(snr: float) -> None:
     noise = add_noise(wave(), torch.randn(16_000), snr) - wave()
     assert 10 * float(torch.log10(wave().square().mean() / noise.square().mean())) == pytest.approx(snr, abs=0.01)
 
 
-def test_a_room_keeps_length_and_loudness_and_is_a_convolution() -> None:
+def test_reverberation_is_a_convolution_that_keeps_length_and_loudness() -> None:
     rir = synthetic_rir(rng(), 0.3, 5.0)
     wet = reverberate(wave(), rir)
     want = np.convolve(wave().numpy(), rir.numpy())[:16_000]
@@ -64,7 +64,7 @@ def test_the_same_generator_gives_the_same_utterance(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [{"noise": 1.5}, {"snr": [20.0, 0.0]}, {"speed_factors": [9.0]}, {"echo": 1}])
-def test_an_impossible_setting_names_its_key(bad: dict) -> None:
+def test_a_wrong_setting_gives_one_line_with_the_key(bad: dict) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
         typed(AugmentSettings, bad, "FILE")
 

@@ -11,22 +11,22 @@ from distilled_student.multitask.tasks import kws, sv
 PATH = find_config("default", kind="multitask")
 
 
-def test_the_shipped_config_has_no_key_that_the_code_does_not_know() -> None:
+def test_the_default_config_has_known_keys_only() -> None:
     expert = typed(ExpertSettings, read_yaml(PATH)["downstream_expert"], PATH)
     assert typed(kws.Settings, expert.tasks["kws"], PATH).keywords == kws.KEYWORDS
     assert typed(sv.Settings, expert.tasks["sv"], PATH).loss.name == "angular"
 
 
-def test_the_shipped_config_is_the_papers_where_the_paper_speaks() -> None:
+def test_the_default_config_has_the_papers_values() -> None:
     config = read_yaml(PATH)
     assert config["optimizer"] == {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": 1.0e-4}
     assert config["downstream_expert"]["update"] == "alternate"
     assert config["downstream_expert"]["schedule"] == {"kws": 1, "sv": 1}
-    assert config["runner"]["eval_dataloaders"] == ["dev"], "test never chooses"
+    assert config["runner"]["eval_dataloaders"] == ["dev"], "the test data never choose a checkpoint"
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_naming_another_loss_is_enough(loss: str) -> None:
+def test_another_loss_needs_its_name_only(loss: str) -> None:
     settings = read_yaml(PATH)["downstream_expert"]["tasks"]["sv"]
     settings["loss"]["name"] = loss
     assert typed(sv.Settings, settings, PATH).loss.margin == {"softmax": 0, "angular": 4, "am": 0.4, "aam": 0.2}[loss]
@@ -34,7 +34,7 @@ def test_naming_another_loss_is_enough(loss: str) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "nan"])
 @pytest.mark.parametrize("key", ["crop_seconds", "loss.scale", "augment.snr.1", "augment.noise"])
-def test_a_number_that_is_none_names_its_key(key: str, value: float | str) -> None:
+def test_a_number_that_is_not_finite_gives_one_line_with_the_key(key: str, value: float | str) -> None:
     settings: dict = {"augment": {"snr": [0.0, 1.0]}, "loss": {}}
     *path, last = key.split(".")
     group = settings

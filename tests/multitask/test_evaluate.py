@@ -1,4 +1,4 @@
-"""The real commands on tones: train, evaluate twice, the files that they leave."""
+"""Training and evaluation by the real commands, on tones: the results and the files that they write."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ from distilled_student.multitask.evaluate import evaluate, find_checkpoint
 SPEAKERS = ["id1000", "id1001", "id2000"]  # two of the dev part, one of the test part
 
 
-def test_train_and_evaluate_leave_the_results_and_the_scores_behind_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_training_and_evaluation_write_results_and_scores(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = read_yaml(find_config("default", kind="multitask"))
     config["runner"] |= {"total_steps": 4, "log_step": 2, "eval_step": 2, "save_step": 2}
     config["downstream_expert"] |= {"num_workers": 0, "tasks": tasks(tmp_path)}
@@ -44,15 +42,15 @@ def test_train_and_evaluate_leave_the_results_and_the_scores_behind_them(
     assert results["sv"]["as_norm"]["eer"] == 100 * metrics.eer(scores["sv_as_norm_scores"], scores["sv_labels"])
     for kind in (results["sv"], results["sv"]["as_norm"]):
         assert {"eer_interval", "min_dcf_0.01", "min_dcf_0.05", "act_dcf_0.01", "act_dcf_0.05", "cllr"} <= set(kind)
-    assert results["sv"]["cohort"] == 4, "the training speakers, from the checkpoint"
+    assert results["sv"]["cohort"] == 4, "the number of training speakers, from the checkpoint"
     trials = [f"{int(a == b)} {a}/s0/00000.wav {b}/s1/00000.wav" for a in SPEAKERS for b in SPEAKERS]
     lines = [f"{trial} {gender} GB" for trial, gender in zip(trials, itertools.cycle("fm"), strict=False)]
     (tmp_path / "vox/hard.txt").write_text("\n".join(lines))
     before = (exp / "results.json").read_text()
     hard = evaluate(exp, device="cpu", trials="hard.txt")
     assert json.loads((exp / "results-hard.json").read_text()) == hard and (exp / "det-test-hard.png").is_file()
-    assert (exp / "results.json").read_text() == before, "another list has files of its own"
-    assert (hard["sv"]["trials"], hard["sv"]["speakers"]) == (9, 3), "of the training and the test speakers, as E and H"
+    assert (exp / "results.json").read_text() == before, "another list has its own files"
+    assert (hard["sv"]["trials"], hard["sv"]["speakers"]) == (9, 3), "of training and test, as in VoxCeleb1-E"
     assert {value: found["trials"] for value, found in hard["sv"]["groups"]["column 4"].items()} == {"f": 5, "m": 4}
     for kind in (hard["sv"], hard["sv"]["as_norm"]):
         assert kind["groups"]["column 5"]["GB"]["eer"] == kind["eer"]
@@ -60,11 +58,11 @@ def test_train_and_evaluate_leave_the_results_and_the_scores_behind_them(
         evaluate(exp, device="cpu", overrides=["config.downstream_expert.tasks.kws.batch_size=many"])
     shutil.rmtree(next(iter(sorted((tmp_path / "vox/dev/wav").iterdir()))))
     assert launch.main(["-m", "train", "-e", str(exp / "states-4.ckpt"), "--device", "cpu"]) == 2
-    assert "vox: 3 training speakers where the checkpoint has 4" in capsys.readouterr().err
+    assert "vox: 3 training speakers, but the checkpoint has 4" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "vox/dev")
     shutil.rmtree(tmp_path / "sc/train")
     again = evaluate(exp, device="cpu")
-    assert (again["kws"], again["sv"]) == (results["kws"], results["sv"]), "testing needs no folder of training"
+    assert (again["kws"], again["sv"]) == (results["kws"], results["sv"]), "a test needs no training folders"
     with pytest.raises(UserError, match=r"train_root: .*: no such folder"):
         evaluate(exp, split="dev", device="cpu")
     state = torch.load(exp / "best-dev.ckpt", weights_only=True)
@@ -74,7 +72,9 @@ def test_train_and_evaluate_leave_the_results_and_the_scores_behind_them(
         evaluate(exp, device="cpu")
 
 
-def test_without_a_best_checkpoint_the_newest_is_taken_and_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_without_a_best_checkpoint_the_newest_is_evaluated_with_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     for step in (900, 1000):
         (tmp_path / f"states-{step}.ckpt").touch()
     assert find_checkpoint(tmp_path).name == "states-1000.ckpt"

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +30,7 @@ def expert(folder: Path, runner: dict | None = None, **settings: Any) -> Downstr
 
 
 def frames(wavs: list) -> list[torch.Tensor]:
-    """A stand-in upstream: six statistics of every 160 samples."""
+    """Features in place of an upstream's: six statistics of every 160 samples."""
     features = []
     for wav in wavs:
         wav = torch.as_tensor(wav)
@@ -49,7 +48,7 @@ def run(e: DownstreamExpert, split: str, step: int = 1) -> list[str]:
     records: dict = defaultdict(list)
     with torch.no_grad():
         for wavs, *others in e.eval().get_dataloader(split):
-            assert len({len(w) for w in wavs}) == 1  # no padding enters
+            assert len({len(w) for w in wavs}) == 1  # no padding
             e(split, frames(wavs), *others, records=records, batch_id=0)
     return e.log_records(split, records, Logger(), step, batch_ids=[], total_batch_num=1)
 
@@ -68,7 +67,7 @@ def test_every_utterance_of_the_longest_task_is_seen_in_an_epoch(tmp_path: Path)
     for _, name, _, found in e.get_dataloader("train"):
         keys[name] += found
     covered = {name: len(set(found)) / len(e.tasks[name].training_data().order(_rng())) for name, found in keys.items()}
-    assert min(covered.values()) > 0.7  # at most a part of a batch is left out
+    assert min(covered.values()) > 0.7  # less than one batch is left out
 
 
 def _rng() -> Any:
@@ -77,19 +76,19 @@ def _rng() -> Any:
     return np.random.default_rng(0)
 
 
-def test_data_depend_on_seed_and_epoch_and_not_on_the_number_of_workers(tmp_path: Path) -> None:
+def test_the_training_data_depend_on_seed_and_epoch_only(tmp_path: Path) -> None:
     e = expert(tmp_path)
 
-    def heard(epoch: int, workers: int) -> list:
+    def batches(epoch: int, workers: int) -> list:
         e.settings.num_workers = workers
         return [(name, keys, [w.tobytes() for w in wavs]) for wavs, name, _, keys in e.get_dataloader("train", epoch)]
 
-    assert heard(0, 0) == heard(0, 2) != heard(1, 0)
+    assert batches(0, 0) == batches(0, 2) != batches(1, 0)
     e.seed = 2
-    assert heard(0, 0) != heard(1, 0)
+    assert batches(0, 0) != batches(1, 0)
 
 
-def test_processes_share_the_batches_and_none_sees_anothers(tmp_path: Path) -> None:
+def test_two_processes_share_each_batch_without_overlap(tmp_path: Path) -> None:
     e = expert(tmp_path)
     data = {name: task.training_data() for name, task in e.tasks.items()}
     sizes, schedule = {"kws": 2, "sv": 2}, {"kws": 1, "sv": 1}
@@ -101,35 +100,35 @@ def test_processes_share_the_batches_and_none_sees_anothers(tmp_path: Path) -> N
         assert not one & two and places
 
 
-def test_accumulation_repeats_a_task_so_that_a_step_is_of_one_task(tmp_path: Path) -> None:
+def test_with_accumulation_all_batches_of_a_step_are_of_one_task(tmp_path: Path) -> None:
     names = [b[1] for b in expert(tmp_path, {"gradient_accumulate_steps": 2}).get_dataloader("train")]
     assert names[:4] == ["kws", "kws", "sv", "sv"] and len(names) % 4 == 0
 
 
-def test_update_sum_gives_the_gradient_of_the_sum(tmp_path: Path) -> None:
+def test_update_sum_gives_the_gradient_of_the_sum_of_the_losses(tmp_path: Path) -> None:
     e = expert(tmp_path, {"gradient_accumulate_steps": 2}, update="sum")
     batches = list(itertools.islice(train_batches(e), 2))
     assert [b[1] for b in batches] == ["kws", "sv"]
-    trunk = torch.ones(6, requires_grad=True)  # something that both tasks share
+    shared = torch.ones(6, requires_grad=True)  # stands for the upstream, which both tasks train
 
     def losses() -> list[torch.Tensor]:
-        return [e("train", [f * trunk for f in b[0]], *b[1:], records=defaultdict(list)) for b in batches]
+        return [e("train", [f * shared for f in b[0]], *b[1:], records=defaultdict(list)) for b in batches]
 
     for loss in losses():
         (loss / 2).backward()  # as the runner does
-    got, trunk.grad = trunk.grad.clone(), None
+    got, shared.grad = shared.grad.clone(), None
     e.tasks["sv"].objective.step.fill_(0)
     e.settings.update = "alternate"
     sum(losses()).backward()
-    torch.testing.assert_close(got, trunk.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(got, shared.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_update_sum_needs_the_runner_to_agree(tmp_path: Path) -> None:
+def test_update_sum_needs_as_many_accumulated_batches_as_a_cycle_has(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"my\.yaml: runner\.gradient_accumulate_steps: .* needs 2"):
         expert(tmp_path, update="sum")
 
 
-def test_naming_one_task_trains_it_alone(tmp_path: Path) -> None:
+def test_a_schedule_with_one_task_trains_this_task_only(tmp_path: Path) -> None:
     e = expert(tmp_path, schedule={"sv": 1})
     assert list(e.tasks) == ["sv"] and {b[1] for b in e.get_dataloader("train")} == {"sv"}
     run(e, "dev")
@@ -170,11 +169,11 @@ def test_the_batch_size_of_the_evaluation_does_not_change_its_results(tmp_path: 
     assert e.arrays["test"]["sv_scores"] == pytest.approx(first, abs=1e-6)
 
 
-def test_only_development_data_choose_and_a_resumed_run_keeps_the_best(tmp_path: Path) -> None:
+def test_only_development_data_choose_the_best_checkpoint_and_a_resumed_run_keeps_its_score(tmp_path: Path) -> None:
     e = expert(tmp_path)
     assert run(e, "test") == []
     assert run(e, "dev") == ["best-dev.ckpt"]
-    assert run(e, "dev") == []  # as good is not better
+    assert run(e, "dev") == []  # an equal score is not better
     resumed = expert(tmp_path)
     resumed.load_state_dict(e.state_dict())
     assert run(resumed, "dev") == [] and resumed.best_score.item() == e.score(e.results["dev"])
@@ -184,7 +183,7 @@ def test_only_development_data_choose_and_a_resumed_run_keeps_the_best(tmp_path:
     assert [line["split"] for line in lines] == ["test", "dev", "dev", "dev"]
 
 
-def test_training_records_are_averaged_into_the_log(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_log_holds_the_means_of_training_records(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     e, records = expert(tmp_path), defaultdict(list)
     for batch in list(train_batches(e))[:4]:
         e("train", *batch, records=records)
@@ -194,7 +193,7 @@ def test_training_records_are_averaged_into_the_log(tmp_path: Path, capsys: pyte
     assert entry["kws/loss"] == pytest.approx(torch.stack(records["kws/loss"]).mean().item())
 
 
-def test_inference_prints_a_keyword_and_its_share(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_inference_prints_a_line_for_each_task(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     e = expert(tmp_path)
     wav = e.load_audio(next((tmp_path / "sc/test/yes").iterdir()))
     e.inference(frames([wav]), ["clip"])
@@ -202,7 +201,7 @@ def test_inference_prints_a_keyword_and_its_share(tmp_path: Path, capsys: pytest
     assert out.startswith("clip: kws: ") and "clip: sv: " in out
 
 
-def test_a_bad_file_in_a_worker_is_one_line_that_names_it(tmp_path: Path) -> None:
+def test_an_unreadable_file_in_a_worker_gives_one_line_with_its_name(tmp_path: Path) -> None:
     e = expert(tmp_path, num_workers=1)
     bad = e.tasks["kws"].index[0]["training"][0].path
     for clip in e.tasks["kws"].index[0]["training"]:
@@ -229,22 +228,23 @@ def test_a_bad_file_in_a_worker_is_one_line_that_names_it(tmp_path: Path) -> Non
         ({"schedule": {"kws": 0}}, r"schedule: needs 1 or more"),
         ({"update": "both"}, r"update: 'both'"),
         ({"updat": "sum"}, r"downstream_expert: key 'updat'"),
+        ({"tasks": {"upstream": {}}}, r"tasks\.upstream: is a key of results\.json"),
     ],
 )
-def test_a_wrong_setting_is_one_line_that_names_file_and_key(tmp_path: Path, change: dict, match: str) -> None:
+def test_a_wrong_setting_gives_one_line_with_file_and_key(tmp_path: Path, change: dict, match: str) -> None:
     with pytest.raises(UserError, match=match):
         expert(tmp_path, **change)
 
 
-@pytest.mark.parametrize("amiss", ["kws", "sv", "header", "empty"])
-def test_what_an_evaluation_needs_is_missed_at_the_start_of_training(tmp_path: Path, amiss: str) -> None:
+@pytest.mark.parametrize("missing", ["kws", "sv", "header", "empty"])
+def test_missing_evaluation_data_are_found_at_the_start_of_training(tmp_path: Path, missing: str) -> None:
     entries = tasks(tmp_path)
     bad = sorted((tmp_path / "vox/test/wav").rglob("*.wav"))[0]
-    if amiss == "kws":
+    if missing == "kws":
         entries["kws"]["validation_percentage"] = 0
-    elif amiss == "sv":
+    elif missing == "sv":
         entries["sv"]["dev_speakers"] = 0
-    elif amiss == "header":
+    elif missing == "header":
         bad.write_bytes(b"")
     else:
         soundfile.write(bad, [], 16_000)
@@ -253,7 +253,7 @@ def test_what_an_evaluation_needs_is_missed_at_the_start_of_training(tmp_path: P
         "sv": r"sv\.dev_speakers: not set",
         "header": r"0\.wav: not readable as audio",
         "empty": r"0\.wav: holds no audio",
-    }[amiss]
+    }[missing]
     runner = {"gradient_accumulate_steps": 1, "eval_dataloaders": ["dev", "test"]}
     values = {"tasks": entries}
     DownstreamExpert(6, 160, values, str(tmp_path), runner=runner, mode="evaluate")
@@ -261,75 +261,7 @@ def test_what_an_evaluation_needs_is_missed_at_the_start_of_training(tmp_path: P
         DownstreamExpert(6, 160, values, str(tmp_path), runner=runner, mode="train")
 
 
-TOY = '''
-"""A third task: is it loud?"""
-from dataclasses import dataclass
-
-import torch
-from distilled_student.multitask.tasks.base import BaseTask, Item, TaskSettings
-
-
-@dataclass
-class Settings(TaskSettings):
-    items: int = 12
-
-
-class Data:
-    def __init__(self, items):
-        self.items = items
-
-    def __len__(self):
-        return self.items
-
-    def samples(self, index):
-        return 3200
-
-    def order(self, rng):
-        return rng.permutation(self.items).tolist()
-
-    def item(self, index, rng=None):
-        return Item(torch.full((3200,), 0.5 * (index % 2)), index % 2, str(index))
-
-
-class Task(BaseTask):
-    def __init__(self, settings, features, seed, key):
-        super().__init__(settings, features, 2)
-        self.settings = settings
-
-    def training_data(self):
-        return Data(self.settings.items)
-
-    def evaluation_data(self, split):
-        return Data(self.settings.items)
-
-    def loss(self, outputs, labels):
-        return torch.nn.functional.cross_entropy(outputs, labels), {}
-
-    def collect(self, outputs, labels, keys):
-        return [int(a == b) for a, b in zip(outputs.argmax(1).tolist(), labels)]
-
-    def metrics(self, split, collected):
-        return {"accuracy": 100 * sum(collected) / len(collected)}, {}
-
-    def score(self, results):
-        return results["accuracy"]
-'''
-
-
-def test_a_third_task_is_one_file_and_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "loudness.py").write_text(TOY)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "loudness", raising=False)
-    entries = {**tasks(tmp_path), "loud": {"module": "loudness", "items": 8, "batch_size": 4}}
-    e = expert(tmp_path, tasks=entries)
-    assert [b[1] for b in e.get_dataloader("train")][:3] == ["kws", "sv", "loud"]
-    for batch in list(train_batches(e))[:3]:
-        e("train", *batch, records=defaultdict(list)).backward()
-    run(e, "dev")
-    assert set(e.results["dev"]) == {"kws", "sv", "loud"}
-
-
-def test_evaluation_batches_hold_one_length_and_every_utterance_once() -> None:
+def test_an_evaluation_batch_has_utterances_of_one_length_and_all_batches_together_have_each_once() -> None:
     class Data:
         lengths = (5, 3, 5, 5, 3, 9)
 
@@ -342,7 +274,7 @@ def test_evaluation_batches_hold_one_length_and_every_utterance_once() -> None:
     assert equal_length_batches(Data(), 2) == [[1, 4], [0, 2], [3], [5]]
 
 
-def test_calibration_replaces_the_statistics_by_those_of_the_features_it_is_given(tmp_path: Path) -> None:
+def test_calibrate_replaces_the_batch_norm_statistics_by_those_of_the_given_features(tmp_path: Path) -> None:
     values = tasks(tmp_path)
     for name in values:
         values[name]["standardize"] = True
@@ -351,7 +283,7 @@ def test_calibration_replaces_the_statistics_by_those_of_the_features_it_is_give
     e.tasks["kws"](torch.nn.utils.rnn.pad_sequence(shifted, batch_first=True), torch.tensor([len(f) for f in shifted]))
     e.eval()
     e.calibrate(frames, cycles=1000)
-    # the reference: every batch of an epoch pooled by hand, its moments averaged over batches
+    # the reference: the mean of the pooled features in each batch of the epoch, averaged over batches
     means = {"kws": [], "sv": []}
     for features, task, *_ in train_batches(e):
         means[task].append(torch.stack([f.mean(0) for f in features]).mean(0))
@@ -361,33 +293,35 @@ def test_calibration_replaces_the_statistics_by_those_of_the_features_it_is_give
         assert not norm.training and norm.momentum == 0.1
 
 
-def test_without_standardisation_there_is_nothing_to_calibrate(tmp_path: Path) -> None:
+def test_calibrate_does_nothing_without_standardisation(tmp_path: Path) -> None:
     def unwanted(wavs: list) -> list[torch.Tensor]:
         raise AssertionError("no batch is needed")
 
     expert(tmp_path).calibrate(unwanted)
 
 
-def test_a_task_hears_the_layer_that_it_names(tmp_path: Path) -> None:
+def test_a_task_uses_the_layer_that_its_settings_name(tmp_path: Path) -> None:
     values = tasks(tmp_path)
     values["sv"]["layer"] = 1
     e = expert(tmp_path, tasks=values, schedule={"kws": 1, "sv": 1}, layers=2)
     assert (e.tasks["kws"].head.linear.in_features, e.tasks["sv"].head.linear.in_features) == (6, 3)
-    features, seen = torch.randn(2, 5, 6), []
-    e.tasks["sv"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    features, received = torch.randn(2, 5, 6), []
+    e.tasks["sv"].register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
     e("dev", list(features), "sv", [0, 1], ["0", "1"], records=defaultdict(list))
-    torch.testing.assert_close(seen[0], features[:, :, 3:])
+    torch.testing.assert_close(received[0], features[:, :, 3:])
 
 
 @pytest.mark.parametrize(
     ("layers", "layer", "message"),
     [
-        (4, None, r"my\.yaml: downstream_expert\.layers: 6 features are not of 4 layers"),
+        (4, None, r"my\.yaml: downstream_expert\.layers: 6 features cannot be divided into 4 layers"),
         (2, 2, r"tasks\.sv\.layer: 2 is not one of layers: 2"),
         (0, None, r"layers: needs 1 or more"),
     ],
 )
-def test_layers_that_are_not_there_are_one_line(tmp_path: Path, layers: int, layer: int | None, message: str) -> None:
+def test_a_missing_layer_gives_one_line_with_the_key(
+    tmp_path: Path, layers: int, layer: int | None, message: str
+) -> None:
     values = tasks(tmp_path)
     values["sv"]["layer"] = layer
     with pytest.raises(UserError, match=message):

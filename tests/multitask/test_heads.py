@@ -1,4 +1,4 @@
-"""Heads and the choice of layers: equal to s3prl's own modules with the same weights, the same with any padding."""
+"""Heads and the choice of layers equal s3prl's modules with the same weights, and do not depend on padding."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def largest_difference(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_the_projection_head_is_s3prls_keyword_model(batch: int) -> None:
+def test_the_projection_head_equals_s3prls_keyword_model(batch: int) -> None:
     from s3prl.downstream.model import UtteranceLevel
 
     torch.manual_seed(0)
@@ -45,7 +45,7 @@ def test_the_projection_head_is_s3prls_keyword_model(batch: int) -> None:
 
 
 def s3prls_xvector(ours: XVectorHead) -> tuple[nn.Module, nn.Module]:
-    """s3prl's connector and model at SUPERB's settings (configs/amsoftmax.yaml), with the weights of ours."""
+    """s3prl's connector and model with SUPERB's settings (configs/amsoftmax.yaml) and the weights of ``ours``."""
     from s3prl.downstream.sv_voxceleb1.model import Model
 
     hparams = {"agg_dim": 1500, "dropout_p": 0.0, "batch_norm": False}
@@ -60,19 +60,19 @@ def s3prls_xvector(ours: XVectorHead) -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_xvector_head_is_s3prls_speaker_model_in_training_and_in_evaluation(batch: int) -> None:
+def test_the_xvector_head_equals_s3prls_speaker_model_in_training_and_in_evaluation(batch: int) -> None:
     torch.manual_seed(0)
     ours = XVectorHead(768, 512)
     connector, model = s3prls_xvector(ours)
     x, lengths = torch.randn(batch, 120, 768), torch.full((batch,), 120)
-    mask = torch.zeros(batch, 120 - XVectorHead.LOST)
+    mask = torch.zeros(batch, 120 - XVectorHead.LOST_FRAMES)
     assert largest_difference(ours.train()(x, lengths), model(connector(x), mask)) < 1e-5
     assert largest_difference(ours.eval()(x, lengths), model.inference(connector(x), mask)) < 1e-5
     parts = (connector, model)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for m in parts for p in m.parameters())
 
 
-def test_am_softmax_and_its_gradients_through_the_head_are_s3prls() -> None:
+def test_am_softmax_and_its_gradients_through_the_head_equal_s3prls() -> None:
     from s3prl.downstream.sv_voxceleb1.model import AMSoftmaxLoss
 
     torch.manual_seed(0)
@@ -81,7 +81,7 @@ def test_am_softmax_and_its_gradients_through_the_head_are_s3prls() -> None:
     theirs = AMSoftmaxLoss(512, 7, s=30.0, m=0.4)
     theirs.W.data.copy_(loss.weight.data.T)
     x, lengths, labels = torch.randn(5, 60, 32), torch.full((5,), 60), torch.tensor([0, 3, 3, 6, 1])
-    wanted = theirs(model(connector(x), torch.zeros(5, 60 - XVectorHead.LOST)), labels)
+    wanted = theirs(model(connector(x), torch.zeros(5, 60 - XVectorHead.LOST_FRAMES)), labels)
     wanted.backward()
     connectors = ours.connector.weight.grad.clone()
     ours.zero_grad()
@@ -94,7 +94,7 @@ def test_am_softmax_and_its_gradients_through_the_head_are_s3prls() -> None:
     assert largest_difference(ours.convolutions[0].weight.grad.transpose(1, 2).flatten(1), tdnn) < 1e-5
 
 
-def test_the_weighted_sum_is_s3prls_featurizers() -> None:
+def test_the_weighted_sum_equals_s3prls_featurizer() -> None:
     from s3prl.upstream.interfaces import Featurizer
 
     class Upstream(nn.Module):
@@ -105,11 +105,11 @@ def test_the_weighted_sum_is_s3prls_featurizers() -> None:
     featurizer, ours = Featurizer(Upstream(), upstream_device="cpu"), LayerChoice(3, "weighted")
     weights = torch.tensor([0.3, -1.0, 2.0])
     featurizer.weights.data.copy_(weights)
-    side_by_side = torch.cat(states, dim=2)
-    assert largest_difference(ours(side_by_side), torch.stack(states).mean(0)) < 1e-6, "equal weights at first"
+    concatenated = torch.cat(states, dim=2)
+    assert largest_difference(ours(concatenated), torch.stack(states).mean(0)) < 1e-6, "equal weights at first"
     ours.weights.data.copy_(weights)
-    assert largest_difference(ours(side_by_side), featurizer._weighted_sum(states)) < 1e-5
-    assert LayerChoice(3, 1)(side_by_side).equal(states[1]) and LayerChoice(3, None)(side_by_side).equal(side_by_side)
+    assert largest_difference(ours(concatenated), featurizer._weighted_sum(states)) < 1e-5
+    assert LayerChoice(3, 1)(concatenated).equal(states[1]) and LayerChoice(3, None)(concatenated).equal(concatenated)
 
 
 @pytest.mark.parametrize("training", [True, False])

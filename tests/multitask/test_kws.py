@@ -17,7 +17,7 @@ from distilled_student.multitask.tasks import kws, kws_index
 
 
 def tensorflow_which_set(filename: str, validation_percentage: float, testing_percentage: float) -> str:
-    """Written from the text of TensorFlow's speech_commands/input_data.py, independently of ours."""
+    """After the text of TensorFlow's speech_commands/input_data.py, independent of our implementation."""
     hash_name = re.sub(r"_nohash_.*$", "", Path(filename).name)
     number = int(hashlib.sha1(hash_name.encode()).hexdigest(), 16)
     percentage_hash = (number % (2**27)) * (100.0 / (2**27 - 1))
@@ -32,13 +32,13 @@ def settings(root: Path, **more: object) -> kws.Settings:
     return kws.Settings(train_root=str(root / "train"), test_root=None, keywords=WORDS, **more)
 
 
-def test_the_split_is_tensorflows_for_many_names() -> None:
+def test_the_split_equals_tensorflows_for_many_names() -> None:
     for i in range(2000):
         name = f"{i:08x}_nohash_{i % 3}.wav"
         assert keywords.which_set(name, 10, 10) == tensorflow_which_set(name, 10, 10)
 
 
-def test_counts_are_keywords_and_a_tenth_of_each_extra_class_rounded_up(tmp_path: Path) -> None:
+def test_unknown_and_silence_have_a_tenth_of_the_keyword_utterances_each_rounded_up(tmp_path: Path) -> None:
     root = speech_commands(tmp_path, speakers=60, takes=1, test=False)
     sets, _ = kws_index.class_index(settings(root), 0, "F")
     for part, clips in sets.items():
@@ -53,15 +53,15 @@ def test_counts_are_keywords_and_a_tenth_of_each_extra_class_rounded_up(tmp_path
 def test_no_speaker_is_in_two_sets_and_the_unknown_words_are_seeded(tmp_path: Path) -> None:
     root = speech_commands(tmp_path, speakers=40, test=False)
     sets, _ = kws_index.class_index(settings(root), 0, "F")
-    people = {
+    speakers = {
         part: {keywords.speaker_of(c.path.name) for c in clips if c.volume is None} for part, clips in sets.items()
     }
-    assert not people["training"] & (people["validation"] | people["testing"])
+    assert not speakers["training"] & (speakers["validation"] | speakers["testing"])
     assert sets == kws_index.class_index(settings(root), 0, "F")[0]
     assert sets != kws_index.class_index(settings(root), 1, "F")[0]
 
 
-def test_development_silence_is_fixed_and_training_silence_fresh(tmp_path: Path) -> None:
+def test_development_silence_is_fixed_and_training_silence_is_random(tmp_path: Path) -> None:
     s = settings(speech_commands(tmp_path, speakers=30, test=False), validation_percentage=30)
     task = kws.Task(s, 4, 0, "F")
     dev, train = task.evaluation_data("dev"), task.training_data()
@@ -72,7 +72,7 @@ def test_development_silence_is_fixed_and_training_silence_fresh(tmp_path: Path)
     assert not one.equal(two) and one.equal(train.item(silent, np.random.default_rng(1)).waveform)
 
 
-def test_training_clips_are_one_second_padded_at_the_end_or_cut(tmp_path: Path) -> None:
+def test_training_clips_have_one_second_padded_at_the_end_or_cut(tmp_path: Path) -> None:
     root = speech_commands(tmp_path, test=False)
     tone(root / "train/yes/spk3_nohash_9.wav", 300, 2.5)
     tone(root / "train/yes/spk3_nohash_8.wav", 300, 0.5)
@@ -83,12 +83,12 @@ def test_training_clips_are_one_second_padded_at_the_end_or_cut(tmp_path: Path) 
     assert short[:8000].abs().max() > 0.1 and not short[8000:].any()
 
 
-def test_the_archives_unknown_files_name_the_word_before_the_speaker() -> None:
+def test_unknown_files_of_the_test_archive_have_the_word_before_the_speaker() -> None:
     keys = ["_unknown_/bed_0c40e715_nohash_0.wav", "yes/0c40e715_nohash_1.wav", "no/ab_nohash_0.wav", "_silence_/1"]
     assert kws._speakers(keys) == {"0c40e715", "ab"}
 
 
-def test_eight_kilohertz_and_stereo_files_are_read_and_their_length_known(tmp_path: Path) -> None:
+def test_the_header_gives_the_length_of_eight_kilohertz_and_stereo_files(tmp_path: Path) -> None:
     root = speech_commands(tmp_path)
     tone(root / "test/yes/low_nohash_0.wav", 300, 1.0, rate=8000, channels=2)
     task = kws.Task(
@@ -99,13 +99,13 @@ def test_eight_kilohertz_and_stereo_files_are_read_and_their_length_known(tmp_pa
         assert len(data.item(i).waveform) == data.samples(i) == 16_000
 
 
-def test_keywords_that_yaml_took_for_booleans_are_refused() -> None:
+def test_keywords_that_yaml_has_read_as_booleans_are_refused() -> None:
     with pytest.raises(UserError, match=r"FILE: keywords: .* put them in quotes"):
         typed(kws.Settings, {"keywords": [True, "up"]}, "FILE")
 
 
 @pytest.mark.parametrize("bad", ["folder", "class", "test class", "noise", "dev", "unknown"])
-def test_missing_data_is_one_line_that_names_it(tmp_path: Path, bad: str) -> None:
+def test_missing_data_give_one_line_with_their_name(tmp_path: Path, bad: str) -> None:
     root = speech_commands(tmp_path)
     s = kws.Settings(train_root=str(root / "train"), test_root=str(root / "test"), keywords=list(WORDS))
     match = {
@@ -138,7 +138,7 @@ def test_missing_data_is_one_line_that_names_it(tmp_path: Path, bad: str) -> Non
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "nan", "no samples"])
-def test_a_bad_file_is_named_when_it_is_met(tmp_path: Path, kind: str) -> None:
+def test_an_unreadable_file_is_named_when_it_is_read(tmp_path: Path, kind: str) -> None:
     root = speech_commands(tmp_path, speakers=4)
     bad = root / "train/yes/spk0_nohash_0.wav"
     if kind in ("empty", "text"):

@@ -1,10 +1,10 @@
-"""The index on a tree with the file names of Speech Commands v0.01: published counts, and TensorFlow's own sets.
+"""The index on a folder with the file names of Speech Commands v0.01: published counts, and TensorFlow's own sets.
 
-Sources of the counts: files per word, 64,721 in all, from the archive; 6,798 validation and 6,835 testing files from
-its validation_list.txt and testing_list.txt, of which the ten keywords have 2,577 and 2,567: with unknown and silent
-ones that makes the 3,093 and 3,081 that papers on keyword spotting print. 22,246 training utterances follow: 23,682 of
-the keywords less those 5,144 leave 18,538, and a tenth of that, rounded up, is 1,854, twice. Some papers print 22,236,
-which no rounding of these counts gives.
+Sources of the counts: the archive has 64,721 files, with the numbers per word below. Its validation_list.txt has 6,798
+files and its testing_list.txt 6,835, of which 2,577 and 2,567 are keywords. With unknown and silent utterances these
+are the 3,093 and 3,081 that papers on keyword spotting report. The training set follows: 23,682 keyword utterances
+minus 5,144 are 18,538; a tenth of that, rounded up, is 1,854, for unknown and for silence: 22,246 in all. Some papers
+report 22,236, which no rounding of these counts gives.
 """
 
 from __future__ import annotations
@@ -29,18 +29,20 @@ KEYWORDS |= {"stop": 2380, "go": 2372}
 OTHERS = {"zero": 2376, "one": 2370, "two": 2373, "three": 2356, "four": 2372, "five": 2357, "six": 2369, "seven": 2377}
 OTHERS |= {"eight": 2352, "nine": 2364, "bed": 1713, "bird": 1731, "cat": 1733, "dog": 1746, "happy": 1742}
 OTHERS |= {"house": 1750, "marvin": 1746, "sheila": 1734, "tree": 1733, "wow": 1745}
-HELD_OUT = {"validation": (2577, 6798), "testing": (2567, 6835)}  # of the keywords, and in all
+HELD_OUT = {"validation": (2577, 6798), "testing": (2567, 6835)}  # files of keywords, and all files
 NOISES = ["doing_the_dishes", "dude_miaowing", "exercise_bike", "pink_noise", "running_tap", "white_noise"]
 
 
 def shared_out(total: int, words: dict[str, int]) -> dict[str, int]:
-    """``total`` over the words, as evenly as whole numbers are."""
+    """``total`` divided over the words as evenly as possible."""
     return {word: total // len(words) + (i < total % len(words)) for i, word in enumerate(words)}
 
 
 def tensorflows_set(file_name: str) -> str:
-    """``which_set`` of TensorFlow's speech_commands/input_data.py, in words of its documentation: a hash of the name
-    up to _nohash_ as a percentage of 2**27 - 1, 10 % validation, then 10 % testing."""
+    """``which_set`` after the documentation in TensorFlow's speech_commands/input_data.py.
+
+    The hash of the name up to _nohash_ as a percentage of 2**27 - 1: 10 % are validation, the next 10 % testing.
+    """
     digest = hashlib.sha1(re.sub("_nohash_.*$", "", file_name).encode()).hexdigest()
     share = int(digest, 16) % 2**27 * (100 / (2**27 - 1))
     return "validation" if share < 10 else "testing" if share < 20 else "training"
@@ -48,8 +50,11 @@ def tensorflows_set(file_name: str) -> str:
 
 @pytest.fixture(scope="module")
 def root() -> Iterator[Path]:
-    """64,727 files of the archive's naming, empty but for the noises; speakers are searched for until each set has its
-    number of files. In memory where the system has a folder for that: on a busy disk so many take a minute."""
+    """64,727 files named as in the archive; only the noises are not empty.
+
+    Random speakers are drawn until each set has its number of files. The folder is in memory if the system has one:
+    on a busy disk so many files take a minute.
+    """
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         yield archive(Path(folder))
@@ -84,7 +89,7 @@ def settings(root: Path, **more: object) -> kws.Settings:
 
 
 def tensorflows_index(root: Path) -> dict[str, dict[str, set[str]]]:
-    """``prepare_data_index`` as its documentation has it: files of keywords and of other words by set."""
+    """``prepare_data_index`` after its documentation: files of keywords and of other words by set."""
     index: dict[str, dict[str, set[str]]] = {part: {"known": set(), "other": set()} for part in (*HELD_OUT, "training")}
     for file in root.glob("*/*.wav"):
         if file.parent.name != "_background_noise_":
@@ -93,12 +98,12 @@ def tensorflows_index(root: Path) -> dict[str, dict[str, set[str]]]:
     return index
 
 
-def test_the_tree_is_the_archives() -> None:
+def test_the_folder_has_the_numbers_of_files_of_the_archive() -> None:
     assert sum(KEYWORDS.values()) + sum(OTHERS.values()) == 64_721 and len(KEYWORDS | OTHERS) == 30
     assert sum(KEYWORDS.values()) == 23_682
 
 
-def test_the_classic_index_has_the_published_counts_and_tensorflows_files(root: Path) -> None:
+def test_the_classic_index_has_the_published_counts_and_tensorflows_sets(root: Path) -> None:
     sets, noises = kws_index.class_index(settings(root), 0, "F")
     assert {part: len(clips) for part, clips in sets.items()} == {
         "validation": 3093,
@@ -112,15 +117,15 @@ def test_the_classic_index_has_the_published_counts_and_tensorflows_files(root: 
         unknown = [clip.key for clip in clips if clip.label == 1]
         assert len(set(unknown)) == len(unknown) == math.ceil(len(wanted["known"]) / 10)
         assert set(unknown) < wanted["other"]
-        assert len(sets[part]) - len(clips) == len(unknown), "as many silent ones"
+        assert len(sets[part]) - len(clips) == len(unknown), "as many silent utterances"
     words = Counter(clip.key.partition("/")[0] for clips in sets.values() for clip in clips if clip.label > 1)
     assert words == KEYWORDS
 
 
-def test_superbs_index_has_every_word_and_the_six_noises(root: Path) -> None:
+def test_superbs_index_has_all_words_and_the_six_noises(root: Path) -> None:
     superb = settings(root, unknown_percentage=None, silence_percentage=None)
     sets, _ = kws_index.class_index(superb, 0, "F")
-    # s3prl adds the noises to the training and to the development list; it has no testing list of this archive
+    # s3prl adds the noises to its training and its development list; it makes no testing list from this archive
     assert {part: len(clips) - 6 for part, clips in sets.items()} == {
         "validation": 6798,
         "testing": 6835,
@@ -131,7 +136,7 @@ def test_superbs_index_has_every_word_and_the_six_noises(root: Path) -> None:
         assert speech == wanted["known"] | wanted["other"], part
 
 
-def test_s3prls_own_split_is_the_same(root: Path) -> None:
+def test_the_index_equals_s3prls_own_split(root: Path) -> None:
     import distilled_student
 
     distilled_student.register()

@@ -21,7 +21,7 @@ CASES = [
 
 
 def plain(loss: SpeakerLoss, x: list[list[float]], labels: list[int]) -> float:
-    """The textbook formulas, one number at a time, with acos and without tensors."""
+    """The formulas of the papers, one number at a time, with acos and without tensors."""
     s, weight = loss.settings, loss.weight.double().tolist()
     total = 0.0
     for vector, label in zip(x, labels, strict=True):
@@ -79,7 +79,7 @@ def test_the_additive_angle_falls_with_the_angle_up_to_pi() -> None:
     assert (aam_cosine(cosine, 0.5).diff() < 0).all()
 
 
-def test_the_margin_comes_in_slowly_and_a_resumed_run_goes_on_there() -> None:
+def test_the_margin_grows_slowly_and_a_resumed_run_continues_with_it() -> None:
     loss = SpeakerLoss(LossSettings("angular"), 4, 3)
     assert loss.annealing().item() == 1000
     for _ in range(5):
@@ -92,6 +92,6 @@ def test_the_margin_comes_in_slowly_and_a_resumed_run_goes_on_there() -> None:
 @pytest.mark.parametrize(
     "bad", [{"name": "arc"}, {"margin": 5.0}, {"name": "am", "margin": -1.0}, {"name": "aam", "scale": 0.0}]
 )
-def test_an_impossible_loss_is_one_line(bad: dict) -> None:
+def test_a_wrong_loss_setting_gives_one_line_with_the_key(bad: dict) -> None:
     with pytest.raises(UserError, match=r"FILE: loss\."):
         typed(LossSettings, bad, "FILE")

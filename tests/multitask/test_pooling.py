@@ -20,13 +20,13 @@ def test_padding_never_changes_a_result_even_when_it_is_nan(kind: str) -> None:
     assert together.shape == (3, pooling.output_size)
 
 
-def test_mean_and_deviation_are_torchs() -> None:
+def test_mean_and_deviation_equal_torchs() -> None:
     x = torch.randn(1, 6, 4)
     got = Pooling("mean_std", 4)(x, torch.tensor([6]))[0]
     torch.testing.assert_close(got, torch.cat([x[0].mean(0), x[0].std(0, correction=0)]))
 
 
-def test_attention_is_the_formula() -> None:
+def test_attention_equals_the_formula_of_the_paper() -> None:
     pooling, x = Pooling("attentive", 4, hidden=3), torch.randn(1, 6, 4)
     w, v = pooling.attention[0], pooling.attention[2]
     scores = [float(v.weight[0] @ torch.tanh(w.weight @ frame + w.bias)) for frame in x[0]]

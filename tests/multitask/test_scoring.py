@@ -42,7 +42,7 @@ def test_as_norm_equals_a_loop_over_the_trials() -> None:
         scoring.as_norm(scores, x, left, right, cohort[:1])
 
 
-def test_calibration_is_scikit_learns_balanced_logistic_regression() -> None:
+def test_calibration_equals_scikit_learns_balanced_logistic_regression() -> None:
     scores, labels, *_ = made_trials()
     slope, offset = scoring.fit_calibration(scores, labels)
     s = (scores - scores.mean()) / scores.std(ddof=1)
@@ -52,7 +52,7 @@ def test_calibration_is_scikit_learns_balanced_logistic_regression() -> None:
 
 
 @pytest.mark.parametrize("apart", [2.0, 4.0, 5.2])
-def test_calibration_finds_the_likelihood_ratio_of_gaussian_scores_of_weak_and_good_systems(apart: float) -> None:
+def test_calibration_finds_the_likelihood_ratio_of_gaussian_scores(apart: float) -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=40_000)
     scores = 0.1 * (rng.normal(size=len(labels)) + apart * labels)
@@ -65,7 +65,7 @@ def test_calibration_finds_the_likelihood_ratio_of_gaussian_scores_of_weak_and_g
     assert M.act_dcf(ratios, fresh, 0.01) - M.min_dcf(ratios, fresh, 0.01) < 0.03
 
 
-def test_calibrated_scores_cost_about_their_minimum_whatever_the_scale() -> None:
+def test_calibrated_scores_cost_about_their_minimum_at_any_scale() -> None:
     scores, labels, *_ = made_trials()
     for scale, shift in ((1.0, 0.0), (7.0, -3.0)):
         slope, offset = scoring.fit_calibration(scale * scores + shift, labels)
@@ -73,7 +73,7 @@ def test_calibrated_scores_cost_about_their_minimum_whatever_the_scale() -> None
         assert 0 <= M.act_dcf(ratios, labels, 0.05) - M.min_dcf(ratios, labels, 0.05) < 0.05
         assert 0 < scoring.cllr(ratios, labels) < scoring.cllr(ratios + 2, labels)
     slope, offset = scoring.fit_calibration([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1])
-    assert math.isfinite(slope) and math.isfinite(offset), "trials without an error still have a line"
+    assert math.isfinite(slope) and math.isfinite(offset), "separated trials have a finite calibration too"
 
 
 def test_cllr_and_act_dcf_equal_plain_loops() -> None:
@@ -81,23 +81,23 @@ def test_cllr_and_act_dcf_equal_plain_loops() -> None:
     targets = [math.log2(1 + math.exp(-r)) for r, y in zip(ratios, labels, strict=True) if y]
     others = [math.log2(1 + math.exp(r)) for r, y in zip(ratios, labels, strict=True) if not y]
     assert scoring.cllr(ratios, labels) == pytest.approx((sum(targets) / 2 + sum(others) / 3) / 2)
-    # at p = 0.3 the threshold is log(0.7 / 0.3) = 0.847: one of two targets is missed, nobody else comes in
+    # at p = 0.3 the threshold is log(0.7 / 0.3) = 0.847: one of two targets is missed, no other trial is accepted
     assert M.act_dcf(ratios, labels, 0.3) == pytest.approx(0.3 * 0.5 / 0.3)
     assert scoring.cllr([0.0, 0.0], [1, 0]) == 1
 
 
-def test_weights_count_trials_as_often_as_repeating_them() -> None:
+def test_a_weight_of_n_equals_n_copies_of_a_trial() -> None:
     scores, labels, *_ = made_trials(200)
     times = np.random.default_rng(1).integers(0, 4, size=200)
     repeated = M.eer(np.repeat(scores, times), np.repeat(labels, times))
     assert M.eer(scores, labels, times) == pytest.approx(repeated)
 
 
-def test_the_interval_holds_the_error_and_is_wider_than_one_over_trials() -> None:
+def test_the_interval_contains_the_eer_and_is_wider_than_a_bootstrap_over_trials() -> None:
     scores, labels, left, right = made_trials()
     low, high = M.eer_interval(scores, labels, left, right)
     assert low < M.eer(scores, labels) < high
-    # were each trial a speaker of its own, as a bootstrap over trials has it, the odd speaker 0 would not show
+    # a bootstrap over trials treats each trial as a speaker of its own and misses that speaker 0 differs
     rng = np.random.default_rng(0)
     over_trials = [M.eer(scores, labels, rng.multinomial(4000, np.full(4000, 1 / 4000))) for _ in range(100)]
     assert high - low > 1.5 * (np.quantile(over_trials, 0.975) - np.quantile(over_trials, 0.025))
@@ -120,7 +120,7 @@ x = torch.randn(1_251, 256)[speakers] + 2 * torch.randn(utterances, 256)
 left, right = rng.integers(utterances, size=(2, trials))
 right = np.where(rng.random(trials) < 0.5, (left + 1_251 * (1 + left % 3)) % 10_000, right)
 labels = (speakers[left] == speakers[right]).astype(int)
-scoring.as_norm(np.zeros(1), x, left[:1], right[:1], torch.randn(1_211, 256))  # what the libraries take once
+scoring.as_norm(np.zeros(1), x, left[:1], right[:1], torch.randn(1_211, 256))  # memory that the libraries allocate once
 before = peak()
 scores = scoring.cosine_scores(x, left, right)
 normed = scoring.as_norm(scores, x, left, right, torch.randn(1_211, 256), top=300)
@@ -129,7 +129,7 @@ print(peak() - before, metrics.eer(scores, labels), metrics.eer(normed, labels),
 """
 
 
-def test_as_many_trials_as_voxceleb1_e_has_are_scored_in_bounded_memory() -> None:
+def test_the_number_of_trials_of_voxceleb1_e_is_scored_in_bounded_memory() -> None:
     done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
     mebibytes, cosine, normed, low, high = map(float, done.stdout.split())
     # an embedding for each side of each trial would be 2.2 GiB, a vector of scores is 4.4 MiB

@@ -30,7 +30,7 @@ def test_in_evaluation_an_utterance_does_not_depend_on_its_batch() -> None:
     torch.testing.assert_close(task(features, lengths)[:1], task(features[:1], lengths[:1]))
 
 
-def test_a_batch_that_is_not_finite_leaves_the_statistics_as_they_were() -> None:
+def test_a_batch_that_is_not_finite_does_not_change_the_statistics() -> None:
     task = BaseTask(TaskSettings(standardize=True), 6, 3)
     task(torch.randn(32, 9, 6), torch.full((32,), 9))
     norm = task.head.standardize
@@ -39,7 +39,7 @@ def test_a_batch_that_is_not_finite_leaves_the_statistics_as_they_were() -> None
     assert torch.equal(norm.running_mean, before[0]) and torch.equal(norm.running_var, before[1])
 
 
-def test_the_statistics_are_torchs() -> None:
+def test_the_statistics_equal_those_of_torchs_batch_norm() -> None:
     task, torchs = BaseTask(TaskSettings(standardize=True), 6, 3), torch.nn.BatchNorm1d(6, affine=False)
     for momentum in (0.1, 0.1, None, None):
         task.head.standardize.momentum = torchs.momentum = momentum
@@ -48,7 +48,7 @@ def test_the_statistics_are_torchs() -> None:
     torch.testing.assert_close(task.head.standardize.state_dict(), torchs.state_dict())
 
 
-def test_without_it_nothing_stands_between_pooling_and_the_linear_layer() -> None:
+def test_without_standardisation_the_pooled_features_go_into_the_linear_layer() -> None:
     task = BaseTask(TaskSettings(), 6, 3)
     features, lengths = torch.randn(4, 9, 6), torch.full((4,), 9)
     torch.testing.assert_close(task(features, lengths), task.head.linear(features.mean(1)))

@@ -1,4 +1,4 @@
-"""The preset of SUPERB's two tasks in one run: its settings, its index, and the real commands on tones."""
+"""The preset of SUPERB's two tasks in one run: its settings, its index, and training by the real commands on tones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def train(data: Path, exp: Path, *more: str, upstream: tuple[str, ...] = ("-u", 
     return launch.main([*command, "-o", ",,".join([*pairs, *more])])
 
 
-def test_the_preset_is_superbs_where_one_run_can_be() -> None:
+def test_the_preset_has_superbs_settings_where_one_run_can() -> None:
     config = read_yaml(PATH)
     expert = typed(ExpertSettings, config["downstream_expert"], PATH)
     words, voices = typed(kws.Settings, expert.tasks["kws"], PATH), typed(sv.Settings, expert.tasks["sv"], PATH)
@@ -55,7 +55,7 @@ def test_the_preset_is_superbs_where_one_run_can_be() -> None:
     assert voices.crop_seconds * 16_000 == 128_000 and not voices.fill
 
 
-def test_the_real_commands_train_both_heads_and_leave_the_upstream_as_it_was(
+def test_the_real_commands_train_both_heads_and_no_upstream(
     data: Path, tmp_path: Path, small_cnn: StudentConfig
 ) -> None:
     torch.manual_seed(0)
@@ -66,18 +66,18 @@ def test_the_real_commands_train_both_heads_and_leave_the_upstream_as_it_was(
     downstream = state["Downstream"]
     trained = [name for name in downstream if not name.endswith(("step", "calibration", "best_score", "_extra_state"))]
     assert "Upstream" not in state and not state["Featurizer"]
-    assert len(state["Optimizer"]["param_groups"][0]["params"]) == len(trained), "nothing of the upstream is in it"
+    assert len(state["Optimizer"]["param_groups"][0]["params"]) == len(trained), "no parameter of the upstream is in it"
     assert downstream["tasks.kws.head.projector.weight"].shape == (256, 16)
     assert downstream["tasks.sv.head.convolutions.4.weight"].shape == (1500, 512, 1)
     weights = [downstream[f"choices.{name}.weights"] for name in ("kws", "sv")]
     assert all(w.shape == (3,) and w.abs().max() > 0 for w in weights) and not weights[0].equal(weights[1])
     results = evaluate(tmp_path / "exp", device="cpu")
     assert results["kws"]["utterances"] == 8 and results["sv"]["trials"] == 6
-    assert "as_norm" not in results["sv"], "the loss's weights are not where x-vectors are"
+    assert "as_norm" not in results["sv"], "x-vectors are not the features that the loss's weights belong to"
     assert results["sv"]["cohort"] == 0
 
 
-def test_with_weights_of_its_own_a_task_learns_beside_the_other_as_alone(
+def test_with_its_own_layer_weights_a_task_learns_the_same_in_joint_and_single_task_training(
     data: Path, tmp_path: Path, small_cnn: StudentConfig
 ) -> None:
     save_student(build_student(small_cnn), tmp_path / "student")
@@ -93,13 +93,13 @@ def test_with_weights_of_its_own_a_task_learns_beside_the_other_as_alone(
     assert len(names) == 5 and all(both[name].equal(alone[name]) for name in names)
 
 
-def test_any_upstream_takes_the_preset_with_one_weighted_sum(data: Path, tmp_path: Path) -> None:
+def test_the_preset_works_with_any_upstream_and_one_weighted_sum(data: Path, tmp_path: Path) -> None:
     assert train(data, tmp_path) == 0
     downstream = torch.load(tmp_path / "states-6.ckpt", weights_only=True)["Downstream"]
     assert downstream["tasks.sv.head.connector.weight"].shape[0] == 512
 
 
-def test_weights_without_the_number_of_layers_are_one_line(
+def test_weighted_layers_without_their_number_give_one_line(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert train(data, tmp_path, upstream=("-u", "distilled_student", "-s", "concatenated")) == 2
@@ -113,14 +113,14 @@ def test_weights_without_the_number_of_layers_are_one_line(
     "task, change, match",
     [
         (kws, {"head": "xvector"}, r"FILE: head: 'xvector' is a head of other tasks; choose from linear, projection"),
-        (sv, {"head": "tdnn"}, r"FILE: head: 'tdnn' is no head; choose from linear, projection, xvector"),
-        (kws, {"head": "projection", "standardize": True}, "FILE: standardize: is of the linear head"),
+        (sv, {"head": "tdnn"}, r"FILE: head: 'tdnn' is not a head; choose from linear, projection, xvector"),
+        (kws, {"head": "projection", "standardize": True}, "FILE: standardize: works with the linear head only"),
         (sv, {"layer": "last"}, r"FILE: layer: 'last' is neither a number nor weighted"),
         (kws, {"sampling": "word"}, r"FILE: sampling: 'word' is not utterance or class"),
         (kws, {"fill": "maybe"}, r"FILE: key 'fill'"),
     ],
 )
-def test_a_wrong_choice_names_file_and_key(task: object, change: dict, match: str) -> None:
+def test_a_wrong_choice_gives_one_line_with_file_and_key(task: object, change: dict, match: str) -> None:
     with pytest.raises(UserError, match=match):
         typed(task.Settings, change, "FILE")
 
@@ -139,19 +139,19 @@ def test_superbs_index_has_every_other_word_and_each_noise_file_once(data: Path)
         assert {clip.path.stem for clip in clips if clip.volume is not None} == {"noise0", "noise1"}
 
 
-def test_classes_are_drawn_equally_often_and_score_equally(data: Path) -> None:
+def test_with_sampling_by_class_all_classes_count_equally_in_training_and_in_the_score(data: Path) -> None:
     task = keyword_task(data, silence_percentage=None, unknown_percentage=None, sampling="class")
     training = task.training_data()
     order = training.order(np.random.default_rng(0))
     labels = np.array([clip.label for clip in training.clips])
     assert len(order) == len(labels) and np.ptp(np.bincount(labels[order])) <= 1
-    assert np.ptp(np.bincount(labels)) > 1, "else there is nothing to balance"
+    assert np.ptp(np.bincount(labels)) > 1, "otherwise there is nothing to balance"
     assert order != training.order(np.random.default_rng(1))
     results, _ = task.metrics("dev", [(1, 1, "a/x_nohash_0"), (1, 1, "a/y_nohash_0"), (2, 3, "b/x_nohash_0")])
     assert (results["accuracy"], task.score(results)) == (pytest.approx(200 / 3), 50)
 
 
-def test_every_waveform_is_three_decibels_lower_as_in_s3prls_experts(data: Path) -> None:
+def test_gain_lowers_every_waveform_as_in_s3prls_experts(data: Path) -> None:
     def expert(gain: float) -> DownstreamExpert:
         words = {"train_root": str(data / "sc/train"), "test_root": str(data / "sc/test"), "keywords": ["yes", "no"]}
         values = {"tasks": {"kws": words}, "gain_db": gain}
@@ -166,7 +166,7 @@ def test_every_waveform_is_three_decibels_lower_as_in_s3prls_experts(data: Path)
             np.testing.assert_allclose(lower_wav, 10**-0.15 * wav, rtol=1e-6)
 
 
-def test_without_filling_short_clips_stay_short_and_long_ones_are_cut(tmp_path: Path) -> None:
+def test_without_fill_short_clips_stay_short_and_long_ones_are_cut(tmp_path: Path) -> None:
     root, vox = speech_commands(tmp_path / "sc", test=False), voxceleb(tmp_path / "vox")
     tone(root / "train/yes/spk3_nohash_8.wav", 300, 0.5)
     tone(root / "train/yes/spk3_nohash_9.wav", 300, 2.5)
@@ -177,10 +177,10 @@ def test_without_filling_short_clips_stay_short_and_long_ones_are_cut(tmp_path: 
     settings = sv.Settings(root=str(vox), dev_speakers=2, dev_trials=8, crop_seconds=0.6, fill=False)
     data = sv.Task(settings, 4, 0, "F").training_data()
     lengths = [len(data.item(i, np.random.default_rng(0)).waveform) for i in range(len(data.items))]
-    assert set(lengths) == {8_000, 9_600}, "half a second whole, and 0.6 of three quarters"
+    assert set(lengths) == {8_000, 9_600}, "whole utterances of 0.5 s, and crops of 0.6 s from those of 0.75 s"
 
 
-def test_the_presets_heads_have_superbs_sizes() -> None:
+def test_the_heads_of_the_preset_have_superbs_sizes() -> None:
     count = [sum(p.numel() for p in head.parameters()) for head in (ProjectionHead(768, 12), XVectorHead(768, 512))]
     assert count == [
         768 * 256 + 256 + 256 * 12 + 12,

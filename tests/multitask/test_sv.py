@@ -19,15 +19,15 @@ def index(root: Path, dev: int = 2, extra: tuple[str, ...] = (), trials: str | N
     return SpeakerIndex(root, trials, dev, extra, "F")
 
 
-def test_development_and_test_speakers_are_never_trained_on(tmp_path: Path) -> None:
+def test_no_development_or_test_speaker_is_a_training_speaker(tmp_path: Path) -> None:
     root = voxceleb(tmp_path)
-    # the same people in another corpus, and both parts in one folder as VoxCeleb1 is often unpacked
+    # the same speakers in another corpus; then both parts in one folder, as VoxCeleb1 is often unpacked
     extra = tmp_path / "extra"
     for name in [*(f"id1{i:03d}" for i in range(6)), "id2000", "stranger"]:
         tone(extra / name / "chapter/a.wav", 200, 1.0)
     found = index(root, extra=(str(extra),))
-    trained = {Path(name.rpartition(":")[2]).name for name in found.training}
-    assert not trained & set(found.development) and "id2000" not in trained and "stranger" in trained
+    training = {Path(name.rpartition(":")[2]).name for name in found.training}
+    assert not training & set(found.development) and "id2000" not in training and "stranger" in training
     (root / "dev/wav").rename(root / "wav")
     for folder in (root / "test/wav").iterdir():
         folder.rename(root / "wav" / folder.name)
@@ -36,13 +36,13 @@ def test_development_and_test_speakers_are_never_trained_on(tmp_path: Path) -> N
     assert not {"id2000", "id2001"} & (set(merged.training) | set(merged.development))
 
 
-def test_the_development_speakers_are_those_of_the_lowest_hash(tmp_path: Path) -> None:
+def test_the_development_speakers_have_the_lowest_hashes(tmp_path: Path) -> None:
     found = index(voxceleb(tmp_path))
     dev, rest = ([hash_percentage(n) for n in group] for group in (found.development, found.training))
     assert len(dev) == 2 and max(dev) < min(rest)
 
 
-def test_development_trials_are_seeded_balanced_distinct_and_across_sessions_first(tmp_path: Path) -> None:
+def test_development_trials_are_seeded_balanced_and_distinct_and_prefer_different_sessions(tmp_path: Path) -> None:
     found = index(voxceleb(tmp_path, utterances=3), dev=3)
     t = found.development_trials(40, 0)
     who = [p.parent.parent.name for p in t.paths]
@@ -64,7 +64,7 @@ def test_scores_equal_a_loop_over_the_trials() -> None:
     np.testing.assert_allclose(scoring.cosine_scores(x, t.left, t.right), want, atol=1e-6)
 
 
-def test_extra_files_count_once_for_each_crop_and_speakers_can_be_balanced(tmp_path: Path) -> None:
+def test_a_file_of_an_extra_speaker_counts_once_for_each_crop_and_speakers_can_be_balanced(tmp_path: Path) -> None:
     root = voxceleb(tmp_path / "vox")
     tone(tmp_path / "extra/reader/book/long.wav", 200, 3.0)
     s = sv.Settings(
@@ -80,7 +80,7 @@ def test_extra_files_count_once_for_each_crop_and_speakers_can_be_balanced(tmp_p
     assert {len(item.waveform) for item in items} == {8000}
 
 
-def test_crops_of_drawn_length_lie_between_the_two(tmp_path: Path) -> None:
+def test_drawn_crop_lengths_lie_between_the_shortest_and_the_longest(tmp_path: Path) -> None:
     root = voxceleb(tmp_path / "vox")
     s = sv.Settings(root=str(root), dev_speakers=2, dev_trials=8, crop_seconds=0.2, longest_crop_seconds=0.4)
     train = sv.Task(s, 4, 0, "F").training_data()
@@ -91,7 +91,7 @@ def test_crops_of_drawn_length_lie_between_the_two(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", ["root", "list", "line", "file", "speaker", "one", "all held out", "one kind"])
-def test_missing_data_is_one_line_that_names_it(tmp_path: Path, bad: str) -> None:
+def test_missing_data_give_one_line_with_their_name(tmp_path: Path, bad: str) -> None:
     root, dev = voxceleb(tmp_path / "vox"), 2
     trials = root / "veri_test.txt"
     match = {
@@ -101,7 +101,7 @@ def test_missing_data_is_one_line_that_names_it(tmp_path: Path, bad: str) -> Non
         "file": r"veri_test.txt: line 7: no file id9/x\.wav under",
         "speaker": r"speaker 'id1777' has no files",
         "one": r"speaker 'id1\d+' has one utterance",
-        "all held out": r"F\.dev_speakers: 6 of 6 leaves no speaker",
+        "all held out": r"F\.dev_speakers: 6 of 6 speakers leave no training speaker",
         "one kind": r"needs both target \(1\) and non-target",
     }[bad]
     if bad == "root":
@@ -126,7 +126,7 @@ def test_missing_data_is_one_line_that_names_it(tmp_path: Path, bad: str) -> Non
         index(root, dev).development_trials(8, 0)
 
 
-def test_lists_over_training_speakers_and_further_columns_are_read(tmp_path: Path) -> None:
+def test_trial_lists_with_training_speakers_and_further_columns_are_read(tmp_path: Path) -> None:
     root = voxceleb(tmp_path)
     # as in VoxCeleb1-E and -H: most of the files are those of the dev part
     lines = ["1 id1000/s0/00000.wav id1000/s1/00000.wav f GB", "0 id1000/s0/00000.wav id2000/s0/00000.wav m US"]

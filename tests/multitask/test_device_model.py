@@ -1,4 +1,4 @@
-"""The model that a device runs, against s3prl's runner on the same checkpoint; what it loses in int8."""
+"""The model that a device runs, against s3prl's runner on the same checkpoint; the loss of accuracy in int8."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from distilled_student.multitask.device_model import Features, measure, open_joi
 from distilled_student.multitask.evaluate import evaluate
 from distilled_student.multitask.metrics import equal_error_threshold
 
-# under 0.1 s, between two frames (half to even: 2,080 is 6.5 frames and counts 6, 2,400 is 7.5 and counts 8), longer
+# shorter than 0.1 s; between two frames, rounded half to even (2,080 samples are 6.5 frames and give 6; 2,400 samples
+# are 7.5 frames and give 8); longer
 SAMPLES = (900, 1_600, 2_080, 2_400, 8_000, 8_123, 12_345, 16_000)
 
 
@@ -40,7 +41,7 @@ def train(folder: Path, *upstream: str) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The student is trained along."""
+    """A joint run that trains the student too."""
     folder = tmp_path_factory.mktemp("joint")
     small = {"hidden_size": 16, "heads": 2, "feed_forward": 32, "position_kernel": 8, "position_groups": 2}
     torch.manual_seed(0)
@@ -48,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(folder, "-u", "distilled_student", "-k", str(folder / "student"), "-f")
 
 
-def test_scores_are_those_of_an_evaluation_alone_and_in_any_batch(run: Path) -> None:
+def test_outputs_equal_an_evaluations_for_single_utterances_and_in_a_batch(run: Path) -> None:
     runner, model = launch.open_runner(run / "best-dev.ckpt", device="cpu"), open_joint(run)
     expert = runner.downstream.model
     waveforms = [0.5 * tone(n / 16_000 + 0.01, seed=n)[:n] for n in SAMPLES]
@@ -56,9 +57,9 @@ def test_scores_are_those_of_an_evaluation_alone_and_in_any_batch(run: Path) -> 
     batch = model(pad_sequence(waveforms, batch_first=True), lengths)
     for i, wav in enumerate(waveforms):
         alone = model(wav[None], lengths[i : i + 1])
-        heard = [expert.gain * torch.nn.functional.pad(wav, (0, max(0, 1_600 - len(wav))))]  # as the loader
+        padded = [expert.gain * torch.nn.functional.pad(wav, (0, max(0, 1_600 - len(wav))))]  # as in the loader
         with torch.no_grad():
-            features = runner.featurizer.model(heard, runner.upstream.model(heard))
+            features = runner.featurizer.model(padded, runner.upstream.model(padded))
             kws, sv = (expert.outputs(name, features) for name in ("kws", "sv"))
         for output, at in ((alone, 0), (batch, i)):
             torch.testing.assert_close(output.keyword_scores[at], kws[0].softmax(dim=0), atol=1e-5, rtol=0)
@@ -68,12 +69,12 @@ def test_scores_are_those_of_an_evaluation_alone_and_in_any_batch(run: Path) -> 
     slope, offset = expert.tasks["sv"].calibration[0].tolist()
     found = {key: value for key, value in model.metadata({}).items() if key.startswith("sv")}
     assert found == pytest.approx({"sv_slope": slope, "sv_offset": offset, "sv_threshold": -offset / slope})
-    assert model.student.predictions is None, "nothing reads them"
+    assert model.student.predictions is None, "not used"
 
 
 @pytest.mark.parametrize("key", ["hidden_states", "predictions", "last_hidden_state", "concatenated"])
 @pytest.mark.parametrize(("layer", "normalize"), [(None, False), (1, False), (None, True)])
-def test_features_are_those_of_s3prls_featurizer(
+def test_features_equal_those_of_s3prls_featurizer(
     key: str, layer: int | None, normalize: bool, small_logmel: ds.StudentConfig
 ) -> None:
     register()
@@ -92,7 +93,7 @@ def test_features_are_those_of_s3prls_featurizer(
     torch.testing.assert_close(features[0, : len(expected)], expected, atol=1e-5, rtol=0)
 
 
-def test_a_student_alone_has_no_heads(tmp_path: Path, small_cnn: ds.StudentConfig) -> None:
+def test_a_student_without_a_joint_run_has_no_heads(tmp_path: Path, small_cnn: ds.StudentConfig) -> None:
     ds.save_student(ds.build_student(small_cnn), tmp_path)
     model = open_joint(tmp_path)
     output = model(tone(1.0)[None], torch.tensor([16_000]))
@@ -101,12 +102,12 @@ def test_a_student_alone_has_no_heads(tmp_path: Path, small_cnn: ds.StudentConfi
     assert model.labels == [] and model.metadata({}) == {}
 
 
-def test_another_upstream_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_run_with_another_upstream_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"best-dev\.ckpt: its upstream is fbank, not a distilled_student"):
         open_joint(train(tmp_path, "-u", "fbank"))
 
 
-def test_int8_is_taken_where_it_loses_little_and_refused_where_it_loses_more(
+def test_int8_is_refused_if_it_loses_more_than_allowed(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     model, files = open_joint(run), [tmp_path / "a.onnx", tmp_path / "b.onnx"]
@@ -114,20 +115,20 @@ def test_int8_is_taken_where_it_loses_little_and_refused_where_it_loses_more(
     for file in files:
         write(trace(model) if file is files[0] else onnx.load(files[0]), file, {})
     waveforms = recordings(model, 6)
-    assert {len(wav) for wav in waveforms} == {8_000, 12_000, 14_400, 16_000}, "the run's own, from short to long"
+    assert {len(wav) for wav in waveforms} == {8_000, 12_000, 14_400, 16_000}, "from the run's development data"
     with pytest.raises(UserError, match=r"int8: loses .* points, more than --max-loss -101"):
-        smallest_loss(model, files[1], waveforms, -101)  # gains cannot make up for this
+        smallest_loss(model, files[1], waveforms, -101)  # no gain is so large
     precision, file = smallest_loss(model, files[0], waveforms, 100)
     rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if "%" in line]
     assert rows == 2 * [["kws", "dev"], ["kws", "test"], ["sv", "dev"], ["sv", "test"]]
-    assert precision.split()[0] == "int8" and model.metadata({}) == before, "measuring fits no calibration"
+    assert precision.split()[0] == "int8" and model.metadata({}) == before, "measuring changes no calibration"
     wave, graph = tone(1.0)[None], Graph(file)
     scores = graph(wave, torch.tensor([16_000])).keyword_scores
     torch.testing.assert_close(scores, model(wave, torch.tensor([16_000])).keyword_scores, atol=0.05, rtol=0)
     assert 0 < thresholds(model, graph)["kws"] < 1
 
 
-def test_a_measured_graph_is_worth_what_an_evaluation_says(run: Path) -> None:
+def test_measure_gives_the_scores_of_an_evaluation(run: Path) -> None:
     model, results = open_joint(run), evaluate(run, device="cpu")
     assert measure(model, model, "test", "kws").score == results["kws"]["accuracy"]
     assert measure(model, model, "test", "sv").score == pytest.approx(-results["sv"]["eer"])
@@ -140,10 +141,10 @@ def test_int8_needs_development_data(run: Path) -> None:
         smallest_loss(model, run / "never-read.onnx", [], 0.3)
 
 
-def test_the_keyword_threshold_is_where_both_errors_are_nearest() -> None:
+def test_the_equal_error_threshold_is_where_both_error_rates_are_nearest() -> None:
     scores, labels = (0.9, 0.8, 0.3, 0.6, 0.2), (True, True, True, False, False)
     assert equal_error_threshold(scores, labels) == pytest.approx(
         (0.6 + 0.3) / 2
-    )  # of three one is missed, of two one is taken
+    )  # one of three is missed, one of two is accepted
     assert equal_error_threshold((0.9, 0.2), (True, False)) == pytest.approx((0.9 + 0.2) / 2)
     assert equal_error_threshold((0.9, 0.2), (True, True)) is None
