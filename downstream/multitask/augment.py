@@ -64,7 +64,7 @@ def _files_of(root: Path, key: str) -> list[Path]:
 
 
 def add_noise(waveform: Tensor, noise: Tensor, snr: float) -> Tensor:
-    """``waveform`` plus ``noise``, ``(samples,)`` each, at a ratio of ``snr`` dB; unchanged if one of them is silent."""
+    """``waveform`` plus ``noise``, ``(samples,)`` each, at a ratio of ``snr`` dB; unchanged if one is silent."""
     signal_power, noise_power = waveform.square().mean(), noise.square().mean()
     if signal_power == 0 or noise_power == 0:
         return waveform
