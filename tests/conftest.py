@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import soundfile
 import torch
 
-from distilled_student import StudentConfig
+from distilled_student import Student, StudentConfig, build_student, named_size
 from distilled_student.corpora import shipped
 from distilled_student.demo import corpus
 
@@ -53,6 +54,23 @@ def small_logmel() -> StudentConfig:
         norm_first=True,
         positions="sinusoidal",
     )
+
+
+@pytest.fixture(params=["cnn", "cnn-layer-norm", "cnn-normalized", "logmel", "shared", "slow", "slow-causal", "edge"])
+def student_variant(request: pytest.FixtureRequest, small_cnn: StudentConfig, small_logmel: StudentConfig) -> Student:
+    """A small student with random weights, in eval mode: one of every kind of network."""
+    configs = {
+        "cnn": small_cnn,
+        "cnn-layer-norm": dataclasses.replace(small_cnn, conv_norm="layer", norm_first=True),
+        "cnn-normalized": dataclasses.replace(small_cnn, normalize=True, conv_norm="layer", conv_bias=True),
+        "logmel": small_logmel,
+        "shared": dataclasses.replace(small_logmel, shared=True),
+        "slow": dataclasses.replace(small_cnn, encoder_stride=2),
+        "slow-causal": dataclasses.replace(small_logmel, encoder_stride=3, positions="conv", causal=True),
+        "edge": named_size("edge"),
+    }
+    torch.manual_seed(0)
+    return build_student(configs[request.param]).eval()
 
 
 # four to train on, two for development, two for test

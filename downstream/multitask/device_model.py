@@ -19,8 +19,9 @@ from distilled_student.multitask.evaluate import find_checkpoint
 from distilled_student.multitask.expert import BEST
 from distilled_student.multitask.loader import EvaluationLoader
 from distilled_student.multitask.tasks.base import SHORTEST, BaseTask
-from distilled_student.student.lengths import is_exporting, mask_if_padded, zero_padding
+from distilled_student.student.lengths import mask_if_padded, zero_padding
 from distilled_student.student.network import Student, StudentOutput
+from distilled_student.student.run_mode import is_exporting
 
 KEYWORD_SCORES = "keyword_scores"
 SPEAKER_EMBEDDING = "speaker_embedding"

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from distilled_student.common.processes import count_processes, summed
 from distilled_student.multitask.pooling import Pooling
-from distilled_student.student.lengths import frame_mask, is_exporting, zero_padding
+from distilled_student.student.lengths import frame_mask, zero_padding
+from distilled_student.student.run_mode import is_exporting
 
 WEIGHTED = "weighted"
 

@@ -20,7 +20,7 @@ from distilled_student.export import graph as parity
 from distilled_student.export import utterance as export
 from distilled_student.export.utterance import Graph, export_onnx
 from distilled_student.multitask.device_model import JointModel
-from distilled_student.student.frontend import power_in_products, transform_steps
+from distilled_student.student.log_mel import fourier_matrices, power_by_matrices
 
 CNN = ds.StudentConfig(**SMALL, conv_dim=[8] * 7)
 WHISPER = dataclasses.replace(
@@ -91,7 +91,7 @@ def test_what_is_read_is_in_the_file_once_and_nothing_else(exported: tuple[Joint
 def test_the_spectrum_in_products_is_the_transform() -> None:
     x = torch.randn(2, 3, 400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = torch.fft.rfft(x).abs().square()
-    torch.testing.assert_close(power_in_products(x, *transform_steps()), expected, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(power_by_matrices(x, *fourier_matrices()), expected, atol=1e-9, rtol=1e-9)
 
 
 def test_a_graph_that_differs_is_refused_and_leaves_nothing_behind(

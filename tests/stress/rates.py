@@ -27,8 +27,8 @@ from distilled_student.corpora.shipped import PACKED
 from distilled_student.distillation.data.cuts import DataConfig
 from distilled_student.distillation.data.shards import Unit, chunks_of, open_units
 from distilled_student.distillation.data.stream import make_stream
+from distilled_student.student.config import named_size
 from distilled_student.student.cost import macs_per_second
-from distilled_student.student.sizes import named_size
 
 REPEATS = 3
 HOURS, GPU, SHARE = 1e6, 989e12, 0.4  # the corpus; an H100's dense bf16 FLOP/s, and what of it is assumed

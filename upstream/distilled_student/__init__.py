@@ -12,9 +12,9 @@ _HOMES = {
     "UserError": "common.errors",
     "build_student": "student.network",
     "load_student": "checkpoints.folder",
-    "named_size": "student.sizes",
+    "named_size": "student.config",
     "save_student": "checkpoints.folder",
-    "size_names": "student.sizes",
+    "size_names": "student.config",
 }
 __all__ = [*_HOMES, "register"]
 __version__ = "0.2.0"  # setup.py reads this line

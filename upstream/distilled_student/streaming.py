@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from distilled_student.common.errors import UserError
+from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.student.config import StudentConfig
-from distilled_student.student.frontend import HOP, SAMPLE_RATE, LogMelStem
-from distilled_student.student.network import ConvPositions, StudentOutput, causal_mask, speed_up
+from distilled_student.student.frontend import LogMelStem
+from distilled_student.student.log_mel import HOP
+from distilled_student.student.network import StudentOutput, causal_mask, repeat_frames
+from distilled_student.student.positions import ConvPositions
 
 if TYPE_CHECKING:
     from distilled_student.multitask.device_model import JointModel
@@ -75,9 +78,9 @@ class Step(nn.Module):
     def start(self) -> dict[str, Tensor]:
         """What there is before the first sample. All of it has a fixed size, but for a window of everything."""
         config, stem = self.config, self.model.student.frontend
-        state = {"frames": torch.zeros(1, dtype=torch.int64), "waveform": torch.zeros(1, stem.mel.past)}
+        state = {"frames": torch.zeros(1, dtype=torch.int64), "waveform": torch.zeros(1, stem.mel.samples_before)}
         for i, (layer, width) in enumerate(zip(stem.layers, [config.mel_bins, *config.conv_dim], strict=False)):
-            state[f"stem_{i}"] = torch.zeros(1, stem.past(layer), width)
+            state[f"stem_{i}"] = torch.zeros(1, stem.frames_before(layer), width)
         if config.positions == "conv":
             state["positions"] = torch.zeros(1, config.position_kernel - 1, config.hidden_size)
         for i in range(config.layers):
@@ -111,13 +114,13 @@ class Step(nn.Module):
         past = config.attention_context - 1
         begun = torch.arange(past + x.shape[1]) >= past - state["frames"] // stride
         mask = causal_mask(x.shape[1], past, past + 1, x.device) & begun
-        hidden_states, key_values = student.transform(x, mask, [state[f"layer_{i}"] for i in range(config.layers)])
+        hidden_states, key_values = student.run_layers(x, mask, [state[f"layer_{i}"] for i in range(config.layers)])
         for i, key_value in enumerate(key_values):
             state[f"layer_{i}"] = key_value[:, x.shape[1] :]
         state["frames"] = state["frames"] + frames
         predictions = None if student.predictions is None else student.predictions(hidden_states[-1])
-        hidden_states = [speed_up(h, stride, frames) for h in hidden_states]
-        predictions = None if predictions is None else speed_up(predictions, stride, frames)
+        hidden_states = [repeat_frames(h, stride, frames) for h in hidden_states]
+        predictions = None if predictions is None else repeat_frames(predictions, stride, frames)
         return StudentOutput(hidden_states, hidden_states[-1], predictions, torch.full((1,), frames))
 
     def forward(self, samples: Tensor, state: dict[str, Tensor]) -> StepOutput:

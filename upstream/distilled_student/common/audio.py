@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distilled_student.common.errors import UserError
+from distilled_student.common.sample_rate import SAMPLE_RATE
 
-SAMPLE_RATE = 16_000
 RATES = 1_000, 768_000  # Hz; beyond them a header is wrong, and a second of audio would become hours or nothing
 LONGEST = 24 * 3600  # seconds of a file
 AT_ONCE = 2**28  # samples of each channel that are read at once: a GiB

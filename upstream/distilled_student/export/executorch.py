@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import write_whole
+from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.export.graph import compare
-from distilled_student.student.frontend import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from distilled_student.multitask.device_model import JointModel

@@ -21,10 +21,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from distilled_student import __version__
 from distilled_student.common.errors import UserError
+from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.export.graph import compare
 from distilled_student.multitask.device_model import Features, JointModel, JointOutput, thresholds
 from distilled_student.multitask.tasks.base import SHORTEST
-from distilled_student.student.frontend import SAMPLE_RATE
 from distilled_student.student.network import Student
 
 OPSET = 23  # the first with an operator for attention, which onnxruntime runs in one piece

@@ -21,9 +21,9 @@ from distilled_student.demo.run_demo import corpus_folder
 from distilled_student.host import launch as host
 from distilled_student.multitask.loader import Batch
 from distilled_student.speed.measure import ratio
+from distilled_student.student.config import named_size
 from distilled_student.student.cost import has_fast_bf16
 from distilled_student.student.network import Student
-from distilled_student.student.sizes import named_size
 
 WARMUP = 4  # steps, two of each task
 

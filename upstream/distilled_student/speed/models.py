@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.speed.measure import open_session
-from distilled_student.student.sizes import named_size
+from distilled_student.student.config import named_size
 
 TORCH, ONNX, INT8 = "PyTorch", "ONNX", "ONNX int8"
 BARE_TORCH, BARE_INT8 = "PyTorch, no predictions", "ONNX int8, no predictions"

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from distilled_student import build_student
+from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.export.stream import export_stream
 from distilled_student.multitask.device_model import Features, JointModel
 from distilled_student.speed.measure import threads
 from distilled_student.streaming import Stream
-from distilled_student.student.frontend import SAMPLE_RATE
 
 SIZES = ("edge", "tiny")
 WARMUP = 10  # chunks that do not count

@@ -1,1 +1,1 @@
-"""The student: its configuration and network. Needs torch alone."""
+"""The student network and its configuration. A saved student runs with torch alone."""

@@ -1,35 +1,66 @@
-"""The sizes of a student: one frozen dataclass; the named ones are `configs/student`."""
+"""The configuration of a student: one frozen dataclass, and the named sizes in ``configs/student``."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
 
-LARGEST, MOST_LAYERS = 2**16, 256
+# Far beyond any speech encoder. A config.json can ask for any size: it must not fill the memory.
+MAX_SIZE, MAX_LAYERS = 2**16, 256
+
+FRONTENDS = ("cnn", "logmel")
+CONV_NORMS = ("group", "layer", "none")
+POSITIONS = ("conv", "sinusoidal", "none")
+CONV_FIELDS = ("conv_dim", "conv_kernel", "conv_stride")
+SIZE_FIELDS = (
+    "mel_bins",
+    "hidden_size",
+    "layers",
+    "heads",
+    "feed_forward",
+    "target_size",
+    "prediction_size",
+    "encoder_stride",
+    "attention_context",
+)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
 
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """Everything that determines a student's shape. The defaults are the paper's (Kerpicci et al. 2023, sec. 2).
+    """Everything that determines a student's network. The defaults are the paper's (Kerpicci et al. 2023, sec. 2).
 
     Attributes:
-        frontend: ``cnn`` (wav2vec 2.0's, on the waveform) or ``logmel`` (80 log-mel bins at 100 frames a second and a
-            strided convolution stem: far fewer operations on a CPU).
-        normalize: Waveforms are brought to zero mean and unit variance first, as several public encoders expect.
+        frontend: ``cnn`` (wav2vec 2.0's, on the waveform) or ``logmel`` (80 log-mel bins at 100 frames a second and
+            strided convolutions: far fewer operations on a CPU).
+        normalize: Scale each waveform to zero mean and unit variance first, as several public encoders expect.
             ``normalize_epsilon`` is added to the variance: 1e-7 in `transformers`, 1e-5 in fairseq and s3prl.
         conv_dim: Output width of each front-end convolution; ``conv_kernel`` and ``conv_stride`` have the same length.
-        conv_norm: ``group`` (after the first convolution, BASE), ``layer`` (after each, LARGE) or ``none``.
+        conv_norm: ``group`` (after the first convolution, as in the BASE models), ``layer`` (after each convolution, as
+            in LARGE) or ``none``.
         projection_norm: Layer norm before the linear projection of front-end frames to ``hidden_size``.
-        projection: Whether there is such a projection; without it the last ``conv_dim`` is ``hidden_size``.
+        projection: Whether there is such a projection; without it the last ``conv_dim`` must be ``hidden_size``.
         positions: ``conv`` (wav2vec 2.0's convolutional embedding), ``sinusoidal`` (Whisper's) or ``none``.
         norm_first: False for post-norm layers (BASE), True for pre-norm layers with a final norm (LARGE, Whisper).
-        shared: One layer's weights are those of all ``layers`` (ALBERT, Lan et al. 2020).
-        encoder_stride: Frames that the encoder takes together: 2 is 25 Hz inside. Outside a frame is a frame: each
-            hidden state stands for as many. The mean goes in (compare Zipformer's downsampling, Yao et al. 2024).
-        causal: Frames depend on what came before alone, so that a stream gives what a file gives; needs ``logmel``.
-            ``attention_context``: frames that one sees in a causal layer, itself included (of the encoder's).
-        targets: Teacher layers that the prediction layers imitate, 1 for the first; empty for no prediction layers.
+        shared: All ``layers`` use the weights of one layer (ALBERT, Lan et al. 2020).
+        encoder_stride: Number of front-end frames that are averaged into one frame for the encoder; 2 means 25 frames a
+            second in the encoder. Each hidden state is repeated as often, so the output has the front end's frame rate
+            (compare Zipformer's downsampling, Yao et al. 2024).
+        causal: Frames depend on earlier audio only, so that a stream gives the same results as a file; requires
+            ``logmel``.
+        attention_context: Number of frames that a frame attends to in a layer of a causal student, itself included
+            (frames of the encoder).
+        targets: Teacher layers that the prediction layers imitate, counted from 1; empty for no prediction layers.
         target_size: Features of the teacher. ``prediction_size``: hidden features of each prediction layer.
+
+    Raises:
+        ValueError: a wrong type or an impossible value; the message begins with the key.
     """
 
     frontend: str = "cnn"
@@ -61,65 +92,105 @@ class StudentConfig:
     prediction_size: int = 768
 
     def __post_init__(self) -> None:
-        def check(ok: bool, message: str) -> None:
-            if not ok:
-                raise ValueError(message)
-
-        for f in fields(self):
-            value, wanted = getattr(self, f.name), {"int": int, "bool": bool, "str": str, "float": (int, float)}
-            ok = isinstance(value, wanted.get(f.type, list)) and (f.type == "bool" or not isinstance(value, bool))
-            check(ok, f"{f.name}: expected {f.type}, found '{value}'")
-            whole = f.type != "list[int]" or all(isinstance(v, int) and not isinstance(v, bool) for v in value)
-            check(whole, f"{f.name}: expected whole numbers, found {value}")
-        check(self.frontend in ("cnn", "logmel"), f"frontend: '{self.frontend}' is not cnn or logmel")
-        check(
-            self.conv_norm in ("group", "layer", "none"), f"conv_norm: '{self.conv_norm}' is not group, layer or none"
-        )
-        known = ("conv", "sinusoidal", "none")
-        check(self.positions in known, f"positions: '{self.positions}' is not one of {', '.join(known)}")
-        lengths = {len(self.conv_dim), len(self.conv_kernel), len(self.conv_stride)}
-        check(len(lengths) == 1 and lengths != {0}, "conv_dim, conv_kernel, conv_stride: need one length, at least 1")
-        # a file of settings can ask for anything: this is far beyond any speech encoder, and below what hurts
-        for f in fields(self):
-            values = getattr(self, f.name) if f.type == "list[int]" else [getattr(self, f.name)]
-            most = MOST_LAYERS if f.name == "layers" else LARGEST
-            check(len(values) <= MOST_LAYERS, f"{f.name}: more than {MOST_LAYERS} numbers")
-            large = [value for value in values if f.type in ("int", "list[int]") and value > most]
-            check(not large, f"{f.name}: needs numbers of at most {most}")
-        for name in ("conv_dim", "conv_kernel", "conv_stride"):
-            check(min(getattr(self, name)) > 0, f"{name}: needs positive numbers")
-        sizes = ("mel_bins", "hidden_size", "layers", "heads", "feed_forward", "target_size", "prediction_size")
-        for name in (*sizes, "encoder_stride", "attention_context"):
-            check(getattr(self, name) > 0, f"{name}: needs a positive number")
-        check(self.hidden_size % self.heads == 0, f"heads: {self.heads} does not divide hidden_size {self.hidden_size}")
-        if self.positions == "conv":
-            check(
-                min(self.position_kernel, self.position_groups) > 0, "position_kernel, position_groups: need at least 1"
-            )
-            check(self.hidden_size % self.position_groups == 0, "position_groups: does not divide hidden_size")
-        if self.positions == "sinusoidal":
-            check(self.hidden_size % 2 == 0, "hidden_size: sinusoidal positions need an even number")
-        same = self.conv_dim[-1] == self.hidden_size
-        check(self.projection or same, "projection: false needs the last conv_dim equal to hidden_size")
+        self._check_types()
+        self._check_choices()
+        self._check_upper_limits()
+        self._check_sizes()
         if self.causal:
-            known = self.frontend == "logmel" and not self.normalize
-            check(
-                known, "causal: needs frontend logmel and normalize false: both of the others hear the whole utterance"
-            )
-            check(self.positions != "sinusoidal", "causal: needs positions conv or none: a stream has no beginning")
-            behind = all(k >= s for k, s in zip(self.conv_kernel, self.conv_stride, strict=True))
-            check(behind, "causal: needs conv_kernel of at least conv_stride")
+            self._check_causal()
         if self.frontend == "logmel":
-            check(self.conv_norm != "group", "conv_norm: group is of the waveform; logmel has layer or none")
-        check(0.0 <= self.dropout < 1.0, "dropout: needs a number in [0, 1)")
-        check(self.frame_shift <= LARGEST, f"conv_stride: a frame every {LARGEST} samples is the least")
-        check(0.0 < self.normalize_epsilon < math.inf, "normalize_epsilon: needs a positive number")
-        check(all(t > 0 for t in self.targets), "targets: teacher layers are counted from 1")
+            _require(self.conv_norm != "group", "conv_norm: with frontend logmel it must be layer or none")
+        _require(0.0 <= self.dropout < 1.0, "dropout: must be in [0, 1)")
+        _require(self.frame_shift <= MAX_SIZE, f"conv_stride: frames must be at most {MAX_SIZE} samples apart")
+        _require(0.0 < self.normalize_epsilon < math.inf, "normalize_epsilon: must be positive and finite")
+        _require(all(t > 0 for t in self.targets), "targets: must be positive: teacher layers are counted from 1")
+
+    def _check_types(self) -> None:
+        expected = {"int": int, "bool": bool, "str": str, "float": (int, float), "list[int]": list}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            is_stray_bool = isinstance(value, bool) and f.type != "bool"  # Python's bool is an int
+            is_expected = isinstance(value, expected[f.type]) and not is_stray_bool
+            _require(is_expected, f"{f.name}: expected {f.type}, found '{value}'")
+            if f.type == "list[int]":
+                are_ints = all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+                _require(are_ints, f"{f.name}: expected whole numbers, found {value}")
+
+    def _check_choices(self) -> None:
+        for name, choices in (("frontend", FRONTENDS), ("conv_norm", CONV_NORMS), ("positions", POSITIONS)):
+            value = getattr(self, name)
+            _require(value in choices, f"{name}: '{value}' is not one of {', '.join(choices)}")
+
+    def _check_upper_limits(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type == "list[int]":
+                _require(len(value) <= MAX_LAYERS, f"{f.name}: must have at most {MAX_LAYERS} numbers")
+                _require(max(value, default=0) <= MAX_SIZE, f"{f.name}: every number must be at most {MAX_SIZE}")
+            elif f.type == "int":
+                limit = MAX_LAYERS if f.name == "layers" else MAX_SIZE
+                _require(value <= limit, f"{f.name}: must be at most {limit}")
+
+    def _check_sizes(self) -> None:
+        lengths = {len(getattr(self, name)) for name in CONV_FIELDS}
+        _require(len(lengths) == 1 and lengths != {0}, f"{', '.join(CONV_FIELDS)}: must have one length, at least 1")
+        for name in CONV_FIELDS:
+            _require(min(getattr(self, name)) > 0, f"{name}: every number must be positive")
+        for name in SIZE_FIELDS:
+            _require(getattr(self, name) > 0, f"{name}: must be positive")
+        size = self.hidden_size
+        _require(size % self.heads == 0, f"heads: {self.heads} does not divide hidden_size {size}")
+        if self.positions == "conv":
+            smallest = min(self.position_kernel, self.position_groups)
+            _require(smallest > 0, "position_kernel, position_groups: must be positive")
+            divides = size % self.position_groups == 0
+            _require(divides, f"position_groups: {self.position_groups} does not divide hidden_size {size}")
+        if self.positions == "sinusoidal":
+            _require(size % 2 == 0, "hidden_size: must be even for sinusoidal positions")
+        fits = self.projection or self.conv_dim[-1] == size
+        _require(fits, f"projection: without it the last conv_dim must be hidden_size {size}")
+
+    def _check_causal(self) -> None:
+        _require(
+            self.frontend == "logmel" and not self.normalize,
+            "causal: requires frontend logmel and normalize false, because cnn and normalize use later audio",
+        )
+        _require(
+            self.positions != "sinusoidal",
+            "causal: requires positions conv or none, because sinusoids need a start, which a stream may not have",
+        )
+        covers_stride = all(k >= s for k, s in zip(self.conv_kernel, self.conv_stride, strict=True))
+        _require(covers_stride, "causal: requires every conv_kernel to be at least its conv_stride")
 
     @property
     def frame_shift(self) -> int:
         """Samples at 16 kHz from one frame to the next."""
-        shift = 160 if self.frontend == "logmel" else 1
+        shift = 160 if self.frontend == "logmel" else 1  # a log-mel frame every 10 ms
         for stride in self.conv_stride:
             shift *= stride
         return shift
+
+
+def _size_files() -> dict[str, Path]:
+    """Name of a size -> its file."""
+    folder = Path(str(resources.files("distilled_student.configs"))) / "student"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def size_names() -> list[str]:
+    """The named sizes that exist."""
+    return list(_size_files())
+
+
+def named_size(name: str) -> StudentConfig:
+    """The configuration with this name: ``paper``, ``slim``, ``edge`` or ``tiny``. Reads a YAML file with PyYAML.
+
+    Raises:
+        ValueError: there is no such size.
+    """
+    import yaml  # imported here, so that a saved student needs torch alone
+
+    files = _size_files()
+    if name not in files:
+        raise ValueError(f"{name}: is not a student size; the sizes are {', '.join(files)}")
+    return StudentConfig(**(yaml.safe_load(files[name].read_text(encoding="utf-8")) or {}))

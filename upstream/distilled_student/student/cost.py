@@ -12,20 +12,22 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from distilled_student.common.audio import SAMPLE_RATE
+from distilled_student.common.sample_rate import SAMPLE_RATE
 
 
-def _in_place(onto: Sequence[int], left: Sequence[int], right: Sequence[int], **_: Any) -> int:
+def _addmm_flops(_: Sequence[int], left: Sequence[int], right: Sequence[int], **__: Any) -> int:
+    """FLOPs of a product that is added to a matrix in place, from the shapes of its arguments."""
     return 2 * math.prod(left) * right[1]
 
 
-def _packed(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+def _packed_linear_flops(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of a linear layer with a packed weight, from the shapes of its arguments."""
     return 2 * math.prod(x) * weight[0]
 
 
-COUNTED = {  # of what a student does, beside the products that torch counts
-    torch.ops.aten.addmm_: _in_place,
-    torch.ops.mkldnn._linear_pointwise: _packed,
+FLOP_FORMULAS = {  # for operations of a student that torch's own counter does not know
+    torch.ops.aten.addmm_: _addmm_flops,
+    torch.ops.mkldnn._linear_pointwise: _packed_linear_flops,
 }
 
 
@@ -39,26 +41,26 @@ def _device(module: nn.Module) -> torch.device:
 
 
 def has_fast_bf16(device: torch.device | None = None) -> bool:
-    """Whether bfloat16 is worth while: on a CPU without instructions for it, it is slower than float32."""
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
+    """Whether bfloat16 is faster than float32: on a CPU only if it has instructions for bfloat16."""
+    abilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch lack it
     on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
-    return on_gpu or any(value for name, value in able.items() if "bf16" in name)
+    return on_gpu or any(value for name, value in abilities.items() if "bf16" in name)
 
 
-def _wait(device: torch.device) -> None:
+def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @torch.no_grad()
 def peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """FLOP/s of the fastest of the large square products that fit into ``seconds``: what the device can do."""
+    """The highest FLOP/s that the device reaches: large square products for ``seconds``, the fastest one counts."""
     size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     fastest, end = math.inf, time.perf_counter() + seconds
     while (start := time.perf_counter()) < end or fastest == math.inf:
         left @ right
-        _wait(device)
+        _wait_for(device)
         fastest = min(fastest, time.perf_counter() - start)
     return 2.0 * size**3 / fastest
 
@@ -67,19 +69,19 @@ def peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -
 def macs_per_second(upstream: nn.Module) -> int:
     """Multiply-accumulates for one second of 16 kHz audio, counted on the convolutions and matrix products that run.
 
-    Of the network as it is written down, as a training computes it: not of the faster ways to the same result.
+    Counts the network as training computes it, not the faster operations of an evaluation (see `is_cpu_inference`).
 
-    ``upstream`` takes a list of 1-D waveforms, as s3prl's do.
+    ``upstream`` takes a list of 1-D waveforms, as s3prl's upstreams do.
     """
-    training, fast = upstream.training, torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # its fused kernel cannot be looked into
+    training, fast_path = upstream.training, torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter cannot see into its fused kernel
     try:
-        counter = FlopCounterMode(display=False, custom_mapping=COUNTED)
-        with counter, sdpa_kernel(SDPBackend.MATH):  # nor can the CPU's fused attention
+        counter = FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
+        with counter, sdpa_kernel(SDPBackend.MATH):  # nor into the CPU's fused attention
             upstream.eval()([torch.zeros(SAMPLE_RATE, device=_device(upstream))])
         return counter.get_total_flops() // 2
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.mha.set_fastpath_enabled(fast_path)
         upstream.train(training)
 
 
@@ -92,15 +94,14 @@ def real_time_factor(upstream: nn.Module, seconds: float = 4.0, repeats: int = 7
     upstream.eval()
     times = []
     for _ in range(repeats + 2):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        _wait_for(device)
         start = time.perf_counter()
         upstream([wav])
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        _wait_for(device)
         times.append(time.perf_counter() - start)
     upstream.train(training)
-    return sorted(times[2:])[repeats // 2] / seconds  # the first two warm caches up
+    warm = times[2:]  # the first two runs fill caches
+    return sorted(warm)[repeats // 2] / seconds
 
 
 def summary(upstream: nn.Module) -> dict[str, float]:

@@ -1,27 +1,34 @@
-"""Lengths and masks: the one place that knows how samples become frames.
+"""Lengths and masks: how samples become frames, and which frames are valid.
 
-Lengths stay where the caller has them. On the CPU they cost nothing to look at; on a GPU each look waits for it.
+Lengths stay on the device where the caller has them. Reading a length on the CPU is free; reading one on a GPU waits
+for the GPU.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
+from distilled_student.student.run_mode import is_exporting
+
+Count = TypeVar("Count", int, Tensor)
+
+
+def ceil_div(count: Count, divisor: int) -> Count:
+    """``count / divisor``, rounded up to a whole number."""
+    return (count + divisor - 1) // divisor
+
 
 def frame_mask(lengths: Tensor, frames: int, device: torch.device | None = None) -> Tensor:
-    """``(batch, frames)`` bool on ``device`` (default: that of ``lengths (batch,)``), True on the valid frames."""
+    """``(batch, frames)`` bool, True for valid frames; on ``device``, by default that of ``lengths (batch,)``."""
     lengths = lengths.to(device or lengths.device, non_blocking=True)
     return torch.arange(frames, device=lengths.device)[None, :] < lengths[:, None]
 
 
-def is_exporting() -> bool:
-    """Whether a graph is being made, which must hold for every length and so cannot ask for one."""
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
-
-
 def mask_if_padded(lengths: Tensor | None, frames: int, device: torch.device | None = None) -> Tensor | None:
-    """As `frame_mask`, but None where nothing is padded: then every kernel takes its unmasked, faster path."""
+    """As `frame_mask`, but None if nothing is padded: without a mask, torch uses its faster kernels."""
     if lengths is None or (not is_exporting() and bool((lengths >= frames).all())):
         return None
     return frame_mask(lengths, frames, device)
@@ -35,5 +42,5 @@ def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def conv_lengths(lengths: Tensor, kernel: int, stride: int, padding: int = 0) -> Tensor:
-    """Lengths after a convolution, in output frames; at least 0. ``padding``: frames on both sides together."""
+    """Lengths after a convolution, in output frames, at least 0. ``padding``: frames on both sides together."""
     return torch.clamp((lengths + padding - kernel).div(stride, rounding_mode="floor") + 1, min=0)

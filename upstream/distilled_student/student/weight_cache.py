@@ -1,0 +1,52 @@
+"""Tensors computed from weights, such as packed matrices and spectra of kernels: computed once for a whole evaluation.
+
+In an evaluation the weights stay the same from call to call, so what is computed from them can be reused. In training
+nothing is reused: the weights change at every step, and autograd has to record the computation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from distilled_student.student.run_mode import is_exporting
+
+T = TypeVar("T")
+
+
+class _WeightVersion(NamedTuple):
+    """Equal for two looks at a weight if and only if the weight has not changed between them."""
+
+    address: int
+    changes: int  # torch counts each change in place
+    dtype: torch.dtype
+
+
+class _Entry(NamedTuple):
+    versions: list[_WeightVersion]
+    result: object
+
+
+_CACHE: WeakKeyDictionary[nn.Module, _Entry] = WeakKeyDictionary()  # an entry is dropped together with its module
+
+
+def computed_from_weights(module: nn.Module, weights: Sequence[Tensor], compute: Callable[[], T]) -> T:
+    """``compute()``, or its earlier result if no weight has changed since then.
+
+    Args:
+        module: The module that the result belongs to. Each module has one result: always pass the same ``compute``.
+        weights: All parameters that ``compute`` reads.
+        compute: Computes the result.
+    """
+    counts_changes = not any(weight.is_inference() for weight in weights)
+    if torch.is_grad_enabled() or is_exporting() or not counts_changes:
+        return compute()
+    versions = [_WeightVersion(weight.data_ptr(), weight._version, weight.dtype) for weight in weights]
+    entry = _CACHE.get(module)
+    if entry is None or entry.versions != versions:
+        entry = _CACHE[module] = _Entry(versions, compute())
+    return entry.result
