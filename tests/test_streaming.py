@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from conftest import SMALL, tone
-from helpers.references import shaken
+from helpers.references import perturbed
 from torch import Tensor
 
 import distilled_student as ds
@@ -39,7 +39,7 @@ def joint(config: ds.StudentConfig, key: str = "last_hidden_state", superb: bool
     voices = sv.Settings(**settings, head="xvector" if superb else "linear", root=".", trials=None, embedding_size=8)
     tasks = {"kws": kws.Task(words, parts * width, 0, "kws"), "sv": sv.Task(voices, parts * width, 0, "sv")}
     model = JointModel(ds.build_student(config), Features(key), tasks, {n: LayerChoice(1, None) for n in tasks}, 1.5)
-    return shaken(model).requires_grad_(False)
+    return perturbed(model).requires_grad_(False)
 
 
 def feed(stream: Stream, wave: Tensor, sizes: Sequence[int]) -> list[StreamOutput]:

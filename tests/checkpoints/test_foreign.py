@@ -1,4 +1,4 @@
-"""Students in the formats of others: what is read."""
+"""Checkpoints of other libraries that are read as students."""
 
 from __future__ import annotations
 
@@ -36,9 +36,6 @@ def hubert(tmp_path: Path) -> Path:
     return save_transformers(transformers_model("hubert", **SMALL), tmp_path / "hubert")
 
 
-# Reading `transformers` folders
-
-
 def shard(folder: Path) -> None:
     state = safetensors.torch.load_file(folder / "model.safetensors")
     names = {name: f"model-{1 + i % 2:05d}-of-00002.safetensors" for i, name in enumerate(sorted(state))}
@@ -48,7 +45,7 @@ def shard(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-def pickle_with_the_names_of_old_weight_norm(folder: Path) -> None:
+def pickle_with_old_weight_norm_names(folder: Path) -> None:
     state = safetensors.torch.load_file(folder / "model.safetensors")
     ending = {"original0": "weight_g", "original1": "weight_v"}
     old = {re.sub(r"parametrizations\.weight\.(\w+)$", lambda m: ending[m[1]], n): v for n, v in state.items()}
@@ -57,8 +54,8 @@ def pickle_with_the_names_of_old_weight_norm(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-@pytest.mark.parametrize("rewrite", [shard, pickle_with_the_names_of_old_weight_norm])
-def test_every_way_of_keeping_weights_is_read(rewrite: Callable[[Path], None], hubert: Path) -> None:
+@pytest.mark.parametrize("rewrite", [shard, pickle_with_old_weight_norm_names])
+def test_weights_are_read_from_every_file_format(rewrite: Callable[[Path], None], hubert: Path) -> None:
     expected = last_hidden_state(hubert)
     rewrite(hubert)
     torch.testing.assert_close(last_hidden_state(hubert), expected, atol=0, rtol=0)
@@ -74,7 +71,7 @@ def test_every_way_of_keeping_weights_is_read(rewrite: Callable[[Path], None], h
         "Wav2Vec2ForAudioFrameClassification",
     ],
 )
-def test_a_model_with_a_head_is_read_for_its_trunk(name: str, tmp_path: Path) -> None:
+def test_a_model_with_a_head_is_read_without_its_head(name: str, tmp_path: Path) -> None:
     model_class = getattr(transformers, name)
     torch.manual_seed(0)
     model = model_class(model_class.config_class(**SMALL, use_weighted_layer_sum=True)).eval()
@@ -84,7 +81,7 @@ def test_a_model_with_a_head_is_read_for_its_trunk(name: str, tmp_path: Path) ->
     torch.testing.assert_close(last_hidden_state(tmp_path), expected, atol=1e-5, rtol=0)
 
 
-# ntu-spml/distilhubert's config.json, by its keys that bear on the network
+# the keys of ntu-spml/distilhubert's config.json that affect the network
 DISTILHUBERT = {
     "apply_spec_augment": False,
     "conv_bias": False,
@@ -109,7 +106,7 @@ def test_distilhuberts_folder_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("processor", [False, True])
-def test_normalisation_of_waveforms_is_kept_wherever_transformers_puts_it(processor: bool, tmp_path: Path) -> None:
+def test_normalisation_of_waveforms_is_read_from_either_file_of_transformers(processor: bool, tmp_path: Path) -> None:
     model = transformers_model("wav2vec2", **SMALL, **LAYER_PRE)
     save_transformers(model, tmp_path, normalize=True)
     extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(tmp_path)
@@ -120,21 +117,18 @@ def test_normalisation_of_waveforms_is_kept_wherever_transformers_puts_it(proces
         preprocessor.unlink()
     values = extractor(WAVE[0].numpy(), sampling_rate=16_000, return_tensors="pt").input_values
     with torch.inference_mode():
-        expected, otherwise = model(values).last_hidden_state, model(WAVE).last_hidden_state
-    assert (expected - otherwise).abs().max() > 1e-3
+        expected, without_normalisation = model(values).last_hidden_state, model(WAVE).last_hidden_state
+    assert (expected - without_normalisation).abs().max() > 1e-3
     torch.testing.assert_close(last_hidden_state(tmp_path), expected, atol=1e-5, rtol=0)
 
 
-def test_a_folder_that_is_silent_about_normalisation_is_warned_of(
+def test_a_folder_without_settings_for_normalisation_causes_a_warning(
     hubert: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (hubert / "preprocessor_config.json").unlink()
     with caplog.at_level(logging.WARNING):
         assert ds.load_student(hubert).config.normalize is False
     assert "no preprocessor_config.json" in caplog.text
-
-
-# What each of the formats is good for
 
 
 @pytest.fixture(params=["transformers", "distilhubert", "fairseq"])
@@ -146,7 +140,7 @@ def foreign(request: pytest.FixtureRequest, hubert: Path, tmp_path: Path) -> Pat
     return hubert
 
 
-def test_a_foreign_checkpoint_is_an_upstream_and_a_teacher(foreign: Path) -> None:
+def test_a_foreign_checkpoint_can_be_an_upstream_and_a_teacher(foreign: Path) -> None:
     ds.register()
     from s3prl import hub
 
@@ -161,7 +155,7 @@ def test_a_foreign_checkpoint_is_an_upstream_and_a_teacher(foreign: Path) -> Non
     assert ("predictions" in features) == (student.predictions is not None)
 
 
-def test_a_foreign_checkpoint_saved_as_ours_is_the_same_student(foreign: Path, tmp_path: Path) -> None:
+def test_a_foreign_checkpoint_saved_in_our_format_is_the_same_student(foreign: Path, tmp_path: Path) -> None:
     student = ds.load_student(foreign)
     ds.save_student(student, tmp_path / "ours")
     again = ds.load_student(tmp_path / "ours")

@@ -1,4 +1,4 @@
-"""With the same weights a student is the reference implementations, number for number."""
+"""With the same weights, a student's results equal those of the reference implementations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import distilled_student as ds
 from distilled_student.checkpoints.weight_names import student_weights
 
-# Every form at the small size; at HuBERT base's, the two that are published.
+# Every form at the small size; at the size of HuBERT base, the two forms of published models.
 CASES = [("small", form) for form in FORMS] + [("base", "group-post"), ("base", "layer-pre")]
 BATCHES = [torch.stack([tone(1.0, seed=seed) for seed in seeds]) for seeds in ([0], [1, 2, 3])]
 
@@ -41,7 +41,7 @@ def assert_equals_transformers(student: ds.Student, model: nn.Module) -> None:
     for waveforms in BATCHES:
         with torch.inference_mode():
             found, expected = student(waveforms), model(waveforms, output_hidden_states=True)
-        # transformers 5 leaves the final norm of pre-norm models out of hidden_states
+        # in pre-norm models of transformers 5, only last_hidden_state is taken after the final norm
         assert_equal(found.hidden_states, [*expected.hidden_states[:-1], expected.last_hidden_state])
         assert_equal([found.last_hidden_state], [expected.last_hidden_state])
 
@@ -53,7 +53,7 @@ def test_a_student_equals_transformers(family: str, size: str, form: str, tmp_pa
     assert_equals_transformers(ds.load_student(save_transformers(model, tmp_path)), model)
 
 
-def test_a_student_equals_hubert_base_at_its_twelve_layers(tmp_path: Path) -> None:
+def test_a_student_equals_hubert_base_with_twelve_layers(tmp_path: Path) -> None:
     model = transformers_model("hubert")
     student = ds.load_student(save_transformers(model, tmp_path))
     assert (student.config.layers, student.config.hidden_size) == (12, 768)
@@ -87,7 +87,7 @@ def test_a_student_equals_torchaudio(size: str, form: str) -> None:
         with torch.inference_mode():
             found = student(waveforms)
             layers, last = model.extract_features(waveforms)[0], model(waveforms)[0]
-        # extract_features gives each layer's output, but never the input of the first, nor the final norm's
+        # extract_features gives neither the input of the first layer nor the output of the final norm
         assert_equal(found.hidden_states[1:], [*layers[:-1], last])
 
 
@@ -102,9 +102,9 @@ def test_a_student_equals_s3prls_distilhubert_with_its_predictions(size: str, fo
     for waveforms in BATCHES:
         with torch.inference_mode():
             found, expected = student(waveforms), list(expert(list(waveforms))["hidden_states"])
-            # s3prl's first hidden state lies before the positions, where ours (as HuBERT's in s3prl) lies behind them
+            # s3prl's first hidden state is taken before the positions, ours (as HuBERT's in s3prl) after them
             projected = student.projection(student.frontend(waveforms, torch.tensor([16_000] * len(waveforms)))[0])
-            if student.config.norm_first:  # and its last one before the final norm, behind which the predictions begin
+            if student.config.norm_first:  # s3prl's last one is taken before the final norm, ours after it
                 expected[depth] = expert.model.model.encoder.layer_norm(expected[depth])
         assert_equal([projected, *found.hidden_states[1:]], expected[: depth + 1])
         assert_equal(found.predictions.unbind(1), expected[depth + 1 :])
@@ -130,7 +130,7 @@ def test_a_student_equals_s3prls_upstream_on_a_converted_checkpoint(
     assert_equals_s3prl(family, file)
 
 
-def test_a_student_equals_s3prls_hubert_at_base_width(tmp_path: Path) -> None:
+def test_a_student_equals_s3prls_hubert_at_the_width_of_base(tmp_path: Path) -> None:
     assert_equals_s3prl("hubert", save_fairseq(tmp_path / "converted.pt", "hubert", BASE, FORMS["group-post"]))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of any content, of s3prl's runner and of distillation: taken up, or one line that names the file."""
+"""Checkpoints with any content, of the runner and of distillation: read, or refused in one line that names the file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def saved(content: Any) -> bytes:
 
 
 def experiment(folder: Path) -> dict[str, Any]:
-    """What s3prl's runner keeps, with settings that its command line has."""
+    """The content of a checkpoint of s3prl's runner, with settings that its command line accepts."""
     config = yaml.safe_load(find_config("default", "multitask").read_text())
     arguments = {"mode": "train", "upstream": "distilled_student", "downstream": "multitask", "expdir": str(folder)}
     weights = {"weight": torch.zeros(4, 4)}
@@ -54,7 +54,7 @@ def experiment(folder: Path) -> dict[str, Any]:
 
 
 def with_namespace(content: Any) -> Any:
-    """A checkpoint's arguments are argparse's."""
+    """The checkpoint with ``Args`` as argparse's Namespace, as s3prl saves it."""
     if isinstance(content, dict) and isinstance(content.get("Args"), dict):
         names = {str(name): value for name, value in content["Args"].items()}
         return content | {"Args": Namespace(**names)}
@@ -65,7 +65,7 @@ ODD = [torch.zeros(2), torch.zeros(1).expand(10**6, 10**6), Namespace(), {"upstr
 
 
 @pytest.mark.parametrize("mode", ["evaluate", "train"])
-def test_no_checkpoint_of_the_runner_ends_in_a_traceback(mode: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_no_checkpoint_of_the_runner_causes_a_traceback(mode: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     register()
     from s3prl import run_downstream
 
@@ -76,8 +76,8 @@ def test_no_checkpoint_of_the_runner_ends_in_a_traceback(mode: str, tmp_path_fac
 
     words = ["-m", mode, "-e", str(path), *(["-t", "test"] if mode == "evaluate" else [])]
 
-    def take_up() -> Any:
-        """All that comes before s3prl builds its runner."""
+    def read_arguments() -> Any:
+        """Everything that happens before s3prl builds its runner."""
         resolved = ResolvedArguments(parse(words))
         run_downstream.argparse = SimpleNamespace(ArgumentParser=lambda: resolved)
         return run_downstream.get_downstream_args()
@@ -86,19 +86,19 @@ def test_no_checkpoint_of_the_runner_ends_in_a_traceback(mode: str, tmp_path_fac
     @given(st.one_of(damaged(whole), rezipped(whole), foreign, foreign))
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        found = ends_well(take_up, "")
-        # the folder that it names is at fault then
+        found = ends_well(read_arguments, "")
+        # the message names the checkpoint, or the option -p for a wrong folder
         assert not isinstance(found, UserError) or str(path) in str(found) or str(found).startswith("-p ")
 
     path.write_bytes(whole)
-    take_up()
+    read_arguments()
     with at_most(BOUND):
         check()
 
 
 @pytest.mark.parametrize("name", ["Downstream", "Featurizer", "Optimizer"])
 @pytest.mark.parametrize("value", [None, [1], "text", {1: torch.zeros(1)}])
-def test_a_checkpoint_whose_weights_are_none_is_not_taken_up_with_random_ones(
+def test_a_checkpoint_without_weights_does_not_continue_with_random_weights(
     name: str, value: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "states-3.ckpt"
@@ -122,7 +122,7 @@ def test_a_small_checkpoint_that_unpacks_to_gigabytes_is_refused(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["a b", "語", "a\nb", "\udcff"])
-def test_a_checkpoint_of_any_name_is_read_or_named_in_one_line(name: str, tmp_path: Path) -> None:
+def test_a_checkpoint_with_any_name_is_read_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
     path = tmp_path / name / f"states-3{name}.ckpt"
     path.parent.mkdir()
     path.write_bytes(saved(with_namespace(experiment(path.parent))))
@@ -147,7 +147,7 @@ def distillation(tmp_path_factory: pytest.TempPathFactory) -> Distillation:
     return run
 
 
-def test_no_checkpoint_of_a_distillation_ends_in_a_traceback(distillation: Distillation) -> None:
+def test_no_checkpoint_of_a_distillation_causes_a_traceback(distillation: Distillation) -> None:
     (path,) = (distillation.output / "checkpoints").glob("step-*.pt")
     whole = path.read_bytes()
     content = torch.load(path, weights_only=True)
@@ -166,7 +166,7 @@ def test_no_checkpoint_of_a_distillation_ends_in_a_traceback(distillation: Disti
     assert distillation.resume() is True
 
 
-def test_weights_said_to_be_more_than_are_stored_are_not_taken_up(distillation: Distillation) -> None:
+def test_a_tensor_that_declares_more_values_than_are_stored_is_refused(distillation: Distillation) -> None:
     (path,) = (distillation.output / "checkpoints").glob("step-*.pt")
     whole, content = path.read_bytes(), torch.load(path, weights_only=True)
     name = next(iter(content["student"]))

@@ -1,4 +1,4 @@
-"""Student folders and foreign checkpoints of any content: a student, or one line that names the file."""
+"""Student folders and foreign checkpoints with any content: loaded, or refused in one line that names the file."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distilled_student import StudentConfig, UserError, build_student, load_student, save_student
-from distilled_student.student.config import LARGEST, MOST_LAYERS
+from distilled_student.student.config import MAX_LAYERS, MAX_SIZE
 
-BOUND = 128  # MiB, for a student of 40 kB
+BOUND = 128  # MiB; the student has 40 kB
 LARGE = [10**6, 2**40, [10**6] * 7, [2**16] * 7, [1] * 1000]
 
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rewritten(weights: dict[str, torch.Tensor]) -> st.SearchStrategy[bytes]:
-    """Whole safetensors files, with a weight of another shape, type or value, or without it."""
+    """Valid safetensors files in which one or two weights have another shape, type or value, or are missing."""
     names = st.sampled_from([*weights, "more"])
     tensors = [torch.zeros(0), torch.zeros(()), torch.full((8, 8), float("nan")), torch.zeros(3, dtype=torch.int64)]
     tensors += [torch.zeros(8, dtype=torch.float8_e5m2), torch.zeros(16, dtype=torch.bool), torch.zeros(2, 2).cfloat()]
@@ -46,7 +46,7 @@ def rewritten(weights: dict[str, torch.Tensor]) -> st.SearchStrategy[bytes]:
     return changes.map(saved)
 
 
-def test_no_student_folder_ends_in_a_traceback_or_takes_more_memory_than_stated(folder: Path) -> None:
+def test_no_student_folder_causes_a_traceback_or_takes_more_memory_than_allowed(folder: Path) -> None:
     config, weights = folder / "config.json", folder / "model.safetensors"
     settings, stored = config.read_bytes(), weights.read_bytes()
     of_settings = st.one_of(
@@ -67,7 +67,7 @@ def test_no_student_folder_ends_in_a_traceback_or_takes_more_memory_than_stated(
     weights.write_bytes(stored)
 
 
-def test_no_foreign_checkpoint_ends_in_a_traceback(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_no_foreign_checkpoint_causes_a_traceback(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = save_distiller(tmp_path_factory.mktemp("foreign") / "d.ckpt", WIDE, FORMS["group-post"])
     valid = path.read_bytes()
     load_student(path)
@@ -97,7 +97,7 @@ def test_no_foreign_checkpoint_ends_in_a_traceback(tmp_path_factory: pytest.Temp
         {"hidden_size": 10**400},
     ],
 )
-def test_settings_that_ask_for_gigabytes_are_refused_before_any_are_taken(
+def test_settings_that_require_gigabytes_are_refused_before_memory_is_allocated(
     changes: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
@@ -116,7 +116,7 @@ def test_settings_that_ask_for_gigabytes_are_refused_before_any_are_taken(
         {"encoder_layers": 10**10},
     ],
 )
-def test_a_foreign_checkpoints_settings_cannot_ask_for_any_time_or_memory(
+def test_settings_of_a_foreign_checkpoint_cannot_cost_much_time_or_memory(
     changes: dict[str, Any], tmp_path: Path
 ) -> None:
     path = save_distiller(tmp_path / "d.ckpt", WIDE, FORMS["group-post"])
@@ -130,44 +130,44 @@ def test_a_foreign_checkpoints_settings_cannot_ask_for_any_time_or_memory(
     assert time.monotonic() - start < 5
 
 
-def test_the_limits_of_a_students_sizes_are_told() -> None:
-    with pytest.raises(ValueError, match=f"layers: needs numbers of at most {MOST_LAYERS}"):
-        StudentConfig(layers=MOST_LAYERS + 1)
-    with pytest.raises(ValueError, match=f"feed_forward: needs numbers of at most {LARGEST}"):
-        StudentConfig(feed_forward=LARGEST + 1)
+def test_sizes_beyond_the_limits_are_refused_and_the_limits_are_named() -> None:
+    with pytest.raises(ValueError, match=f"layers: must be at most {MAX_LAYERS}"):
+        StudentConfig(layers=MAX_LAYERS + 1)
+    with pytest.raises(ValueError, match=f"feed_forward: must be at most {MAX_SIZE}"):
+        StudentConfig(feed_forward=MAX_SIZE + 1)
 
 
-def test_weights_that_are_said_to_be_more_than_are_stored_are_refused(tmp_path: Path) -> None:
+def test_a_tensor_that_declares_more_values_than_are_stored_is_refused(tmp_path: Path) -> None:
     folder = save_transformers(transformers_model("hubert", **WIDE), tmp_path / "hubert")
     state = safetensors.torch.load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     name = "encoder.layers.0.feed_forward.intermediate_dense.weight"
     torch.save({**state, name: torch.zeros(1).expand(20_000, 20_000)}, folder / "pytorch_model.bin")
-    with at_most(BOUND), pytest.raises(UserError, match=r"has not the weights that it says it has"):
+    with at_most(BOUND), pytest.raises(UserError, match=r"the file does not store all values"):
         load_student(folder)
 
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/tmp/outside.safetensors"])
-def test_a_shard_that_leads_out_of_the_folder_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_shard_outside_the_folder_is_refused(name: str, tmp_path: Path) -> None:
     folder = save_transformers(transformers_model("hubert", **WIDE), tmp_path / "hubert")
     (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"norm.weight": name}}))
-    with pytest.raises(UserError, match=r"index\.json: weight_map: .*: leads out of the folder"):
+    with pytest.raises(UserError, match=r"index\.json: weight_map: .*: is outside the folder"):
         load_student(folder)
 
 
 @pytest.mark.parametrize("name", ["a b", "語", "a\nb", "\udcff"])
-def test_a_student_folder_of_any_name_is_written_and_read_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
+def test_a_student_folder_with_any_name_is_written_and_read_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
     student = build_student(StudentConfig(conv_dim=[8] * 7, **SMALL))
     save_student(student, tmp_path / name)
     read = ends_well(lambda: load_student(tmp_path / name), tmp_path)
-    assert isinstance(read, UserError) == (name == "\udcff")  # safetensors takes no other encoding than UTF-8
+    assert isinstance(read, UserError) == (name == "\udcff")  # safetensors supports names in UTF-8 only
     (tmp_path / name / "model.safetensors").write_bytes(b"damaged")
     assert isinstance(ends_well(lambda: load_student(tmp_path / name), tmp_path), UserError)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
-def test_json_of_a_hundred_thousand_lists_is_refused(name: str, tmp_path: Path) -> None:
+def test_json_of_a_hundred_thousand_nested_lists_is_refused(name: str, tmp_path: Path) -> None:
     folder = save_transformers(transformers_model("hubert", **WIDE), tmp_path / "hubert")
     (folder / "model.safetensors").unlink()
     (folder / name).write_text("[" * 100_000)

@@ -1,4 +1,4 @@
-"""Reference implementations with random weights, and their checkpoints in the real formats."""
+"""Reference implementations with random weights, and checkpoints in their formats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 import distilled_student as ds
 
-# Keys of `transformers`. Base is HuBERT's, but for its twelve layers.
+# Keys of `transformers`. BASE is HuBERT base with two layers instead of twelve.
 SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
@@ -34,7 +34,7 @@ BASE = {
 }
 SIZES = {"small": SMALL, "base": BASE}
 KERNELS, STRIDES = [10, 3, 3, 3, 3, 2, 2], [5, 2, 2, 2, 2, 2, 2]
-# Norms of the front end and order of norms in a layer: HuBERT base's, HuBERT large's, and the two between them.
+# Norm of the front end and position of the norms in a layer: HuBERT base, HuBERT large, and the other two combinations.
 FORMS = {
     "group-post": {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False},
     "layer-pre": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},
@@ -47,8 +47,8 @@ FAMILIES = {
 }
 
 
-def shaken(model: nn.Module) -> nn.Module:
-    """The model in eval mode with norms and biases away from ones and zeros, so that none can stand for another."""
+def perturbed(model: nn.Module) -> nn.Module:
+    """The model in eval mode, with norms and biases that differ from 1 and 0: a test then detects mixed-up weights."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -60,18 +60,18 @@ def transformers_model(family: str, **keys: Any) -> nn.Module:
     """A random HubertModel or Wav2Vec2Model."""
     config, model = FAMILIES[family]
     torch.manual_seed(0)
-    return shaken(model(config(**keys)))
+    return perturbed(model(config(**keys)))
 
 
 def save_transformers(model: nn.Module, folder: Path, normalize: bool = False) -> Path:
-    """A `transformers` folder with its preprocessor's settings."""
+    """Write a `transformers` folder with the settings of its preprocessor."""
     model.save_pretrained(folder)
     transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize).save_pretrained(folder)
     return folder
 
 
 def torchaudio_model(size: dict[str, Any], form: dict[str, Any]) -> nn.Module:
-    """torchaudio's wav2vec 2.0 model, which is its HuBERT too."""
+    """torchaudio's wav2vec 2.0 model, which is also its HuBERT model."""
     import torchaudio
 
     torch.manual_seed(0)
@@ -93,7 +93,7 @@ def torchaudio_model(size: dict[str, Any], form: dict[str, Any]) -> nn.Module:
         encoder_layer_drop=0.1,
         aux_num_out=None,
     )
-    return shaken(model)
+    return perturbed(model)
 
 
 def _fairseq_keys(size: dict[str, Any], form: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _conv_layers(width: int) -> str:
 def save_distiller(
     file: Path, size: dict[str, Any], form: dict[str, Any], targets: tuple[int, ...] = (4, 8, 12), **changes: Any
 ) -> Path:
-    """A DistilHuBERT checkpoint as s3prl's pre-training writes it, its arguments pickled beside it."""
+    """A DistilHuBERT checkpoint as s3prl's pre-training writes it, with its pickled arguments."""
     ds.register()
     from s3prl.upstream.distiller.model import DistillerConfig, DistillerModel
 
@@ -129,7 +129,7 @@ def save_distiller(
         "pred_layer_id": list(targets),
     }
     torch.manual_seed(0)
-    model = shaken(DistillerModel(DistillerConfig(config)))
+    model = perturbed(DistillerModel(DistillerConfig(config)))
     state = {
         "Distiller": model.state_dict(),
         "Config": {"distiller": {**config, **changes}, "task": {"sequence_length": 250_000}},
@@ -149,7 +149,7 @@ def save_fairseq(
     normalize: bool = False,
     **changes: Any,
 ) -> Path:
-    """A HuBERT or wav2vec 2.0 of fairseq as s3prl's ``convert.py`` writes it, pre-training heads included."""
+    """fairseq's HuBERT or wav2vec 2.0 as s3prl's ``convert.py`` writes it, with the heads of pre-training."""
     ds.register()
     from s3prl.upstream.hubert import hubert_model as hubert
     from s3prl.upstream.wav2vec2 import wav2vec2_model as wav2vec2
@@ -171,7 +171,7 @@ def save_fairseq(
     state = {
         "task_cfg": dataclasses.asdict(task),
         "model_cfg": {**dataclasses.asdict(config), **changes},
-        "model_weight": shaken(model).state_dict(),
+        "model_weight": perturbed(model).state_dict(),
     }
     torch.save(state if family == "wav2vec2" else {**state, "dictionaries_symbols": [["a", "b", "c"]]}, file)
     return file

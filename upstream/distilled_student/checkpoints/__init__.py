@@ -1,1 +1,1 @@
-"""Students on disk: our own folders, and the formats of other libraries."""
+"""Students on disk: our own folders, and checkpoints of other libraries."""

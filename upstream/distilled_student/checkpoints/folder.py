@@ -1,4 +1,4 @@
-"""Students on disk: our folder (config.json and model.safetensors), and the formats of others through `formats`."""
+"""Save and load students: our own folder (config.json and model.safetensors), other formats through `foreign`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from distilled_student.checkpoints.foreign import (
     CONFIG,
     WEIGHTS,
-    Foreign,
-    read_checkpoint,
+    StudentCheckpoint,
+    read_torch_checkpoint,
     read_transformers,
     write_transformers,
 )
@@ -28,19 +28,24 @@ FORMATS = (MODEL_TYPE, "transformers")
 
 
 def shipped_student() -> Path:
-    """The pre-distilled student that comes with the package."""
+    """The folder of the distilled student that is part of this package."""
     return Path(__file__).parents[1] / "assets" / "student"
 
 
 def save_student(
     student: Student, path: str | Path, dtype: torch.dtype = torch.float32, format: str = MODEL_TYPE
 ) -> None:
-    """Write a student folder; ``dtype`` float16 halves the files.
+    """Write a student folder.
 
-    ``format`` ``transformers`` writes one that ``transformers.AutoModel.from_pretrained`` reads too, as HubertModel.
+    Args:
+        student: The student.
+        path: The folder.
+        dtype: Type of the saved weights; float16 halves the files.
+        format: ``distilled_student``, or ``transformers`` for a folder that ``transformers.AutoModel.from_pretrained``
+            reads too, as a HubertModel.
 
     Raises:
-        ValueError: no such format.
+        ValueError: there is no such format.
         UserError: `transformers` has no such network; names the key.
     """
     from safetensors.torch import save
@@ -59,7 +64,7 @@ def save_student(
     write_whole(folder, {WEIGHTS: save(state), CONFIG: (json.dumps(config, indent=2) + "\n").encode()})
 
 
-def _read_own(folder: Path) -> Foreign:
+def _read_own_folder(folder: Path) -> StudentCheckpoint:
     file, weights = folder / CONFIG, folder / WEIGHTS
     values = read_json(file)
     del values["model_type"]
@@ -72,52 +77,57 @@ def _read_own(folder: Path) -> Foreign:
     except (TypeError, ValueError) as error:
         raise UserError(f"{file}: {error}") from None
     state = {name: value.float() for name, value in read_safetensors(weights).items()}
-    return Foreign(config, state, str(weights))
+    return StudentCheckpoint(config, state, str(weights))
 
 
-def _read(path: Path) -> Foreign:
+def _read(path: Path) -> StudentCheckpoint:
     if path.is_file():
-        return read_checkpoint(path)
+        return read_torch_checkpoint(path)
     if not (path / CONFIG).is_file():
-        raise UserError(f"{path}: is neither a student's file nor a folder with {CONFIG}")
-    own = read_json(path / CONFIG).get("model_type") == MODEL_TYPE
-    return _read_own(path) if own else read_transformers(path)
+        raise UserError(f"{path}: is neither a checkpoint file nor a folder with {CONFIG}")
+    is_own = read_json(path / CONFIG).get("model_type") == MODEL_TYPE
+    return _read_own_folder(path) if is_own else read_transformers(path)
 
 
-def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
-    """Raise UserError with what is missing, unexpected or of another shape, all under a student's names."""
+def _check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:
+    """Raise UserError if weights are missing, unexpected or have the wrong shape; lists them by a student's names."""
     problems = {
         "missing": [n for n in expected if n not in found],
         "unexpected": [n for n in found if n not in expected],
-        "of another shape": [
+        "wrong shape": [
             f"{n} {tuple(found[n].shape)} instead of {tuple(expected[n].shape)}"
             for n in expected
             if n in found and found[n].shape != expected[n].shape
         ],
     }
-    lines = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    lines = [f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names]
     if lines:
-        raise UserError(f"{where}: does not fit its configuration: {'; '.join(lines)}")
+        raise UserError(f"{source}: does not fit its configuration: {'; '.join(lines)}")
 
 
 def load_student(path: str | Path) -> Student:
     """Read a student; float32 on the CPU, in eval mode.
 
     Args:
-        path: A folder of `save_student`; a `transformers` folder of HuBERT, wav2vec 2.0, DistilHuBERT or Whisper (its
-            encoder); a ``.ckpt`` of s3prl's DistilHuBERT; a HuBERT or wav2vec 2.0 checkpoint that s3prl converted from
-            fairseq. All but the first and the third come without prediction layers.
+        path: One of these:
+
+            * a folder from `save_student`;
+            * a `transformers` folder of HuBERT, wav2vec 2.0, DistilHuBERT or Whisper (its encoder);
+            * a ``.ckpt`` of s3prl's DistilHuBERT;
+            * a HuBERT or wav2vec 2.0 checkpoint that s3prl converted from fairseq.
+
+            Only the first and the third have prediction layers.
 
     Raises:
-        UserError: none of these, damaged, or weights that do not fit; one line naming the file, its format and keys.
+        UserError: none of these, damaged, or the weights do not fit; one line naming the file, its format and keys.
     """
-    config, weights, where = _read(Path(path))
+    config, weights, source = _read(Path(path))
     try:
-        with torch.device("meta"):  # sizes alone: settings can ask for any amount of memory
+        with torch.device("meta"):  # shapes only: before they are checked, a configuration can ask for any memory
             expected = Student(config).state_dict()
     except (RuntimeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"{where}: does not fit its configuration: {' '.join(str(error).split())}") from None
-    _check_fit(expected, weights, where)
+        raise UserError(f"{source}: does not fit its configuration: {' '.join(str(error).split())}") from None
+    _check_weights(expected, weights, source)
     student = Student(config)
     student.load_state_dict(weights)
     return student.eval()

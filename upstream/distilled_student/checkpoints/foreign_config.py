@@ -1,4 +1,4 @@
-"""Configurations of public speech encoders as the student's whose network they describe, and the way back."""
+"""Configurations of public speech encoders -> the `StudentConfig` of the same network, and the way back."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from distilled_student.student.config import MOST_LAYERS, StudentConfig
+from distilled_student.student.config import MAX_LAYERS, StudentConfig
 
-# What a student has no setting for, with the value that it has. Another value would be another network.
+# Settings that a student does not have, with the value that a student's network corresponds to. A checkpoint with any
+# other value has a different network and is refused.
 TRANSFORMERS_FIXED = {
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
@@ -27,12 +28,21 @@ FAIRSEQ_FIXED = {
     "crop_seq_to_multiple": 1,
 }
 DISTILLER_FIXED = {**FAIRSEQ_FIXED, "task_emb_type": "expand-last", "out_layer_type": "expand-last"}
+# The reverse: settings of a student that HubertModel does not have.
+HUBERT_FIXED = {
+    "frontend": "cnn",
+    "projection": True,
+    "positions": "conv",
+    "shared": False,
+    "encoder_stride": 1,
+    "causal": False,
+}
 
 
 def _first_difference(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> str | None:
     for key, wanted in fixed.items():
         if values.get(key, wanted) != wanted:
-            return f"{key}: '{values[key]}' has no counterpart in a student, which has {wanted}"
+            return f"{key}: '{values[key]}' is not supported by a student, which has {wanted}"
     return None
 
 
@@ -42,54 +52,60 @@ def _list(values: Mapping[str, Any], key: str) -> list[Any]:
     return list(values[key])
 
 
-def no_counterpart(values: Mapping[str, Any]) -> str | None:
-    """Why the network of a `transformers` configuration is not of a student's form; None if it is.
+def why_not_a_student(values: Mapping[str, Any]) -> str | None:
+    """Why no `StudentConfig` describes the network of a `transformers` configuration; None if one does.
 
-    WavLM's relative positions and data2vec's stacked position convolutions, for two, have no counterpart here.
+    Two examples: a student has neither WavLM's relative positions nor data2vec's stacked position convolutions.
     """
-    kind = values.get("model_type")
-    if kind not in ("hubert", "wav2vec2", "whisper"):
-        return f"model_type: '{kind}' is neither distilled_student nor hubert, wav2vec2 or whisper"
+    model_type = values.get("model_type")
+    if model_type not in ("hubert", "wav2vec2", "whisper"):
+        return f"model_type: '{model_type}' is not one of distilled_student, hubert, wav2vec2, whisper"
     return _first_difference(values, TRANSFORMERS_FIXED)
 
 
-def transformers_config(values: Mapping[str, Any]) -> StudentConfig:
-    """The student's configuration that is the network of a `transformers` configuration.
+def config_from_transformers(values: Mapping[str, Any]) -> StudentConfig:
+    """The configuration of a student with the network of a `transformers` configuration, without prediction layers.
 
     Raises:
         KeyError: a key is missing.
         ValueError: there is no such student; the message begins with the key.
     """
-    if reason := no_counterpart(values):
+    if reason := why_not_a_student(values):
         raise ValueError(reason)
-    if values["model_type"] == "whisper":
-        size = values["d_model"]
-        return StudentConfig(
-            frontend="logmel",
-            mel_bins=values["num_mel_bins"],
-            conv_dim=[size, size],
-            conv_kernel=[3, 3],
-            conv_stride=[1, 2],
-            conv_bias=True,
-            conv_norm="none",
-            projection=False,
-            projection_norm=False,
-            hidden_size=size,
-            layers=values["encoder_layers"],
-            heads=values["encoder_attention_heads"],
-            feed_forward=values["encoder_ffn_dim"],
-            norm_first=True,
-            positions="sinusoidal",
-            dropout=values["dropout"],
-            targets=[],
-        )
+    return _config_from_whisper(values) if values["model_type"] == "whisper" else _config_from_hubert(values)
+
+
+def _config_from_whisper(values: Mapping[str, Any]) -> StudentConfig:
+    size = values["d_model"]
+    return StudentConfig(
+        frontend="logmel",
+        mel_bins=values["num_mel_bins"],
+        conv_dim=[size, size],
+        conv_kernel=[3, 3],
+        conv_stride=[1, 2],
+        conv_bias=True,
+        conv_norm="none",
+        projection=False,
+        projection_norm=False,
+        hidden_size=size,
+        layers=values["encoder_layers"],
+        heads=values["encoder_attention_heads"],
+        feed_forward=values["encoder_ffn_dim"],
+        norm_first=True,
+        positions="sinusoidal",
+        dropout=values["dropout"],
+        targets=[],
+    )
+
+
+def _config_from_hubert(values: Mapping[str, Any]) -> StudentConfig:
     return StudentConfig(
         conv_dim=_list(values, "conv_dim"),
         conv_kernel=_list(values, "conv_kernel"),
         conv_stride=_list(values, "conv_stride"),
         conv_bias=values["conv_bias"],
         conv_norm=values["feat_extract_norm"],
-        projection_norm=values.get("feat_proj_layer_norm", True),  # came with DistilHuBERT; false there
+        projection_norm=values.get("feat_proj_layer_norm", True),  # false in DistilHuBERT, absent in older models
         hidden_size=values["hidden_size"],
         layers=values["num_hidden_layers"],
         heads=values["num_attention_heads"],
@@ -102,19 +118,17 @@ def transformers_config(values: Mapping[str, Any]) -> StudentConfig:
     )
 
 
-def hubert_config(config: StudentConfig) -> dict[str, Any]:
-    """The `transformers` HubertConfig whose network is the trunk of a student.
+def config_to_hubert(config: StudentConfig) -> dict[str, Any]:
+    """The `transformers` HubertConfig of a student's network, without its prediction layers.
 
     Raises:
         ValueError: HubertModel has no such network; the message begins with the key.
     """
-    fixed = {"frontend": "cnn", "projection": True, "positions": "conv"}
-    fixed |= {"shared": False, "encoder_stride": 1, "causal": False}
-    for key, wanted in fixed.items():
+    for key, wanted in HUBERT_FIXED.items():
         if getattr(config, key) != wanted:
-            raise ValueError(f"{key}: '{getattr(config, key)}' has no counterpart in HubertModel, which has {wanted}")
+            raise ValueError(f"{key}: '{getattr(config, key)}' is not supported by HubertModel, which has {wanted}")
     if config.conv_norm == "none":
-        raise ValueError("conv_norm: 'none' has no counterpart in HubertModel, which has group or layer")
+        raise ValueError("conv_norm: 'none' is not supported by HubertModel, which has group or layer")
     return {
         "model_type": "hubert",
         "architectures": ["HubertModel"],
@@ -137,12 +151,12 @@ def hubert_config(config: StudentConfig) -> dict[str, Any]:
         "feat_proj_dropout": 0.0,
         "layerdrop": 0.0,
         "apply_spec_augment": False,
-        "mask_time_prob": 0.05,  # as DistilHuBERT's: above zero, HubertModel has an embedding of masked frames
+        "mask_time_prob": 0.05,  # DistilHuBERT's; HubertModel has an embedding of masked frames only if it is not 0
     }
 
 
 # Defaults of s3prl's configuration classes (upstream/hubert/hubert_model.py, upstream/distiller/model.py).
-FAIRSEQ = {
+FAIRSEQ_DEFAULTS = {
     "extractor_mode": "default",
     "conv_feature_layers": "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2",
     "conv_bias": False,
@@ -155,38 +169,48 @@ FAIRSEQ = {
     "layer_norm_first": False,
     "dropout": 0.1,
 }
-DISTILLER = {**FAIRSEQ, "encoder_layers": 1, "final_dim": 768, "out_layer_inter_dim": -1, "n_tasks": 12}
-_CONVOLUTIONS = r"\[\s*((?:\(\s*\d+\s*,\s*\d+\s*,\s*\d+\s*\)\s*,?\s*)+)\](?:\s*\*\s*(\d+))?"
+DISTILLER_DEFAULTS = {
+    **FAIRSEQ_DEFAULTS,
+    "encoder_layers": 1,
+    "final_dim": 768,
+    "out_layer_inter_dim": -1,
+    "n_tasks": 12,
+}
+CONV_NORMS = {"default": "group", "layer_norm": "layer"}  # fairseq's extractor_mode -> conv_norm
+_CONV_LIST = r"\[\s*((?:\(\s*\d+\s*,\s*\d+\s*,\s*\d+\s*\)\s*,?\s*)+)\](?:\s*\*\s*(\d+))?"
 
 
-def conv_layers(text: str) -> list[tuple[int, ...]]:
-    """fairseq's description of a front end, a Python expression, read without running it.
+def parse_conv_layers(text: str) -> list[tuple[int, ...]]:
+    """fairseq's description of a front end: a Python expression, which is parsed without running it.
 
-    ``[(512,10,5)] + [(512,3,2)] * 4`` -> five tuples of width, kernel and stride. Raises ValueError for anything else.
+    ``[(512,10,5)] + [(512,3,2)] * 4`` -> five tuples of width, kernel and stride.
+
+    Raises:
+        ValueError: any other expression.
     """
-    if len(str(text)) > 1_000:  # a pattern can take the square of its length
+    if len(str(text)) > 1_000:  # matching can take time proportional to the square of the length
         raise ValueError("conv_feature_layers: has more than 1000 characters")
-    if not re.fullmatch(rf"\s*{_CONVOLUTIONS}(?:\s*\+\s*{_CONVOLUTIONS})*\s*", str(text)):
+    if not re.fullmatch(rf"\s*{_CONV_LIST}(?:\s*\+\s*{_CONV_LIST})*\s*", str(text)):
         raise ValueError(f"conv_feature_layers: '{text}' is not of the form [(width,kernel,stride)] * n + ...")
     layers: list[tuple[int, ...]] = []
-    for block, times in re.findall(_CONVOLUTIONS, text):
-        if len(times) > 3:
-            raise ValueError(f"conv_feature_layers: {times} layers are more than a front end has")
-        layers += [tuple(map(int, re.findall(r"\d+", one))) for one in re.findall(r"\(.*?\)", block)] * int(times or 1)
+    for tuples, repeats in re.findall(_CONV_LIST, text):
+        if len(repeats) > 3:
+            raise ValueError(f"conv_feature_layers: {repeats} layers are more than a front end has")
+        found = [tuple(map(int, re.findall(r"\d+", numbers))) for numbers in re.findall(r"\(.*?\)", tuples)]
+        layers += found * int(repeats or 1)
     return layers
 
 
-def _fairseq_form(values: Mapping[str, Any], **more: Any) -> StudentConfig:
-    layers = conv_layers(values["conv_feature_layers"])
-    modes = {"default": "group", "layer_norm": "layer"}
-    if values["extractor_mode"] not in modes:
-        raise ValueError(f"extractor_mode: '{values['extractor_mode']}' is not one of {', '.join(modes)}")
+def _config_from_fairseq_keys(values: Mapping[str, Any], **more: Any) -> StudentConfig:
+    layers = parse_conv_layers(values["conv_feature_layers"])
+    if values["extractor_mode"] not in CONV_NORMS:
+        raise ValueError(f"extractor_mode: '{values['extractor_mode']}' is not one of {', '.join(CONV_NORMS)}")
     return StudentConfig(
         conv_dim=[width for width, _, _ in layers],
         conv_kernel=[kernel for _, kernel, _ in layers],
         conv_stride=[stride for _, _, stride in layers],
         conv_bias=values["conv_bias"],
-        conv_norm=modes[values["extractor_mode"]],
+        conv_norm=CONV_NORMS[values["extractor_mode"]],
         projection=layers[-1][0] != values["encoder_embed_dim"],
         hidden_size=values["encoder_embed_dim"],
         layers=values["encoder_layers"],
@@ -200,35 +224,37 @@ def _fairseq_form(values: Mapping[str, Any], **more: Any) -> StudentConfig:
     )
 
 
-def fairseq_config(model: Mapping[str, Any], task: Mapping[str, Any]) -> StudentConfig:
-    """The student's configuration that is the network of fairseq's HuBERT or wav2vec 2.0.
+def config_from_fairseq(model: Mapping[str, Any], task: Mapping[str, Any]) -> StudentConfig:
+    """The configuration of a student with the network of fairseq's HuBERT or wav2vec 2.0, without prediction layers.
 
     Raises:
         ValueError: there is no such student; the message begins with the key.
     """
     if reason := _first_difference(model, FAIRSEQ_FIXED):
         raise ValueError(reason)
+    values = {**FAIRSEQ_DEFAULTS, **model}
     normalize = task.get("normalize", False)
-    return _fairseq_form({**FAIRSEQ, **model}, normalize=normalize, normalize_epsilon=1e-5, targets=[])
+    return _config_from_fairseq_keys(values, normalize=normalize, normalize_epsilon=1e-5, targets=[])
 
 
-def distiller_config(values: Mapping[str, Any]) -> StudentConfig:
-    """The student's configuration that is the network of s3prl's DistillerModel, prediction layers included.
+def config_from_distiller(values: Mapping[str, Any]) -> StudentConfig:
+    """The configuration of a student with the network of s3prl's DistillerModel, prediction layers included.
 
     Raises:
         ValueError: there is no such student; the message begins with the key.
     """
     if reason := _first_difference(values, DISTILLER_FIXED):
         raise ValueError(reason)
-    values = {**DISTILLER, **values, "conv_bias": False}
+    values = {**DISTILLER_DEFAULTS, **values, "conv_bias": False}
     values["conv_feature_layers"] = values.get("extractor_conv_feature_layers", values["conv_feature_layers"])
+    if values["n_tasks"] > MAX_LAYERS:
+        raise ValueError(f"n_tasks: must be at most {MAX_LAYERS}")
+    values.setdefault("pred_layer_id", list(range(1, values["n_tasks"] + 1)))
     size = values["out_layer_inter_dim"]
-    if values["n_tasks"] > MOST_LAYERS:
-        raise ValueError(f"n_tasks: needs a number of at most {MOST_LAYERS}")
-    return _fairseq_form(
+    return _config_from_fairseq_keys(
         values,
         projection_norm=False,
-        targets=_list({"pred_layer_id": list(range(1, values["n_tasks"] + 1)), **values}, "pred_layer_id"),
+        targets=_list(values, "pred_layer_id"),
         target_size=values["final_dim"],
         prediction_size=size if size > 0 else values["encoder_embed_dim"],
     )

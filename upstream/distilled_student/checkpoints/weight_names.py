@@ -1,4 +1,4 @@
-"""Weights of public speech encoders under a student's names, so that one network runs and initialises from them all."""
+"""Weights of public speech encoders, renamed to a student's names, and a student's weights renamed to HubertModel's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# What stands before a trunk's own names in models that are built around one, and torchaudio's further level within.
+# What precedes an encoder's own names in models that contain one, and torchaudio's additional level within it.
 PREFIX = r"(?:model\.)*(?:(?:hubert|wav2vec2)\.)?(?:(encoder\.)transformer\.)?"
 # (pattern, replacement), first match wins: names of `transformers` and torchaudio for HuBERT and wav2vec 2.0, of
 # `transformers` for Whisper, and of fairseq, as s3prl's converted checkpoints and its DistilHuBERT keep them.
@@ -36,7 +36,7 @@ NAMES = [
     (r"output_layer\.0\.", "predictions.hidden."),
     (r"output_layer\.2\.layer\.", "predictions.outputs.0."),
 ]
-# From a student's names to those of `transformers`' HubertModel; attention's projections are split beside it.
+# A student's names -> those of `transformers`' HubertModel. `hubert_weights` also splits attention's ``in_proj``.
 HUBERT_NAMES = [
     (r"frontend\.layers\.(\d+)\.conv\.", r"feature_extractor.conv_layers.\1.conv."),
     (r"frontend\.layers\.(\d+)\.norm\.", r"feature_extractor.conv_layers.\1.layer_norm."),
@@ -61,49 +61,54 @@ def _rename(name: str, table: list[tuple[str, str]]) -> str:
 
 
 def student_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a public encoder's ``state_dict`` under a student's names; unknown ones keep theirs.
+    """The tensors of a public encoder's ``state_dict`` under a student's names; unknown names stay as they are.
 
-    Query, key and value projections become torch's one ``in_proj``; Whisper's keys have no bias, so theirs is zero.
-    DistilHuBERT's prediction layers, stacked in one tensor, become one linear layer each.
+    Query, key and value projections are joined into torch's ``in_proj``. Whisper's key projection has no bias: it
+    becomes zero. DistilHuBERT's prediction layers, stacked in one tensor, become one linear layer each.
     """
     renamed = {_rename(re.sub(f"^{PREFIX}", r"\1", n), NAMES): value.detach().float() for n, value in state.items()}
-    whisper = any(re.search(r"(^|\.)conv1\.weight$", name) for name in state)
-    # At the top level fairseq's layer_norm stands before the projection, Whisper's behind the last layer.
-    top = "norm" if whisper else "projection_norm"
-    renamed = {name.replace("<layer_norm>", top): value for name, value in renamed.items()}
+    is_whisper = any(re.search(r"(^|\.)conv1\.weight$", name) for name in state)
+    # the same name for two norms: fairseq's is before the projection, Whisper's after the last layer
+    norm = "norm" if is_whisper else "projection_norm"
+    renamed = {name.replace("<layer_norm>", norm): value for name, value in renamed.items()}
     for prefix in {n.removesuffix("q.weight") for n in renamed if n.endswith(".self_attn.q.weight")}:
-        _join_projections(renamed, prefix, whisper)
-    _part_outputs(renamed)
+        _join_projections(renamed, prefix, is_whisper)
+    _split_prediction_layers(renamed)
     return renamed
 
 
-def _join_projections(weights: dict[str, Tensor], prefix: str, whisper: bool) -> None:
-    """Query, key and value into ``in_proj``. Left as they are, and so unexpected, where one is missing or misshapen."""
+def _join_projections(weights: dict[str, Tensor], prefix: str, is_whisper: bool) -> None:
+    """Join query, key and value into ``in_proj``, in place.
+
+    If one is missing or has the wrong shape, all stay as they are. `load_student` then reports them as unexpected.
+    """
     names = [f"{prefix}{letter}.{kind}" for kind in ("weight", "bias") for letter in "qkv"]
     size = weights[names[0]].shape[:1]
-    if whisper:
+    if is_whisper:
         weights.setdefault(f"{prefix}k.bias", torch.zeros(size))
     shapes = [weights[name].shape if name in weights else None for name in names]
-    if len(set(shapes[:3])) == 1 and len(shapes[0]) == 2 and shapes[3:] == [size] * 3:
+    equal_matrices = len(set(shapes[:3])) == 1 and len(shapes[0]) == 2
+    if equal_matrices and shapes[3:] == [size] * 3:
         joined = [weights.pop(name) for name in names]
         weights[f"{prefix}in_proj_weight"] = torch.cat(joined[:3])
         weights[f"{prefix}in_proj_bias"] = torch.cat(joined[3:])
 
 
-def _part_outputs(weights: dict[str, Tensor]) -> None:
-    """DistilHuBERT's stacked ``(targets, in, out)`` and ``(1, 1, targets, out)``, if they are there and fit."""
-    names = "output_layer.2.weight", "output_layer.2.bias"
-    if not all(name in weights for name in names):
+def _split_prediction_layers(weights: dict[str, Tensor]) -> None:
+    """Split DistilHuBERT's stacked ``(targets, in, out)`` and ``(1, 1, targets, out)`` in place, if they fit."""
+    weight_name, bias_name = "output_layer.2.weight", "output_layer.2.bias"
+    if weight_name not in weights or bias_name not in weights:
         return
-    stacked, biases = (weights[name] for name in names)
+    stacked, biases = weights[weight_name], weights[bias_name]
     if stacked.dim() == 3 and biases.shape == (1, 1, stacked.shape[0], stacked.shape[2]):
-        for i, (weight, bias) in enumerate(zip(weights.pop(names[0]), weights.pop(names[1])[0, 0], strict=True)):
+        del weights[weight_name], weights[bias_name]
+        for i, (weight, bias) in enumerate(zip(stacked, biases[0, 0], strict=True)):
             weights[f"predictions.outputs.{i}.weight"] = weight.T.contiguous()
             weights[f"predictions.outputs.{i}.bias"] = bias
 
 
 def hubert_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A student's trunk under the names of `transformers`' HubertModel: the way back from `student_weights`."""
+    """A student's weights under the names of `transformers`' HubertModel: the reverse of `student_weights`."""
     named: dict[str, Tensor] = {}
     for name, value in state.items():
         new = _rename(name, HUBERT_NAMES)
