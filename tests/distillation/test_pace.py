@@ -27,7 +27,8 @@ from distilled_student.distillation.targets import Teacher
 from distilled_student.distillation.train import distill
 from distilled_student.distillation.trainer import Distillation
 from distilled_student.student.cost import has_fast_bf16, peak_flops
-from distilled_student.teachers.open import StudentEncoder, open_teacher
+from distilled_student.teachers.encoders import StudentEncoder
+from distilled_student.teachers.open import open_teacher
 
 
 @pytest.fixture

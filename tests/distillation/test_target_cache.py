@@ -22,7 +22,7 @@ from distilled_student.distillation.target_cache import TargetCache
 from distilled_student.distillation.targets import Teacher
 from distilled_student.distillation.train import distill
 from distilled_student.distillation.trainer import Distillation
-from distilled_student.teachers.open import StudentEncoder
+from distilled_student.teachers.encoders import StudentEncoder
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from distilled_student.common.audio import MAX_ENCODED_SECONDS
 from distilled_student.host import upstreams
 from distilled_student.host.upstreams import StudentUpstream, TeacherUpstream, Upstream
 from distilled_student.multitask.loader import equal_length_batches
-from distilled_student.teachers.open import EqualLengthEncoder, StudentEncoder
+from distilled_student.teachers.encoders import EqualLengthEncoder, StudentEncoder
 
 RATE = 16_000
 

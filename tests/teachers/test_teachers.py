@@ -1,4 +1,4 @@
-"""Teachers: each family against its own library, padding, alignment, and what is out of reach."""
+"""Teachers: each family against its own library, padding, alignment, and teachers that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from helpers.references import FORMS, SMALL, save_fairseq, save_transformers, tr
 
 import distilled_student as ds
 from distilled_student.distillation.targets import Teacher, align
-from distilled_student.teachers.open import S3prlEncoder, StudentEncoder, open_teacher
+from distilled_student.teachers.encoders import StudentEncoder
+from distilled_student.teachers.open import open_teacher
+from distilled_student.teachers.s3prl_encoder import S3prlEncoder
 
 STABLE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
 FAMILIES = {
@@ -45,7 +47,7 @@ def test_a_teacher_equals_its_own_library(family: str, normalize: bool, tmp_path
     with torch.no_grad():
         output = model(values, output_hidden_states=True)
         found = teacher(wave[None])
-    # transformers 5 leaves the final norm of pre-norm models out of hidden_states
+    # in pre-norm models of transformers 5, only last_hidden_state is taken after the final norm
     expected = [*output.hidden_states[:-1], output.last_hidden_state]
     assert teacher.num_layers == 3
     assert teacher.frame_shift == 320
@@ -85,7 +87,7 @@ def test_whispers_encoder_equals_its_own_library(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("family", ["hubert-base", "wavlm-base"])
-def test_a_teachers_padding_never_changes_its_result(family: str, tmp_path: Path) -> None:
+def test_padding_never_changes_a_teachers_result(family: str, tmp_path: Path) -> None:
     config, model_class, extra = FAMILIES[family]
     torch.manual_seed(0)
     model_class(config(**{**SMALL, **extra})).save_pretrained(tmp_path)
@@ -109,7 +111,7 @@ def test_an_s3prl_upstream_is_a_teacher() -> None:
 
 @pytest.mark.parametrize("family", ["hubert", "wav2vec2"])
 @pytest.mark.parametrize("form", ["group-post", "layer-pre"])
-def test_a_converted_checkpoint_is_the_same_teacher_here_and_in_s3prl(family: str, form: str, tmp_path: Path) -> None:
+def test_a_converted_checkpoint_gives_the_same_results_as_in_s3prl(family: str, form: str, tmp_path: Path) -> None:
     file = save_fairseq(tmp_path / "converted.pt", family, SMALL, FORMS[form], normalize=True)
     from s3prl import hub
 
@@ -123,7 +125,7 @@ def test_a_converted_checkpoint_is_the_same_teacher_here_and_in_s3prl(family: st
     assert all(torch.equal(theirs.weights()[name], value) for name, value in ours.weights().items())
 
 
-def test_a_hubert_that_no_student_is_is_a_teacher_all_the_same(tmp_path: Path) -> None:
+def test_a_hubert_with_settings_that_no_student_has_can_be_a_teacher(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = transformers.HubertModel(transformers.HubertConfig(**SMALL, conv_pos_batch_norm=True)).eval()
     save_transformers(model, tmp_path)
@@ -134,7 +136,7 @@ def test_a_hubert_that_no_student_is_is_a_teacher_all_the_same(tmp_path: Path) -
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_a_name_in_the_hubs_cache_is_found_without_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_in_the_local_cache_of_the_hub_is_found_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "models--someone--hubert"
     folder = save_transformers(transformers_model("hubert", **SMALL), cache / "snapshots" / "0123abcd")
     (cache / "refs").mkdir()
@@ -145,7 +147,7 @@ def test_a_name_in_the_hubs_cache_is_found_without_the_hub(tmp_path: Path, monke
     assert torch.equal(found.hidden_states[-1], expected.last_hidden_state)
 
 
-def test_a_teacher_stays_in_eval_mode_and_without_gradients(small_cnn: ds.StudentConfig) -> None:
+def test_a_teacher_stays_in_eval_mode_and_has_no_gradients(small_cnn: ds.StudentConfig) -> None:
     teacher = Teacher(StudentEncoder(ds.build_student(small_cnn)), [2])
     torch.nn.Sequential(teacher).train()
     assert not any(module.training for module in teacher.modules())
@@ -155,7 +157,7 @@ def test_a_teacher_stays_in_eval_mode_and_without_gradients(small_cnn: ds.Studen
 
 
 @pytest.mark.parametrize("form", [{}, {"norm_first": True}, {"shared": True}])
-def test_layers_above_the_highest_target_are_not_computed(small_cnn: ds.StudentConfig, form: dict[str, bool]) -> None:
+def test_layers_after_the_last_target_are_not_computed(small_cnn: ds.StudentConfig, form: dict[str, bool]) -> None:
     student = ds.build_student(dataclasses.replace(small_cnn, layers=3, **form)).eval()
     wave = tone(0.5)[None]
     with torch.no_grad():
@@ -166,7 +168,7 @@ def test_layers_above_the_highest_target_are_not_computed(small_cnn: ds.StudentC
 
 
 @pytest.mark.parametrize("form", [{}, STABLE])
-def test_layers_of_a_wavlm_above_the_highest_target_are_not_computed(form: dict[str, object], tmp_path: Path) -> None:
+def test_layers_of_a_wavlm_after_the_last_target_are_not_computed(form: dict[str, object], tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_transformers(transformers.WavLMModel(transformers.WavLMConfig(**{**SMALL, **form})), tmp_path)
     wave = tone(0.5)[None]
@@ -178,12 +180,12 @@ def test_layers_of_a_wavlm_above_the_highest_target_are_not_computed(form: dict[
         assert len(teacher.encoder(wave).hidden_states) == max(layers) + 1
 
 
-def test_a_layer_that_the_teacher_lacks_is_refused(small_cnn: ds.StudentConfig) -> None:
+def test_a_target_layer_that_the_teacher_does_not_have_is_refused(small_cnn: ds.StudentConfig) -> None:
     with pytest.raises(ds.UserError, match="layers 1 to 2"):
         Teacher(StudentEncoder(ds.build_student(small_cnn)), [3])
 
 
-def test_frames_of_a_slower_teacher_are_repeated_and_of_a_faster_one_skipped() -> None:
+def test_frames_of_a_slower_teacher_are_repeated_and_frames_of_a_faster_one_are_skipped() -> None:
     states = torch.arange(5.0)[None, None, :, None]
     slower, lengths = align(states, torch.tensor([5]), 640, torch.tensor([9]), 320, 9)
     assert slower[0, 0, :, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]
@@ -193,7 +195,7 @@ def test_frames_of_a_slower_teacher_are_repeated_and_of_a_faster_one_skipped() -
     assert lengths.tolist() == [3]
 
 
-def test_one_frame_more_or_less_is_cut() -> None:
+def test_a_difference_of_one_frame_is_cut() -> None:
     states = torch.zeros(1, 1, 50, 4)
     aligned, lengths = align(states, torch.tensor([49]), 320, torch.tensor([50]), 320, 50)
     assert aligned.shape[2] == 50
@@ -207,7 +209,7 @@ def test_frames_that_cannot_be_aligned_are_an_error(shift: int, frames: int) -> 
 
 
 @pytest.mark.parametrize("name", ["facebook/hubert-base-ls960", "no-such-teacher"])
-def test_a_teacher_out_of_reach_says_what_to_do_instead(name: str) -> None:
+def test_the_error_for_an_unavailable_teacher_says_what_to_do_instead(name: str) -> None:
     with pytest.raises(ds.UserError, match="give the folder instead") as error:
         open_teacher(name)
     assert name in str(error.value)
@@ -225,7 +227,7 @@ def _damaged(folder: Path, name: str, content: bytes) -> Path:
     ("name", "content"),
     [("model.safetensors", b"torn"), ("config.json", b"{"), ("config.json", b"null"), ("config.json", b'{"a": 1}')],
 )
-def test_a_damaged_teacher_folder_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_teacher_folder_names_the_folder(name: str, content: bytes, tmp_path: Path) -> None:
     with pytest.raises(ds.UserError, match="cannot be loaded") as error:
         open_teacher(_damaged(tmp_path, name, content))
     assert str(tmp_path) in str(error.value)

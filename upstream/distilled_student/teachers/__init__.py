@@ -1,1 +1,1 @@
-"""Teachers: one interface over the speech encoders of transformers, of s3prl and of this package."""
+"""Teachers: one interface for the speech encoders of transformers, of s3prl and of this package."""

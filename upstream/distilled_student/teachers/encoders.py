@@ -1,0 +1,161 @@
+"""The interface of an encoder, and the encoders of this package and of `transformers`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from distilled_student.checkpoints.weight_names import student_weights
+from distilled_student.student.frontend import normalize_waveforms
+from distilled_student.student.lengths import mask_if_padded
+from distilled_student.student.network import Student
+
+
+class Encoded(NamedTuple):
+    """``hidden_states``: ``layers + 1`` tensors ``(batch, frames, features)``; ``lengths (batch,)`` in frames."""
+
+    hidden_states: Sequence[Tensor]
+    lengths: Tensor
+
+
+class Encoder(nn.Module):
+    """A speech encoder that can be a teacher.
+
+    Attributes:
+        hidden_size: Features of each hidden state.
+        num_layers: Number of layers; there is one hidden state more.
+        frame_shift: Samples at 16 kHz from one frame to the next.
+    """
+
+    hidden_size: int
+    num_layers: int
+    frame_shift: int
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Encoded:
+        """Encode a batch. The result for an utterance does not depend on its padding.
+
+        Args:
+            waveforms: ``(batch, samples)`` float32 at 16 kHz in [-1, 1].
+            lengths: ``(batch,)`` valid samples of each utterance; None if nothing is padded.
+        """
+        raise NotImplementedError
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters under a student's names. A parameter that no student has keeps its own name or is left out."""
+        return {}
+
+    def normalization(self) -> dict[str, Any]:
+        """How waveforms are normalised first, as fields of `StudentConfig`; empty if unknown."""
+        return {}
+
+    def settings(self) -> str:
+        """As text, all settings that affect the result and that ``repr`` of the modules does not show."""
+        return ""
+
+    def keep_layers(self, count: int) -> None:
+        """Delete the layers after the first ``count``, if it is known that the others do not depend on them."""
+
+
+class StudentEncoder(Encoder):
+    """An encoder with a student's network: a student, HuBERT, wav2vec 2.0 or Whisper's encoder."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+        self.hidden_size, self.num_layers = student.config.hidden_size, student.config.layers
+        self.frame_shift = student.config.frame_shift
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Encoded:
+        output = self.student(waveforms, lengths)
+        return Encoded(output.hidden_states, output.lengths)
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.student.state_dict()
+
+    def normalization(self) -> dict[str, Any]:
+        return {name: getattr(self.student.config, name) for name in ("normalize", "normalize_epsilon")}
+
+    def settings(self) -> str:
+        return repr(self.student.config)
+
+    def keep_layers(self, count: int) -> None:
+        """Delete the layers after the first ``count``, the predictions, and a final norm if the last layer is deleted.
+
+        The final norm changes the last hidden state only: the others are taken before it.
+        """
+        student = self.student
+        if student.config.norm_first and count < student.config.layers:
+            student.norm = nn.Identity()
+        student.config = replace(student.config, layers=count, targets=[])
+        del student.layers[count:]
+        student.predictions = None
+
+
+class EqualLengthEncoder(Encoder):
+    """An encoder whose result would depend on padding: utterances of the same length are encoded together, unpadded."""
+
+    def encode(self, waveforms: Tensor) -> Sequence[Tensor]:
+        """``(batch, samples)`` without padding -> ``layers + 1`` hidden states ``(batch, frames, features)``."""
+        raise NotImplementedError
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Encoded:
+        if mask_if_padded(lengths, waveforms.shape[1]) is None:
+            states = self.encode(waveforms)
+            return Encoded(states, torch.full((len(waveforms),), states[0].shape[1]))
+        groups: list[tuple[Tensor, Sequence[Tensor]]] = []  # rows of the batch, and their hidden states
+        for samples in lengths.unique().tolist():
+            rows = (lengths == samples).nonzero()[:, 0]
+            groups.append((rows, self.encode(waveforms[rows, :samples])))
+        frames = max(states[0].shape[1] for _, states in groups)
+        hidden_states = []
+        for layer in range(len(groups[0][1])):
+            padded = waveforms.new_zeros(len(waveforms), frames, groups[0][1][layer].shape[2])
+            for rows, states in groups:
+                padded[rows, : states[layer].shape[1]] = states[layer].to(padded.dtype)
+            hidden_states.append(padded)
+        frame_lengths = torch.zeros_like(lengths)
+        for rows, states in groups:
+            frame_lengths[rows] = states[0].shape[1]
+        return Encoded(hidden_states, frame_lengths)
+
+
+class TransformersEncoder(EqualLengthEncoder):
+    """A `transformers` encoder of waveforms whose network no student has: WavLM, data2vec and others."""
+
+    def __init__(self, model: nn.Module, normalize: bool) -> None:
+        super().__init__()
+        self.model, self.normalize = model, normalize
+        config = model.config
+        config.layerdrop, config.apply_spec_augment = 0.0, False
+        self.hidden_size, self.num_layers = config.hidden_size, config.num_hidden_layers
+        self.frame_shift = 1
+        for stride in config.conv_stride:
+            self.frame_shift *= stride
+
+    def encode(self, waveforms: Tensor) -> Sequence[Tensor]:
+        if self.normalize:
+            waveforms = normalize_waveforms(waveforms)
+        output = self.model(waveforms, output_hidden_states=True)
+        # in pre-norm models of transformers 5, only last_hidden_state is taken after the final norm
+        return [*output.hidden_states[:-1], output.last_hidden_state]
+
+    def weights(self) -> dict[str, Tensor]:
+        return student_weights(self.model.state_dict())
+
+    def normalization(self) -> dict[str, Any]:
+        return {"normalize": self.normalize}
+
+    def settings(self) -> str:
+        return f"{self.normalize} {self.model.config.to_json_string()}"
+
+    def keep_layers(self, count: int) -> None:
+        norm_first = getattr(self.model.config, "do_stable_layer_norm", None)
+        if norm_first is None or count == self.num_layers:  # None: not built like HuBERT, so nothing is known
+            return
+        del self.model.encoder.layers[count:]
+        if norm_first:
+            self.model.encoder.layer_norm = nn.Identity()

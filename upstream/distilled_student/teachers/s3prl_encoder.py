@@ -1,0 +1,64 @@
+"""Encoders of s3prl: its upstreams, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distilled_student.checkpoints.weight_names import student_weights
+from distilled_student.common.sample_rate import SAMPLE_RATE
+from distilled_student.patches.apply import apply_patches
+from distilled_student.teachers.encoders import EqualLengthEncoder
+
+
+class S3prlEncoder(EqualLengthEncoder):
+    """An s3prl upstream."""
+
+    def __init__(self, upstream: nn.Module) -> None:
+        super().__init__()
+        self.upstream = upstream
+        for module in upstream.modules():
+            for name in ("layerdrop", "encoder_layerdrop"):
+                if hasattr(module, name):
+                    setattr(module, name, 0.0)
+        was_training = upstream.training
+        with torch.no_grad():
+            states = self.encode(torch.zeros(1, SAMPLE_RATE))
+        upstream.train(was_training)
+        self.hidden_size, self.num_layers = states[-1].shape[2], len(states) - 1
+        self.frame_shift = int(upstream.get_downsample_rates("hidden_states"))
+
+    def encode(self, waveforms: Tensor) -> Sequence[Tensor]:
+        return self.upstream(list(waveforms))["hidden_states"]
+
+    def weights(self) -> dict[str, Tensor]:
+        return student_weights(self.upstream.state_dict())
+
+    def normalization(self) -> dict[str, Any]:
+        task = getattr(self.upstream, "task_cfg", None)  # s3prl's HuBERT and wav2vec 2.0 have one
+        return {"normalize": bool(getattr(task, "normalize", False)), "normalize_epsilon": 1e-5}
+
+
+def upstream_names() -> list[str]:
+    """The names of all upstreams of s3prl."""
+    apply_patches()
+    from s3prl import hub
+
+    return hub.options()
+
+
+def open_upstream(name: str) -> S3prlEncoder:
+    """The upstream with this name, with its published weights, which may be downloaded.
+
+    Raises:
+        OSError, RuntimeError, ValueError, AssertionError, TypeError, AttributeError: it cannot be downloaded, or needs
+            a checkpoint or a library.
+    """
+    apply_patches()
+    from s3prl import hub
+
+    factory: Callable[..., nn.Module] = getattr(hub, name)
+    return S3prlEncoder(factory())
