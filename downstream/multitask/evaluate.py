@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from distilled_student.common.errors import UserError
-from distilled_student.common.files import write_json, write_whole
+from distilled_student.common.files import write_files, write_json
 from distilled_student.common.plots import plot_det
 from distilled_student.common.provenance import write_provenance
 from distilled_student.host.saved_runs import checkpoints
@@ -109,7 +109,7 @@ def evaluate(
     )
     arrays = expert.arrays[split]
     np.savez_compressed(packed := io.BytesIO(), **arrays)
-    write_whole(expdir, {f"scores-{split}{suffix}.npz": packed.getvalue()})
+    write_files(expdir, {f"scores-{split}{suffix}.npz": packed.getvalue()})
     if curves := _det_curves(expert.tasks, arrays):
         plot_det(expdir / f"det-{split}{suffix}.png", curves)
     config = {**runner.config, "downstream_expert": expert.resolved()}

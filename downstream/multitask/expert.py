@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from distilled_student.common import audio
 from distilled_student.common.errors import UserError
-from distilled_student.common.processes import count_processes, summed
-from distilled_student.common.provenance import files_fingerprint, fingerprint
+from distilled_student.common.processes import count_processes, sum_over_processes
+from distilled_student.common.provenance import files_fingerprint, utterances_fingerprint
 from distilled_student.common.settings import typed
 from distilled_student.host.yaml_sections import source
 from distilled_student.multitask.alternation import AlternationLoader
@@ -150,7 +150,7 @@ class DownstreamExpert(nn.Module):
         loss, extra = self.tasks[task].loss(outputs, torch.tensor(labels, device=outputs.device))
         values = {"loss": loss.detach(), **extra}
         # the values stay on the device until they are logged: a step must not wait for the device
-        means = summed(torch.stack([value.float() for value in values.values()])) / count_processes()
+        means = sum_over_processes(torch.stack([value.float() for value in values.values()])) / count_processes()
         for name, value in zip(values, means, strict=True):
             records[f"{task}/{name}"].append(value)
         # the runner divides every loss by the accumulation; the gradient must be that of the sum of the losses
@@ -235,7 +235,7 @@ class DownstreamExpert(nn.Module):
         return {**asdict(self.settings), "tasks": tasks, "seed": self.seed}
 
     def fingerprints(self, split: str) -> dict[str, Any]:
-        """The `fingerprint` of each task's files in a split."""
+        """The `utterances_fingerprint` of each task's files in a split."""
         if split == "train":
             data = self._training_data().items()
             return {name: files_fingerprint(of_task.files()) for name, of_task in data if hasattr(of_task, "files")}
@@ -243,7 +243,8 @@ class DownstreamExpert(nn.Module):
         for name, task in self.tasks.items():
             if not hasattr(data := task.evaluation_data(split), "path"):
                 continue
-            found[name] = fingerprint((data.path(i), data.samples(i) / audio.SAMPLE_RATE) for i in range(len(data)))
+            utterances = ((data.path(i), data.samples(i) / audio.SAMPLE_RATE) for i in range(len(data)))
+            found[name] = utterances_fingerprint(utterances)
         return found
 
     # Resuming

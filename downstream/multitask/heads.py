@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distilled_student.common.processes import count_processes, summed
+from distilled_student.common.processes import count_processes, sum_over_processes
 from distilled_student.multitask.pooling import Pooling
 from distilled_student.student.lengths import frame_mask, zero_padding
 from distilled_student.student.run_mode import is_exporting
@@ -74,7 +74,7 @@ class Standardize(nn.BatchNorm1d):
     def _over_processes(self, x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> Tensor:
         from torch.distributed.nn.functional import all_reduce  # this one has a gradient
 
-        count = summed(x.new_tensor(float(len(x))))
+        count = sum_over_processes(x.new_tensor(float(len(x))))
         mean = all_reduce(x.sum(0)) / count
         variance = all_reduce((x - mean).square().sum(0)) / count
         with torch.no_grad():

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from distilled_student.common.audio import MAX_ENCODED_SECONDS, SAMPLE_RATE
 from distilled_student.common.errors import UserError
-from distilled_student.common.workers import end_with_parent
+from distilled_student.common.processes import end_with_parent
 from distilled_student.multitask.tasks.base import EvaluationData, Item, TrainingData, pad_to
 
 Batch = tuple[list[np.ndarray], str, list[int], list[str]]  # waveforms (samples,), task, labels, keys

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distilled_student.common.files import write_whole
+from distilled_student.common.files import write_files
 
 
 class TrainingLog:
@@ -32,4 +32,4 @@ class TrainingLog:
             with contextlib.suppress(ValueError):  # a killed run may have left half a line at the end
                 entries.append(json.loads(line))
         kept = [json.dumps(entry) + "\n" for entry in entries if entry["step"] <= step]
-        write_whole(self.folder, {self.file.name: "".join(kept).encode()})
+        write_files(self.folder, {self.file.name: "".join(kept).encode()})

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from distilled_student.common.errors import UserError
-from distilled_student.common.files import is_damaged, newest_whole, save_torch
+from distilled_student.common.files import is_damaged, newest_undamaged, save_torch
 
 CONTENT = {"weights": torch.arange(2_000.0), "step": 3}
 
@@ -60,10 +60,10 @@ def test_the_newest_whole_file_is_used_and_the_damaged_one_is_named(
 ) -> None:
     newer = tmp_path / "b.pt"
     newer.write_bytes(saved.read_bytes()[:-5])
-    assert newest_whole([saved, newer]) == saved and str(newer) in caplog.text
-    assert newest_whole([]) is None
-    with pytest.raises(UserError, match="no whole checkpoint"):
-        newest_whole([newer])
+    assert newest_undamaged([saved, newer]) == saved and str(newer) in caplog.text
+    assert newest_undamaged([]) is None
+    with pytest.raises(UserError, match="and so are all older checkpoints"):
+        newest_undamaged([newer])
 
 
 @contextmanager

@@ -26,12 +26,12 @@ from distilled_student.benchmark.report import print_table, write_report
 from distilled_student.common.errors import one_line
 from distilled_student.common.files import read_torch
 from distilled_student.common.plots import plot_confusion
-from distilled_student.common.untrusted import leads_outside, link, markdown
+from distilled_student.common.untrusted import escape_markdown, leads_outside, markdown_link
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data.cuts import DataConfig
 from distilled_student.distillation.model_card import write_card
 from distilled_student.host.saved_runs import read_checkpoint
-from distilled_student.prepare.unpack import beside, untar, unzip
+from distilled_student.prepare.unpack import temporary_folder, untar, unzip
 from distilled_student.teachers.open import open_teacher
 
 ROOT = Path(__file__).parents[2]
@@ -229,7 +229,7 @@ def hostile_zip(path: Path, name: str, mode: int = 0) -> Path:
 def test_a_zip_whose_member_would_land_outside_is_refused_whole(name: str, mode: int, tmp_path: Path) -> None:
     archive, target = hostile_zip(tmp_path / "[b]a\n.zip", name, mode), tmp_path / "data" / "vox"
     with pytest.raises(UserError, match=r"\.zip: cannot be unpacked .*: refused\)$") as error:  # noqa: SIM117
-        with beside(target, archive) as partial:
+        with temporary_folder(target, archive) as partial:
             unzip([archive], partial)
     assert len(str(error.value).splitlines()) == 1
     assert not (tmp_path / "escaped").exists() and not Path("/tmp/escaped").exists()
@@ -267,7 +267,7 @@ def shape(document: str) -> tuple[list[str], list[int], int]:
 
 @pytest.mark.parametrize("text", NASTY)
 def test_escaped_text_is_one_line_without_a_sign_of_markdown(text: str) -> None:
-    line = markdown(text)
+    line = escape_markdown(text)
     assert len(line.splitlines()) <= 1 and not re.search(r"[<>]", line)
     line.encode("utf-8")
     assert not re.search(r"(?<!\\)(?:\\\\)*[`|*\[\]~$]", line)
@@ -276,13 +276,13 @@ def test_escaped_text_is_one_line_without_a_sign_of_markdown(text: str) -> None:
 
 def test_harmless_names_are_shown_as_they_are() -> None:
     for name in ("train-clean-100", "wav2vec2-base", "distil_student, joint (frozen)", "3.5 hours", "a: b; c"):
-        assert markdown(name) == name
+        assert escape_markdown(name) == name
 
 
 def test_an_address_is_a_link_of_itself_alone() -> None:
-    assert link("https://arxiv.org/abs/2210.16611v2") == "<https://arxiv.org/abs/2210.16611v2>"
-    assert link("https://a.example/<script> x") == "<https://a.example/%3Cscript%3E%20x>"
-    assert link("javascript:alert(`1`)") == r"javascript:alert(\`1\`)"
+    assert markdown_link("https://arxiv.org/abs/2210.16611v2") == "<https://arxiv.org/abs/2210.16611v2>"
+    assert markdown_link("https://a.example/<script> x") == "<https://a.example/%3Cscript%3E%20x>"
+    assert markdown_link("javascript:alert(`1`)") == r"javascript:alert(\`1\`)"
 
 
 def card(folder: Path, text: str) -> str:

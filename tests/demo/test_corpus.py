@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 import soundfile
 
+from distilled_student.common import progress
 from distilled_student.common.errors import UserError
 from distilled_student.corpora import shipped
 from distilled_student.demo import corpus
 
 
 @pytest.fixture(scope="module")
-def clips() -> list[shipped.Clip]:
+def clips() -> list[shipped.PackedClip]:
     return shipped.read_index()
 
 
@@ -27,7 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A packed corpus of seven voices: enough where a test has to expand anew."""
+    """A packed corpus of seven voices, for tests that expand it."""
     folder = tmp_path_factory.mktemp("packed")
     voices = ("af_alloy", "af_aoede", "af_heart", "af_jessica", "af_kore", "af_bella", "am_puck")
     for voice in voices:
@@ -51,7 +53,7 @@ def test_packed_corpus_is_at_most_12_megabytes() -> None:
 
 
 def test_packed_corpus_has_50_voices_10_commands_15_other_words_and_8_sentences_a_voice(
-    clips: list[shipped.Clip],
+    clips: list[shipped.PackedClip],
 ) -> None:
     said: dict[tuple[str, str], set[str]] = defaultdict(set)
     for clip in clips:
@@ -64,12 +66,12 @@ def test_packed_corpus_has_50_voices_10_commands_15_other_words_and_8_sentences_
         assert len(said[voice, "sentence"]) >= 8
 
 
-def test_no_voice_is_in_two_splits(clips: list[shipped.Clip]) -> None:
+def test_no_voice_is_in_two_splits(clips: list[shipped.PackedClip]) -> None:
     splits = Counter(voice for voice, _ in {(clip.voice, clip.split) for clip in clips})
     assert set(splits.values()) == {1}
 
 
-def test_each_clip_lies_inside_its_file_and_is_audible(clips: list[shipped.Clip]) -> None:
+def test_each_clip_lies_inside_its_file_and_is_audible(clips: list[shipped.PackedClip]) -> None:
     for name in ("af_heart", "zm_yunyang"):
         voice = shipped.read_voice(name)
         for clip in clips:
@@ -79,7 +81,7 @@ def test_each_clip_lies_inside_its_file_and_is_audible(clips: list[shipped.Clip]
                 assert np.abs(piece).max() > 0.3
 
 
-def test_speaker_ids_fall_into_their_split_by_the_classic_hash(clips: list[shipped.Clip]) -> None:
+def test_speaker_ids_fall_into_their_split_by_the_classic_hash(clips: list[shipped.PackedClip]) -> None:
     ids = corpus.speaker_ids(clips)
     assert len(set(ids.values())) == len(ids)
     bounds = {"dev": (0, 10), "test": (10, 20), "train": (20, 101)}
@@ -109,7 +111,7 @@ def test_speech_commands_test_has_twelve_folders_of_one_size(root: Path) -> None
     assert len({len(list(folder.iterdir())) for folder in test.iterdir()}) == 1
 
 
-def test_unknown_test_words_are_all_there_in_turn(clips: list[shipped.Clip]) -> None:
+def test_unknown_test_words_are_used_equally_often(clips: list[shipped.PackedClip]) -> None:
     unknown = Counter(output.clip.text for output in corpus.plan() if "/_unknown_/" in output.path)
     others = {clip.text for clip in clips if clip.kind == "word"} - set(corpus.COMMANDS)
     assert set(unknown) == others
@@ -140,7 +142,9 @@ def test_voxceleb_utterances_last_a_second_and_a_half_and_come_in_two_sessions(r
         assert all(soundfile.info(path).duration >= 1.5 for path in speaker.rglob("*.wav"))
 
 
-def test_trials_are_balanced_unique_truthful_and_mostly_of_one_gender(root: Path, clips: list[shipped.Clip]) -> None:
+def test_trials_are_balanced_unique_truthful_and_mostly_of_one_gender(
+    root: Path, clips: list[shipped.PackedClip]
+) -> None:
     gender = {speaker: voice[1] for voice, speaker in corpus.speaker_ids(clips).items()}
     trials = [line.split(" ") for line in (root / "voxceleb1/veri_test.txt").read_text().splitlines()]
     assert 1_800 <= len(trials) <= 2_200
@@ -155,7 +159,7 @@ def test_trials_are_balanced_unique_truthful_and_mostly_of_one_gender(root: Path
     assert all((root / "voxceleb1/test/wav" / path).is_file() for path in paths)
 
 
-def test_a_file_rendered_alone_is_the_one_of_the_whole_expansion(root: Path) -> None:
+def test_a_file_rendered_alone_equals_that_of_the_whole_expansion(root: Path) -> None:
     train_noises, test_noises = corpus.noise_sets()
     outputs = corpus.plan()
     for output in outputs[:: len(outputs) // 12]:
@@ -171,13 +175,16 @@ def test_two_copies_of_one_clip_differ(root: Path) -> None:
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.9
 
 
-def test_a_second_expansion_writes_nothing_and_an_outdated_one_is_made_again(small: Path, tmp_path: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    root = corpus.expand(tmp_path / "demo", lambda done, total: calls.append((done, total)), small)
-    assert calls[-1] == (len(corpus.plan(small)), len(corpus.plan(small)))
-    calls.clear()
-    corpus.expand(root, lambda done, total: calls.append((done, total)), small)
-    assert not calls
+def test_a_second_expansion_writes_nothing_and_an_outdated_one_is_replaced(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered, render = [], corpus.render
+    monkeypatch.setattr(corpus, "render", lambda output, *rest: rendered.append(output) or render(output, *rest))
+    root = corpus.expand(tmp_path / "demo", packed=small)
+    assert rendered == corpus.plan(small)
+    rendered.clear()
+    corpus.expand(root, packed=small)
+    assert not rendered
     (root / corpus.STAMP).write_text("an older recipe")
     (root / "leftover").touch()
     corpus.expand(root, packed=small)
@@ -185,16 +192,31 @@ def test_a_second_expansion_writes_nothing_and_an_outdated_one_is_made_again(sma
     assert names(tmp_path) == {"demo"}
 
 
-def test_an_interrupted_expansion_leaves_nothing_behind(small: Path, tmp_path: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
+def test_an_interrupted_expansion_leaves_no_files(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(corpus, "render", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        corpus.expand(tmp_path / "demo", interrupt, small)
+        corpus.expand(tmp_path / "demo", packed=small)
     assert not names(tmp_path)
 
 
-def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_expansion_shows_one_bar_on_a_terminal_and_lines_elsewhere(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    corpus.expand(tmp_path / "lines", packed=small)
+    err = capsys.readouterr().err
+    count = len(corpus.plan(small))
+    assert f"expanding the embedded corpus: {count} of {count}" in err.splitlines()[-1] and "\r" not in err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    corpus.expand(tmp_path / "bar", packed=small)
+    err = capsys.readouterr().err
+    assert "\r" in err and "\n" not in err
+
+
+def test_a_folder_with_other_files_is_refused_and_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="not made by it"):
         corpus.expand(tmp_path)

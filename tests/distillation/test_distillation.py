@@ -23,7 +23,7 @@ from distilled_student.distillation.trainer import Distillation
 from distilled_student.teachers.open import open_teacher
 
 
-def test_a_student_takes_front_end_and_first_layers_of_its_shape(small_cnn: ds.StudentConfig) -> None:
+def test_front_end_and_first_layers_of_the_same_shape_are_copied(small_cnn: ds.StudentConfig) -> None:
     teacher, student = ds.build_student(small_cnn), ds.build_student(small_cnn)
     assert list(initialize(student, teacher.state_dict())) == ["front end", "layer 1", "layer 2"]
     wave = tone(0.5)[None]
@@ -32,7 +32,7 @@ def test_a_student_takes_front_end_and_first_layers_of_its_shape(small_cnn: ds.S
     )
 
 
-def test_a_student_of_another_shape_starts_from_scratch(
+def test_a_student_of_another_shape_keeps_its_random_weights(
     small_cnn: ds.StudentConfig, small_logmel: ds.StudentConfig
 ) -> None:
     student = ds.build_student(small_cnn)
@@ -46,9 +46,9 @@ def test_a_student_of_a_teacher_that_normalises_its_waveforms_starts_from_the_sa
 ) -> None:
     model = references.transformers_model("hubert", **references.SMALL, **references.FORMS["layer-post"])
     teacher = open_teacher(references.save_transformers(model, tmp_path, normalize=True))
-    form = dataclasses.asdict(teacher.student.config) | {"layers": 1}
-    form = {key: value for key, value in form.items() if not key.startswith(("normalize", "target"))}
-    settings = DistillConfig(str(tmp_path), "student", DataConfig([str(audio_folder)]), targets=[2], student=form)
+    fields = dataclasses.asdict(teacher.student.config) | {"layers": 1}
+    fields = {key: value for key, value in fields.items() if not key.startswith(("normalize", "target"))}
+    settings = DistillConfig(str(tmp_path), "student", DataConfig([str(audio_folder)]), targets=[2], student=fields)
     student = Distillation(settings, "test.yaml").student.eval()
     wave = 0.3 * tone(0.5)[None] + 0.1
     for ours, theirs in zip(student(wave).hidden_states, teacher(wave).hidden_states[:2], strict=True):
@@ -81,7 +81,7 @@ def test_lhotse_manifests_are_read(audio_folder: Path, tmp_path: Path) -> None:
     assert len(again) == len(cuts) == 12
 
 
-def test_batches_hold_at_most_the_seconds_asked_for(audio_folder: Path) -> None:
+def test_batches_have_at_most_batch_seconds_of_audio(audio_folder: Path) -> None:
     config = DataConfig(paths=[str(audio_folder)], batch_seconds=4, max_seconds=2, workers=0)
     cuts, _ = read_cuts(config)
     batches = list(make_loader(cuts, config, seed=0, epoch=0))
@@ -131,7 +131,7 @@ def test_the_command_writes_a_student_with_a_card_and_the_loss_falls(config: Pat
     assert list((tmp_path / "out" / "tensorboard").iterdir())
 
 
-def test_what_was_taken_from_the_teacher_learns_at_its_own_rate(config: Path, tmp_path: Path) -> None:
+def test_weights_copied_from_the_teacher_have_their_own_learning_rate(config: Path, tmp_path: Path) -> None:
     assert _run(config, "copied_learning_rate=0") == 0
     teacher, student = ds.load_student(tmp_path / "teacher").state_dict(), ds.load_student(tmp_path / "out")
     copied = [name for name in student.state_dict() if name.startswith(("frontend.", "layers.0."))]
@@ -152,7 +152,7 @@ def test_an_interrupted_run_resumes_to_the_same_student(config: Path, tmp_path: 
     other = tmp_path / "interrupted"
     assert _run(config, f"output={other}") == 0
     for path in (other / "checkpoints").glob("step-00000012.pt"):
-        path.unlink()  # as if it had been killed between the checkpoints of steps 10 and 12
+        path.unlink()  # as after a kill between the checkpoints of steps 10 and 12
     assert _run(config, f"output={other}") == 0
     one, two = ds.load_student(tmp_path / "out"), ds.load_student(other)
     assert all(torch.equal(v, two.state_dict()[n]) for n, v in one.state_dict().items())
@@ -171,7 +171,7 @@ def test_an_interrupted_run_resumes_to_the_same_student(config: Path, tmp_path: 
         ("teacher=facebook/nowhere", "facebook/nowhere"),
     ],
 )
-def test_a_wrong_setting_is_one_line_and_exit_code_2(
+def test_a_wrong_setting_is_an_error_in_one_line_with_exit_code_2(
     config: Path, tmp_path: Path, override: str, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert _run(config, override) == 2
@@ -181,7 +181,7 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_where_no_checkpoint_is_whole_the_newest_is_named(
+def test_if_all_checkpoints_are_damaged_the_newest_is_named(
     config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert _run(config) == 0
@@ -211,7 +211,7 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     assert list(skipped.reasons) == [str(path)]
 
 
-def test_frames_that_never_meet_and_unreadable_audio_leave_nothing_behind(
+def test_frame_shifts_that_do_not_fit_and_unreadable_audio_leave_no_folder(
     config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert _run(config, "student.conv_stride=[5,2,2,2,2,2,3]") == 2

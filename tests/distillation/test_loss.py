@@ -22,7 +22,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def plain_parts(f: list[float], g: list[float]) -> tuple[float, float]:
-    """Of one frame: mean absolute difference, and ``-log sigmoid(cos(f, g))``."""
+    """The parts of the loss of one frame: mean absolute difference, and ``-log sigmoid(cos(f, g))``."""
     l1 = sum(abs(x - y) for x, y in zip(f, g, strict=True)) / len(f)
     dot = sum(x * y for x, y in zip(f, g, strict=True))
     cosine = dot / (math.sqrt(sum(x * x for x in f)) * math.sqrt(sum(y * y for y in g)))
@@ -46,7 +46,7 @@ def test_the_loss_is_the_papers_sum_over_valid_frames_and_target_layers(batch: t
     assert int(parts.frames) == sum(LENGTHS)
 
 
-def test_what_lies_behind_the_end_has_no_part_in_the_loss(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_padded_frames_do_not_change_the_loss(batch: tuple[Tensor, Tensor, Tensor]) -> None:
     predictions, targets, lengths = batch
     expected = distillation_loss(predictions, targets, lengths)
     for utterance, frames in enumerate(LENGTHS):
@@ -69,7 +69,7 @@ def test_the_losss_gradient_is_right(batch: tuple[Tensor, Tensor, Tensor]) -> No
     )
 
 
-def test_half_precision_is_summed_in_single(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_half_precision_is_summed_in_single_precision(batch: tuple[Tensor, Tensor, Tensor]) -> None:
     predictions, targets, lengths = batch
     predictions, targets = predictions.half(), targets.half()
     parts = distillation_loss(predictions, targets, lengths)

@@ -1,4 +1,4 @@
-"""A streamed corpus: shards and large manifests, each utterance once a pass, resumed at any batch."""
+"""A streamed corpus: shards and large manifests, each utterance once per pass, resumed after any batch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ import torch
 from conftest import tone
 from lhotse import CutSet, Recording
 
+from distilled_student.common.arithmetic import ceil_div
 from distilled_student.common.errors import UserError
 from distilled_student.distillation.data import shards
 from distilled_student.distillation.data.cuts import Batch, DataConfig
-from distilled_student.distillation.data.shards import Unit, chunks_of, expand, open_units
+from distilled_student.distillation.data.shards import Unit, expand_braces, open_units, read_chunks
 from distilled_student.distillation.data.stream import make_stream
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "stress"))
@@ -32,7 +33,7 @@ SECONDS = {"min_seconds": 0.1, "max_seconds": 1.0, "batch_seconds": 2.0}
 
 
 def flac(seconds: float, rate: int = 16_000, seed: int = 0, channels: int = 1, subtype: str = "PCM_16") -> bytes:
-    """A file's bytes."""
+    """The bytes of a FLAC file."""
     file = io.BytesIO()
     samples = np.stack([tone(seconds, rate, seed).numpy()] * channels, 1)
     soundfile.write(file, samples, rate, format="FLAC", subtype=subtype)
@@ -40,7 +41,7 @@ def flac(seconds: float, rate: int = 16_000, seed: int = 0, channels: int = 1, s
 
 
 def shard(members: dict[str, bytes]) -> bytes:
-    """A tar's bytes."""
+    """The bytes of a tar archive."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
         for name, content in members.items():
@@ -51,7 +52,7 @@ def shard(members: dict[str, bytes]) -> bytes:
 
 
 def write_shards(folder: Path, count: int, each: int) -> str:
-    """Shards of ``each`` utterances with a text beside; returns their pattern."""
+    """``count`` shards of ``each`` utterances, each with a text file; returns their pattern."""
     folder.mkdir(exist_ok=True)
     for number in range(count):
         members: dict[str, bytes] = {}
@@ -63,7 +64,7 @@ def write_shards(folder: Path, count: int, each: int) -> str:
 
 
 def write_manifest(path: Path, count: int) -> None:
-    """``count`` cuts of files with names in order, beside the manifest."""
+    """A manifest of ``count`` cuts, and their audio files in the same folder, named by number."""
     cuts = []
     for i in range(count):
         file = path.parent / f"{i:03d}.wav"
@@ -73,10 +74,10 @@ def write_manifest(path: Path, count: int) -> None:
 
 
 def first_pass(config: DataConfig, units: Sequence[Unit], rank: int = 0, world: int = 1) -> list[Batch]:
-    """A process's batches until all its streams have begun their second pass, without those of that."""
+    """The batches of a process's first pass over all its streams."""
     batches, ended = [], set()
     for batch in make_stream(config, units, 0, rank, world):
-        if batch.place[0]:
+        if batch.position[0]:
             ended.add(batch.stream)
         else:
             batches.append(batch)
@@ -86,77 +87,78 @@ def first_pass(config: DataConfig, units: Sequence[Unit], rank: int = 0, world: 
 
 
 def names(batches: Sequence[Batch]) -> list[str]:
-    """Without folders and endings, sorted."""
+    """The utterances' names without folders and suffixes, sorted."""
     return sorted(Path(name).stem for batch in batches for name in batch.names)
 
 
 def same(one: Batch, two: Batch) -> bool:
-    """Bit for bit."""
+    """Whether two batches are equal bit for bit."""
     tensors = torch.equal(one.waveforms, two.waveforms) and torch.equal(one.lengths, two.lengths)
-    return tensors and (one.names, one.failed, one.stream, one.place) == (two.names, two.failed, two.stream, two.place)
+    described = [(batch.names, batch.failed, batch.stream, batch.position) for batch in (one, two)]
+    return tensors and described[0] == described[1]
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> DataConfig:
-    """Of seven shards with twelve utterances each, in two streams."""
+    """Seven shards of twelve utterances each, in two streams."""
     return DataConfig([write_shards(tmp_path / "shards", 7, 12)], **SECONDS, workers=0, streams=2)
 
 
-def test_in_a_pass_all_processes_together_hear_each_utterance_once(config: DataConfig) -> None:
+def test_in_a_pass_all_processes_together_read_each_utterance_once(config: DataConfig) -> None:
     units = open_units(config, world=3)
-    heard = [names(first_pass(config, units, rank, 3)) for rank in range(3)]
-    assert all(heard)
-    assert sorted(itertools.chain(*heard)) == sorted(f"{shard}-{i}" for shard in range(7) for i in range(12))
+    found = [names(first_pass(config, units, rank, 3)) for rank in range(3)]
+    assert all(found)
+    assert sorted(itertools.chain(*found)) == sorted(f"{shard}-{i}" for shard in range(7) for i in range(12))
 
 
-def test_each_pass_of_a_stream_has_other_units_in_another_order(config: DataConfig) -> None:
+def test_each_pass_of_a_stream_reads_its_units_in_another_order(config: DataConfig) -> None:
     config.streams = 1
     stream = make_stream(config, open_units(config), 0)
     passes: list[list[str]] = [[], [], []]
-    for batch in itertools.takewhile(lambda batch: batch.place[0] < 3, stream):
-        passes[batch.place[0]] += batch.names
+    for batch in itertools.takewhile(lambda batch: batch.position[0] < 3, stream):
+        passes[batch.position[0]] += batch.names
     assert len({tuple(found) for found in passes}) == 3
     assert len({tuple(sorted(found)) for found in passes}) == 1
 
 
-def test_the_number_of_workers_changes_nothing_and_a_stream_goes_on_behind_any_batch(config: DataConfig) -> None:
+def test_batches_do_not_depend_on_the_number_of_workers_and_resume_after_any_batch(config: DataConfig) -> None:
     units = open_units(config)
     whole = list(itertools.islice(make_stream(config, units, 3), 60))
-    assert max(batch.place[0] for batch in whole) >= 1 and len({batch.place[1] for batch in whole}) > 2
+    assert max(batch.position[0] for batch in whole) >= 1 and len({batch.position[1] for batch in whole}) > 2
     for workers, used in ((0, 1), (0, 59), (1, 0), (1, 24), (2, 0), (2, 23)):
         config.workers = workers
-        places = {batch.stream: batch.place for batch in whole[:used]}
-        rest = itertools.islice(make_stream(config, units, 3, places=places, count=used), 60 - used)
+        positions = {batch.stream: batch.position for batch in whole[:used]}
+        rest = itertools.islice(make_stream(config, units, 3, positions=positions, count=used), 60 - used)
         assert all(same(one, two) for one, two in zip(whole[used:], rest, strict=True))
 
 
-def test_going_on_opens_nothing_that_was_used(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_opens_no_unit_that_was_used(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config.streams, opened, really = 1, [], shards._open
     monkeypatch.setattr(shards, "_open", lambda path: opened.append(path) or really(path))
     units = open_units(config)
-    fourth = next(batch for batch in make_stream(config, units, 0) if batch.place[1] == 3)
+    fourth = next(batch for batch in make_stream(config, units, 0) if batch.position[1] == 3)
     before = list(opened)
     opened.clear()
-    next(make_stream(config, units, 0, places={0: fourth.place}, count=1))
+    next(make_stream(config, units, 0, positions={0: fourth.position}, count=1))
     assert opened == before[3:4]
 
 
-def test_a_chunk_is_bounded_and_batches_are_of_similar_utterances(
+def test_chunks_are_bounded_and_batches_have_utterances_of_similar_length(
     config: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "CHUNK_ITEMS", 5)
     units = open_units(config)
-    assert [len(items) for items, _ in chunks_of(units[0])] == [5, 5, 2]
+    assert [len(items) for items, _ in read_chunks(units[0])] == [5, 5, 2]
     batches = first_pass(config, units)
     assert all(batch.lengths.max() * len(batch.lengths) <= 2.001 * 16_000 for batch in batches)
-    assert {batch.place[2] for batch in batches} == {0, 1, 2}
+    assert {batch.position[2] for batch in batches} == {0, 1, 2}
     monkeypatch.setattr(shards, "CHUNK_BYTES", 1)
-    assert [len(items) for items, _ in chunks_of(units[0])] == [1] * 12
+    assert [len(items) for items, _ in read_chunks(units[0])] == [1] * 12
     whole = sum(int(batch.lengths.sum()) for batch in batches) / sum(batch.waveforms.numel() for batch in batches)
     assert whole > 0.7
 
 
-def test_any_rate_depth_and_channel_count_is_read_and_what_is_damaged_is_named(tmp_path: Path) -> None:
+def test_any_rate_depth_and_channel_count_is_read_and_damaged_members_are_named(tmp_path: Path) -> None:
     nan = io.BytesIO()
     soundfile.write(nan, np.full(8_000, np.nan, dtype=np.float32), 16_000, format="WAV", subtype="FLOAT")
     wav = io.BytesIO()
@@ -187,13 +189,13 @@ def test_any_rate_depth_and_channel_count_is_read_and_what_is_damaged_is_named(t
     assert "NaN" in failed["nan"] and "truncated" in failed["cut"] and "in its header" in failed["endless"]
 
 
-def test_a_damaged_shard_is_used_as_far_as_it_goes_and_named(config: DataConfig) -> None:
+def test_a_damaged_shard_is_read_up_to_the_damage_and_named(config: DataConfig) -> None:
     config.streams = 1
     units = open_units(config)
     paths = [Path(unit.path) for unit in units]
     paths[0].write_bytes(paths[0].read_bytes()[:60_000])  # within a member
     torn = bytearray(paths[1].read_bytes())
-    torn[51_200:] = b"\x07" * len(torn[51_200:])  # members that are none
+    torn[51_200:] = b"\x07" * len(torn[51_200:])  # no valid member after this
     paths[1].write_bytes(torn)
     paths[2].unlink()
     paths[3].write_bytes(b"no tar")
@@ -211,15 +213,15 @@ def test_parts_of_a_manifest_have_each_line_once(tmp_path: Path, size: int, endi
     plain, packed = tmp_path / "a.jsonl", tmp_path / "a.jsonl.gz"
     plain.write_bytes(content)
     packed.write_bytes(gzip.compress(content))
-    parts = -(-len(content) // size)
+    parts = ceil_div(len(content), size)
     for units in (
         [Unit(str(plain), part, parts, len(content)) for part in range(parts)],
         [Unit(str(packed), part, 3) for part in range(3)],
     ):
-        items = [item for unit in units for chunk, failed in chunks_of(unit) for item in chunk if not failed]
+        items = [item for unit in units for chunk, failed in read_chunks(unit) for item in chunk if not failed]
         assert sorted(item.content.strip() for item in items) == sorted(lines)
     for unit in [Unit(str(plain), part, parts, len(content)) for part in range(parts)]:
-        for item in [item for chunk, _ in chunks_of(unit) for item in chunk]:
+        for item in [item for chunk, _ in read_chunks(unit) for item in chunk]:
             assert content[int(item.name.split("byte ")[1]) :].startswith(item.content)
 
 
@@ -238,7 +240,7 @@ def test_a_large_manifest_is_streamed_and_a_small_one_is_not(tmp_path: Path, nam
             assert torch.equal(waveform[:length], torch.from_numpy(samples))
 
 
-def test_lines_and_files_that_are_not_what_a_manifest_says_are_named(tmp_path: Path) -> None:
+def test_damaged_lines_and_files_unlike_the_manifest_are_named(tmp_path: Path) -> None:
     write_manifest(tmp_path / "cuts.jsonl", 12)
     soundfile.write(tmp_path / "003.wav", tone(6).numpy(), 16_000)
     (tmp_path / "004.wav").unlink()
@@ -294,11 +296,11 @@ def test_shards_and_manifests_are_read_through_urls(
 
 
 def test_braces_are_expanded_as_in_a_shell() -> None:
-    assert expand("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
-    assert expand("{a,b}/{0..1}") == ["a/0", "a/1", "b/0", "b/1"]
-    assert expand("plain{x}") == ["plain{x}"]
+    assert expand_braces("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert expand_braces("{a,b}/{0..1}") == ["a/0", "a/1", "b/0", "b/1"]
+    assert expand_braces("plain{x}") == ["plain{x}"]
     with pytest.raises(ValueError, match="at most a million"):
-        expand("{5..1}")
+        expand_braces("{5..1}")
 
 
 @pytest.mark.parametrize(
@@ -316,7 +318,7 @@ def test_braces_are_expanded_as_in_a_shell() -> None:
         ({"workers": 4}, "test.yaml: data.workers: 4 cannot share 2 streams evenly"),
     ],
 )
-def test_what_cannot_be_streamed_is_one_line(
+def test_a_corpus_that_cannot_be_streamed_is_an_error_in_one_line(
     config: DataConfig, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     (tmp_path / "words.txt").touch()
@@ -330,7 +332,7 @@ def test_what_cannot_be_streamed_is_one_line(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_corpus_without_audio_ends_in_one_line(tmp_path: Path, workers: int) -> None:
+def test_a_corpus_without_audio_is_an_error_in_one_line(tmp_path: Path, workers: int) -> None:
     (tmp_path / "a.tar").write_bytes(shard({"a.flac": b"nothing"}))
     (tmp_path / "b.tar").write_bytes(shard({"a.txt": b"nothing"}))
     config = DataConfig([str(tmp_path / "*.tar")], workers=workers, streams=2)
@@ -339,7 +341,7 @@ def test_a_corpus_without_audio_ends_in_one_line(tmp_path: Path, workers: int) -
     assert "\n" not in str(error.value)
 
 
-def test_folders_and_small_manifests_alone_are_not_streamed(audio_folder: Path, tmp_path: Path) -> None:
+def test_folders_and_small_manifests_are_not_streamed(audio_folder: Path, tmp_path: Path) -> None:
     write_manifest(tmp_path / "cuts.jsonl", 2)
     assert open_units(DataConfig([str(audio_folder), str(tmp_path / "cuts.jsonl")])) is None
     assert open_units(DataConfig(["/no/such/folder"])) is None
@@ -353,4 +355,4 @@ def test_memory_and_time_to_the_first_batch_do_not_grow_with_the_corpus(tmp_path
         corpus.write_manifest(tmp_path / "cuts.jsonl", lines)
         figures[lines] = corpus.measure(tmp_path / "cuts.jsonl", lines)
     assert figures[100_000].megabytes < figures[1_000].megabytes + 50
-    assert figures[100_000].seconds < figures[1_000].seconds + 5  # another process may hold it up
+    assert figures[100_000].seconds < figures[1_000].seconds + 5  # other processes may slow this one down

@@ -1,4 +1,4 @@
-"""Teacher targets on disk: used again, never stale, recomputed where damaged, announced before they are written."""
+"""Teacher targets on disk: reused, never stale, computed again where damaged, their size logged beforehand."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def config(tmp_path: Path, audio_folder: Path, teacher_folder: Path) -> DistillC
     )
 
 
-def _asked(run: Distillation) -> list[Tensor]:
-    """Where the lengths of all that the teacher is asked for are noted."""
-    heard: list[Tensor] = []
-    run.teacher.register_forward_pre_hook(lambda teacher, inputs: heard.append(inputs[1]))
-    return heard
+def _encoded(run: Distillation) -> list[Tensor]:
+    """A list that receives the lengths of each batch that the teacher encodes from now on."""
+    encoded: list[Tensor] = []
+    run.teacher.register_forward_pre_hook(lambda teacher, inputs: encoded.append(inputs[1]))
+    return encoded
 
 
 def _epoch(run: Distillation, epoch: int) -> None:
@@ -61,21 +61,21 @@ def _epoch(run: Distillation, epoch: int) -> None:
         run.step(batch)
 
 
-def test_a_second_epoch_does_not_ask_the_teacher(config: DistillConfig) -> None:
+def test_a_second_epoch_does_not_use_the_teacher(config: DistillConfig) -> None:
     run = Distillation(config, "test.yaml")
-    heard = _asked(run)
+    encoded = _encoded(run)
     _epoch(run, 0)
-    pieces = sum(len(lengths) for lengths in heard)
+    pieces = sum(len(lengths) for lengths in encoded)
     assert pieces == len(list(Path(config.cache).rglob("*.safetensors"))) == 15  # three files in two pieces
     _epoch(run, 1)
-    assert sum(len(lengths) for lengths in heard) == pieces
-    again = Distillation(config, "test.yaml")  # another process would find them, too
-    heard = _asked(again)
+    assert sum(len(lengths) for lengths in encoded) == pieces
+    again = Distillation(config, "test.yaml")  # as a new process would
+    encoded = _encoded(again)
     _epoch(again, 0)
-    assert not heard
+    assert not encoded
 
 
-def test_kept_targets_are_the_teachers_in_half_precision(config: DistillConfig) -> None:
+def test_cached_targets_are_the_teachers_in_half_precision(config: DistillConfig) -> None:
     run = Distillation(config, "test.yaml")
     cuts, _ = read_cuts(config.data)
     for epoch in range(2):
@@ -108,7 +108,7 @@ def _other_settings(student: ds.Student) -> None:
     ],
     ids=["weights", "settings", "order", "layers", "precision"],
 )
-def test_targets_of_another_teacher_are_not_taken(
+def test_targets_of_another_teacher_are_not_used(
     change: Callable[[ds.Student], None], layers: list[int], precision: str, teacher_folder: Path, tmp_path: Path
 ) -> None:
     wave = torch.randn(16_000)
@@ -121,7 +121,7 @@ def test_targets_of_another_teacher_are_not_taken(
     assert TargetCache(tmp_path, other.fingerprint()).read(wave) is None
 
 
-def test_targets_of_other_audio_are_not_taken(tmp_path: Path) -> None:
+def test_targets_of_other_audio_are_not_used(tmp_path: Path) -> None:
     cache, wave = TargetCache(tmp_path, "0" * 64), torch.randn(16_000)
     cache.write(wave, torch.zeros(2, 49, 16))
     assert cache.read(wave) is not None
@@ -140,26 +140,28 @@ def test_targets_of_other_audio_are_not_taken(tmp_path: Path) -> None:
         lambda data: b"",
     ],
 )
-def test_a_damaged_entry_is_made_again(config: DistillConfig, damage: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_file_is_computed_again(config: DistillConfig, damage: Callable[[bytes], bytes]) -> None:
     run = Distillation(config, "test.yaml")
     _epoch(run, 0)
     file = next(Path(config.cache).rglob("*.safetensors"))
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
-    heard = _asked(run)
+    encoded = _encoded(run)
     _epoch(run, 0)
-    assert sum(len(lengths) for lengths in heard) == 1
+    assert sum(len(lengths) for lengths in encoded) == 1
     assert len(file.read_bytes()) == len(whole)
 
 
-def test_the_caches_size_is_told_before_it_is_made(config: DistillConfig, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_size_of_the_cache_is_logged_before_writing(
+    config: DistillConfig, caplog: pytest.LogCaptureFixture
+) -> None:
     run = Distillation(config, "test.yaml")
     with caplog.at_level(logging.INFO):
         run.cache.reserve(3600.0, run.teacher)
-    assert "0.01 GB, 0.00 GB of it are there" in caplog.text  # 50 frames * 16 features * 2 layers * 2 bytes * 3600
+    assert "needs 0.01 GB, holds 0.00 GB" in caplog.text  # 50 frames * 16 features * 2 layers * 2 bytes * 3600
 
 
-def test_a_disk_without_room_is_an_error_before_the_first_step(
+def test_a_disk_without_enough_space_is_an_error_before_the_first_step(
     config: DistillConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
@@ -168,7 +170,7 @@ def test_a_disk_without_room_is_an_error_before_the_first_step(
     assert not list(Path(config.output).glob("checkpoints/*.pt"))
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(config: DistillConfig, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(config: DistillConfig, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ds.UserError, match=r"test\.yaml: cache: .* cannot be written"):
         distill(dataclasses.replace(config, cache=str(tmp_path / "file" / "cache")), "test.yaml")

@@ -155,7 +155,7 @@ def test_any_rate_within_is_read_in_the_length_that_the_index_expects(rate: int,
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 768_000])
 def test_resampling_without_a_table_gives_what_torchaudios_gives(rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
     wave = tone(0.3, rate)
-    monkeypatch.setattr(audio, "TABLE", 0)
+    monkeypatch.setattr(audio, "MAX_RESAMPLING_WEIGHTS", 0)
     torch.testing.assert_close(audio.resample(wave, rate), resample(wave, rate, 16_000), atol=1e-5, rtol=0)
 
 
@@ -181,9 +181,9 @@ def test_an_empty_file_is_refused(content: bytes, tmp_path: Path) -> None:
 def test_more_than_can_be_read_at_once_is_refused_and_read_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audio, "AT_ONCE", 8_000)
+    monkeypatch.setattr(audio, "MAX_SAMPLES_PER_READ", 8_000)
     soundfile.write(tmp_path / "a.wav", tone(1.0).numpy(), 16_000, subtype="FLOAT")
-    with pytest.raises(UserError, match=r"a\.wav: .*16000 samples, more than the 8000 that are read at once"):
+    with pytest.raises(UserError, match=r"a\.wav: .*16000 samples, more than the 8000 that can be read at once"):
         audio.load(tmp_path / "a.wav")
     torch.testing.assert_close(audio.load(tmp_path / "a.wav", 0.5, 0.5), tone(1.0)[8_000:])
 
@@ -192,7 +192,7 @@ def test_channels_are_averaged_in_blocks_to_the_same_result(tmp_path: Path, monk
     samples = np.stack([tone(1.0, seed=i).numpy() for i in range(5)], axis=1)
     soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
     whole = audio.load(tmp_path / "a.wav")
-    monkeypatch.setattr(audio, "BLOCK", 1_000)
+    monkeypatch.setattr(audio, "SAMPLES_PER_BLOCK", 1_000)
     torch.testing.assert_close(audio.load(tmp_path / "a.wav"), whole, atol=0, rtol=0)
 
 

@@ -76,7 +76,7 @@ def test_a_trial_that_leads_out_of_the_root_is_refused(name: str, root: Path, tm
 def test_a_name_with_a_space_cannot_be_in_a_trial_list_and_is_told_so(line: str, root: Path, tmp_path: Path) -> None:
     path = tmp_path / "trials.txt"
     path.write_text(f"{line}\n{LIST}")
-    assert "a file's name cannot hold white space" in str(ends_well(lambda: read_trials(path, [root / "wav"]), path))
+    assert "file names cannot contain white space" in str(ends_well(lambda: read_trials(path, [root / "wav"]), path))
 
 
 def test_names_of_any_language_are_read_from_a_trial_list(root: Path, tmp_path: Path) -> None:

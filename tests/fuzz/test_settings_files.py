@@ -81,8 +81,8 @@ HOSTILE = {
         "a0: &a0 {x: 1}\n" + "\n".join(f"a{i}: &a{i} {{p: *a{i - 1}, q: *a{i - 1}}}" for i in range(1, 40)),
         "more than 20000 values",
     ),
-    "itself": ("a: &a [*a]", "stands for a group that it is in"),
-    "itself in a group": ("student: &s {targets: *s}", "stands for a group"),
+    "itself": ("a: &a [*a]", "stands for a value that contains it"),
+    "itself in a group": ("student: &s {targets: *s}", "stands for a value that contains it"),
     "nested lists": ("a: " + "[" * 5_000, "more than|expected"),
     "nested groups": ("a: " + "{a: " * 5_000, "more than"),
     "nested blocks": ("\n".join(" " * i + "a:" for i in range(400)), "more than"),
@@ -97,7 +97,7 @@ HOSTILE = {
     "a wrong truth": ("steps: !!bool maybe", "cannot be read as YAML"),
     "a program": ("steps: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
     "a group for a key": ("? {a: 1}\n: 1", "unhashable"),
-    "a name that no file has": ('output: "a\\0b"', "text with a NUL in it"),
+    "a name that no file has": ('output: "a\\0b"', "text with a NUL character"),
     "no text": ("a: \x00", "cannot be read as YAML"),
 }
 

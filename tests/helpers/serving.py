@@ -1,4 +1,4 @@
-"""A real local server that cuts, forgets, lies and disappears, and the small archives that it serves."""
+"""A real local server that loses connections and refuses requests, and the small archives that it serves."""
 
 from __future__ import annotations
 
@@ -20,9 +20,15 @@ from distilled_student.prepare.catalog import Archive
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``files``. Each request takes the next of ``cuts`` (bytes before the line is cut) and of ``statuses``.
+    """An HTTP server.
 
-    ``how`` a line is cut: it is closed, reset, or nothing more comes until the other side gives up.
+    Attributes:
+        files: Name -> content.
+        cuts: For each request, in order: the number of bytes after which the connection is lost.
+        statuses: For each request, in order: the HTTP status.
+        how: How a connection is lost: ``closed``, ``reset``, or ``silent`` (no data until the client gives up).
+        ranges: Whether the server supports Range requests.
+        asked: The requests so far: name and Range header.
     """
 
     def __init__(self) -> None:
@@ -65,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if cut is not None and server.how == "silent":
             self.connection.recv(1)
-        return None  # HTTP/1.0: the connection is closed here, whole or not
+        return None  # HTTP/1.0: the connection is closed here
 
     def log_message(self, *_: object) -> None:
         pass
@@ -104,7 +110,7 @@ def published(name: str, content: bytes, *urls: str) -> Archive:
 
 
 def noise(name: str) -> bytes:
-    """3,000 bytes that do not shrink in an archive."""
+    """3,000 bytes that compression does not shrink."""
     return hashlib.shake_128(name.encode()).digest(3000)
 
 

@@ -101,7 +101,7 @@ def test_distillation_saves_and_leaves_when_asked_to(
     assert distil(settings, f"output={tmp_path}") == 128 + number
     assert [path.name for path in (tmp_path / "checkpoints").glob("*.pt")] == ["step-00000003.pt"]
     err = capfd.readouterr().err
-    assert signal.Signals(number).name in err and "saved step 3; the same command goes on" in err
+    assert signal.Signals(number).name in err and "saved step 3; run the same command again to resume" in err
 
 
 def test_joint_training_saves_and_leaves_when_asked_to(

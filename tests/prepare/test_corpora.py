@@ -1,4 +1,4 @@
-"""Each corpus that can be prepared: its layout, its counts, what is published about it."""
+"""Each corpus that can be prepared: its layout, its counts, and the published figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ server, nowhere = serving.server, serving.nowhere  # pytest finds fixtures by na
 
 @pytest.fixture
 def commands(tmp_path: Path) -> dict[str, bytes]:
-    """Files of a small Speech Commands; words are names alone, since counting does not open them."""
+    """Files of a small Speech Commands. The word files are empty: counting does not open them."""
     noise = tmp_path / "hum.wav"
     soundfile.write(noise, tone(2.0).numpy(), 16_000)
     words = [*kws.KEYWORDS, "bed", "cat"]
@@ -40,7 +40,7 @@ def commands(tmp_path: Path) -> dict[str, bytes]:
 
 
 def speech_commands(files: Mapping[str, bytes], server: Server) -> Corpus:
-    """The published corpus with small archives; what is expected is counted by s3prl and by the classic formula."""
+    """The published corpus with small archives."""
     test = {f"{word}/a_nohash_{i}.wav": b"" for word in ["_silence_", "_unknown_", *kws.KEYWORDS] for i in range(2)}
     archives = [(tar(files), SPEECH_COMMANDS.parts[0]), (tar(test), SPEECH_COMMANDS.parts[1])]
     parts = []
@@ -59,7 +59,7 @@ def test_speech_commands_is_counted_as_s3prl_and_the_classic_index_count(
     from s3prl.downstream.speech_commands import dataset, expert
 
     corpus = speech_commands(commands, server)
-    with pytest.raises(UserError, match="test: 24 test utterances where 3,081 are published"):
+    with pytest.raises(UserError, match="test: 24 test utterances but 3,081 are published"):
         prepare(corpus, tmp_path)
     train = tmp_path / "speech_commands" / "train"
     found = counts.speech_commands_training(train)
@@ -79,7 +79,7 @@ def test_speech_commands_is_counted_as_s3prl_and_the_classic_index_count(
         "SUPERB validation utterances": len(superb[1]) - 1,  # the noise, which only s3prl has in this set
     }
     assert 0 < len(validation) < len(training) < 480
-    right = [replace(p, expected=p.measure(tmp_path / "speech_commands" / p.folder)) for p in corpus.parts]
+    right = [replace(p, expected=p.count(tmp_path / "speech_commands" / p.folder)) for p in corpus.parts]
     prepare(replace(corpus, parts=tuple(right)), tmp_path)
 
 
@@ -138,7 +138,7 @@ def put(folder: Path, files: Mapping[str, bytes]) -> Path:
     return folder
 
 
-def test_voxceleb_is_arranged_from_pieces_and_a_zip_which_stay(nowhere: str, tmp_path: Path) -> None:
+def test_voxceleb_is_arranged_from_pieces_and_a_zip_which_are_kept(nowhere: str, tmp_path: Path) -> None:
     home = put(tmp_path / "voxceleb1", {f"from mail/{n}": c for n, c in ASKED_FOR.items()} | {"veri_test.txt": TRIALS})
     prepare(voxceleb(nowhere), tmp_path)
     assert whole(home) == ARRANGED | {"veri_test.txt"} | {f"from mail/{name}" for name in ASKED_FOR}
@@ -162,7 +162,7 @@ def test_speakers_unpacked_into_one_folder_are_sorted_by_the_trial_list(nowhere:
     assert whole(home) == ARRANGED | {"veri_test.txt"}
 
 
-def test_another_folder_is_linked_file_by_file_and_not_changed(nowhere: str, tmp_path: Path) -> None:
+def test_files_in_another_folder_are_linked_and_not_changed(nowhere: str, tmp_path: Path) -> None:
     source = put(tmp_path / "mine", interviews(DEV + TEST) | {"veri_test.txt": TRIALS})
     before = whole(source)
     prepare(voxceleb(nowhere), tmp_path / "data", source=source)
@@ -174,7 +174,7 @@ def test_another_folder_is_linked_file_by_file_and_not_changed(nowhere: str, tmp
     assert all(path.is_symlink() for path in walked)
 
 
-def test_what_is_missing_of_voxceleb_is_listed_with_where_to_ask(
+def test_missing_files_of_voxceleb_are_listed_with_the_page_to_request_them(
     nowhere: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -185,20 +185,20 @@ def test_what_is_missing_of_voxceleb_is_listed_with_where_to_ask(
     put(tmp_path / "voxceleb1", {"vox1_dev_wav_partaa": PIECES["vox1_dev_wav_partaa"]})
     assert run("voxceleb1", tmp_path) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "voxceleb1: 3 files are missing; ask for the archives at https://mm.kaist.ac.kr/datasets/voxceleb" in line
+    assert "voxceleb1: 3 files are missing; request the archives at https://mm.kaist.ac.kr/datasets/voxceleb" in line
     names = [record.getMessage().strip() for record in caplog.records]
     assert names[-3:] == ["veri_test.txt", "vox1_dev_wav_partab", "vox1_test_wav.zip"]
 
 
-def test_a_source_that_is_not_there_or_not_needed_is_refused(nowhere: str, tmp_path: Path) -> None:
+def test_a_source_that_does_not_exist_or_is_not_needed_is_refused(nowhere: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--source .*gone: no such folder"):
         prepare(voxceleb(nowhere), tmp_path, source=tmp_path / "gone")
-    with pytest.raises(UserError, match="--source: LibriSpeech is fetched"):
+    with pytest.raises(UserError, match="--source: LibriSpeech is downloaded"):
         prepare(LIBRISPEECH, tmp_path, source=tmp_path)
 
 
 @pytest.mark.parametrize("what", ["flipped", "cut"])
-def test_a_damaged_piece_is_named_and_left_alone(nowhere: str, tmp_path: Path, what: str) -> None:
+def test_a_damaged_piece_is_named_and_not_changed(nowhere: str, tmp_path: Path, what: str) -> None:
     name, content = "vox1_dev_wav_partab", PIECES["vox1_dev_wav_partab"]
     bad = content[:-1] if what == "cut" else bytes([content[0] ^ 1]) + content[1:]
     home = put(tmp_path / "voxceleb1", ASKED_FOR | {"veri_test.txt": TRIALS, name: bad})
@@ -207,7 +207,7 @@ def test_a_damaged_piece_is_named_and_left_alone(nowhere: str, tmp_path: Path, w
     assert whole(home) == {*ASKED_FOR, "veri_test.txt"}
 
 
-def ended_early(home: Path) -> None:
+def one_file_less(home: Path) -> None:
     (home / "test/wav/id10271/v0/00002.wav").unlink()
 
 
@@ -218,11 +218,14 @@ def one_trial_less(home: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (ended_early, "test/wav: 7 utterances where 8 are published; .*: 1 of its files are missing, id10271/v0/00002"),
-        (one_trial_less, "veri_test.txt: 1 trials where 2 are published"),
+        (
+            one_file_less,
+            "test/wav: 7 utterances, but 8 are published; .*: 1 of its files are missing, such as id10271/v0/00002",
+        ),
+        (one_trial_less, "veri_test.txt: 1 trials, but 2 are published"),
     ],
 )
-def test_other_counts_than_the_published_are_told(
+def test_counts_that_differ_from_the_published_are_errors(
     nowhere: str, tmp_path: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     home = put(tmp_path / "voxceleb1", interviews(DEV + TEST) | {"veri_test.txt": TRIALS})
@@ -232,7 +235,7 @@ def test_other_counts_than_the_published_are_told(
         prepare(voxceleb(nowhere), tmp_path)
 
 
-def test_what_was_lost_is_unpacked_again(nowhere: str, tmp_path: Path) -> None:
+def test_a_deleted_speaker_is_unpacked_again(nowhere: str, tmp_path: Path) -> None:
     home = put(tmp_path / "voxceleb1", ASKED_FOR | {"veri_test.txt": TRIALS})
     prepare(voxceleb(nowhere), tmp_path)
     for path in sorted((home / "dev/wav/id10003").rglob("*"), reverse=True):
@@ -254,7 +257,7 @@ def test_the_test_speakers_alone_are_enough_to_evaluate(nowhere: str, tmp_path: 
 # published figures ------------------------------------------------------------------------------------------------
 
 
-def test_checksums_and_addresses_are_those_that_torchaudio_and_lhotse_have() -> None:
+def test_checksums_and_addresses_equal_those_in_torchaudio_and_lhotse() -> None:
     from lhotse.recipes import speechcommands as lhotse_commands
     from torchaudio.datasets import librispeech as read
     from torchaudio.datasets import speechcommands as spoken
@@ -295,7 +298,7 @@ def test_published_counts_agree_with_each_other() -> None:
         assert what == count + 2 * math.ceil(0.1 * count)
 
 
-def test_every_checksum_is_whole_and_no_file_has_that_of_another() -> None:
+def test_every_checksum_is_complete_and_unique() -> None:
     parts = [part for corpus in CORPORA.values() for part in corpus.parts]
     archives = [a for part in parts for a in (*part.archives, *([part.joined] if part.joined else []))]
     archives += [a for corpus in CORPORA.values() if corpus.trials for a, _ in (corpus.trials, *corpus.more_trials)]

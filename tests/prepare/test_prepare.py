@@ -1,4 +1,4 @@
-"""Preparing public corpora, from a real local server that cuts, forgets, lies and disappears."""
+"""Preparing public corpora from a real local server that loses connections, refuses, and serves wrong files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ READ = {f"LibriSpeech/train/{s}/7/{s}-7-{u}.flac": noise(f"{s}{u}") for s in (11
 
 
 def corpus_of(archive: bytes, *urls: str, utterances: int = 6, unpacked: int = 0) -> Corpus:
-    """A corpus in LibriSpeech's form, of two speakers with three utterances each."""
+    """A corpus in LibriSpeech's layout: two speakers with three utterances each."""
     expected = {"utterances": utterances, "speakers": 2}
     files = (published(NAME, archive, *urls),)
     part = Part("train", files, "LibriSpeech/train", unpacked, counts.speakers_and_utterances, expected)
@@ -43,7 +43,7 @@ def small(server: Server) -> Corpus:
 
 
 def half(server: Server, root: Path, content: bytes | None = None) -> int:
-    """Leave the first half of the archive in ``root``, as an ended run does; its length."""
+    """Write the first half of the archive into ``root``, as an interrupted run does. Returns its length."""
     size = len(server.files[NAME]) // 2
     path = root / "LibriSpeech" / f"{NAME}.part"
     path.parent.mkdir(parents=True)
@@ -51,22 +51,22 @@ def half(server: Server, root: Path, content: bytes | None = None) -> int:
     return size
 
 
-# fetching ---------------------------------------------------------------------------------------------------------
+# downloading ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_corpus_is_fetched_unpacked_counted_and_nothing_else_is_left(small: Corpus, tmp_path: Path) -> None:
+def test_a_corpus_is_downloaded_unpacked_and_counted_and_the_archive_is_deleted(small: Corpus, tmp_path: Path) -> None:
     prepare(small, tmp_path)
     assert whole(tmp_path) == set(READ)
     assert all((tmp_path / name).read_bytes() == content for name, content in READ.items())
 
 
-def test_a_second_run_asks_the_server_for_nothing(small: Corpus, server: Server, tmp_path: Path) -> None:
+def test_a_second_run_makes_no_request(small: Corpus, server: Server, tmp_path: Path) -> None:
     prepare(small, tmp_path)
     prepare(small, tmp_path)
     assert server.asked == [(NAME, None)]
 
 
-def test_a_cut_connection_is_resumed_where_it_was_cut(small: Corpus, server: Server, tmp_path: Path) -> None:
+def test_a_lost_connection_is_resumed_at_its_last_byte(small: Corpus, server: Server, tmp_path: Path) -> None:
     server.cuts = [1000, 2500]
     prepare(small, tmp_path)
     assert server.asked == [(NAME, None), (NAME, "bytes=1000-"), (NAME, "bytes=3500-")]
@@ -74,7 +74,7 @@ def test_a_cut_connection_is_resumed_where_it_was_cut(small: Corpus, server: Ser
 
 
 @pytest.mark.parametrize("how", ["reset", "silent"])
-def test_a_line_that_breaks_or_falls_silent_is_taken_up_again(
+def test_a_connection_that_is_reset_or_times_out_is_resumed(
     small: Corpus, server: Server, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "TIMEOUT", 0.3)
@@ -84,19 +84,19 @@ def test_a_line_that_breaks_or_falls_silent_is_taken_up_again(
     assert whole(tmp_path) == set(READ)
 
 
-def test_a_later_run_goes_on_with_what_an_ended_one_has_fetched(small: Corpus, server: Server, tmp_path: Path) -> None:
+def test_a_later_run_resumes_the_download_of_an_interrupted_one(small: Corpus, server: Server, tmp_path: Path) -> None:
     size = half(server, tmp_path)
     prepare(small, tmp_path)
     assert server.asked == [(NAME, f"bytes={size}-")]
 
 
-def test_a_file_that_was_whole_already_is_not_fetched_again(small: Corpus, server: Server, tmp_path: Path) -> None:
+def test_a_complete_file_is_not_downloaded_again(small: Corpus, server: Server, tmp_path: Path) -> None:
     half(server, tmp_path, server.files[NAME])
     prepare(small, tmp_path)
     assert server.asked == []
 
 
-def test_without_a_published_size_the_server_tells_that_nothing_is_missing(
+def test_without_a_published_size_the_server_is_asked_for_the_missing_bytes(
     small: Corpus, server: Server, tmp_path: Path
 ) -> None:
     half(server, tmp_path, server.files[NAME])
@@ -106,13 +106,15 @@ def test_without_a_published_size_the_server_tells_that_nothing_is_missing(
     assert server.asked == [(NAME, f"bytes={len(server.files[NAME])}-")]
 
 
-def test_more_than_the_server_has_is_thrown_away(small: Corpus, server: Server, tmp_path: Path) -> None:
+def test_a_partial_file_longer_than_the_servers_is_downloaded_again(
+    small: Corpus, server: Server, tmp_path: Path
+) -> None:
     half(server, tmp_path, server.files[NAME] + b"tail")
     prepare(small, tmp_path)
     assert [wanted for _, wanted in server.asked] == [f"bytes={len(server.files[NAME]) + 4}-", None]
 
 
-def test_a_server_that_knows_no_ranges_starts_again(small: Corpus, server: Server, tmp_path: Path) -> None:
+def test_a_server_without_ranges_sends_the_whole_file_again(small: Corpus, server: Server, tmp_path: Path) -> None:
     half(server, tmp_path)
     server.ranges, server.cuts = False, [3000]
     prepare(small, tmp_path)
@@ -121,11 +123,11 @@ def test_a_server_that_knows_no_ranges_starts_again(small: Corpus, server: Serve
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_server_that_brings_nothing_new_is_given_up_and_its_part_kept(
+def test_retries_without_new_bytes_are_bounded_and_the_partial_file_is_kept(
     small: Corpus, server: Server, tmp_path: Path, ranges: bool
 ) -> None:
     server.ranges, server.cuts = ranges, [1000, *[0 if ranges else 1000] * 99]
-    with pytest.raises(UserError, match=rf"{NAME}: cannot be fetched \(.*: cut after 1,000 of "):
+    with pytest.raises(UserError, match=rf"{NAME}: cannot be downloaded \(.*: connection lost after 1,000 of "):
         prepare(small, tmp_path)
     assert len(server.asked) == 2 + download.RETRIES
     assert whole(tmp_path) == {f"LibriSpeech/{NAME}.part"}
@@ -134,9 +136,7 @@ def test_a_server_that_brings_nothing_new_is_given_up_and_its_part_kept(
     assert whole(tmp_path) == set(READ)
 
 
-def test_a_busy_server_is_asked_again_and_one_that_refuses_is_not(
-    small: Corpus, server: Server, tmp_path: Path
-) -> None:
+def test_a_busy_server_is_retried_and_a_refusal_is_not(small: Corpus, server: Server, tmp_path: Path) -> None:
     server.statuses = [503, 429, 403]
     with pytest.raises(UserError, match=rf"{NAME}: .* 403: Forbidden"):
         prepare(small, tmp_path)
@@ -144,20 +144,20 @@ def test_a_busy_server_is_asked_again_and_one_that_refuses_is_not(
     assert whole(tmp_path) == set()
 
 
-def test_the_next_address_is_tried_where_one_fails(server: Server, nowhere: str, tmp_path: Path) -> None:
+def test_the_next_address_is_tried_when_one_fails(server: Server, nowhere: str, tmp_path: Path) -> None:
     server.files[NAME] = tar(READ)
     addresses = (f"{nowhere}/{NAME}", f"{server.url}/gone", f"{server.url}/{NAME}")
     prepare(corpus_of(server.files[NAME], *addresses), tmp_path)
     assert [name for name, _ in server.asked] == ["gone", NAME]
 
 
-def test_a_mirror_takes_the_place_of_the_published_addresses(server: Server, nowhere: str, tmp_path: Path) -> None:
+def test_a_mirror_replaces_the_published_addresses(server: Server, nowhere: str, tmp_path: Path) -> None:
     server.files[f"pub/{NAME}"] = tar(READ)
     prepare(corpus_of(server.files[f"pub/{NAME}"], f"{nowhere}/{NAME}"), tmp_path, mirror=f"{server.url}/pub/")
     assert whole(tmp_path) == set(READ)
 
 
-def test_a_wrong_checksum_deletes_the_file_and_the_next_run_fetches_it_anew(
+def test_a_wrong_checksum_deletes_the_file_and_the_next_run_downloads_it_again(
     small: Corpus, server: Server, tmp_path: Path
 ) -> None:
     right, server.files[NAME] = server.files[NAME], tar({"LibriSpeech/train/1/1.flac": noise("another")})
@@ -168,14 +168,16 @@ def test_a_wrong_checksum_deletes_the_file_and_the_next_run_fetches_it_anew(
     prepare(small, tmp_path)
 
 
-def test_a_file_that_changed_between_two_runs_is_noticed(small: Corpus, server: Server, tmp_path: Path) -> None:
+def test_a_file_that_changed_on_the_server_between_two_runs_is_detected(
+    small: Corpus, server: Server, tmp_path: Path
+) -> None:
     half(server, tmp_path, noise("another"))
     with pytest.raises(UserError, match="not the published file"):
         prepare(small, tmp_path)
     assert whole(tmp_path) == set()
 
 
-def test_the_users_own_archive_is_used_offline_and_stays(nowhere: str, tmp_path: Path) -> None:
+def test_the_users_own_archive_is_used_offline_and_kept(nowhere: str, tmp_path: Path) -> None:
     archive = tar(READ)
     own = tmp_path / "LibriSpeech" / NAME
     own.parent.mkdir()
@@ -184,7 +186,7 @@ def test_the_users_own_archive_is_used_offline_and_stays(nowhere: str, tmp_path:
     assert whole(tmp_path) == {*READ, f"LibriSpeech/{NAME}"}
 
 
-def test_the_users_own_archive_is_refused_and_left_alone_where_it_is_another(nowhere: str, tmp_path: Path) -> None:
+def test_the_users_own_archive_with_a_wrong_checksum_is_refused_and_kept(nowhere: str, tmp_path: Path) -> None:
     own = tmp_path / "LibriSpeech" / NAME
     own.parent.mkdir()
     own.write_bytes(b"something else")
@@ -196,7 +198,7 @@ def test_the_users_own_archive_is_refused_and_left_alone_where_it_is_another(now
 # the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_prepares_and_reports_each_count(
+def test_the_command_prepares_and_logs_each_count(
     small: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(CORPORA, "librispeech", small)
@@ -211,7 +213,7 @@ def test_offline_the_command_ends_in_one_line(
     monkeypatch.setitem(CORPORA, "librispeech", corpus_of(tar(READ), nowhere))
     assert run("librispeech", tmp_path) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {NAME}: cannot be fetched ({nowhere}: ")
+    assert line.startswith(f"error: {NAME}: cannot be downloaded ({nowhere}: ")
     assert "refused" in line
 
 
@@ -228,23 +230,23 @@ def test_unknown_names_end_in_one_line_that_lists_the_known(
     assert "train-clean-100" in line or "voxceleb1" in line
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(server: Server, tmp_path: Path) -> None:
+def test_too_little_disk_space_is_an_error_before_the_download(server: Server, tmp_path: Path) -> None:
     server.files[NAME] = tar(READ)
     with pytest.raises(UserError, match=r"LibriSpeech: needs 1,000,000,000\.0 GB of disk, [\d,.]+ GB are free"):
         prepare(corpus_of(server.files[NAME], f"{server.url}/{NAME}", unpacked=10**18), tmp_path)
     assert server.asked == []
 
 
-def test_what_is_fetched_already_needs_no_more_room(server: Server, tmp_path: Path) -> None:
+def test_bytes_that_are_already_downloaded_need_no_more_disk_space(server: Server, tmp_path: Path) -> None:
     server.files[NAME] = tar(READ)
     size, (archive,) = len(server.files[NAME]), corpus_of(server.files[NAME]).parts[0].archives
-    assert download.left(archive, tmp_path / "LibriSpeech") == size
-    assert download.left(archive, tmp_path / "LibriSpeech") - half(server, tmp_path) == (size + 1) // 2
-    assert download.left(archive, tmp_path / "LibriSpeech") == (size + 1) // 2
+    assert download.bytes_to_fetch(archive, tmp_path / "LibriSpeech") == size
+    assert download.bytes_to_fetch(archive, tmp_path / "LibriSpeech") - half(server, tmp_path) == (size + 1) // 2
+    assert download.bytes_to_fetch(archive, tmp_path / "LibriSpeech") == (size + 1) // 2
 
 
-def test_a_root_that_cannot_be_written_is_one_line(small: Corpus, tmp_path: Path) -> None:
-    (tmp_path / "LibriSpeech").write_text("a file where the folder belongs")
+def test_a_root_that_cannot_be_written_is_an_error_in_one_line(small: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "LibriSpeech").write_text("a file instead of a folder")
     with pytest.raises(UserError, match="LibriSpeech"):
         prepare(small, tmp_path)
 
@@ -252,16 +254,14 @@ def test_a_root_that_cannot_be_written_is_one_line(small: Corpus, tmp_path: Path
 # unpacking --------------------------------------------------------------------------------------------------------
 
 
-def test_what_would_land_outside_is_refused(server: Server, tmp_path: Path) -> None:
+def test_a_member_that_leads_out_of_the_folder_is_refused(server: Server, tmp_path: Path) -> None:
     server.files[NAME] = tar(READ | {"../../escaped": b"x"})
     with pytest.raises(UserError, match=rf"{NAME}\.part: cannot be unpacked .*escaped"):
         prepare(corpus_of(server.files[NAME], f"{server.url}/{NAME}"), tmp_path / "root")
     assert whole(tmp_path) == {f"root/LibriSpeech/{NAME}.part"}
 
 
-def test_half_an_archive_leaves_no_folder_and_the_rest_of_an_ended_run_is_cleared(
-    server: Server, tmp_path: Path
-) -> None:
+def test_half_an_archive_leaves_no_folder_and_files_of_a_killed_run_are_deleted(server: Server, tmp_path: Path) -> None:
     rest = tmp_path / "LibriSpeech" / ".train.partial" / "LibriSpeech" / "train" / "99" / "old.flac"
     rest.parent.mkdir(parents=True)
     rest.write_bytes(b"")
@@ -293,8 +293,8 @@ def test_pieces_read_as_the_joined_file(
         assert joined.seek(0, os.SEEK_END) == sum(map(len, pieces))
 
 
-def test_a_missing_file_is_told_with_the_published_number(small: Corpus, tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_with_the_published_count(small: Corpus, tmp_path: Path) -> None:
     prepare(small, tmp_path)
     (tmp_path / next(iter(READ))).unlink()
-    with pytest.raises(UserError, match=r"LibriSpeech/train: 5 utterances where 6 are published; remove"):
+    with pytest.raises(UserError, match=r"LibriSpeech/train: 5 utterances, but 6 are published; remove"):
         prepare(small, tmp_path)

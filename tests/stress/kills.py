@@ -98,7 +98,7 @@ def fatal(kind: str, after: int) -> None:
     if kind == "writing":
         files._digest = dying(files._digest)
     if kind == "renaming":
-        files.put_in_place = dying(files.put_in_place)
+        files.replace_file = dying(files.replace_file)
 
 
 def attempt(run: Callable[[], int], log: Path, kind: str | None = None, after: int = 0) -> int:

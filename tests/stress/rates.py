@@ -25,7 +25,7 @@ from distilled_student import Student
 from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.corpora.shipped import PACKED
 from distilled_student.distillation.data.cuts import DataConfig
-from distilled_student.distillation.data.shards import Unit, chunks_of, open_units
+from distilled_student.distillation.data.shards import Unit, open_units, read_chunks
 from distilled_student.distillation.data.stream import make_stream
 from distilled_student.student.config import named_size
 from distilled_student.student.cost import macs_per_second
@@ -50,7 +50,7 @@ def reading(paths: Sequence[str]) -> tuple[int, float]:
     """Bytes of all members and seconds to read them from the disk's cache, nothing decoded."""
     start, read = time.perf_counter(), 0
     for path in paths:
-        read += sum(len(item.content) for items, _ in chunks_of(Unit(path)) for item in items)
+        read += sum(len(item.content) for items, _ in read_chunks(Unit(path)) for item in items)
     return read, time.perf_counter() - start
 
 
@@ -59,7 +59,7 @@ def batches(paths: Sequence[str]) -> tuple[float, float, float]:
     config = DataConfig(list(paths), workers=0, streams=1)
     start, samples, padded = time.perf_counter(), 0, 0
     stream = make_stream(config, open_units(config), seed=0)
-    for batch in itertools.takewhile(lambda batch: batch.place[0] == 0, stream):
+    for batch in itertools.takewhile(lambda batch: batch.position[0] == 0, stream):
         samples, padded = samples + int(batch.lengths.sum()), padded + batch.waveforms.numel()
     return samples / SAMPLE_RATE, time.perf_counter() - start, 1 - samples / padded
 

@@ -12,7 +12,7 @@ from typing import Any
 from distilled_student.benchmark.suite import Run, Suite
 from distilled_student.checkpoints.folder import CONFIG
 from distilled_student.common.settings import find_config, read_yaml, typed
-from distilled_student.distillation.config import DistillConfig, lasting
+from distilled_student.distillation.config import DistillConfig, settings_fixed_on_resume
 from distilled_student.host.overrides import override, set_key
 
 DATA = "data"  # the configurations' name of the folder that --data gives
@@ -68,7 +68,7 @@ class Bench:
     def distilled(self, run: Run) -> dict[str, Any]:
         """All that a student depends on, but for where data and teacher lie, which may be moved when it is finished."""
         config, _ = self.distillation(run)
-        settings = {key: value for key, value in lasting(config).items() if key != "data.paths"}
+        settings = {key: value for key, value in settings_fixed_on_resume(config).items() if key != "data.paths"}
         return settings | {"teacher": Path(config.teacher).name, "steps": config.steps}
 
     def distil_command(self, run: Run) -> list[str]:

@@ -11,7 +11,7 @@ from distilled_student.benchmark.suite import Run
 from distilled_student.checkpoints.folder import load_student
 from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.common.settings import typed
-from distilled_student.distillation.config import fitted_student
+from distilled_student.distillation.config import student_config_for
 from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.multitask.tasks import task_module
 from distilled_student.student.config import StudentConfig
@@ -67,7 +67,7 @@ class Estimator:
 
     def _student(self, run: Run) -> StudentConfig:
         config, path = self.bench.distillation(run)
-        return fitted_student(config, self._shape(self.bench.suite.models[run.model].shape).hidden_size, path)
+        return student_config_for(config, self._shape(self.bench.suite.models[run.model].shape).hidden_size, path)
 
     def distillation(self, run: Run) -> Estimate:
         """Of the student that a run starts from; the student's pass counts three times, there and back."""

@@ -21,7 +21,7 @@ from distilled_student.benchmark.rows import METRICS
 from distilled_student.benchmark.suite import Suite
 from distilled_student.common.files import write_json
 from distilled_student.common.plots import plot_confusion, plot_costs, plot_det
-from distilled_student.common.untrusted import link, markdown
+from distilled_student.common.untrusted import escape_markdown, markdown_link
 from distilled_student.multitask import metrics as M
 
 Row = Mapping[str, Any]
@@ -94,7 +94,7 @@ def _table(suite: Suite, settings: Sequence[str], rows: Sequence[Row], sources: 
     headings += ["published parameters M"] if has_published else []
     table = [[*headings, *(heading for heading, *_ in FURTHER.values())]]
     for name, of in lines.items():
-        cells = [markdown(name)]
+        cells = [escape_markdown(name)]
         for key in columns:
             row = next((row for row in of if _knows(row, key)), of[0])  # the setting that this task is trained in
             cells += [_number(row, key), _published(row, key, sources)] if has_published else [_number(row, key)]
@@ -123,7 +123,7 @@ def _baselines(suite: Suite, sources: list[str]) -> str:
             cited = {"published": {"kws_accuracy": row.ks, "sources": [s.url for s in row.sources.values()]}}
             name = _published(cited, "kws_accuracy", sources).partition(" ")[2]
             figures = [f"{row.ks:.2f}", f"{row.asv:.2f}", f"{row.parameters:.2f}"]
-            table.append([f"{markdown(row.upstream)} {name}", *figures])
+            table.append([f"{escape_markdown(row.upstream)} {name}", *figures])
     return _markdown(table)
 
 
@@ -135,7 +135,9 @@ def _errors(rows: Sequence[Row]) -> str:
         for seed, why in row["errors"].items():
             seeds.setdefault(why, []).append(seed)
         cell = f"{row['model']}/{row['setting']}"
-        lines += [f"* {markdown(cell)}, seed {', '.join(of)}: {markdown(why)}" for why, of in seeds.items()]
+        lines += [
+            f"* {escape_markdown(cell)}, seed {', '.join(of)}: {escape_markdown(why)}" for why, of in seeds.items()
+        ]
     return "\n".join(["## Not run", "", *lines]) if lines else ""
 
 
@@ -175,14 +177,14 @@ def write_report(folder: Path, suite: Suite, rows: Sequence[Row], images: Sequen
     """``results.json`` and ``report.md`` in ``folder``, of what there is so far, with the ``images`` of `draw`."""
     folder.mkdir(parents=True, exist_ok=True)
     sources: list[str] = []
-    parts = [f"# {markdown(suite.title)}", markdown(suite.protocol), machine(rows)]
+    parts = [f"# {escape_markdown(suite.title)}", escape_markdown(suite.protocol), machine(rows)]
     for title, settings in suite.tables.items():
         if table := _table(suite, settings, rows, sources):
-            parts += [f"## {markdown(title)}", table]
+            parts += [f"## {escape_markdown(title)}", table]
     intervals = "In brackets: 95 % bootstrap of the mean, over test utterances (KWS) or test speakers (SV)"
     parts += [f"{intervals}; ±: standard deviation over seeds.", _baselines(suite, sources), _errors(rows)]
     parts += [f"![{name}]({name}.png)" for name in images]
-    parts += ["\n".join(f"[{i + 1}] {link(source)}  " for i, source in enumerate(sources))]
+    parts += ["\n".join(f"[{i + 1}] {markdown_link(source)}  " for i, source in enumerate(sources))]
     (folder / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     content = {"title": suite.title, "protocol": suite.protocol.strip(), "machine": machine(rows), "rows": list(rows)}
     write_json(folder / "results.json", content)

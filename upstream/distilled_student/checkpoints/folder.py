@@ -19,7 +19,7 @@ from distilled_student.checkpoints.foreign import (
     write_transformers,
 )
 from distilled_student.common.errors import UserError
-from distilled_student.common.files import read_json, read_safetensors, write_whole
+from distilled_student.common.files import read_json, read_safetensors, write_files
 from distilled_student.student.config import StudentConfig
 from distilled_student.student.network import Student
 
@@ -61,7 +61,7 @@ def save_student(
         "dtype": str(dtype).removeprefix("torch."),
         **dataclasses.asdict(student.config),
     }
-    write_whole(folder, {WEIGHTS: save(state), CONFIG: (json.dumps(config, indent=2) + "\n").encode()})
+    write_files(folder, {WEIGHTS: save(state), CONFIG: (json.dumps(config, indent=2) + "\n").encode()})
 
 
 def _read_own_folder(folder: Path) -> StudentCheckpoint:

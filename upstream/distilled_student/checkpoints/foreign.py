@@ -21,7 +21,7 @@ from distilled_student.checkpoints.foreign_config import (
 )
 from distilled_student.checkpoints.weight_names import hubert_weights, student_weights
 from distilled_student.common.errors import UserError
-from distilled_student.common.files import read_json, read_safetensors, read_torch, write_whole
+from distilled_student.common.files import read_json, read_safetensors, read_torch, write_files
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.common.untrusted import leads_outside
 from distilled_student.student.config import StudentConfig
@@ -214,7 +214,7 @@ def write_transformers(student: Student, folder: Path, dtype: torch.dtype) -> No
         contents[PREDICTIONS] = save(predictions, metadata=metadata)
     else:
         (folder / PREDICTIONS).unlink(missing_ok=True)  # of another student that was saved here before
-    write_whole(folder, contents)
+    write_files(folder, contents)
 
 
 def _json_bytes(values: dict[str, Any]) -> bytes:

@@ -1,1 +1,1 @@
-"""What every part uses: audio files, settings, errors, files on disk, processes. Imports no other part."""
+"""What all packages use: audio files, settings, errors, files on disk, processes. Imports no other package."""

@@ -1,4 +1,4 @@
-"""Devices: the one to use, and an error for one that is not there."""
+"""Which device to use, and an error for a device that this machine does not have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from distilled_student.common.errors import UserError
 
 
 def pick_device(wanted: str | None, where: str | None = None) -> str:
-    """For None the best of this machine. Raises UserError naming ``where`` for a device that it does not have."""
+    """``wanted``, or for None the GPU if there is one.
+
+    Args:
+        where: What an error message begins with; default: ``--device WANTED``.
+
+    Raises:
+        UserError: an unknown device, or a GPU that this machine does not have.
+    """
     where = where or f"--device {wanted}"
     if wanted is None:
         return "cuda" if torch.cuda.is_available() else "cpu"

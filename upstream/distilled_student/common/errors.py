@@ -1,4 +1,4 @@
-"""The one error a user sees: a single line that names the file and the key, and exit code 2."""
+"""The error that a user sees: one line that names the file and the key at fault; the exit code is 2."""
 
 import difflib
 import re
@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 
 def one_line(text: object) -> str:
-    """Text on one line whatever is in it: line breaks and all else that cannot be seen as Python writes them.
+    """Text on one line: line breaks and other characters that cannot be printed become Python's escapes.
 
-    A file's name may hold any of them, and half a character of another encoding too, which no terminal prints.
+    A file name may contain any of them, and bytes of another encoding too, which no terminal can print.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text).strip())
 
@@ -17,12 +17,12 @@ class UserError(Exception):
     """Something the user gave cannot be used. The message is one line and names the file or the key at fault."""
 
     def __init__(self, message: object) -> None:
-        # torch, PyYAML and others indent what follows a line break: there a space says as much
+        # messages of torch, PyYAML and others continue on indented lines: join them with a space
         super().__init__(one_line(re.sub(r"\s*\n[ \t]+", " ", str(message))))
 
 
 def message_of(error: Exception) -> str:
-    """The message on one line; of a `UserError` raised in a data worker, without torch's traceback around it."""
+    """The message on one line. For a `UserError` from a data worker, without torch's traceback around it."""
     return " ".join(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].split())
 
 
@@ -34,3 +34,8 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     by_lower_case = {other.lower(): other for other in map(str, known)}
     close = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1)
     return f"; did you mean `{by_lower_case[close[0]]}`?" if close else ""
+
+
+def short_reason(error: Exception, length: int = 200) -> str:
+    """Type and message of another library's error, on one line of at most ``length`` characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:length]

@@ -1,4 +1,4 @@
-"""Files of weights and settings: read without running what is in them, written whole or not at all."""
+"""Files of weights and settings: reading runs no code from a file, writing replaces a file completely or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from distilled_student.common.errors import UserError
 
 log = logging.getLogger(__name__)
-CHECKSUM = b"sha256:"
+CHECKSUM_PREFIX = b"sha256:"
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -49,22 +49,22 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def is_compressed(file: Path) -> bool:
-    """Whether a zip archive has parts that would take more memory than they take on the disk."""
+    """Whether a zip archive has compressed parts, which can take much more memory than disk space."""
     try:
         with zipfile.ZipFile(file) as archive:
             return any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist())
-    except Exception:  # none at all, or damaged in any way: torch is to say so
+    except Exception:  # not a zip archive, or damaged: torch's own error says so
         return False
 
 
 def read_torch(file: Path) -> Any:
-    """What ``torch.save`` wrote, if it is tensors, plain values and argparse's settings (s3prl keeps its own there).
+    """Content of a ``torch.save`` file with tensors, plain values and argparse's Namespace (s3prl's settings).
 
     Raises:
-        UserError: damaged, or with any other pickled object, since loading one can run code; names the file.
+        UserError: damaged, or with any other pickled object, because loading one can run code; names the file.
     """
     known = argparse.Namespace in torch.serialization.get_safe_globals()
-    # torch's context takes a name away at its end even where it was there before, as once s3prl is registered
+    # torch's context manager removes the class when it ends, even a class that was already registered before
     safe = contextlib.nullcontext() if known else torch.serialization.safe_globals([argparse.Namespace])
     if is_compressed(file):
         raise UserError(f"{file}: holds compressed parts, which torch.save does not write: refused")
@@ -75,33 +75,35 @@ def read_torch(file: Path) -> Any:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"holds the pickled object {found[1]}, which could run code: refused" if found else "is not a torch file"
         raise UserError(f"{file}: {what}") from None
-    except Exception as error:  # whatever a damaged file raises, it is that file's fault
+    except Exception as error:  # a damaged file can raise any exception
         reason = f"{type(error).__name__}: {str(error)[:160]}"
         raise UserError(f"{file}: cannot be read as a torch file ({reason})") from None
 
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """Write a file that is on the disk, and not in its cache alone, when this returns."""
+    """Write a file and flush it to disk."""
     with file.open("wb") as out:
         out.write(content)
         out.flush()
         os.fsync(out.fileno())
 
 
-def put_in_place(part: Path, file: Path) -> None:
-    """Rename a file that was written beside its place; the name, too, is on the disk when this returns."""
-    os.replace(part, file)
+def replace_file(temporary: Path, file: Path) -> None:
+    """Rename a temporary file to ``file`` and flush the folder, so that the new name is on disk too."""
+    os.replace(temporary, file)
     folder = os.open(file.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
-    except OSError:  # some network disks cannot, and keep names at once
+    except OSError:  # some network file systems cannot flush a folder; they store names at once
         pass
     finally:
         os.close(folder)
 
 
-def write_whole(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files of a folder, each beside its place and then renamed, so that the folder never holds half of one.
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files (name -> content) into a folder: each to a temporary file, which is then renamed.
+
+    After an interruption the folder holds the complete old file or the complete new one.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.
@@ -111,80 +113,83 @@ def write_whole(folder: Path, contents: Mapping[str, bytes]) -> None:
         for name, content in contents.items():
             write_bytes(folder / f"{name}.new", content)
         for name in contents:
-            put_in_place(folder / f"{name}.new", folder / name)
+            replace_file(folder / f"{name}.new", folder / name)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def write_json(file: Path, content: Any) -> None:
-    """A JSON file, whole or not at all."""
-    write_whole(file.parent, {file.name: f"{json.dumps(content, indent=2)}\n".encode()})
+    """Write a JSON file as `write_files` does."""
+    write_files(file.parent, {file.name: f"{json.dumps(content, indent=2)}\n".encode()})
 
 
-def _digest(file: BinaryIO, size: int) -> bytes:
-    """The checksum of a file's first ``size`` bytes, as `save_torch` notes it."""
+def _checksum(file: BinaryIO, size: int) -> bytes:
+    """The checksum of a file's first ``size`` bytes, in the form that `save_torch` stores."""
     file.seek(0)
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     while part := file.read(min(size, 1 << 20)):
-        found.update(part)
+        digest.update(part)
         size -= len(part)
-    return CHECKSUM + found.hexdigest().encode()
+    return CHECKSUM_PREFIX + digest.hexdigest().encode()
 
 
 def save_torch(content: Any, file: str | Path) -> None:
-    """``torch.save`` with a checksum: whole or not at all, on the disk when this returns.
+    """``torch.save`` with a checksum, to a temporary file that is flushed to disk and then renamed.
 
-    The checksum is the zip archive's comment, so that ``torch.load`` and everybody else reads the file as ever.
+    The checksum is the comment of the zip archive, so ``torch.load`` reads the file as usual.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written; what was there is left as it was.
+        UserError: the disk is full, or the folder cannot be written; an existing file is unchanged.
     """
     part = Path(f"{file}.{os.getpid()}.part")
     try:
         with part.open("w+b") as out:
             torch.save(content, out)
-            size = out.seek(0, os.SEEK_END) - 2  # the length of the comment comes last, and is 0 yet
-            comment = _digest(out, size)
+            size = out.seek(0, os.SEEK_END) - 2  # the last two bytes are the length of the comment, still 0
+            comment = _checksum(out, size)
             out.seek(size)
             out.write(len(comment).to_bytes(2, "little") + comment)
             out.flush()
             os.fsync(out.fileno())
-        put_in_place(part, Path(file))
+        replace_file(part, Path(file))
     except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror}); the checkpoints before it are kept") from None
-    except RuntimeError as error:  # torch's own writer, when the file underneath it fails
+        raise UserError(f"{file}: cannot be written ({error.strerror}); earlier checkpoints are kept") from None
+    except RuntimeError as error:  # raised by torch's writer when writing to the file fails
         raise UserError(f"{file}: cannot be written ({str(error).splitlines()[0]})") from None
     finally:
-        part.unlink(missing_ok=True)  # it is not there but where something went wrong
+        part.unlink(missing_ok=True)  # it still exists after an error
 
 
 def is_damaged(file: Path) -> bool:
-    """Whether a torch file is not as it was written: its checksum, or, of one that has none, each of its parts' own."""
-    length = len(CHECKSUM) + 2 * hashlib.sha256().digest_size
+    """Whether a torch file differs from what was written.
+
+    Compares the checksum of `save_torch`; in a file without one, the checksums of the zip archive's parts.
+    """
+    length = len(CHECKSUM_PREFIX) + 2 * hashlib.sha256().digest_size
     try:
         with file.open("rb") as found:
             size = found.seek(0, os.SEEK_END) - length - 2
             if size > 0:
                 found.seek(size)
                 tail = found.read()
-                if tail[2:].startswith(CHECKSUM):
-                    return tail != length.to_bytes(2, "little") + _digest(found, size)
+                if tail[2:].startswith(CHECKSUM_PREFIX):
+                    return tail != length.to_bytes(2, "little") + _checksum(found, size)
         with zipfile.ZipFile(file) as archive:
             return bool(archive.comment) or archive.testzip() is not None
-    except Exception:  # whatever a damaged archive raises
+    except Exception:  # a damaged archive can raise any exception
         return True
 
 
-def newest_whole(files: Sequence[Path]) -> Path | None:
-    """The last of these checkpoints, oldest first, that is not damaged; says which are.
+def newest_undamaged(files: Sequence[Path]) -> Path | None:
+    """The newest undamaged checkpoint of ``files``, oldest first; None for no files. Logs the damaged ones.
 
     Raises:
-        UserError: all are.
+        UserError: all are damaged.
     """
     for file in reversed(files):
         if not is_damaged(file):
             return file
-        log.warning("%s: damaged (its checksum is wrong): the checkpoint before it is used", file)
+        log.warning("%s: damaged (its checksum is wrong): the previous checkpoint is used", file)
     if files:
-        raise UserError(f"{files[-1]}: damaged (its checksum is wrong), and no whole checkpoint is beside it")
+        raise UserError(f"{files[-1]}: damaged (its checksum is wrong), and so are all older checkpoints")
     return None

@@ -1,26 +1,25 @@
-"""SIGTERM and Ctrl-C: a training ends its step, saves and leaves; the second one leaves at once."""
+"""SIGTERM and Ctrl-C: training finishes its step, saves and exits; the second signal exits at once."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from tqdm import tqdm
+from distilled_student.common.progress import note
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(SystemExit):
-    """A training was asked to leave, and has saved."""
+    """Training was interrupted by a signal and has saved a checkpoint."""
 
 
 class Interruption:
-    """Whether this process has been asked to leave."""
+    """Whether this process has received a signal to exit: true in a boolean context if it has."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -29,8 +28,8 @@ class Interruption:
     def __bool__(self) -> bool:
         return self.signal is not None
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a data worker, forked with this: Ctrl-C is its parent's affair
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a data worker, forked with this handler: its parent handles Ctrl-C
             if number == signal.SIGTERM:
                 os._exit(128 + number)
         elif self:
@@ -38,28 +37,28 @@ class Interruption:
         else:
             self.signal = number
             name = signal.Signals(number).name
-            # past Python's buffers, in which the signal may have come upon a write
-            os.write(2, f"\n{name}: saving at the end of this step; once more to leave at once\n".encode())
+            # not through Python's buffered stderr: the signal may have interrupted a write to it
+            os.write(2, f"\n{name}: saving at the end of this step; send it again to exit at once\n".encode())
 
     @contextmanager
     def watched(self) -> Iterator[Interruption]:
-        """Take the signals as long as this lasts. In another thread than the main one Python cannot."""
+        """Handle the signals inside this context. Only in the main thread: Python allows no handlers in others."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         try:
             yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def leave(self, what: str) -> None:
-        """End the process with the code that shells expect of it, if it was asked to; ``what`` is told.
+    def leave(self, message: str) -> None:
+        """If a signal was received, print ``message`` and exit.
 
         Raises:
-            Interrupted: with 128 and the signal's number.
+            Interrupted: with the exit code that shells expect, 128 plus the signal's number.
         """
         if self.signal is not None:
-            tqdm.write(what, file=sys.stderr)
+            note(message)
             raise Interrupted(128 + self.signal)

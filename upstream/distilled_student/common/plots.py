@@ -1,4 +1,4 @@
-"""The plots: confusion matrix, DET curves, both tasks against what a model costs. Images in files, no display."""
+"""Plots in image files: confusion matrix, DET curves, results of both tasks against the cost of a model."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure  # not pyplot: no display is needed, nothing is left open
+from matplotlib.figure import Figure  # not pyplot, which needs a display and keeps figures open
 from matplotlib.lines import Line2D
 
 AXES = {"parameters": "parameters (M)", "macs_per_second": "M MAC per second of audio", "rtf": "real-time factor"}
 MILLIONS = ("parameters", "macs_per_second")
 
 
-def _plain(text: str) -> str:
-    """A name that matplotlib does not take for a formula."""
+def _escape_math(text: str) -> str:
+    """Text in which matplotlib finds no formula."""
     return text.replace("$", r"\$")
 
 
 def plot_confusion(path: Path, name: str, kws: Mapping[str, Any]) -> None:
     """Confusion matrix of a keyword spotting result (``confusion``, ``labels``, ``accuracy`` in percent)."""
-    counts, labels = np.array(kws["confusion"]), [_plain(label) for label in kws["labels"]]
+    counts, labels = np.array(kws["confusion"]), [_escape_math(label) for label in kws["labels"]]
     figure = Figure(figsize=(6, 5.5), layout="constrained")
     axes = figure.subplots()
     axes.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
@@ -30,12 +30,12 @@ def plot_confusion(path: Path, name: str, kws: Mapping[str, Any]) -> None:
             axes.text(j, i, str(count), ha="center", va="center", fontsize=7)
     axes.set_xticks(range(len(labels)), labels, rotation=60)
     axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel="recognised", ylabel="spoken", title=f"Keywords, {_plain(name)}: {kws['accuracy']:.1f} %")
+    axes.set(xlabel="recognised", ylabel="spoken", title=f"Keywords, {_escape_math(name)}: {kws['accuracy']:.1f} %")
     figure.savefig(path, dpi=120)
 
 
 def plot_det(path: Path, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """DET curves of named ``(false acceptance, false rejection)`` rates, on normal deviates' axes, in percent.
+    """DET curves of named ``(false acceptance, false rejection)`` rates in [0, 1], on normal deviate axes in percent.
 
     Martin et al., "The DET curve in assessment of detection task performance", Eurospeech 1997.
     """
@@ -45,7 +45,7 @@ def plot_det(path: Path, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
     axes = figure.subplots()
     for name, rates in curves.items():
         false_accept, false_reject = (np.clip(rate, 1e-4, 1 - 1e-4) for rate in rates)
-        axes.plot(norm.ppf(false_accept), norm.ppf(false_reject), label=_plain(name))
+        axes.plot(norm.ppf(false_accept), norm.ppf(false_reject), label=_escape_math(name))
     ticks = np.array([0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6])
     axes.set_xticks(norm.ppf(ticks), [f"{100 * t:g}" for t in ticks])
     axes.set_yticks(norm.ppf(ticks), [f"{100 * t:g}" for t in ticks])
@@ -62,8 +62,8 @@ def plot_det(path: Path, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
 def plot_costs(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
     """Both tasks (rows) against parameters, multiply-accumulates and real-time factor (columns).
 
-    ``rows`` as in a report's ``results.json``, a colour each: full dots ours, with their 95 % interval; hollow ones
-    published, where only their number of parameters is known.
+    ``rows`` are those of a report's ``results.json``; each name has a colour. Full dots are measured, with their 95 %
+    interval. Hollow dots are published; of these models only the number of parameters is known.
     """
     figure = Figure(figsize=(12, 7), layout="constrained")
     panels = figure.subplots(2, len(AXES))
@@ -83,11 +83,12 @@ def plot_costs(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> Non
             axes.locator_params(axis="x", nbins=4)
             axes.grid(alpha=0.3)
     handles = [
-        Line2D([], [], marker="o", linestyle="", color=colour, label=_plain(name)) for name, colour in colours.items()
+        Line2D([], [], marker="o", linestyle="", color=colour, label=_escape_math(name))
+        for name, colour in colours.items()
     ]
     if any(row["published"] for row in rows):
         hollow = {"color": "grey", "markerfacecolor": "none"}
         handles.append(Line2D([], [], marker="o", linestyle="", label="published", **hollow))
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    figure.suptitle(f"{_plain(title)}: against what it costs")
+    figure.suptitle(f"{_escape_math(title)}: results against the cost of the model")
     figure.savefig(path, dpi=120)

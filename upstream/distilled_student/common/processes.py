@@ -1,8 +1,11 @@
-"""Several processes of one training: sums over them, and one of them that is gone."""
+"""Several processes of one training: sums over them, the end of one of them, data workers, one run per folder."""
 
 from __future__ import annotations
 
+import ctypes
 import re
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,24 +18,27 @@ from torch import Tensor
 from distilled_student.common.errors import UserError
 from distilled_student.common.interruption import Interruption
 
-GONE = "another process of this run has ended; run the same command again to go on from the last checkpoint"
-# what gloo and NCCL say of a connection whose other end is gone
-_LOST = re.compile(r"gloo|NCCL|connection (was )?(closed|reset|refused)|broken pipe|timed out", re.IGNORECASE)
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+PROCESS_LOST = "another process of this run has ended; run the same command again to resume from the last checkpoint"
+# messages of gloo and NCCL when the process at the other end of a connection has ended
+_CONNECTION_LOST = re.compile(
+    r"gloo|NCCL|connection (was )?(closed|reset|refused)|broken pipe|timed out", re.IGNORECASE
+)
 
 
 def is_leader() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this is the process that logs and saves."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def count_processes() -> int:
-    """Of this training."""
+    """Number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @torch.no_grad()
-def summed(values: Tensor) -> Tensor:
-    """The sum of ``values`` over all processes, on the device and without waiting for it."""
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum of ``values`` over all processes. Stays on the device and does not synchronise with it."""
     values = values.detach().clone()
     if count_processes() > 1:
         dist.all_reduce(values)
@@ -40,38 +46,50 @@ def summed(values: Tensor) -> Tensor:
 
 
 @contextmanager
-def together(interruption: Interruption) -> Iterator[None]:
-    """Training with other processes: when one is gone, the others end too, with a line that says so.
+def stops_with_other_processes(interruption: Interruption) -> Iterator[None]:
+    """While several processes train: when one has ended, the others stop with an error message.
 
     Raises:
-        UserError: another process has ended. Interrupted: it has, after all were asked to.
+        UserError: another process has ended.
+        Interrupted: another process has ended, and this one has received a signal to exit.
     """
     try:
         yield
     except RuntimeError as error:
-        if not dist.is_initialized() or not _LOST.search(str(error)):
+        if not dist.is_initialized() or not _CONNECTION_LOST.search(str(error)):
             raise
-        interruption.leave(GONE)
-        raise UserError(GONE) from None
+        interruption.leave(PROCESS_LOST)
+        raise UserError(PROCESS_LOST) from None
 
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Hold a folder for one run; the lock goes with its process, however that ends.
+    """Lock a folder for one run. The lock ends with the process, even if that is killed.
 
     Raises:
-        UserError: another run holds it.
+        UserError: another run has locked it, or the folder cannot be written.
     """
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"{folder}: another run is writing into it; wait for it or choose another folder") from None
+        raise UserError(
+            f"{folder}: another run is writing into it; wait for its end or choose another folder"
+        ) from None
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     try:
-        for part in folder.glob("*.part"):  # of a run that was killed while it saved
+        for part in folder.glob("*.part"):  # left by a run that was killed while it saved
             part.unlink()
         yield
     finally:
         lock.release()
+
+
+def end_with_parent(worker: int) -> None:
+    """A DataLoader's ``worker_init_fn``: the worker ends when its parent process ends, even if that is killed.
+
+    Otherwise a worker whose parent was killed can wait forever to hand over a batch. Linux only.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

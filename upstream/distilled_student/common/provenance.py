@@ -1,4 +1,4 @@
-"""All that a result depends on, beside it: command, settings, versions, revision, data, seed, machine."""
+"""Provenance of a result: command, settings, versions, git revision, data, seed and machine, in a JSON file."""
 
 from __future__ import annotations
 
@@ -40,25 +40,26 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(*command: str) -> str | None:
-    """What git says in the folder of this package; None where it is no clone, or there is no git."""
-    where = Path(__file__).resolve().parent
+def git_output(*arguments: str) -> str | None:
+    """Output of a git command in the folder of this package; None if that is not in a clone or git is missing."""
+    folder = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(["git", "-C", str(where), *command], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def revision() -> str | None:
-    """The commit that runs, with ``+changes`` where files differ from it; None where the package is no clone."""
-    inside = _git("ls-files", "--error-unmatch", Path(__file__).name)  # not a clone of something around it
-    commit = _git("rev-parse", "HEAD") if inside else None
-    return f"{commit}+changes" if commit and _git("status", "--porcelain", "--untracked-files=no") else commit
+    """The commit of this package, with ``+changes`` if files differ from it; None if the package is not in a clone."""
+    # the package may be installed inside a clone of another project, which does not track this file
+    tracked = git_output("ls-files", "--error-unmatch", Path(__file__).name)
+    commit = git_output("rev-parse", "HEAD") if tracked else None
+    return f"{commit}+changes" if commit and git_output("status", "--porcelain", "--untracked-files=no") else commit
 
 
-def fingerprint(utterances: Iterable[tuple[str | Path, float]]) -> dict[str, Any]:
-    """Of ``(file, seconds)`` of each utterance: how many, how long, and a hash of the list, whatever its order."""
+def utterances_fingerprint(utterances: Iterable[tuple[str | Path, float]]) -> dict[str, Any]:
+    """Number, total seconds and hash of a list of utterances ``(name, seconds)``, independent of their order."""
     lines = sorted(f"{name}\t{seconds:.4f}" for name, seconds in utterances)
     total = sum(float(line.rpartition("\t")[2]) for line in lines)
     listed = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
@@ -66,25 +67,26 @@ def fingerprint(utterances: Iterable[tuple[str | Path, float]]) -> dict[str, Any
 
 
 def units_fingerprint(units: Iterable[Any]) -> dict[str, Any]:
-    """Of the parts of a streamed corpus, whose utterances nobody has counted: how many, and a hash of the list."""
+    """Number and hash of the parts of a streamed corpus, whose utterances are not counted."""
     lines = [f"{unit}" for unit in units]
     return {"parts": len(lines), "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
 
 
 def files_fingerprint(files: Iterable[Path]) -> dict[str, Any]:
-    """`fingerprint` of whole files, each once; their headers are read by many threads, since a disk may be far away."""
+    """`utterances_fingerprint` of audio files, each counted once. Threads read the headers: a disk may be slow."""
     unique = sorted(set(files))
     with ThreadPoolExecutor(16) as pool:
-        return fingerprint(zip(unique, pool.map(audio.seconds, unique), strict=True))
+        return utterances_fingerprint(zip(unique, pool.map(audio.seconds, unique), strict=True))
 
 
 def write_provenance(
     folder: Path, settings: Mapping[str, Any], seed: int, data: Mapping[str, Any], name: str = FILE
 ) -> None:
-    """Write ``provenance.json``, or another ``name``.
+    """Write ``provenance.json`` (or ``name``) into ``folder``.
 
     Args:
-        settings: As resolved, with all defaults. data: What was read, each by its `fingerprint`.
+        settings: All settings, defaults included.
+        data: Name -> fingerprint of each data set that was read.
     """
     content = {
         "command": shlex.join(sys.argv),

@@ -1,4 +1,4 @@
-"""The states of all random generators of a process, in a form that JSON and a checkpoint can hold."""
+"""The states of all random generators of a process, as plain values that JSON and a checkpoint can hold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def random_states() -> dict[str, Any]:
-    """Of Python, numpy, torch and this process's GPU."""
+    """States of Python's, numpy's and torch's generators, and of torch's on this process's GPU."""
     kind, keys, *place = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -21,7 +21,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Go on from `random_states`; the GPU's where there is one in both places."""
+    """Restore `random_states`. The GPU's state only if there was a GPU then and there is one now."""
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))
     kind, keys, *place = states["numpy"]
@@ -32,7 +32,7 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 
 def seed_all(*numbers: int) -> None:
-    """Seed all generators by some numbers of 0 or more, each combination differently."""
+    """Seed all generators with non-negative numbers; each combination of numbers gives other seeds."""
     python, numpy, *torchs = np.random.SeedSequence(numbers).generate_state(4, np.uint32).tolist()
     random.seed(python)
     np.random.seed(numpy)

@@ -17,18 +17,18 @@ from distilled_student.common.errors import UserError
 
 T = TypeVar("T")
 
-# the largest shipped file has 3,600 characters
-MOST_TEXT, MOST_NODES, DEEPEST = 2**17, 20_000, 32
-LONGEST_WORD = 2_000  # characters: a number of more than 4,300 digits is one that Python does not print
+# limits of a settings file; the largest one that ships has 3,600 characters
+MAX_CHARACTERS, MAX_VALUES, MAX_NESTING = 2**17, 20_000, 32
+MAX_UNQUOTED = 2_000  # characters of an unquoted value: Python cannot print a number of more than 4,300 digits
 
 
 def cache_folder() -> Path:
-    """For what can be made again: ``$XDG_CACHE_HOME`` or ``~/.cache``, then ``distilled-student``."""
+    """Folder for files that can be computed again: ``distilled-student`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distilled-student"
 
 
 def find_config(name: str | Path, kind: str = "") -> Path:
-    """Path of a YAML file given as a path, or by the name of a config that ships with the package.
+    """Path of a YAML file, given by its path or by the name of a config that ships with the package.
 
     ``find_config("demo", kind="distill")`` finds ``configs/distill/demo.yaml``.
 
@@ -38,40 +38,40 @@ def find_config(name: str | Path, kind: str = "") -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    room = Path(str(resources.files("distilled_student.configs"))) / kind
-    shipped = room / f"{path.name.removesuffix('.yaml')}.yaml"
+    folder = Path(str(resources.files("distilled_student.configs"))) / kind
+    shipped = folder / f"{path.name.removesuffix('.yaml')}.yaml"
     if path.name == str(name) and shipped.is_file():
         return shipped
-    known = ", ".join(sorted(p.stem for p in room.glob("*.yaml")))
-    raise UserError(f"{name}: no such config file, nor one of the shipped {kind} configs: {known}")
+    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+    raise UserError(f"{name}: no such config file; the shipped {kind} configs are {known}")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe one, whose whole numbers fit 64 bits, as torch and numpy take them."""
+    """PyYAML's safe loader; integers must fit into 64 bits, as torch and numpy require."""
 
-    def whole_number(self, node: yaml.ScalarNode) -> int:
+    def integer(self, node: yaml.ScalarNode) -> int:
         value = self.construct_yaml_int(node)
         if not -(2**63) <= value < 2**63:
             raise yaml.constructor.ConstructorError(None, None, "a number of more than 64 bits", node.start_mark)
         return value
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.integer)
 
 
 def _check_size(text: str) -> None:
-    """Raise YAMLError for text that a few hundred lines of settings never are: it could exhaust time or memory.
+    """Raise YAMLError for a text so large or so deeply nested that reading it could exhaust time or memory.
 
-    Of an alias all that it stands for counts, since a copy of the settings, unlike YAML's reader, repeats it.
+    An alias counts as many values as it refers to, because a copy of the settings repeats them.
     """
-    if len(text) > MOST_TEXT:
-        raise yaml.YAMLError(f"more than {MOST_TEXT} characters")
-    total, nested = 0, []  # nodes so far; anchor and number of the first node of each group that is open
+    if len(text) > MAX_CHARACTERS:
+        raise yaml.YAMLError(f"more than {MAX_CHARACTERS} characters")
+    total, nested = 0, []  # values so far; anchor and first value of each mapping or list that is still open
     sizes: dict[str | None, int] = {}
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in (anchor for anchor, _ in nested):
-                raise yaml.YAMLError(f"alias *{event.anchor} stands for a group that it is in")
+                raise yaml.YAMLError(f"alias *{event.anchor} stands for a value that contains it")
             total += sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, first = nested.pop()
@@ -81,27 +81,27 @@ def _check_size(text: str) -> None:
             if isinstance(event, yaml.CollectionStartEvent):
                 nested.append((event.anchor, total - 1))
             elif "\0" in event.value:
-                raise yaml.YAMLError("text with a NUL in it, which no file's name can hold")
-            elif event.style is None and len(event.value) > LONGEST_WORD:
-                raise yaml.YAMLError(f"a value without quotes of more than {LONGEST_WORD} characters")
-        if total > MOST_NODES or len(nested) > DEEPEST:
-            raise yaml.YAMLError(f"more than {MOST_NODES} values, or {DEEPEST} groups in each other")
+                raise yaml.YAMLError("text with a NUL character, which no file name can contain")
+            elif event.style is None and len(event.value) > MAX_UNQUOTED:
+                raise yaml.YAMLError(f"a value without quotes of more than {MAX_UNQUOTED} characters")
+        if total > MAX_VALUES or len(nested) > MAX_NESTING:
+            raise yaml.YAMLError(f"more than {MAX_VALUES} values, or {MAX_NESTING} nesting levels")
 
 
 def parse_yaml(text: str) -> Any:
-    """What YAML text means. Raises ValueError, in a line, for what is not YAML or exhausts time or memory."""
+    """The value of a YAML text. Raises ValueError (one line) for text that is not YAML or exceeds a limit."""
     try:
         _check_size(text)
         return _Loader(text).get_single_data()
-    except Exception as error:  # of a wrong date, number or tag PyYAML raises whatever Python happens to raise there
+    except Exception as error:  # for a wrong date, number or tag PyYAML passes on any exception of Python
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError naming the file when it cannot be read or is not a mapping."""
+    """The mapping in a YAML file. Raises UserError naming a file that cannot be read or is not a mapping."""
     try:
         with path.open(encoding="utf-8") as file:
-            content = parse_yaml(file.read(MOST_TEXT + 1))
+            content = parse_yaml(file.read(MAX_CHARACTERS + 1))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as YAML: {error}") from None
     if not isinstance(content, dict):
@@ -109,27 +109,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_groups(schema: Any, values: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise ValueError for a plain value where a group of keys belongs: OmegaConf's own message names no key."""
-    groups = get_type_hints(schema)
+def _check_mappings(schema: Any, values: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise ValueError for a plain value where a mapping is expected; OmegaConf's own message names no key."""
+    types = get_type_hints(schema)
     for key, value in values.items():
-        if is_dataclass(groups.get(key)):
+        if is_dataclass(types.get(key)):
             if not isinstance(value, Mapping):
                 raise ValueError(f"{prefix}{key}: expected a group of keys, found '{value}'")
-            _check_groups(groups[key], value, f"{prefix}{key}.")
+            _check_mappings(types[key], value, f"{prefix}{key}.")
 
 
 def typed(schema: type[T], values: Mapping[str, Any], where: str | Path, overrides: Sequence[str] = ()) -> T:
     """Fill the dataclass ``schema`` from ``values``, then from ``key=value`` ``overrides``.
 
-    Nested dataclasses are nested mappings; a dataclass's own ``__post_init__`` checks impossible values and raises
-    ``ValueError("key: reason")``.
+    Nested dataclasses are nested mappings. The ``__post_init__`` of a dataclass checks for impossible values and
+    raises ``ValueError("key: reason")``.
 
     Raises:
         UserError: unknown key, wrong type, missing or impossible value; one line that names ``where`` and the key.
     """
     try:
-        _check_groups(schema, values)
+        _check_mappings(schema, values)
         config = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values)))
         for pair in overrides:
             if "=" not in pair:

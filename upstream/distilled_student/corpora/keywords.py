@@ -16,7 +16,7 @@ def speaker_of(name: str) -> str:
 
 
 def which_set(name: str, validation_percentage: float, testing_percentage: float) -> str:
-    """``validation``, ``testing`` or ``training`` by the speaker's hash (TensorFlow's function of this name)."""
+    """``validation``, ``testing`` or ``training``, by the hash of the speaker (TensorFlow's function of this name)."""
     percentage = hash_percentage(speaker_of(name))
     if percentage < validation_percentage:
         return "validation"
@@ -24,6 +24,6 @@ def which_set(name: str, validation_percentage: float, testing_percentage: float
 
 
 def hash_percentage(name: str) -> float:
-    """A fixed place in [0, 100] for a speaker, TensorFlow's ``which_set`` (speech_commands/input_data.py)."""
+    """A number in [0, 100] that depends only on the speaker (from TensorFlow's speech_commands/input_data.py)."""
     digest = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
     return int(digest, 16) % (HASH_RANGE + 1) * (100.0 / HASH_RANGE)

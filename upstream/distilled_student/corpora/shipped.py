@@ -1,4 +1,4 @@
-"""The corpus that ships with the package, ``assets/corpus``: synthetic speech, a file for each voice and an index."""
+"""The corpus that ships with the package, ``assets/corpus``: synthetic speech, one file per voice, and an index."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PACKED = Path(__file__).resolve().parents[1] / "assets" / "corpus"
 
 
 @dataclass(frozen=True)
-class Clip:
-    """One row of the packed index. ``start`` and ``samples`` are in samples of the voice's file, at 16 kHz."""
+class PackedClip:
+    """One row of the index: an excerpt of a voice's file. ``start`` and ``samples`` are in samples at 16 kHz."""
 
     voice: str
     split: str
@@ -26,15 +26,15 @@ class Clip:
     samples: int
 
 
-def read_index(packed: Path = PACKED) -> list[Clip]:
-    """All clips of the packed corpus, in the index's order."""
+def read_index(packed: Path = PACKED) -> list[PackedClip]:
+    """All clips of the packed corpus, in the order of the index."""
     with (packed / "index.csv").open(newline="", encoding="utf-8") as file:
         return [
-            Clip(r["voice"], r["split"], r["kind"], r["text"], int(r["take"]), int(r["start"]), int(r["samples"]))
+            PackedClip(r["voice"], r["split"], r["kind"], r["text"], int(r["take"]), int(r["start"]), int(r["samples"]))
             for r in csv.DictReader(file)
         ]
 
 
 def read_voice(voice: str, packed: Path = PACKED) -> NDArray[np.float32]:
-    """A voice's whole file, ``(samples,)``."""
+    """The whole file of a voice, ``(samples,)`` at 16 kHz."""
     return soundfile.read(packed / f"{voice}.ogg", dtype="float32")[0]

@@ -16,10 +16,14 @@ from distilled_student.common.untrusted import leads_outside
 
 @dataclass(frozen=True)
 class Trials:
-    """``left`` and ``right`` ``(trials,)`` index ``paths``; ``labels`` are 1 where both are of one speaker.
+    """A trial list.
 
-    ``speakers (utterances,)`` is who speaks in each path, counted from 0. ``groups`` are the trial list's further
-    columns, by their number in it, from 4: a value for each trial.
+    Attributes:
+        paths: The utterances.
+        left, right: ``(trials,)`` indices into ``paths``: the two sides of each trial.
+        labels: ``(trials,)``, 1 for a target trial (both sides are of one speaker), else 0.
+        speakers: ``(utterances,)`` index of the speaker of each path.
+        groups: Further columns of the list: ``column N`` (from 4) -> ``(trials,)`` values.
     """
 
     paths: list[Path]
@@ -31,13 +35,14 @@ class Trials:
 
 
 def read_trials(path: Path, roots: Sequence[Path]) -> tuple[Trials, set[str]]:
-    """A list of ``1|0 a b`` lines with files relative to one of ``roots``; also the speakers (first folder of each).
+    """Read lines of ``1|0 FILE FILE``; files are relative to one of ``roots``. Also returns the names of the speakers.
 
-    VoxCeleb1's lists O, E and H are of this format. Further columns, the same number in each line, are groups. White
-    space parts the columns, so a name cannot hold any; nor can it lead out of the roots.
+    VoxCeleb1's lists O, E and H have this format. The first folder of a file is its speaker. Further columns, the same
+    number in each line, become groups. White space separates columns, so file names cannot contain any.
 
     Raises:
-        UserError: no such list, a malformed line, a file that is not there or is elsewhere, or only one kind of trial.
+        UserError: no such list, a malformed line, a file that does not exist or is outside the roots, or a list without
+            target or without non-target trials.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -52,8 +57,8 @@ def read_trials(path: Path, roots: Sequence[Path]) -> tuple[Trials, set[str]]:
             raise UserError(f"{path}: line {number}: expected '1|0 FILE FILE', found '{line[:80]}'")
         further.append(fields[3:])
         if len(further[-1]) != len(further[0]):
-            columns = f"{len(fields)} columns where the first has {len(further[0]) + 3}"
-            raise UserError(f"{path}: line {number}: {columns}; a file's name cannot hold white space")
+            columns = f"{len(fields)} columns, but the first line has {len(further[0]) + 3}"
+            raise UserError(f"{path}: line {number}: {columns}; file names cannot contain white space")
         for name in fields[1:3]:
             if name in found:
                 continue
@@ -61,7 +66,7 @@ def read_trials(path: Path, roots: Sequence[Path]) -> tuple[Trials, set[str]]:
                 raise UserError(f"{path}: line {number}: {name}: leads out of the folder of the files: refused")
             file = next(filter(os.path.isfile, (f"{root}/{name}" for root in roots)), None)
             if file is None:
-                hint = "" if len(fields) == 3 else "; a file's name cannot hold white space"
+                hint = "" if len(fields) == 3 else "; file names cannot contain white space"
                 raise UserError(f"{path}: line {number}: no file {name} under {' or '.join(map(str, roots))}{hint}")
             found[name] = len(paths)
             paths.append(Path(file))
@@ -76,7 +81,7 @@ def read_trials(path: Path, roots: Sequence[Path]) -> tuple[Trials, set[str]]:
 
 
 def speaker_files(root: Path, key: str) -> dict[str, list[Path]]:
-    """Audio files of each folder in ``root``. Raises UserError naming a folder without any."""
+    """Speaker -> audio files, of each folder in ``root``. Raises UserError naming ``key`` and a folder without any."""
     if not root.is_dir():
         raise UserError(f"{key}: {root}: no such folder")
     speakers = {}

@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, count
 from pathlib import Path
@@ -20,8 +20,9 @@ import numpy as np
 import soundfile
 
 from distilled_student.common.errors import UserError
+from distilled_student.common.progress import Progress
 from distilled_student.corpora.keywords import hash_percentage
-from distilled_student.corpora.shipped import PACKED, Clip, read_index, read_voice
+from distilled_student.corpora.shipped import PACKED, PackedClip, read_index, read_voice
 from distilled_student.demo.augment import SAMPLE_RATE, Audio, augment, make_noises
 
 RECIPE = 1  # raise it whenever the expanded files change: expanded caches of an older recipe are then made again
@@ -36,11 +37,11 @@ class Output:
     """One file to write: where, from which clip. ``fixed`` is its length in samples, None: as long as the clip."""
 
     path: str
-    clip: Clip
+    clip: PackedClip
     fixed: int | None
 
 
-def speaker_ids(clips: list[Clip]) -> dict[str, str]:
+def speaker_ids(clips: list[PackedClip]) -> dict[str, str]:
     """Voice to a VoxCeleb-like id whose hash falls into the voice's own part of the classic split.
 
     Below 10 % is validation, below 20 % testing, the rest training: a reader that splits by hash alone (s3prl's does)
@@ -59,7 +60,7 @@ def _rng(key: str) -> np.random.Generator:
     return np.random.default_rng([RECIPE, zlib.crc32(key.encode())])
 
 
-def _commands(clips: list[Clip], ids: dict[str, str]) -> Iterator[Output]:
+def _commands(clips: list[PackedClip], ids: dict[str, str]) -> Iterator[Output]:
     """Files of the Speech Commands layout. The test's ``_unknown_`` is as large as one of its keywords."""
     test_voices = sorted({clip.voice for clip in clips if clip.split == "test"})
     takes = max(clip.take for clip in clips if clip.kind == "word")
@@ -82,7 +83,7 @@ def _commands(clips: list[Clip], ids: dict[str, str]) -> Iterator[Output]:
         yield from (Output(f"speech_commands/{path}", clip, SAMPLE_RATE) for path in paths)
 
 
-def _sentences(clips: list[Clip], ids: dict[str, str]) -> Iterator[Output]:
+def _sentences(clips: list[PackedClip], ids: dict[str, str]) -> Iterator[Output]:
     """Files of the VoxCeleb1 layout: each sentence once in each session."""
     numbers: dict[str, Iterator[int]] = {voice: count(1) for voice in ids}
     for clip in clips:
@@ -142,7 +143,7 @@ def _write(path: Path, audio: Audio) -> None:
     soundfile.write(path, np.round(audio * 32767).astype(np.int16), SAMPLE_RATE, subtype="PCM_16")
 
 
-def _fill(root: Path, packed: Path, progress: Callable[[int, int], None] | None) -> None:
+def _fill(root: Path, packed: Path) -> None:
     """Write all files under ``root``."""
     outputs = plan(packed)
     train_noises, test_noises = noise_sets(packed)
@@ -159,12 +160,13 @@ def _fill(root: Path, packed: Path, progress: Callable[[int, int], None] | None)
         crop = noise[start : start + SAMPLE_RATE]
         _write(root / path, crop / np.abs(crop).max() * 10 ** (rng.uniform(-30, -1) / 20))
     loaded, voice = "", np.zeros(0, np.float32)
-    for done, output in enumerate(outputs, 1):
-        if output.clip.voice != loaded:
-            loaded, voice = output.clip.voice, read_voice(output.clip.voice, packed)
-        _write(root / output.path, render(output, voice, test_noises if output.clip.split == "test" else train_noises))
-        if progress is not None:
-            progress(done, len(outputs))
+    with Progress(len(outputs), "expanding the embedded corpus") as progress:
+        for output in outputs:
+            if output.clip.voice != loaded:
+                loaded, voice = output.clip.voice, read_voice(output.clip.voice, packed)
+            noises = test_noises if output.clip.split == "test" else train_noises
+            _write(root / output.path, render(output, voice, noises))
+            progress.update()
     (root / "voxceleb1/veri_test.txt").write_text("\n".join(make_trials(outputs)) + "\n", encoding="utf-8")
 
 
@@ -176,12 +178,11 @@ def fingerprint(packed: Path = PACKED) -> str:
     return digest.hexdigest()
 
 
-def expand(root: Path, progress: Callable[[int, int], None] | None = None, packed: Path = PACKED) -> Path:
+def expand(root: Path, packed: Path = PACKED) -> Path:
     """Make ``root/speech_commands`` and ``root/voxceleb1``; at once when an earlier call has made the same ones.
 
     Args:
         root: the cache folder to make. An older expansion there is replaced; a folder of anything else is left alone.
-        progress: called with (files written, files in all).
         packed: the folder with ``index.csv`` and a ``VOICE.ogg`` each.
 
     Returns:
@@ -199,7 +200,7 @@ def expand(root: Path, progress: Callable[[int, int], None] | None = None, packe
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as folder:
         made = Path(folder) / "made"
-        _fill(made, packed, progress)
+        _fill(made, packed)
         (made / STAMP).write_text(wanted)
         if root.exists():
             shutil.rmtree(root)

@@ -21,11 +21,10 @@ console = Console()
 def corpus_folder() -> Path:
     """The embedded corpus in both public layouts, expanded once."""
     folder = cache_folder() / f"corpus-{fingerprint()[:12]}"
-    with console.status("expanding the embedded corpus"):
-        try:
-            return expand(folder)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror}); set XDG_CACHE_HOME") from None
+    try:
+        return expand(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); set XDG_CACHE_HOME") from None
 
 
 def precision() -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""The typed settings of one distillation run."""
+"""The settings of one distillation run."""
 
 from __future__ import annotations
 
@@ -19,24 +19,28 @@ class DistillConfig:
     """One distillation run.
 
     Attributes:
-        teacher: See `open_teacher`. ``targets``: the teacher's layers to imitate, counted from 1.
-        student: A named size, or the fields of `StudentConfig` (``targets`` and ``target_size`` follow the teacher).
+        teacher: What `open_teacher` opens.
         output: Folder for the student, its checkpoints and logs.
-        initialize: Take the teacher's front end and first layers where the shapes match.
-        copied_learning_rate: Of what was taken from the teacher; None: ``learning_rate``, as everything else. A short
-            run needs a smaller one, or the fresh prediction layers' first gradients undo what was taken.
-        reduction: ``frame`` divides the paper's sum by the number of valid frames, ``sum`` does not. Adam does not see
-            the difference, the gradient's clipping does.
-        weight_decay, betas, eps: AdamW's.
+        targets: The teacher's layers whose hidden states the student predicts, counted from 1.
+        student: A named size, or the fields of `StudentConfig` (``targets`` and ``target_size`` follow the teacher).
+        initialize: Copy the teacher's front end and first layers into the student where the shapes match.
+        steps: Training steps. ``clip``: largest norm of the gradient.
+        learning_rate: Peak learning rate of AdamW; ``weight_decay``, ``betas`` and ``eps`` are AdamW's too.
+        copied_learning_rate: Peak learning rate of the copied weights; None: ``learning_rate``. A short run needs a
+            smaller one: the first gradients of the random prediction layers destroy the copied weights.
         warmup: Share of ``steps`` with a linearly rising learning rate; then it falls linearly to zero.
+        reduction: ``frame`` divides the paper's sum by the number of valid frames, ``sum`` does not. The choice changes
+            gradient clipping, but not Adam's update.
         precision: ``fp32``, ``bf16`` or, on a GPU, ``fp16``.
-        teacher_precision: The same for the teacher alone, which is not trained; ``auto``: ``bf16`` where the device has
-            instructions for it, else ``fp32``. The loss does not notice (less than a thousandth, see the tests).
-        compile: Compile the student's transformer layers (`torch.compile`): a minute at the start, meant for GPUs.
-        cache: A folder to keep the teacher's targets in, in half precision, for repeated epochs over a small set.
-        keep: Checkpoints that are kept.
-        max_skipped: Steps in a row without a finite loss, each of them skipped, after which training stops.
+        teacher_precision: Precision of the teacher, which is not trained. ``auto``: ``bf16`` where the device has
+            instructions for it, else ``fp32``. It changes the loss by less than 0.1 % (see the tests).
+        compile: Compile the student's transformer layers (`torch.compile`): takes a minute at the start; for GPUs.
+        cache: Folder for the teacher's targets in half precision, for repeated epochs over a small set.
+        log_every, save_every: Steps between two log lines and between two checkpoints.
+        keep: Number of checkpoints that are kept.
+        max_skipped: Training stops after this many steps in a row without a finite loss. Such steps are skipped.
         weights: Type of the weights in the student folder, ``float32`` or ``float16``.
+        description: A sentence for the model card.
     """
 
     teacher: str
@@ -68,7 +72,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "learning_rate", "eps", "clip", "log_every", "save_every", "keep", "max_skipped"):
-            if not 0 < getattr(self, name) < math.inf:  # not so for NaN either
+            if not 0 < getattr(self, name) < math.inf:  # false for NaN too
                 raise ValueError(f"{name}: needs a positive number")
         if not 0 <= (self.copied_learning_rate or 0) < math.inf:
             raise ValueError("copied_learning_rate: needs a number of 0 or more")
@@ -89,31 +93,37 @@ class DistillConfig:
                 raise ValueError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(known)}")
 
 
-def fitted_student(
+def student_config_for(
     config: DistillConfig, target_size: int, where: str | Path, normalization: Mapping[str, Any] | None = None
 ) -> StudentConfig:
-    """The student's typed configuration, fitted to the teacher.
+    """The configuration of the student that ``config`` describes.
 
-    A student that starts from its teacher's front end hears what that hears: the ``normalization`` of its waveforms,
-    where the student's own settings do not say otherwise.
+    Args:
+        target_size: Features of the teacher's hidden states.
+        where: The settings file, for error messages.
+        normalization: How the teacher normalises waveforms. A student that starts from the teacher's front end does the
+            same, unless its own settings differ.
+
+    Raises:
+        UserError: unknown size, unknown field or impossible value.
     """
-    heard = dict(normalization or {}) if config.initialize else {}
+    normalization = dict(normalization or {}) if config.initialize else {}
     if isinstance(config.student, str):
         try:
-            fields = vars(named_size(config.student)) | heard
+            fields = vars(named_size(config.student)) | normalization
         except ValueError as error:
             raise UserError(f"{where}: student: {error}") from None
     elif isinstance(config.student, dict):
-        fields = heard | config.student
+        fields = normalization | config.student
     else:
         raise UserError(f"{where}: student: expected a size's name or a mapping")
     return typed(StudentConfig, {**fields, "targets": config.targets, "target_size": target_size}, f"{where}: student")
 
 
-def lasting(config: DistillConfig) -> dict[str, Any]:
-    """The settings that an interrupted run must be resumed with: all that its result depends on but its length."""
-    free = ("output", "steps", "log_every", "save_every", "keep", "max_skipped", "weights", "description", "data")
+def settings_fixed_on_resume(config: DistillConfig) -> dict[str, Any]:
+    """The settings that must not change when a run is resumed: the result depends on them. ``steps`` may change."""
+    may_change = ("output", "steps", "log_every", "save_every", "keep", "max_skipped", "weights", "description", "data")
     settings = asdict(config)
     data = {f"data.{key}": value for key, value in settings["data"].items() if key not in ("workers", "streams")}
-    settings["cache"] = config.cache is not None  # targets are rounded then; its place does not matter
-    return {key: value for key, value in settings.items() if key not in free} | data
+    settings["cache"] = config.cache is not None  # cached targets are rounded; where they are stored may change
+    return {key: value for key, value in settings.items() if key not in may_change} | data

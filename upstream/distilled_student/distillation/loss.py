@@ -12,7 +12,7 @@ from distilled_student.student.lengths import frame_mask
 
 
 class LossParts(NamedTuple):
-    """Sums over valid frames, one per target layer ``(targets,)``, and the number of those frames.
+    """Both parts of the loss, summed over valid frames, ``(targets,)``, and the number of valid ``frames``, ``()``.
 
     ``l1`` is the mean absolute difference over features, ``cosine`` is ``-log sigmoid(cosine similarity)``.
     """
@@ -23,7 +23,7 @@ class LossParts(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """The paper's loss: both parts, summed over frames and target layers, without weights."""
+        """The paper's loss ``()``: the unweighted sum of both parts over frames and target layers."""
         return (self.l1 + self.cosine).sum()
 
 
@@ -31,11 +31,11 @@ def distillation_loss(predictions: Tensor, targets: Tensor, lengths: Tensor) -> 
     """L1 distance and negative log-sigmoid of the cosine similarity, per target layer, over valid frames only.
 
     Args:
-        predictions: The student's, ``(batch, targets, frames, features)``.
-        targets: The teacher's, of the same shape.
+        predictions: The student's predictions, ``(batch, targets, frames, features)``.
+        targets: The teacher's hidden states, of the same shape.
         lengths: ``(batch,)`` valid frames.
     """
-    wide = torch.promote_types(predictions.dtype, torch.float32)  # half precision would lose small differences
+    wide = torch.promote_types(predictions.dtype, torch.float32)  # in half precision small differences would be lost
     predictions, targets = predictions.to(wide), targets.to(wide)
     valid = frame_mask(lengths, predictions.shape[2])[:, None, :]
     l1 = (predictions - targets).abs().mean(dim=3)

@@ -1,4 +1,4 @@
-"""The model card beside a student: what it is, where it comes from, what it costs."""
+"""The model card (README.md) in a student folder: what the student is, how it was trained, what it costs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distilled_student.common.untrusted import markdown
+from distilled_student.common.arithmetic import ceil_div
+from distilled_student.common.untrusted import escape_markdown
 from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.student.cost import macs_per_second, parameters
 from distilled_student.student.network import Student
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
     from distilled_student.distillation.config import DistillConfig
 
 
-def _curve(curve: list[list[float]], rows: int = 12) -> str:
-    """At most ``rows`` points of the loss curve as a Markdown table."""
-    stride = max(1, -(-len(curve) // rows))
-    kept = curve[::stride] + ([curve[-1]] if curve and curve[::stride][-1] != curve[-1] else [])
-    return "\n".join(f"| {int(step)} | {loss:.4f} |" for step, loss in kept)
+def _curve_table(curve: list[list[float]], rows: int = 12) -> str:
+    """About ``rows`` points ``[step, loss]`` of the loss curve, the last one included, as lines of a Markdown table."""
+    stride = max(1, ceil_div(len(curve), rows))
+    points = curve[::stride] + ([curve[-1]] if curve and curve[::stride][-1] != curve[-1] else [])
+    return "\n".join(f"| {int(step)} | {loss:.4f} |" for step, loss in points)
 
 
 def write_card(
@@ -29,33 +30,42 @@ def write_card(
     config: DistillConfig,
     curve: list[list[float]],
     audio_seconds: float,
-    size: str,
-    taken: Iterable[str],
+    corpus_size: str,
+    copied: Iterable[str],
 ) -> None:
-    """Write ``README.md`` into the student folder."""
-    kept = parameters(student) - (parameters(student.predictions) if student.predictions is not None else 0)
+    """Write ``README.md`` into the student folder.
+
+    Args:
+        curve: ``[step, loss per frame]`` of each log line.
+        audio_seconds: Seconds of audio in all training batches.
+        corpus_size: Size of the corpus in words.
+        copied: Parts that were copied from the teacher, see `initialize`.
+    """
+    prediction = parameters(student.predictions) if student.predictions is not None else 0
+    kept = parameters(student) - prediction
     macs = macs_per_second(StudentUpstream(student))
     rate = config.copied_learning_rate
-    copied = f" ({rate:g} for what was taken from the teacher)" if rate is not None and taken else ""
+    copied_rate = f" ({rate:g} for the weights copied from the teacher)" if rate is not None and copied else ""
+    learning_rate = f"{config.learning_rate:g}{copied_rate}"
     name = os.path.basename(os.path.normpath(config.teacher))
     text = f"""# Distilled speech student
 
-{markdown(config.description) or "A student distilled with distilled-student."}
+{escape_markdown(config.description) or "A student distilled with distilled-student."}
 
 | | |
 |---|---|
-| teacher | {markdown(name)}, layers {", ".join(map(str, config.targets))} |
-| initialised from the teacher | {markdown(", ".join(taken)) or "nothing (from scratch)"} |
-| data | {size}, {audio_seconds / 3600:.2f} hours heard in {int(curve[-1][0])} steps |
-| parameters | {kept / 1e6:.2f} M + {(parameters(student) - kept) / 1e6:.2f} M in the prediction layers |
+| teacher | {escape_markdown(name)}, layers {", ".join(map(str, config.targets))} |
+| initialised from the teacher | {escape_markdown(", ".join(copied)) or "nothing (random weights)"} |
+| data | {corpus_size}; trained on {audio_seconds / 3600:.2f} hours of audio in {int(curve[-1][0])} steps |
+| parameters | {kept / 1e6:.2f} M + {prediction / 1e6:.2f} M in the prediction layers |
 | multiply-accumulates | {macs / 1e6:.0f} M per second of audio, prediction layers included |
-| front end | {student.config.frontend}, a frame every {student.config.frame_shift / 16:g} ms |
-| optimiser | AdamW, learning rate {config.learning_rate:g}{copied}, {config.warmup:.0%} warm-up, seed {config.seed} |
+| front end | {student.config.frontend}, one frame every {student.config.frame_shift / 16:g} ms |
+| optimiser | AdamW, learning rate {learning_rate}, {config.warmup:.0%} warm-up, seed {config.seed} |
 
 Loss per valid frame (sum over target layers of L1 and -log sigmoid(cosine)):
 
 | step | loss |
 |---|---|
-{_curve(curve)}
+{_curve_table(curve)}
 """
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a student learns to predict: hidden states of a frozen teacher, at the student's times."""
+"""The targets of distillation: hidden states of a frozen teacher, at the student's frame rate."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from torch import Tensor, nn
 from distilled_student.common.errors import UserError
 from distilled_student.student.lengths import conv_lengths
 
-HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Teacher(nn.Module):
-    """A frozen encoder that gives the hidden states of chosen layers: always in eval mode, never with gradients.
+    """A frozen encoder that returns the hidden states of some layers: always in eval mode, without gradients.
 
-    ``precision``: ``fp32``, or ``bf16`` or ``fp16`` for its matrix products.
+    Args:
+        encoder: See `open_teacher`.
+        layers: The layers, counted from 1.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` for the matrix products.
+
+    Raises:
+        UserError: the encoder has no such layer.
     """
 
     def __init__(self, encoder: nn.Module, layers: Sequence[int], precision: str = "fp32") -> None:
@@ -30,29 +36,29 @@ class Teacher(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stays in eval mode: dropout in a teacher is a silent error (see ARMHuBERT)."""
+        """Stay in eval mode: dropout in a teacher is an error that nothing reports (see ARMHuBERT)."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Hidden states ``(batch, targets, frames, features)`` and their lengths in frames."""
-        half = HALVES.get(self.precision)
+        """``(batch, samples)`` at 16 kHz -> hidden states ``(batch, targets, frames, features)``, lengths in frames."""
+        half = HALF_PRECISIONS.get(self.precision)
         with torch.autocast(waveforms.device.type, half, enabled=half is not None):
             encoded = self.encoder(waveforms, lengths)
         return torch.stack([encoded.hidden_states[layer] for layer in self.layers], dim=1), encoded.lengths
 
     def fingerprint(self) -> str:
-        """A hash of what its targets depend on beside the audio: form, settings, weights, layers, precision."""
-        form = repr((self.encoder, self.encoder.settings(), self.layers, self.precision))
-        digest = hashlib.sha256(form.encode())
+        """A hash of all that the targets depend on except the audio: module, settings, weights, layers, precision."""
+        described = repr((self.encoder, self.encoder.settings(), self.layers, self.precision))
+        digest = hashlib.sha256(described.encode())
         for name, weight in self.encoder.state_dict().items():
             digest.update(name.encode())
             digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
 
-def check_rates(shift: int, student_shift: int) -> None:
-    """Raise ValueError where frames ``shift`` and ``student_shift`` samples apart never meet."""
+def check_frame_shifts(shift: int, student_shift: int) -> None:
+    """Raise ValueError unless one of the frame shifts (samples between two frames) is a multiple of the other."""
     if shift % student_shift and student_shift % shift:
         raise ValueError(f"a frame every {shift} and every {student_shift} samples: no rate is a multiple of the other")
 
@@ -60,26 +66,28 @@ def check_rates(shift: int, student_shift: int) -> None:
 def align(
     states: Tensor, lengths: Tensor, shift: int, student_lengths: Tensor, student_shift: int, frames: int
 ) -> tuple[Tensor, Tensor]:
-    """Teacher frames at the student's times.
+    """Select the teacher's frame at the time of each of the student's frames.
 
     Args:
-        states: ``(batch, targets, teacher frames, features)``; ``lengths (batch,)`` of them valid, ``shift`` samples
-            apart.
-        student_lengths: ``(batch,)`` valid frames of the student, ``student_shift`` samples apart; ``frames`` with
-            padding.
+        states: The teacher's hidden states, ``(batch, targets, teacher frames, features)``.
+        lengths: ``(batch,)`` valid frames of the teacher.
+        shift: Samples between two frames of the teacher.
+        student_lengths: ``(batch,)`` valid frames of the student.
+        student_shift: Samples between two frames of the student.
+        frames: The student's frames, padding included.
 
     Returns:
-        ``(batch, targets, frames, features)`` and the lengths over which both are valid.
+        ``(batch, targets, frames, features)``, and ``(batch,)`` frames that are valid for teacher and student.
 
     Raises:
-        ValueError: neither rate is a multiple of the other, or lengths differ by more than two frames.
+        ValueError: neither frame shift is a multiple of the other, or lengths differ by more than two frames.
     """
-    check_rates(shift, student_shift)
+    check_frame_shifts(shift, student_shift)
     times = torch.arange(frames, device=states.device) * student_shift
     index = times.div(shift, rounding_mode="floor")
     slower = max(shift, student_shift)
     apart = (lengths * shift - student_lengths * student_shift).abs().max()
     if apart > 2 * slower:
         raise ValueError(f"teacher and student frames are {int(apart)} samples apart at the end of an utterance")
-    valid = conv_lengths(lengths * shift, 1, student_shift)  # student frames whose time lies in a teacher's frame
+    valid = conv_lengths(lengths * shift, 1, student_shift)  # student frames whose time is inside a valid teacher frame
     return states[:, :, index.clamp(max=states.shape[2] - 1)], torch.minimum(student_lengths, valid)

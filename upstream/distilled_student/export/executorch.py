@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_student.common.errors import UserError
-from distilled_student.common.files import write_whole
+from distilled_student.common.files import write_files
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.export.graph import compare
 
@@ -119,6 +119,6 @@ def export_executorch(
     about |= {"outputs": json.dumps(list(module.named(waveforms[-1][None]))), "longest": str(longest)}
     program = lower(module, (SHORTEST, longest), about)
     difference = check(program, module, fitting(waveforms, SHORTEST, longest))
-    write_whole(path.parent, {path.name: program})
+    write_files(path.parent, {path.name: program})
     print(f"{path}: {size(path)}, at most {difference:.1e} from PyTorch on {len(waveforms)} utterances")
     return difference

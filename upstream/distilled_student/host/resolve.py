@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from distilled_student.common.devices import pick_device
 from distilled_student.common.errors import UserError
-from distilled_student.common.files import newest_whole
+from distilled_student.common.files import newest_undamaged
 from distilled_student.host.early_checks import apply_overrides, check_mode, check_names, check_writable, read_start
 from distilled_student.host.s3prl_names import downstream_names
 from distilled_student.host.saved_runs import checkpoints, read_checkpoint, read_experiment
@@ -69,7 +69,7 @@ def _resume(args: Namespace, past: str, start: Start | None) -> Start:
 
     With ``start``, what the same command would begin, it must be the same run.
     """
-    path = newest_whole(checkpoints(Path(past))) if Path(past).is_dir() else Path(past)
+    path = newest_undamaged(checkpoints(Path(past))) if Path(past).is_dir() else Path(past)
     if path is None:
         raise UserError(f"-e {past}: no states-*.ckpt in this folder")
     args.past_exp, args.expdir = str(path), str(path.absolute().parent)  # where it is now, not where it was written

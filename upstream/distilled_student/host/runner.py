@@ -21,7 +21,7 @@ from torch.utils.data import DistributedSampler
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import save_torch
 from distilled_student.common.interruption import Interruption
-from distilled_student.common.processes import is_leader, only_run_in, together
+from distilled_student.common.processes import is_leader, only_run_in, stops_with_other_processes
 from distilled_student.common.progress import Progress, note
 from distilled_student.common.provenance import write_provenance
 from distilled_student.common.random_states import seed_all
@@ -55,7 +55,7 @@ class Runner(RunnerParts):
             if is_leader():
                 stack.enter_context(only_run_in(folder))
             stack.enter_context(interruption.watched())
-            stack.enter_context(together(interruption))
+            stack.enter_context(stops_with_other_processes(interruption))
             stack.callback(setattr, self, "_in_bf16", False)
             self._write_provenance()
             if is_leader() and hasattr(self.expert, "forget"):

@@ -17,7 +17,7 @@ import torch
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import is_compressed, is_damaged
-from distilled_student.common.settings import DEEPEST
+from distilled_student.common.settings import MAX_NESTING
 
 WORD, WORD_OR_NONE, NUMBER, NUMBER_OR_NONE = (str,), (str, type(None)), (int,), (int, type(None))
 KINDS: dict[str, tuple[type, ...]] = {
@@ -48,8 +48,8 @@ def _check_plain(value: Any, key: str, depth: int = 0) -> None:
         raise ValueError(f"{key}: a number of more than 64 bits")
     if isinstance(value, str) and "\0" in value:
         raise ValueError(f"{key}: text with a NUL in it")
-    if depth > DEEPEST:
-        raise ValueError(f"{key.partition('.')[0]}: more than {DEEPEST} groups in each other")
+    if depth > MAX_NESTING:
+        raise ValueError(f"{key.partition('.')[0]}: more than {MAX_NESTING} groups in each other")
     if isinstance(value, dict):
         for name, inner in value.items():
             if not isinstance(name, str):

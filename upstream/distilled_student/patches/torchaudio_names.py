@@ -26,7 +26,7 @@ SILENCE = re.compile(r"silence 1 (\d*\.\d+) (\d*\.?\d+)% -1 (\d*\.\d+) (\d*\.?\d
 def _checked(path: Any) -> str | bytes:
     """A file's name as soundfile takes it. Raises UserError for a header that cannot be true."""
     audio.header(path)
-    return audio.openable(path)
+    return audio.soundfile_path(path)
 
 
 def load(

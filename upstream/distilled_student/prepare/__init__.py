@@ -1,1 +1,1 @@
-"""Public corpora in the layout that the shipped configs read: fetched where that is allowed, arranged, counted."""
+"""Downloads public corpora, arranges them as the shipped configs expect, and counts their files."""

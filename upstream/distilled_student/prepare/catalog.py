@@ -11,9 +11,12 @@ from distilled_student.prepare import counts
 
 @dataclass(frozen=True)
 class Archive:
-    """A published file. ``checksum`` is its SHA-256 or MD5 in hex, ``size`` is in bytes (0: not published).
+    """A published file.
 
-    ``urls`` are tried in this order; where there are none, the user has to ask for the file.
+    Attributes:
+        checksum: SHA-256 or MD5 in hex.
+        size: In bytes; 0: not published.
+        urls: Addresses, tried in this order; none: the user must request the file.
     """
 
     name: str
@@ -27,20 +30,21 @@ class Part:
     """A folder of a corpus, and the archives that it is made from.
 
     Attributes:
-        folder: Where it belongs, relative to the corpus's folder.
+        folder: Its path, relative to the folder of the corpus.
         archives: The pieces of one archive, in order.
-        inside: The folder of the archive that becomes ``folder``; empty: the archive's top.
+        inside: The folder in the archive that becomes ``folder``; empty: the archive's top level.
         unpacked: Its size on disk in bytes.
-        measure: Counts what is in the folder; ``expected`` is what it finds in the published files.
-        joined: The archive as one file, for those who have put the pieces together.
-        note: What a reader of the counts should know.
+        count: Counts the files of the folder: name of the count -> number.
+        expected: The result of ``count`` for the published files.
+        joined: The archive as one file, for users who have joined the pieces.
+        note: A remark on the counts.
     """
 
     folder: str
     archives: tuple[Archive, ...]
     inside: str
     unpacked: int
-    measure: Callable[[Path], dict[str, int]]
+    count: Callable[[Path], dict[str, int]]
     expected: Mapping[str, int]
     joined: Archive | None = None
     note: str = ""
@@ -48,9 +52,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Corpus:
-    """``folder`` is relative to the root of all corpora. ``trials`` and ``more_trials`` are lists and their lengths.
+    """A corpus.
 
-    ``page`` is where a corpus is to be asked for, None for one that anybody may fetch.
+    Attributes:
+        folder: Its path, relative to the folder of all corpora.
+        about: Name, size, licence and source.
+        parts: Its folders.
+        page: The page where a user requests the corpus; None: anybody may download it.
+        trials: The trial list of the last part, and its number of trials.
+        more_trials: Further trial lists, of all parts.
     """
 
     folder: str
@@ -68,8 +78,8 @@ def _librispeech(name: str, sha256: str, size: int, utterances: int, speakers: i
         folder=name,
         archives=(Archive(archive, sha256, size, tuple(f"{base}/resources/12/{archive}" for base in bases)),),
         inside=f"LibriSpeech/{name}",
-        unpacked=int(1.05 * size),  # an estimate: FLAC hardly shrinks in a tar.gz
-        measure=counts.speakers_and_utterances,
+        unpacked=int(1.05 * size),  # estimated: a tar.gz hardly compresses FLAC
+        count=counts.speakers_and_utterances,
         expected={"utterances": utterances, "speakers": speakers},
     )
 
@@ -106,7 +116,7 @@ LIBRISPEECH = Corpus(
 
 
 def _speech_commands(name: str, sha256: str, size: int) -> Archive:
-    # the second is the storage behind the first
+    # two addresses of the same storage
     bases = ("http://download.tensorflow.org", "https://storage.googleapis.com/download.tensorflow.org")
     return Archive(name, sha256, size, tuple(f"{base}/data/{name}" for base in bases))
 
@@ -131,8 +141,8 @@ SPEECH_COMMANDS = Corpus(
                 ),
             ),
             inside="",
-            unpacked=2_300_000_000,  # an estimate: 64,727 files of 32 kB in blocks of 4 KiB
-            measure=counts.speech_commands_training,
+            unpacked=2_300_000_000,  # estimated: 64,727 files of 32 kB in blocks of 4 KiB
+            count=counts.speech_commands_training,
             expected={
                 "words": 64_721,
                 "background noises": 6,
@@ -141,8 +151,8 @@ SPEECH_COMMANDS = Corpus(
                 "SUPERB training utterances": 51_094,
                 "SUPERB validation utterances": 6_798,
             },
-            note="the paper prints 22,236 classic training utterances, 8 keyword files less than there are; s3prl "
-            "counts the 6 noises among SUPERB's validation utterances too: 6,804",
+            note="the paper prints 22,236 classic training utterances, which would need 8 keyword files fewer; s3prl "
+            "also counts the 6 noises as SUPERB validation utterances: 6,804",
         ),
         Part(
             folder="test",
@@ -155,7 +165,7 @@ SPEECH_COMMANDS = Corpus(
             ),
             inside="",
             unpacked=120_000_000,
-            measure=counts.speech_commands_test,
+            count=counts.speech_commands_test,
             expected={"test utterances": 3_081},
         ),
     ),
@@ -197,7 +207,7 @@ VOXCELEB1 = Corpus(
             joined=Archive("vox1_dev_wav.zip", "ae63e55b951748cc486645f532ba230b"),
             inside="wav",
             unpacked=39_300_000_000,
-            measure=counts.speakers_and_utterances,
+            count=counts.speakers_and_utterances,
             expected={"utterances": 148_642, "speakers": 1_211},
         ),
         Part(
@@ -210,7 +220,7 @@ VOXCELEB1 = Corpus(
             ),
             inside="wav",
             unpacked=1_300_000_000,
-            measure=counts.speakers_and_utterances,
+            count=counts.speakers_and_utterances,
             expected={"utterances": 4_874, "speakers": 40},
         ),
     ),

@@ -1,4 +1,4 @@
-"""How much is in a folder: file names alone, nothing is decoded, so that 280,000 files take seconds."""
+"""Counts the files of a corpus by their names, without decoding: 280,000 files take seconds."""
 
 from __future__ import annotations
 
@@ -14,42 +14,43 @@ from distilled_student.common.errors import UserError
 T = TypeVar("T")
 
 
-def audio_files(folder: Path) -> list[str]:
-    """Paths of all audio files under ``folder``, relative to it, links included."""
+def relative_audio_paths(folder: Path) -> list[str]:
+    """Paths of all audio files under ``folder``, relative to it. Links are followed."""
     found = []
-    for place, _, names in os.walk(folder, followlinks=True):
-        prefix = "" if place == str(folder) else f"{place[len(str(folder)) + 1 :]}/"
+    for parent, _, names in os.walk(folder, followlinks=True):
+        prefix = "" if parent == str(folder) else f"{parent[len(str(folder)) + 1 :]}/"
         found += [prefix + name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]
     return found
 
 
 def speakers_and_utterances(folder: Path) -> dict[str, int]:
-    """Of ``SPEAKER/.../*.wav``: LibriSpeech's and VoxCeleb's layout. A folder without audio is no speaker."""
-    sizes = [len(audio_files(speaker)) for speaker in folder.iterdir() if speaker.is_dir()] if folder.is_dir() else []
+    """Counts of a folder of ``SPEAKER/.../*.wav``, as in LibriSpeech, VoxCeleb. Folders without audio are ignored."""
+    speakers = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    sizes = [len(relative_audio_paths(speaker)) for speaker in speakers]
     return {"utterances": sum(sizes), "speakers": sum(size > 0 for size in sizes)}
 
 
 def pairs_in(trials: Path) -> list[list[str]]:
-    """The two files of each trial of a list."""
-    lines = trials.read_text(encoding="utf-8", errors="replace").splitlines()  # what is no list has other counts
+    """The two file names of each trial in a list."""
+    lines = trials.read_text(encoding="utf-8", errors="replace").splitlines()  # for another file, the count is wrong
     return [line.split()[1:3] for line in lines if line.strip()]
 
 
-def _without_key(index: Callable[..., T], settings: Any, **more: Any) -> T:
-    """An index of the joint task; of its errors what is wrong with the files, not the setting that names them."""
+def _build_index(build: Callable[..., T], settings: Any, **options: Any) -> T:
+    """An index of the joint task; its error messages without the settings key at their beginning."""
     try:
-        return index(settings, key="prepare", **more)
+        return build(settings, key="prepare", **options)
     except UserError as error:
         raise UserError(str(error).partition(": ")[2]) from None
 
 
 def speech_commands_training(folder: Path) -> dict[str, int]:
-    """Files of Speech Commands, and the utterances of the two indices that are made from them."""
-    from distilled_student.multitask.tasks import kws, kws_index  # need torch
+    """Counts of Speech Commands' training folder: files, and utterances of the classic index and of SUPERB's."""
+    from distilled_student.multitask.tasks import kws, kws_index  # import torch
 
-    index, noises = _without_key(kws_index.class_index, kws.Settings(train_root=str(folder)), seed=0)
+    index, noises = _build_index(kws_index.class_index, kws.Settings(train_root=str(folder)), seed=0)
     words = [path for path in folder.iterdir() if path.is_dir() and path.name != kws_index.BACKGROUND]
-    sets = Counter(kws_index.which_set(name, 10, 10) for word in words for name in audio_files(word))
+    sets = Counter(kws_index.which_set(name, 10, 10) for word in words for name in relative_audio_paths(word))
     return {
         "words": sets.total(),
         "background noises": len(noises),
@@ -61,8 +62,8 @@ def speech_commands_training(folder: Path) -> dict[str, int]:
 
 
 def speech_commands_test(folder: Path) -> dict[str, int]:
-    """Files in the twelve folders of the test archive."""
+    """Count of the files in the twelve folders of the test archive."""
     from distilled_student.multitask.tasks import kws, kws_index
 
-    clips = _without_key(kws_index.test_index, kws.Settings(test_root=str(folder)))
+    clips = _build_index(kws_index.test_index, kws.Settings(test_root=str(folder)))
     return {"test utterances": len(clips)}

@@ -1,7 +1,8 @@
-"""Fetch a published file: resumed where it was cut, tried a bounded number of times, kept with its checksum alone."""
+"""Downloads a published file: resumes after a lost connection, retries a few times, and checks the checksum."""
 
-# lhotse's resumable_download takes a cut connection for the end of the file, and appends a whole answer to a partial
-# file where a server ignores Range; torch.hub.download_url_to_file, torchaudio's, cannot resume. Neither retries.
+# Why not an existing function: lhotse's resumable_download takes a lost connection for the end of the file, and if a
+# server ignores Range it appends the complete file to the partial one. torch.hub.download_url_to_file, which torchaudio
+# uses, cannot resume. Neither retries.
 
 from __future__ import annotations
 
@@ -12,61 +13,54 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from rich import progress
-from rich.console import Console
-
 from distilled_student.common.errors import UserError
+from distilled_student.common.progress import Progress
 from distilled_student.prepare.catalog import Archive
 
 log = logging.getLogger(__name__)
-RETRIES = 5  # in a row that bring nothing new
-PAUSE = 1.0  # seconds before the first of them; each further one waits twice as long
-TIMEOUT = 30.0  # seconds of silence
-CHUNK = 1 << 20
-BUSY = (408, 425, 429, 500, 502, 503, 504)  # answers that a later attempt may better
-
-
-def shown() -> dict[str, Any]:
-    """Where and whether progress is shown: beside the errors, to a person."""
-    console = Console(stderr=True)
-    return {"console": console, "transient": True, "disable": not console.is_terminal}
+RETRIES = 5  # in a row without new bytes
+PAUSE = 1.0  # seconds before the first retry, doubled for each further one
+TIMEOUT = 30.0  # seconds without data
+CHUNK = 1 << 20  # bytes
+TEMPORARY_STATUSES = (408, 425, 429, 500, 502, 503, 504)  # HTTP errors after which a retry may succeed
 
 
 def verify(path: Path, archive: Archive) -> Path:
-    """``path``, whose checksum is the published one. Raises UserError that names both sums where it is not."""
+    """Check a file against the published checksum and return its path. Raises UserError with both checksums."""
     kind = "md5" if len(archive.checksum) == 32 else "sha256"
     digest = hashlib.new(kind, usedforsecurity=False)
-    with progress.open(path, "rb", description=f"check {path.name}", **shown()) as file:
+    with path.open("rb") as file, Progress(path.stat().st_size, f"check {path.name}", unit="B") as progress:
         while block := file.read(CHUNK):
             digest.update(block)
+            progress.update(len(block))
     if digest.hexdigest() != archive.checksum:
         found = f"{kind} {digest.hexdigest()}, published is {archive.checksum}"
         raise UserError(f"{path}: not the published file ({found})")
     return path
 
 
-def left(archive: Archive, folder: Path) -> int:
-    """Bytes that `fetch` has yet to fetch."""
+def bytes_to_fetch(archive: Archive, folder: Path) -> int:
+    """Bytes that `fetch` must still download."""
     own, part = folder / archive.name, folder / f"{archive.name}.part"
     return 0 if own.is_file() else archive.size - (part.stat().st_size if part.is_file() else 0)
 
 
 def fetch(archive: Archive, folder: Path, mirror: str | None = None) -> Path:
-    """The path of ``archive`` in ``folder``, checked.
+    """Download ``archive`` into ``folder`` if it is not there, and check it. Returns its path.
 
-    A file of that name was put there by the user: it is used, never changed. What is fetched is ``NAME.part``, which a
-    later call goes on with.
+    A file of its name is the user's own: it is used and never changed. A download is named ``NAME.part``; a later call
+    resumes it.
 
     Args:
-        mirror: A URL under which the files are, in place of their own.
+        mirror: Base URL of another server that has the files.
 
     Raises:
-        UserError: no server has it or can be reached, the connection is cut again and again, or the checksum differs,
-            after which a fetched file is deleted.
+        UserError: no server can be reached or has the file, the connection is lost too often, or the checksum is wrong;
+            a download with a wrong checksum is deleted.
     """
     own = folder / archive.name
     if own.is_file():
@@ -80,7 +74,7 @@ def fetch(archive: Archive, folder: Path, mirror: str | None = None) -> Path:
         return verify(part, archive)
     except UserError as error:
         part.unlink()
-        raise UserError(f"{error}: deleted, the same command fetches it anew") from None
+        raise UserError(f"{error}: deleted; run the same command again to download it") from None
 
 
 def _download_from_any(urls: tuple[str, ...], part: Path, archive: Archive) -> None:
@@ -92,7 +86,7 @@ def _download_from_any(urls: tuple[str, ...], part: Path, archive: Archive) -> N
             reasons.append(f"{url}: {_reason(error)}")
     if part.is_file() and not part.stat().st_size:
         part.unlink()
-    raise UserError(f"{archive.name}: cannot be fetched ({'; '.join(reasons)})")
+    raise UserError(f"{archive.name}: cannot be downloaded ({'; '.join(reasons)})")
 
 
 def _reason(error: Exception) -> str:
@@ -100,43 +94,36 @@ def _reason(error: Exception) -> str:
 
 
 def _download(url: str, part: Path, size: int) -> None:
-    columns = (
-        progress.TextColumn(f"fetch {part.stem}"),
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    log.info("fetch %s", url)
-    with part.open("ab") as file, progress.Progress(*columns, **shown()) as bar:
-        task = bar.add_task(part.stem, total=size or None)
+    """Append the rest of the file at ``url`` to ``part``, with retries. ``size``: of the whole file; 0: unknown."""
+    log.info("download %s", url)
+    with part.open("ab") as file, Progress(size or None, f"download {part.stem}", file.tell(), unit="B") as progress:
         start = furthest = file.tell()
         failures = 0
         while True:
             try:
                 for position in _receive(url, file):
-                    bar.update(task, completed=position)
+                    progress.update_to(position)
                 return
             except (OSError, http.client.HTTPException) as error:
                 position = file.seek(0, 2)
                 failures = 0 if position > furthest else failures + 1
                 furthest = max(furthest, position)
-                if failures > RETRIES or _hopeless(error, reached=furthest > start):
+                if failures > RETRIES or not _may_retry(error, has_answered=furthest > start):
                     raise
                 time.sleep(min(60.0, PAUSE * 2**failures))
 
 
-def _hopeless(error: Exception, reached: bool) -> bool:
-    """A server that has sent something is waited for; one that never answered, or refuses, is not."""
+def _may_retry(error: Exception, has_answered: bool) -> bool:
+    """Whether a retry may succeed: not if the server refuses, has never answered, or the disk is full."""
     if isinstance(error, HTTPError):
-        return error.code not in BUSY
+        return error.code in TEMPORARY_STATUSES
     if isinstance(error, URLError):
-        return not reached
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return has_answered
+    return not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
 
 
 def _receive(url: str, file: BinaryIO) -> Iterator[int]:
-    """Append what is missing to ``file`` over one connection, and give the position after each block."""
+    """Append the missing bytes to ``file`` over one connection; yields the position after each block."""
     position = file.seek(0, 2)
     request = Request(url, headers={"User-Agent": "distilled-student"})
     if position:
@@ -144,14 +131,14 @@ def _receive(url: str, file: BinaryIO) -> Iterator[int]:
     try:
         answer = urlopen(request, timeout=TIMEOUT)
     except HTTPError as error:
-        if error.code != 416:  # nothing after that position
+        if error.code != 416:  # 416: the file has no bytes after this position
             raise
         if error.headers.get("Content-Range") == f"bytes */{position}":
             return
         file.truncate(0)
         raise ConnectionError(f"the server has fewer than {position:,} bytes") from None
     with answer:
-        if answer.status != 206:  # the server sends the whole file
+        if answer.status != 206:  # the server ignores Range and sends the whole file
             file.truncate(0)
             position = 0
         length = answer.headers.get("Content-Length")
@@ -161,4 +148,4 @@ def _receive(url: str, file: BinaryIO) -> Iterator[int]:
             position += len(block)
             yield position
     if end is not None and position < end:
-        raise ConnectionError(f"cut after {position:,} of {end:,} bytes")
+        raise ConnectionError(f"connection lost after {position:,} of {end:,} bytes")

@@ -1,4 +1,4 @@
-"""The command: fetch or find a corpus, arrange it, count it."""
+"""The command ``prepare``: download or find a corpus, arrange it and count its files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from distilled_student.common.errors import UserError
 from distilled_student.prepare import voxceleb
 from distilled_student.prepare.catalog import Archive, Corpus, Part
-from distilled_student.prepare.counts import audio_files, pairs_in
-from distilled_student.prepare.download import fetch, left
+from distilled_student.prepare.counts import pairs_in, relative_audio_paths
+from distilled_student.prepare.download import bytes_to_fetch, fetch
 from distilled_student.prepare.unpack import check_space, untar
 
 log = logging.getLogger(__name__)
@@ -23,34 +23,35 @@ def prepare(
     mirror: str | None = None,
     source: Path | None = None,
 ) -> None:
-    """Make ``root / corpus.folder`` whole: a part that is there is counted, one that is not is made.
+    """Complete ``root / corpus.folder``: create the missing parts and compare all counts with the published ones.
 
     Args:
         root: Folder of all corpora, ``data`` in the shipped configurations.
-        parts: Folders of the corpus to make; none: all.
-        mirror: A URL under which the published files are, in place of their own.
-        source: Where the user has put a corpus that must be asked for; default: where it belongs.
+        parts: Names of the parts to prepare; none: all.
+        mirror: Base URL of another server that has the published files.
+        source: Where the user has put a corpus that must be requested; default: the folder of the corpus.
 
     Raises:
-        UserError: no such part, nothing to be reached, no room, a damaged file, or other counts than published.
+        UserError: no such part, no server can be reached, too little disk space, a damaged file, or wrong counts.
     """
-    chosen, home = _choose(corpus, parts), root / corpus.folder
+    chosen, target = _choose(corpus, parts), root / corpus.folder
     if source and not corpus.page:
-        raise UserError(f"--source: {corpus.folder} is fetched; an archive that you have belongs into {home}")
+        raise UserError(f"--source: {corpus.folder} is downloaded; put an archive that you already have into {target}")
     if source and not source.is_dir():
         raise UserError(f"--source {source}: no such folder")
     log.info("%s", corpus.about)
     try:
         if corpus.page:
-            voxceleb.arrange(corpus, home, chosen, source or home, mirror)
+            voxceleb.arrange(corpus, target, chosen, source or target, mirror)
         else:
-            _download(home, [part for part in chosen if not (home / part.folder).is_dir()], mirror)
+            _download(target, [part for part in chosen if not (target / part.folder).is_dir()], mirror)
     except OSError as error:
-        raise UserError(f"{home}: {error}") from None
-    _check(home, chosen, corpus)
+        raise UserError(f"{target}: {error}") from None
+    _compare_counts(target, chosen, corpus)
 
 
 def _choose(corpus: Corpus, names: Sequence[str]) -> list[Part]:
+    """The named parts of a corpus; all of them for no names."""
     known = {part.folder.split("/")[0]: part for part in corpus.parts}
     for name in names:
         if name not in known:
@@ -58,47 +59,49 @@ def _choose(corpus: Corpus, names: Sequence[str]) -> list[Part]:
     return [part for name, part in known.items() if not names or name in names]
 
 
-def _download(home: Path, parts: Sequence[Part], mirror: str | None) -> None:
-    """Fetch, unpack and, where the archive was fetched here, delete it."""
-    fetched = max((left(archive, home) for part in parts for archive in part.archives), default=0)
-    check_space(home, fetched + sum(part.unpacked for part in parts))
+def _download(target: Path, parts: Sequence[Part], mirror: str | None) -> None:
+    """Download and unpack each part, then delete its archive, unless that is the user's own."""
+    # archives are deleted one after the other: there must be space for the largest one
+    largest = max((bytes_to_fetch(archive, target) for part in parts for archive in part.archives), default=0)
+    check_space(target, largest + sum(part.unpacked for part in parts))
     for part in parts:
         (archive,) = part.archives
-        path = fetch(archive, home, mirror)
-        untar(path, home / part.folder, part.inside)
-        if path.name != archive.name:
+        path = fetch(archive, target, mirror)
+        untar(path, target / part.folder, part.inside)
+        is_users_own = path.name == archive.name
+        if not is_users_own:
             path.unlink()
 
 
-def _check(home: Path, parts: Sequence[Part], corpus: Corpus) -> None:
-    """Report every count beside the published one. Raises UserError that names all that differ."""
-    different = []
+def _compare_counts(target: Path, parts: Sequence[Part], corpus: Corpus) -> None:
+    """Log every count next to the published one. Raises UserError with all differences."""
+    differences = []
 
     def compare(where: Path, what: str, found: int, expected: int) -> None:
         log.info("%s: %s %s of %s", where, f"{found:,}", what, f"{expected:,}")
         if found != expected:
-            different.append(f"{where}: {found:,} {what} where {expected:,} are published")
+            differences.append(f"{where}: {found:,} {what}, but {expected:,} are published")
 
     for part in parts:
-        found = part.measure(home / part.folder)
+        found = part.count(target / part.folder)
         for what, expected in part.expected.items():
-            compare(home / part.folder, what, found[what], expected)
+            compare(target / part.folder, what, found[what], expected)
         if part.note:
-            log.info("%s: %s", home / part.folder, part.note)
-    there = {name for part in parts for name in audio_files(home / part.folder)}
-    for archive, expected in _lists(corpus, parts):
-        if (path := home / archive.name).is_file():
+            log.info("%s: %s", target / part.folder, part.note)
+    present = {name for part in parts for name in relative_audio_paths(target / part.folder)}
+    for archive, expected in _trial_lists(corpus, parts):
+        if (path := target / archive.name).is_file():
             pairs = pairs_in(path)
             compare(path, "trials", len(pairs), expected)
-            if absent := {name for pair in pairs for name in pair} - there:
-                different.append(f"{path}: {len(absent):,} of its files are missing, {min(absent)} among them")
-    if different:
-        raise UserError(f"{'; '.join(different)}; remove what is wrong and run the same command again")
-    log.info("%s is ready", home)
+            if missing := {name for pair in pairs for name in pair} - present:
+                differences.append(f"{path}: {len(missing):,} of its files are missing, such as {min(missing)}")
+    if differences:
+        raise UserError(f"{'; '.join(differences)}; remove the wrong files and run the same command again")
+    log.info("%s is ready", target)
 
 
-def _lists(corpus: Corpus, parts: Sequence[Part]) -> tuple[tuple[Archive, int], ...]:
-    """The trial lists whose files are in ``parts``: the first is of the last part, the further ones are of all."""
+def _trial_lists(corpus: Corpus, parts: Sequence[Part]) -> tuple[tuple[Archive, int], ...]:
+    """The trial lists whose files are in ``parts``: ``trials`` needs the last part, ``more_trials`` need all parts."""
     if corpus.trials is None or corpus.parts[-1] not in parts:
         return ()
     return (corpus.trials, *(corpus.more_trials if len(parts) == len(corpus.parts) else ()))

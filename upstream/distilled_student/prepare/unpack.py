@@ -1,4 +1,4 @@
-"""Unpack beside and rename, so that no half of an archive is ever taken for the whole."""
+"""Unpacks archives into a temporary folder, which is renamed at the end: a target folder is always complete."""
 
 from __future__ import annotations
 
@@ -14,21 +14,18 @@ from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 
-from rich import progress
-from rich.markup import escape
-
 from distilled_student.common.errors import UserError
+from distilled_student.common.progress import Progress
 from distilled_student.common.untrusted import leads_outside
-from distilled_student.prepare.download import shown
 
-# what a damaged or a hostile archive makes Python raise: names that are too long or in each other's way are OSError
+# exceptions that a damaged or hostile archive can cause; too long or conflicting names cause OSError
 UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, ValueError, RuntimeError)
 
 
 def check_member(archive: Path, name: str, is_plain: bool) -> None:
-    """Raise UserError for a member of an archive that is no file or folder, or whose name leads out of the folder.
+    """Raise UserError for a member of an archive that is not a file or folder, or whose name leads out of the target.
 
-    A link is refused wherever it points: once what was unpacked is moved, it points elsewhere.
+    Every link is refused: it would point elsewhere after the unpacked folder is moved.
     """
     if leads_outside(name):
         raise UserError(f"{archive}: cannot be unpacked ({name}: leads out of the folder: refused)")
@@ -37,18 +34,22 @@ def check_member(archive: Path, name: str, is_plain: bool) -> None:
 
 
 def check_space(folder: Path, need: int) -> None:
-    """Raise UserError where the disk of ``folder``, which need not exist yet, has less than ``need`` bytes left."""
-    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    """Raise UserError if the disk of ``folder``, which may not exist yet, has less than ``need`` bytes free."""
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < need:
         raise UserError(f"{folder}: needs {need / 1e9:,.1f} GB of disk, {free / 1e9:,.1f} GB are free")
 
 
 @contextmanager
-def beside(target: Path, source: Path) -> Iterator[Path]:
-    """A new folder beside ``target`` to unpack ``source`` into; gone afterwards, with what was not moved out of it."""
+def temporary_folder(target: Path, source: Path) -> Iterator[Path]:
+    """A new folder next to ``target``, into which ``source`` is unpacked. It is deleted at the end.
+
+    Raises:
+        UserError: any of `UNREADABLE` inside the context; names ``source``.
+    """
     partial = target.parent / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was ended
+    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -59,53 +60,59 @@ def beside(target: Path, source: Path) -> Iterator[Path]:
 
 
 def untar(archive: Path, target: Path, inside: str) -> None:
-    """Make ``target`` of the folder ``inside`` of a .tar.gz; files next to that folder (licence, speakers) come along.
+    """Unpack the folder ``inside`` of a .tar.gz to ``target``, and the files next to it (licence, speakers) too.
 
     Raises:
-        UserError: damaged, a member that would land outside, no such folder in it, or a Python too old to check that.
+        UserError: damaged, a member that leads out of the folder, no folder ``inside``, or a Python that cannot check.
     """
     if not hasattr(tarfile, "data_filter"):
-        raise UserError(f"{archive}: unpacking it safely needs Python 3.10.12, 3.11.4 or newer; or unpack it yourself")
+        raise UserError(
+            f"{archive}: unpacking it safely needs Python 3.10.12, 3.11.4 or newer; update Python or unpack it yourself"
+        )
 
-    def checked(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
-        check_member(archive, member.name, member.isfile() or member.isdir())
-        return tarfile.data_filter(member, folder)
-
-    with beside(target, archive) as partial:
+    with temporary_folder(target, archive) as partial:
         with (
-            progress.open(archive, "rb", description=f"unpack {escape(archive.name)}", **shown()) as file,
-            tarfile.open(fileobj=file, mode="r:gz") as tar,  # "r|gz" takes a file that ends early for whole
+            archive.open("rb") as file,
+            tarfile.open(fileobj=file, mode="r:gz") as tar,  # not "r|gz", which accepts a truncated file
+            Progress(archive.stat().st_size, f"unpack {archive.name}", unit="B") as progress,
         ):
-            tar.extractall(partial, filter=checked)
-        home = partial / inside
-        if not home.is_dir():
+
+            def check(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+                progress.update_to(file.tell())
+                check_member(archive, member.name, member.isfile() or member.isdir())
+                return tarfile.data_filter(member, folder)
+
+            tar.extractall(partial, filter=check)
+        unpacked = partial / inside
+        if not unpacked.is_dir():
             raise UserError(f"{archive}: holds no folder {inside}")
         if inside:
-            for file in home.parent.iterdir():
-                if file.is_file() and not (target.parent / file.name).exists():
-                    os.replace(file, target.parent / file.name)
-        os.replace(home, target)
+            for neighbour in unpacked.parent.iterdir():
+                if neighbour.is_file() and not (target.parent / neighbour.name).exists():
+                    os.replace(neighbour, target.parent / neighbour.name)
+        os.replace(unpacked, target)
 
 
 def unzip(pieces: Sequence[Path], partial: Path) -> None:
-    """Unpack a .zip, whole or in pieces that follow each other, into the folder ``partial``.
+    """Unpack a .zip file, given as its consecutive pieces, into the folder ``partial``.
 
     Raises:
-        UserError: no room for it, or a member that would land outside. Any of `UNREADABLE`: damaged, encrypted, or a
-            piece is missing.
+        UserError: too little disk space, or a member that leads out of the folder.
+        Exception: any of `UNREADABLE`, if the archive is damaged or encrypted, or a piece is missing.
     """
     with io.BufferedReader(Pieces(pieces), 1 << 20) as file, zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)
             check_member(pieces[0], member.orig_filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
         check_space(partial, sum(member.file_size for member in archive.infolist()))
-        description = f"unpack {escape(pieces[0].name)}"
-        for member in progress.track(archive.infolist(), description, **shown()):
-            archive.extract(member, partial)
+        with Progress(len(archive.infolist()), f"unpack {pieces[0].name}") as progress:
+            for member in archive.infolist():
+                archive.extract(member, partial)
+                progress.update()
 
 
 class Pieces(io.RawIOBase):
-    """Files one after the other as one: 30 GB need not be written a second time to be joined."""
+    """Consecutive pieces of a file, read as one file: 30 GB need not be copied to join them."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.files = [path.open("rb") for path in paths]

@@ -1,7 +1,7 @@
-"""VoxCeleb1, which has to be asked for: find what the user has put there, check it, bring it into its place.
+"""VoxCeleb1, which users must request: finds the user's files, checks them and arranges them.
 
-Nothing of the user's is deleted. Speakers that lie in the corpus's own folder are moved to their place in it; from
-another folder every file is linked.
+No file of the user is deleted. Speakers that are already in the folder of the corpus are moved to the right place in
+it. Files in another folder are linked.
 """
 
 from __future__ import annotations
@@ -17,93 +17,98 @@ from distilled_student.common.errors import UserError
 from distilled_student.prepare.catalog import Archive, Corpus, Part
 from distilled_student.prepare.counts import pairs_in
 from distilled_student.prepare.download import fetch, verify
-from distilled_student.prepare.unpack import beside, unzip
+from distilled_student.prepare.unpack import temporary_folder, unzip
 
 log = logging.getLogger(__name__)
 SPEAKER = re.compile(r"id\d{5}")
 
 
-def arrange(corpus: Corpus, home: Path, parts: Sequence[Part], source: Path, mirror: str | None) -> None:
-    """Bring ``dev/wav``, ``test/wav`` and the trial lists into ``home`` from anywhere under ``source``.
+def arrange(corpus: Corpus, target: Path, parts: Sequence[Part], source: Path, mirror: str | None) -> None:
+    """Arrange ``dev/wav``, ``test/wav`` and the trial lists in ``target`` from files anywhere under ``source``.
 
     Raises:
-        UserError: something is missing (the log then says which files to put where), or an archive is damaged.
+        UserError: files are missing (the log says which ones to put where), or an archive is damaged.
     """
-    home, source = home.resolve(), source.resolve()
-    files, speakers = _search(source, home, parts)
-    tested, trials = _trial_lists(corpus, home, files, mirror), home / corpus.trials[0].name
-    if not tested and trials.is_file():
-        raise UserError(f"{trials}: holds no trials of VoxCeleb1's speakers; remove it, and it will be fetched")
-    missing = [] if tested else [corpus.trials[0].name]
-    if tested:
-        _place(speakers, home, tested)
+    target, source = target.resolve(), source.resolve()
+    files, speakers = _search(source, target, parts)
+    test_speakers, trials = _arrange_trial_lists(corpus, target, files, mirror), target / corpus.trials[0].name
+    if not test_speakers and trials.is_file():
+        raise UserError(f"{trials}: holds no trials of VoxCeleb1's speakers; remove it and run the same command again")
+    missing = [] if test_speakers else [corpus.trials[0].name]
+    if test_speakers:
+        _arrange_speakers(speakers, target, test_speakers)
     for part in parts:
-        target = home / part.folder
-        if part.measure(target) == part.expected:
+        folder = target / part.folder
+        if part.count(folder) == part.expected:
             continue
-        archives = _complete(part, files)
-        if archives and tested:
+        archives = _available_archives(part, files)
+        if archives and test_speakers:
             pieces = [verify(files[archive.name], archive) for archive in archives]
-            with beside(target.parent, pieces[0]) as partial:
+            with temporary_folder(folder.parent, pieces[0]) as partial:
                 unzip(pieces, partial)
-                _place(_search(partial, home, parts)[1], home, tested)
-        elif not archives and not target.is_dir() and (tested or not speakers):
+                _arrange_speakers(_search(partial, target, parts)[1], target, test_speakers)
+        elif not archives and not folder.is_dir() and (test_speakers or not speakers):
             missing += [archive.name for archive in part.archives if archive.name not in files]
     if missing:
-        log.warning("put these anywhere under %s (or the folder that the archives unpack to):", source)
+        log.warning("put these files (or their unpacked folder) anywhere under %s:", source)
         for name in missing:
             log.warning("  %s", name)
-        raise UserError(f"{source}: {len(missing)} files are missing; ask for the archives at {corpus.page}")
+        raise UserError(f"{source}: {len(missing)} files are missing; request the archives at {corpus.page}")
 
 
-def _complete(part: Part, files: dict[str, Path]) -> tuple[Archive, ...]:
-    """The archives that a part is made from: one file, or all its pieces; empty where it is not there."""
+def _available_archives(part: Part, files: dict[str, Path]) -> tuple[Archive, ...]:
+    """The archives of a part that are in ``files``: the joined file, or all pieces; empty if any piece is missing."""
     choices = ((part.joined,) if part.joined else (), part.archives)
     return next((some for some in choices if some and all(a.name in files for a in some)), ())
 
 
-def _search(source: Path, home: Path, parts: Sequence[Part]) -> tuple[dict[str, Path], list[Path]]:
-    """Files by name, and speakers' folders that are not in place yet. Speakers are not looked into."""
+def _search(source: Path, target: Path, parts: Sequence[Part]) -> tuple[dict[str, Path], list[Path]]:
+    """Files under ``source`` by name, and the folders of speakers that are not in their place in ``target`` yet.
+
+    Does not list the folders of speakers.
+    """
     files, speakers = {}, []
-    placed = {home / part.folder for part in parts}
+    arranged = {target / part.folder for part in parts}
     for folder, subfolders, names in os.walk(source):
         files |= {name: Path(folder, name) for name in names if name not in files}
-        if Path(folder) not in placed:
+        if Path(folder) not in arranged:
             speakers += [Path(folder, name) for name in subfolders if SPEAKER.fullmatch(name)]
         subfolders[:] = [n for n in subfolders if not n.startswith(".") and not SPEAKER.fullmatch(n)]
     return files, sorted(speakers)
 
 
-def _trial_lists(corpus: Corpus, home: Path, files: dict[str, Path], mirror: str | None) -> set[str]:
-    """Put the lists in place; the speakers of the first, those to test on, or none where it cannot be had."""
+def _arrange_trial_lists(corpus: Corpus, target: Path, files: dict[str, Path], mirror: str | None) -> set[str]:
+    """Copy or download the trial lists. Returns the speakers of the first one, the test speakers; empty without it."""
     first, _ = corpus.trials
-    home.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     for archive, _ in (corpus.trials, *corpus.more_trials):
-        target = home / archive.name
-        if target.is_file():
+        trial_list = target / archive.name
+        if trial_list.is_file():
             continue
         if archive.name in files:
-            shutil.copyfile(files[archive.name], target)
+            shutil.copyfile(files[archive.name], trial_list)
             continue
         try:
-            os.replace(fetch(archive, home, mirror), target)
+            os.replace(fetch(archive, target, mirror), trial_list)
         except UserError as error:
-            log.warning("%s%s", error, "" if archive is first else "; left out, a further evaluation alone needs it")
-            break  # the others are on the same server
-    if not (home / first.name).is_file():
+            hint = "" if archive is first else "; continuing without it: it is only for a further evaluation"
+            log.warning("%s%s", error, hint)
+            break  # the other lists are on the same server
+    if not (target / first.name).is_file():
         return set()
-    return {name.split("/")[0] for pair in pairs_in(home / first.name) for name in pair}
+    return {name.split("/")[0] for pair in pairs_in(target / first.name) for name in pair}
 
 
-def _place(speakers: Sequence[Path], home: Path, tested: set[str]) -> None:
+def _arrange_speakers(speakers: Sequence[Path], target: Path, test_speakers: set[str]) -> None:
+    """Move or link the folders of speakers to ``test/wav`` or ``dev/wav`` in ``target``."""
     for folder in speakers:
-        target = home / ("test" if folder.name in tested else "dev") / "wav" / folder.name
-        if target.exists():
+        destination = target / ("test" if folder.name in test_speakers else "dev") / "wav" / folder.name
+        if destination.exists():
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if home.resolve() in folder.resolve().parents:
-            os.replace(folder, target)
-        else:  # files and not folders, since not every program that walks a corpus follows links to folders
-            with beside(target, folder) as partial:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        if target.resolve() in folder.resolve().parents:
+            os.replace(folder, destination)
+        else:  # link files, not folders: not every program that walks through a corpus follows links to folders
+            with temporary_folder(destination, folder) as partial:
                 copy = shutil.copytree(folder.resolve(), partial / folder.name, copy_function=os.symlink)
-                os.replace(copy, target)
+                os.replace(copy, destination)

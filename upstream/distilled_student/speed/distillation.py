@@ -17,8 +17,8 @@ from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.corpora.shipped import read_index, read_voice
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data.cuts import DataConfig, make_loader, read_cuts
-from distilled_student.distillation.pace import measure_pace
-from distilled_student.distillation.targets import HALVES
+from distilled_student.distillation.targets import HALF_PRECISIONS
+from distilled_student.distillation.throughput import measure_workload
 from distilled_student.distillation.trainer import Distillation
 from distilled_student.speed.measure import interleaved, ratio
 from distilled_student.speed.s3prl_recipe import Recipe, Sizes, write_teacher
@@ -99,11 +99,11 @@ def compare_distillation(
     single = "fp16" if theirs.half else "fp32"
     precisions = {"s3prl": (single, "fp32"), "ours": (ours.run.config.precision, ours.run.config.teacher_precision)}
     lengths = {"s3prl": frames, "ours": ours.lengths}
-    pace = measure_pace(ours.run.student, ours.run.teacher, ours.run.config.precision, device)
+    workload = measure_workload(ours.run.student, ours.run.teacher, ours.run.config.precision, device)
     result: dict[str, Any] = {"device": device.type, "threads": torch.get_num_threads(), "seconds": sum(seconds)}
     for name, (student, teacher) in precisions.items():
-        peaks = [peak_flops(device, HALVES.get(precision, torch.float32)) for precision in (student, teacher)]
-        speed = replace(pace, student_peak=peaks[0], teacher_peak=peaks[1]).speed(
+        peaks = [peak_flops(device, HALF_PRECISIONS.get(precision, torch.float32)) for precision in (student, teacher)]
+        speed = replace(workload, student_peak=peaks[0], teacher_peak=peaks[1]).throughput(
             sum(seconds), sum(seconds), median(times[name])
         )
         result[name] = {

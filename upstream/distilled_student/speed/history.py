@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,12 @@ from typing import Any
 import torch
 
 from distilled_student.common.errors import UserError
+from distilled_student.common.provenance import git_output
 from distilled_student.speed.compare import COMPARED
 
 SAME = ("cpu", "cores", "threads")  # what makes two machines one; another torch that is slower shall show
 KEPT = 3  # entries whose median is what a run is compared with
 VERSIONS = ("torch", "onnxruntime", "transformers", "s3prl")
-HERE = Path(__file__).parent
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(HERE), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):  # no git, or installed without a repository
-        return None
-    return done.stdout.strip()
 
 
 def machine() -> dict[str, Any]:
@@ -43,9 +34,9 @@ def machine() -> dict[str, Any]:
 
 def stamp() -> dict[str, Any]:
     """When, what and where: date, git revision, whether files differ from it (documents aside), machine."""
-    changed = _git("status", "--porcelain", "--", ":/", ":(exclude,top)docs")
+    changed = git_output("status", "--porcelain", "--", ":/", ":(exclude,top)docs")
     now = datetime.datetime.now().isoformat(timespec="minutes")
-    revision = _git("rev-parse", "--short=12", "HEAD")
+    revision = git_output("rev-parse", "--short=12", "HEAD")
     return {"date": now, "revision": revision, "dirty": bool(changed), "machine": machine()}
 
 

@@ -1,1 +1,1 @@
-"""Audio for distillation: folders, manifests and shards, cut and grouped into batches."""
+"""Audio for distillation: folders, manifests and shards, cut into pieces and grouped into batches."""

@@ -1,4 +1,7 @@
-"""Unlabelled audio for distillation: any folder or lhotse manifest, in batches of a bounded number of seconds."""
+"""Unlabelled audio for distillation: the cuts of folders and lhotse manifests, in batches of so many seconds.
+
+A cut is lhotse's word for an utterance or a part of one.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distilled_student.common.audio import SAMPLE_RATE, SUFFIXES, header, resample
 from distilled_student.common.errors import UserError, one_line
-from distilled_student.common.workers import end_with_parent
+from distilled_student.common.processes import end_with_parent
 from distilled_student.distillation.data.manifests import load_audio, read_manifest
 
 log = logging.getLogger(__name__)
@@ -32,12 +35,15 @@ class DataConfig:
     """Where the audio is and how it is batched.
 
     Attributes:
-        paths: Folders of audio (LibriSpeech's layout is one), or lhotse manifests of cuts or recordings (.jsonl[.gz]).
-            Or, read as a stream: WebDataset shards (.tar), large manifests, and patterns or URLs of both, see `shards`.
-        min_seconds: Shorter files are skipped. ``max_seconds``: longer ones are cut into pieces.
-        batch_seconds: Seconds of audio in a batch, on each process. ``buckets``: by duration, so that little is padded.
-        workers: Processes that read audio ahead. ``streams``: parts of a streamed corpus that each process reads in
-            turn; batches depend on their number, and not on how many workers share them.
+        paths: Folders of audio, such as LibriSpeech's, or lhotse manifests of cuts or recordings (.jsonl[.gz]). These
+            are streamed: WebDataset shards (.tar), large manifests, and patterns or URLs of both, see `shards`.
+        min_seconds: Shorter files are skipped.
+        max_seconds: Longer files are cut into pieces.
+        batch_seconds: Seconds of audio in a batch of each process, padding included.
+        buckets: Number of groups by duration. A batch is drawn from one group, so that it needs little padding.
+        workers: Data worker processes of each process.
+        streams: Number of parts of a streamed corpus that each process reads in turn. The batches depend on it, but
+            not on the number of workers.
     """
 
     paths: list[str]
@@ -57,14 +63,14 @@ class DataConfig:
             raise ValueError("data: buckets and streams need at least 1, workers at least 0")
 
 
-class Skipped:
-    """Files that were left out, counted and named."""
+class SkippedFiles:
+    """Files that cannot be used, with the reason; each is logged once."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, str] = {}
 
     def add(self, name: str, reason: str) -> None:
-        """Name a file once."""
+        """Record a file and log it, the first time."""
         if name not in self.reasons:
             self.reasons[name] = reason
             log.warning("skipped %s: %s", one_line(name), reason)
@@ -73,7 +79,8 @@ class Skipped:
         return len(self.reasons)
 
 
-def _folder_cuts(folder: Path, min_seconds: float, skipped: Skipped) -> Iterable[Cut]:
+def _cuts_of_folder(folder: Path, min_seconds: float, skipped: SkippedFiles) -> Iterable[Cut]:
+    """A cut of each audio file in ``folder``, in the order of their names; only headers are read."""
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir()):
         try:
             frames, rate, count = header(path)
@@ -95,20 +102,20 @@ def _folder_cuts(folder: Path, min_seconds: float, skipped: Skipped) -> Iterable
         yield recording.to_cut()
 
 
-def read_cuts(config: DataConfig, where: str | Path = "data") -> tuple[CutSet, Skipped]:
-    """All audio as cuts of at most ``max_seconds``, and what was skipped.
+def read_cuts(config: DataConfig, where: str | Path = "data") -> tuple[CutSet, SkippedFiles]:
+    """All audio as cuts of at most ``max_seconds``, and the skipped files.
 
     Args:
-        where: What messages begin with, ``FILE: data``.
+        where: What error messages begin with, ``FILE: data``.
 
     Raises:
-        UserError: a path is missing, or nothing usable is left; names it.
+        UserError: a path does not exist or has no usable audio.
     """
-    skipped, cuts = Skipped(), []
+    skipped, cuts = SkippedFiles(), []
     for name in config.paths:
         path = Path(name)
         if path.is_dir():
-            found = list(_folder_cuts(path, config.min_seconds, skipped))
+            found = list(_cuts_of_folder(path, config.min_seconds, skipped))
         elif path.is_file() and path.name.endswith(MANIFESTS):
             found = []
             for cut in read_manifest(path):
@@ -127,14 +134,15 @@ def read_cuts(config: DataConfig, where: str | Path = "data") -> tuple[CutSet, S
 
 @dataclass
 class Batch:
-    """Utterances, read.
+    """Decoded utterances.
 
     Attributes:
-        waveforms: ``(batch, samples)`` at 16 kHz. ``lengths (batch,)`` in samples, which stay on the CPU.
-        names: The recording of each: a path, a manifest's id or a shard's member.
+        waveforms: ``(batch, samples)`` at 16 kHz.
+        lengths: ``(batch,)`` in samples, always on the CPU.
+        names: The recording of each utterance: a path, an id in a manifest or a member of a shard.
         failed: Files that could not be read, with the reason.
-        targets: Of each utterance what a cache has of the teacher's hidden states, ``(targets, frames, features)``.
-        stream, place: Where it comes from in a streamed corpus, see `make_stream`, which goes on behind a place.
+        targets: The cached hidden states of the teacher for each utterance, ``(targets, frames, features)``, or None.
+        stream, position: In a streamed corpus, the stream of the batch and its position there, see `make_stream`.
     """
 
     waveforms: Tensor
@@ -143,25 +151,29 @@ class Batch:
     failed: dict[str, str]
     targets: list[Tensor | None]
     stream: int = 0
-    place: tuple[int, int, int, int] | None = None
+    position: tuple[int, int, int, int] | None = None
 
     def pin_memory(self) -> Batch:
-        """For torch's loader: memory that a GPU copies from while it computes."""
+        """Called by torch's DataLoader: copy the waveforms to pinned memory, which a GPU can copy while it computes."""
         return replace(self, waveforms=self.waveforms.pin_memory())
 
-    def seconds(self, untaught: bool = False) -> float:
-        """Seconds of audio; ``untaught``: of those alone that the teacher must hear, too."""
-        counted = [found is None or not untaught for found in self.targets]
-        return int(self.lengths[counted].sum()) / SAMPLE_RATE
+    def seconds(self) -> float:
+        """Seconds of audio."""
+        return int(self.lengths.sum()) / SAMPLE_RATE
+
+    def uncached_seconds(self) -> float:
+        """Seconds of audio of the utterances without cached targets."""
+        uncached = [targets is None for targets in self.targets]
+        return int(self.lengths[uncached].sum()) / SAMPLE_RATE
 
 
-def name_of(cut: Cut) -> str:
-    """The recording's id, by which a person finds the file."""
+def recording_name(cut: Cut) -> str:
+    """The id of the cut's recording, by which a user finds the file."""
     return getattr(cut, "recording_id", cut.id) if cut.has_recording else cut.id
 
 
 def _check_sources(cut: Cut) -> None:
-    """Raise ValueError for a missing file, or one far longer than its manifest says: lhotse would decode all of it."""
+    """Raise ValueError for a missing file, or one much longer than its manifest says: lhotse would decode it all."""
     parts = [track.cut for track in getattr(cut, "tracks", [])] or [cut]
     recordings = [part.recording for part in parts if getattr(part, "recording", None)]
     for recording, source in [(found, source) for found in recordings for source in found.sources]:
@@ -172,16 +184,16 @@ def _check_sources(cut: Cut) -> None:
         try:
             seconds = soundfile.info(source.source).duration
         except soundfile.LibsndfileError:
-            continue  # damaged, or a format that lhotse alone knows: it is to say so
-        if seconds > 2 * recording.duration + 1:  # a manifest's speed perturbation is not a lie
-            raise ValueError(f"{seconds:.0f} s long, and {recording.duration:.0f} s in the manifest")
+            continue  # damaged, or a format that only lhotse knows: lhotse's own error says so
+        if seconds > 2 * recording.duration + 1:  # the manifest may change the speed
+            raise ValueError(f"{seconds:.0f} s long, but {recording.duration:.0f} s in the manifest")
 
 
-def load(cut: Cut) -> Tensor:
-    """Decode a cut, ``(samples,)`` at 16 kHz, the mean of its channels.
+def decode_cut(cut: Cut) -> Tensor:
+    """The waveform of a cut, ``(samples,)`` at 16 kHz, its channels averaged.
 
     Raises:
-        ValueError: no audio, NaN or infinite samples, or longer than the manifest says; lhotse raises more.
+        ValueError: no audio, NaN or infinite samples, or longer than the manifest says. lhotse raises other errors.
     """
     _check_sources(cut)
     samples = load_audio(cut)
@@ -195,7 +207,10 @@ def load(cut: Cut) -> Tensor:
 
 
 class CutDataset(Dataset):
-    """Reads the cuts of one batch, and what a cache has of their targets; a file that fails is left out and named."""
+    """Decodes the cuts of one batch and reads their cached targets. Files that cannot be read are in ``failed``.
+
+    ``find_targets``: returns the cached targets of a waveform, or None.
+    """
 
     def __init__(self, find_targets: Callable[[Tensor], Tensor | None] | None = None) -> None:
         self.find_targets = find_targets
@@ -203,11 +218,11 @@ class CutDataset(Dataset):
     def __getitem__(self, cuts: Iterable[Cut]) -> Batch:
         waveforms, names, failed = [], [], {}
         for cut in cuts:
-            name = name_of(cut)
+            name = recording_name(cut)
             try:
-                waveforms.append(load(cut))
+                waveforms.append(decode_cut(cut))
                 names.append(name)
-            except Exception as error:  # whatever a damaged file makes lhotse raise, it is that file's fault
+            except Exception as error:  # for a damaged file lhotse can raise any exception
                 failed[name] = " ".join(str(error).split())[:300] or type(error).__name__
         if not waveforms:
             return Batch(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long), [], failed, [])
@@ -216,11 +231,11 @@ class CutDataset(Dataset):
         return Batch(pad_sequence(waveforms, batch_first=True), lengths, names, failed, targets)
 
 
-class _Share(Sampler):
-    """A process's share of each batch, from the ``start``-th on: what was used before is not even read.
+class _ProcessSampler(Sampler):
+    """One process's cuts of each batch, from batch ``start`` on; earlier batches are not decoded.
 
-    The batches are those of one process, so that their number changes nothing but the speed. In a batch of fewer
-    utterances than processes some shares are empty.
+    All processes draw the same batches and divide each of them, so that the number of processes does not change what a
+    step is trained on. A batch with fewer cuts than processes leaves some processes without any.
     """
 
     def __init__(self, sampler: DynamicBucketingSampler | DynamicCutSampler, start: int, rank: int, world: int) -> None:
@@ -228,7 +243,7 @@ class _Share(Sampler):
 
     def __iter__(self) -> Iterator[CutSet]:
         for cuts in islice(iter(self.sampler), self.start, None):
-            if self.world > 1:  # by length, so that nobody waits for long
+            if self.world > 1:  # by duration, so that all processes get about the same
                 cuts = sorted(cuts, key=lambda cut: (cut.duration, cut.id))[self.rank :: self.world]
             yield CutSet.from_cuts(cuts)
 
@@ -243,24 +258,26 @@ def make_loader(
     world: int = 1,
     find_targets: Callable[[Tensor], Tensor | None] | None = None,
 ) -> DataLoader:
-    """Batches of one epoch from the ``start``-th on, in an order that depends on the seed and the epoch alone.
+    """Batches of one epoch, from batch ``start`` on, in an order that depends only on the seed and the epoch.
 
-    ``find_targets``: gives a waveform's targets that are in a cache; asked by the workers, ahead of training.
+    Args:
+        rank, world: Number of this process, and of processes.
+        find_targets: Returns the cached targets of a waveform, or None. The data workers call it.
     """
     warnings.filterwarnings("ignore", message="You are using Dynamic.*Sampler with an eagerly read CutSet")
     buckets = min(config.buckets, len(cuts) // 4)
     options = {"max_duration": config.batch_seconds * world, "shuffle": True, "seed": seed, "rank": 0, "world_size": 1}
     if buckets > 1:
         sampler = DynamicBucketingSampler(cuts, num_buckets=buckets, **options)
-    else:  # a handful of files
+    else:  # too few files for buckets
         sampler = DynamicCutSampler(cuts, **options)
     sampler.set_epoch(epoch)
     return DataLoader(
         CutDataset(find_targets),
-        sampler=_Share(sampler, start, rank, world),
+        sampler=_ProcessSampler(sampler, start, rank, world),
         batch_size=None,
         worker_init_fn=end_with_parent,
         num_workers=config.workers,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(seed),  # else it draws from the state that a checkpoint holds
+        generator=torch.Generator().manual_seed(seed),  # its own: a checkpoint stores the default one
     )

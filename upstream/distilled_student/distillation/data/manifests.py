@@ -1,6 +1,6 @@
-"""lhotse's manifests of cuts and recordings, read so that a line can neither run a program nor ask for any memory.
+"""Reads lhotse's manifests of cuts and recordings safely: a line can neither run a program nor exhaust memory.
 
-lhotse itself runs a source of the type ``command``, and the path of an ``.sph`` file, as commands of the shell.
+lhotse itself runs a source of type ``command``, and the path of an ``.sph`` file, as shell commands.
 """
 
 from __future__ import annotations
@@ -18,53 +18,56 @@ from lhotse.audio.backend import LibsndfileBackend, get_current_audio_backend, s
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
-from distilled_student.common.audio import LONGEST, check_rate
-from distilled_student.common.errors import UserError
+from distilled_student.common.audio import MAX_FILE_SECONDS, check_rate
+from distilled_student.common.errors import UserError, short_reason
 
-LINE = 2**20  # bytes of the longest line
+MAX_LINE_BYTES = 2**20
 SOURCES = ("file", "url")
 TRANSFORMS = ("Speed", "Tempo", "Volume", "Resample")
-FACTORS = 0.1, 10.0  # of speed, tempo and volume
+MIN_FACTOR, MAX_FACTOR = 0.1, 10.0  # of speed, tempo and volume
 
 
 def _check_transform(transform: Any) -> None:
     name, values = transform["name"], transform.get("kwargs", {})
     if name not in TRANSFORMS:
-        raise ValueError(f"transforms: {name}: is none of {', '.join(TRANSFORMS)}")
+        raise ValueError(f"transforms: {name}: is not one of {', '.join(TRANSFORMS)}")
     for key, value in values.items():
-        if key == "factor" and not FACTORS[0] <= value <= FACTORS[1]:
+        if key == "factor" and not MIN_FACTOR <= value <= MAX_FACTOR:
             raise ValueError(
-                f"transforms: {name}: a factor of {value}, which is not within {FACTORS[0]} to {FACTORS[1]}"
+                f"transforms: {name}: a factor of {value}, which is not within {MIN_FACTOR} to {MAX_FACTOR}"
             )
         if key.endswith("sampling_rate"):
             check_rate(value)
 
 
 def _check_values(values: dict[str, Any]) -> None:
-    """Raise ValueError for a source that is no file, wherever it is in a line, and for any other transform."""
-    groups: list[Any] = [values]
-    while groups:
-        group = groups.pop()
-        if isinstance(group, dict):
-            kind = group.get("type")
-            if "source" in group and kind not in SOURCES:
+    """Raise ValueError for a source that is not in `SOURCES` or a transform not in `TRANSFORMS`, at any depth."""
+    unchecked: list[Any] = [values]
+    while unchecked:
+        value = unchecked.pop()
+        if isinstance(value, dict):
+            kind = value.get("type")
+            if "source" in value and kind not in SOURCES:
                 raise ValueError(f"a source of type '{kind}', not {' or '.join(SOURCES)}: refused")
-            for transform in group.get("transforms") or ():
+            for transform in value.get("transforms") or ():
                 _check_transform(transform)
-        groups += group.values() if isinstance(group, dict) else group if isinstance(group, list) else ()
+            unchecked += value.values()
+        elif isinstance(value, list):
+            unchecked += value
 
 
-def _check_size(cut: Cut) -> None:
+def _check_times(cut: Cut) -> None:
+    """Raise ValueError for a rate, a duration or a start that no file has."""
     for part in (cut, *(track.cut for track in getattr(cut, "tracks", ()))):
         check_rate(part.sampling_rate)
-        if not 0 < part.duration <= LONGEST:
-            raise ValueError(f"{cut.id}: a duration of {part.duration} s, which is not within 0 to {LONGEST}")
-        if not 0 <= getattr(part, "start", 0) <= LONGEST:
-            raise ValueError(f"{cut.id}: a start of {part.start} s, which is not within 0 to {LONGEST}")
+        if not 0 < part.duration <= MAX_FILE_SECONDS:
+            raise ValueError(f"{cut.id}: a duration of {part.duration} s, which is not within 0 to {MAX_FILE_SECONDS}")
+        if not 0 <= getattr(part, "start", 0) <= MAX_FILE_SECONDS:
+            raise ValueError(f"{cut.id}: a start of {part.start} s, which is not within 0 to {MAX_FILE_SECONDS}")
 
 
 def parse_cut(line: str | bytes) -> Cut:
-    """The cut, or all of the recording, that a manifest's line describes.
+    """The cut that a line of a manifest describes; for a recording, a cut of all of it.
 
     Raises:
         ValueError: neither of these, damaged, or with a source, a rate, a duration or a transform that is refused.
@@ -76,16 +79,16 @@ def parse_cut(line: str | bytes) -> Cut:
         cut = found.to_cut() if isinstance(found, Recording) else found
         if not isinstance(cut, Cut) or not cut.has_recording:
             raise ValueError(f"holds {type(found).__name__}; expected cuts or recordings")
-        _check_size(cut)
+        _check_times(cut)
     except ValueError:
         raise
-    except Exception as error:  # whatever lhotse raises on a foreign line; of one nested too deep, Python's own error
-        raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+    except Exception as error:  # lhotse can raise any exception; nesting that is too deep is a RecursionError
+        raise ValueError(short_reason(error)) from None
     return cut
 
 
 def read_manifest(path: Path) -> Iterator[Cut]:
-    """The cuts of a manifest, ``.jsonl`` or ``.jsonl.gz``, in their order; memory does not depend on its length.
+    """The cuts of a manifest, ``.jsonl`` or ``.jsonl.gz``, in order. Memory does not depend on its length.
 
     Raises:
         UserError: damaged, or a line that `parse_cut` refuses; names file and line.
@@ -93,10 +96,10 @@ def read_manifest(path: Path) -> Iterator[Cut]:
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            while line := file.readline(LINE + 1):
+            while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
-                if len(line) > LINE:
-                    raise ValueError(f"is longer than {LINE} bytes")
+                if len(line) > MAX_LINE_BYTES:
+                    raise ValueError(f"is longer than {MAX_LINE_BYTES} bytes")
                 if line.strip():
                     yield parse_cut(line)
     except (OSError, EOFError, zlib.error) as error:
@@ -106,10 +109,10 @@ def read_manifest(path: Path) -> Iterator[Cut]:
 
 
 def load_audio(cut: Cut) -> np.ndarray:
-    """``(channels, samples)`` of a cut at its own rate, by libsndfile alone: other readers of lhotse start programs."""
+    """``(channels, samples)`` of a cut at its own rate, decoded by libsndfile: lhotse's other readers run programs."""
     before = get_current_audio_backend()
     set_current_audio_backend(LibsndfileBackend())
     try:
         return cut.load_audio()
-    finally:  # lhotse's own context does not come here after an error
+    finally:  # lhotse's own context manager does not restore the reader after an error
         set_current_audio_backend(before)

@@ -1,6 +1,6 @@
-"""Shards and long manifests, on a disk or behind a URL, in units that are read in one go.
+"""Shards and large manifests, on disk or behind a URL, divided into units that are read from start to end.
 
-A unit is a WebDataset shard, or a part of a lhotse manifest. What is in it comes in chunks of a bounded size.
+A unit is a WebDataset shard, or a part of a lhotse manifest. Its items are read in chunks of bounded size.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ import soundfile
 from lhotse import AudioSource, Recording
 from lhotse.cut import Cut
 
-from distilled_student.common.audio import SUFFIXES, check
-from distilled_student.common.errors import UserError
+from distilled_student.common.arithmetic import ceil_div
+from distilled_student.common.audio import SUFFIXES, check_header
+from distilled_student.common.errors import UserError, short_reason
 from distilled_student.distillation.data.cuts import MANIFESTS, DataConfig
 from distilled_student.distillation.data.manifests import parse_cut
 
 TARS = (".tar", ".tar.gz", ".tgz")
-LARGE = 64 << 20  # bytes from which on a manifest is streamed
-SLICE = 4 << 20  # bytes of a manifest's part
-LINE = 16 << 20  # bytes of its longest line
-MEMBER = 256 << 20  # bytes of a shard's largest member: two hours of 16 kHz in 16 bits
+STREAMED_BYTES = 64 << 20  # a manifest on disk that is larger than this is streamed
+PART_BYTES = 4 << 20  # of a part of a manifest, at most
+MAX_LINE_BYTES = 16 << 20  # of a manifest's line
+MAX_MEMBER_BYTES = 256 << 20  # of a shard's member: two hours of 16 kHz in 16 bits
 CHUNK_ITEMS, CHUNK_BYTES = 512, 32 << 20  # what a stream holds, shuffles and sorts at a time
-DENSEST = 8192  # samples that a byte can stand for: silence in FLAC or Opus stays below
+MAX_SAMPLES_PER_BYTE = 8192  # silence in FLAC or Opus stays below this
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What is read in one go: a shard, or one of ``parts`` of a manifest of ``size`` bytes."""
+    """A shard, or number ``part`` of the ``parts`` of a manifest of ``size`` bytes."""
 
     path: str
     part: int = 0
@@ -44,12 +45,12 @@ class Unit:
 
     @property
     def is_shard(self) -> bool:
-        """Whether its items are members of a tar, and not lines."""
-        return _ends(self.path, TARS)
+        """Whether its items are members of a tar archive; otherwise they are lines of a manifest."""
+        return _has_suffix(self.path, TARS)
 
 
 class Item(NamedTuple):
-    """A shard's member or a manifest's line as it is; ``fault``: why it cannot be used, if that is known already."""
+    """Undecoded content of a shard's member or a manifest's line; ``fault``: why it cannot be used, if known."""
 
     name: str
     content: bytes
@@ -60,7 +61,7 @@ def _is_url(path: str) -> bool:
     return "://" in path
 
 
-def _ends(path: str, suffixes: tuple[str, ...]) -> bool:
+def _has_suffix(path: str, suffixes: tuple[str, ...]) -> bool:
     return (path.split("?")[0] if _is_url(path) else path).lower().endswith(suffixes)
 
 
@@ -68,16 +69,11 @@ def _open(path: str) -> BinaryIO:
     return fsspec.open(path, "rb").open() if _is_url(path) else open(path, "rb")
 
 
-def reason_of(error: Exception) -> str:
-    """An error of anybody's in a short line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
-def expand(pattern: str) -> list[str]:
-    """What a shell makes of ``{000..127}`` and ``{a,b}``, any number of them.
+def expand_braces(pattern: str) -> list[str]:
+    """Expand every ``{000..127}`` and ``{a,b}`` of a pattern as a shell does.
 
     Raises:
-        ValueError: a range of more than a million.
+        ValueError: a range of more than a million numbers.
     """
     found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if found is None:
@@ -89,17 +85,17 @@ def expand(pattern: str) -> list[str]:
         choices = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
     else:
         choices = words.split(",")
-    ends = expand(pattern[found.end() :])
+    ends = expand_braces(pattern[found.end() :])
     return [pattern[: found.start()] + choice + end for choice in choices for end in ends]
 
 
-def _paths(name: str) -> list[str]:
-    """The paths that an entry of ``data.paths`` stands for, sorted where it has wildcards."""
+def _paths_of(name: str) -> list[str]:
+    """The paths that an entry of ``data.paths`` stands for; those that a wildcard matches are sorted."""
     if not _is_url(name) and Path(name).exists():
         return [name]
     paths = []
-    for path in expand(name):
-        if not re.search(r"\*" if _is_url(path) else r"[*?\[]", path):  # a URL's ? is its query
+    for path in expand_braces(name):
+        if not re.search(r"\*" if _is_url(path) else r"[*?\[]", path):  # the ? of a URL begins its query
             paths.append(path)
             continue
         system, inside = fsspec.core.url_to_fs(path)
@@ -111,52 +107,60 @@ def _paths(name: str) -> list[str]:
 
 
 def _is_streamed(name: str, limit: int) -> bool:
+    """Whether an entry of ``data.paths`` is a URL, a pattern, a shard or a manifest of more than ``limit`` bytes."""
     path = Path(name)
-    if _is_url(name) or not path.exists():  # or a pattern
-        return _is_url(name) or bool(re.search(r"[*?\[{]", name)) or _ends(name, TARS)
-    return path.is_file() and (_ends(name, TARS) or (_ends(name, MANIFESTS) and path.stat().st_size > limit))
+    if _is_url(name) or not path.exists():
+        return _is_url(name) or bool(re.search(r"[*?\[{]", name)) or _has_suffix(name, TARS)
+    is_large_manifest = _has_suffix(name, MANIFESTS) and path.stat().st_size > limit
+    return path.is_file() and (_has_suffix(name, TARS) or is_large_manifest)
 
 
-def _check_manifest(path: str) -> None:
-    """Raise ValueError for one whose first line is of another kind: rather now than for each of millions."""
+def _check_first_line(path: str) -> None:
+    """Raise ValueError if the first line of a manifest is not a cut: one error now instead of one for each line."""
     with _open(path) as file:
-        line = (gzip.GzipFile(fileobj=file) if _ends(path, (".gz",)) else io.BufferedReader(file)).readline(LINE)
+        unpacked = gzip.GzipFile(fileobj=file) if _has_suffix(path, (".gz",)) else io.BufferedReader(file)
+        line = unpacked.readline(MAX_LINE_BYTES)
     try:
         parse_cut(line)
-    except Exception as error:  # whatever lhotse raises on foreign lines
-        raise ValueError(f"cannot be read as a lhotse manifest ({reason_of(error)})") from None
+    except Exception as error:  # for a foreign line lhotse can raise any exception
+        raise ValueError(f"cannot be read as a lhotse manifest ({short_reason(error)})") from None
 
 
 def _check_path(path: str) -> int:
-    """The bytes of a manifest that can be read from the middle, else 0. Raises what makes a path unusable."""
+    """The size in bytes of a manifest that can be read from any position; 0 for a shard or a compressed manifest.
+
+    Raises an exception of any type for a path that cannot be streamed.
+    """
     if not _is_url(path) and Path(path).is_dir():
         raise ValueError("a folder cannot be streamed: make shards or a manifest of it")
-    if not _ends(path, TARS + MANIFESTS):
+    if not _has_suffix(path, TARS + MANIFESTS):
         raise ValueError(f"{path} is neither a shard nor a manifest ({', '.join(TARS + MANIFESTS)})")
     system, inside = fsspec.core.url_to_fs(path)
-    if _ends(path, TARS):
-        if not _is_url(path):  # a store is not asked for each of thousands
+    if _has_suffix(path, TARS):
+        if not _is_url(path):  # asking a store for each of thousands of shards would take long
             Path(path).stat()
         return 0
-    _check_manifest(path)
-    size = 0 if _ends(path, (".gz",)) else system.size(inside)
+    _check_first_line(path)
+    size = 0 if _has_suffix(path, (".gz",)) else system.size(inside)
     if size is None:
         raise ValueError("its size is not known")
     return size
 
 
-def open_units(config: DataConfig, where: str | Path = "data", world: int = 1, limit: int = LARGE) -> list[Unit] | None:
-    """The units of a corpus that is to be streamed; None where `read_cuts` reads it: folders and small manifests.
+def open_units(
+    config: DataConfig, where: str | Path = "data", world: int = 1, limit: int = STREAMED_BYTES
+) -> list[Unit] | None:
+    """The units of a streamed corpus; None if all paths are folders or small manifests, which `read_cuts` reads.
 
-    What is looked at does not grow with the corpus: names and sizes, and the first line of each manifest.
+    Looks only at names, at sizes and at the first line of each manifest: the time does not depend on the corpus's size.
 
     Args:
-        where: What messages begin with, ``FILE: data``.
-        world: Processes. There are enough units for all their streams, or it is an error.
-        limit: Bytes from which on a manifest is streamed.
+        where: What error messages begin with, ``FILE: data``.
+        world: Number of processes. There must be at least one unit for each stream of each process.
+        limit: Bytes; a larger manifest is streamed.
 
     Raises:
-        UserError: a path cannot be streamed, or there are too few shards; names it.
+        UserError: a path cannot be streamed, or there are too few shards.
     """
     if not any(_is_streamed(name, limit) for name in config.paths):
         return None
@@ -165,87 +169,101 @@ def open_units(config: DataConfig, where: str | Path = "data", world: int = 1, l
     sizes: dict[str, int] = {}
     for name in config.paths:
         try:
-            sizes |= {path: _check_path(path) for path in _paths(name)}
-        except Exception as error:  # a store's library raises what it likes
+            sizes |= {path: _check_path(path) for path in _paths_of(name)}
+        except Exception as error:  # the library of a store can raise any exception
             reason = f"{error.strerror}: {error.filename}" if getattr(error, "strerror", None) else str(error)
             raise UserError(f"{where}.paths: {name}: {reason}") from None
     units, streams = _divide(sizes, world * config.streams), world * config.streams
     if len(units) < streams:
-        few = f"{len(units)} shards for {streams} streams: make {streams} of them, or set streams to fewer"
+        few = f"{len(units)} shards for {streams} streams: make {streams} shards, or set data.streams to fewer"
         raise UserError(f"{where}.paths: {', '.join(config.paths)}: {few}")
     return units
 
 
 def _divide(sizes: Mapping[str, int], streams: int) -> list[Unit]:
-    """Shards as they are, manifests in small enough parts for all ``streams``."""
-    shards = [path for path in sizes if _ends(path, TARS)]
-    packed = [path for path in sizes if _ends(path, MANIFESTS) and not sizes[path]]
+    """One unit for each shard; manifests are divided into parts, so that every stream gets a unit.
+
+    ``sizes``: path -> the result of `_check_path`.
+    """
+    shards = [path for path in sizes if _has_suffix(path, TARS)]
+    compressed = [path for path in sizes if _has_suffix(path, MANIFESTS) and not sizes[path]]
     missing = max(1, streams - len(shards))
-    each = max(1, min(SLICE, sum(sizes.values()) // missing))
+    part_bytes = max(1, min(PART_BYTES, sum(sizes.values()) // missing))
     units = [Unit(path) for path in shards]
     for path, size in sizes.items():
-        parts = -(-size // each)
+        parts = ceil_div(size, part_bytes)
         units += [Unit(path, part, parts, size) for part in range(parts)]
-    parts = -(-missing // max(1, len(packed)))  # each of them unpacks the whole file: no more than needed
-    return units + [Unit(path, part, parts) for path in packed for part in range(parts)]
+    # the reader of each part decompresses the whole file: no more parts than necessary
+    parts = ceil_div(missing, max(1, len(compressed)))
+    return units + [Unit(path, part, parts) for path in compressed for part in range(parts)]
 
 
-class _Member(tarfile.TarInfo):
-    """A member whose header must be whole: tarfile takes a damaged one for the archive's end."""
+class _StrictTarInfo(tarfile.TarInfo):
+    """A member whose damaged header is an error; tarfile itself takes it for the end of the archive."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> _Member:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _StrictTarInfo:
         try:
             return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:
             raise
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"damaged, or not all there ({error})") from None
+            raise tarfile.ReadError(f"damaged or truncated ({error})") from None
 
 
 def _members(file: BinaryIO, unit: Unit) -> Iterator[Item]:
-    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as archive:
+    """The audio files in a shard."""
+    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictTarInfo) as archive:
         for member in archive:
-            archive.members.clear()  # it would keep them all
+            archive.members.clear()  # tarfile would keep all of them in memory
             if not member.isfile() or Path(member.name).suffix.lower() not in SUFFIXES:
                 continue
             name = f"{unit.path}/{member.name}"
-            if member.size > MEMBER:
-                yield Item(name, b"", f"larger than {MEMBER >> 20} MB")
+            if member.size > MAX_MEMBER_BYTES:
+                yield Item(name, b"", f"larger than {MAX_MEMBER_BYTES >> 20} MB")
                 continue
             yield Item(name, archive.extractfile(member).read())
 
 
-def _every_line(file: BinaryIO, unit: Unit) -> Iterator[Item]:
-    """Every ``parts``-th line of what must be unpacked from its start."""
+def _lines_of_compressed(file: BinaryIO, unit: Unit) -> Iterator[Item]:
+    """The lines of a part of a compressed manifest, which must be read from its start: every ``parts``-th line."""
     unpacked = gzip.GzipFile(fileobj=file)
-    for number, line in enumerate(iter(lambda: unpacked.readline(LINE), b"")):
+    for number, line in enumerate(iter(lambda: unpacked.readline(MAX_LINE_BYTES), b"")):
         if number % unit.parts == unit.part and line.strip():
             yield Item(f"{unit.path}, line {number + 1}", line)
 
 
 def _lines(file: BinaryIO, unit: Unit) -> Iterator[Item]:
-    """The lines that begin in the unit's share of a manifest's bytes."""
+    """The lines of a part of a manifest: those that begin in its share of the manifest's bytes."""
     start, end = (unit.size * part // unit.parts for part in (unit.part, unit.part + 1))
-    position = max(0, start - 1)  # a line begins behind a line's end
+    position = max(0, start - 1)  # one byte earlier: if it is a line break, a line begins at ``start``
     file.seek(position)
     block = file.read(end - position)
-    if start:
+    if start:  # the line that begins earlier is of the part before
         skipped = block.find(b"\n") + 1
         block, position = (block[skipped:], position + skipped) if skipped else (b"", end)
+    # complete the last line, which may end in the next part
     while block and not block.endswith(b"\n") and (more := file.read(1 << 16)):
         block += more[: more.find(b"\n") + 1] or more
-        if len(block) > LINE + SLICE:
-            raise ValueError(f"a line of more than {LINE >> 20} MB at byte {position}")
+        if len(block) > MAX_LINE_BYTES + PART_BYTES:
+            raise ValueError(f"a line of more than {MAX_LINE_BYTES >> 20} MB at byte {position}")
     for line in block.split(b"\n"):
         if line.strip():
             yield Item(f"{unit.path}, byte {position}", line)
         position += len(line) + 1
 
 
-def chunks_of(unit: Unit) -> Iterator[tuple[list[Item], dict[str, str]]]:
-    """What is in a unit, a bounded part at a time, and with the last of it why there is no more, if that is a fault."""
-    read = _members if unit.is_shard else _every_line if _ends(unit.path, (".gz",)) else _lines
+def read_chunks(unit: Unit) -> Iterator[tuple[list[Item], dict[str, str]]]:
+    """The items of a unit in chunks of bounded size; with the last chunk, the error that ended reading (path: reason).
+
+    A damaged unit is read up to the damage.
+    """
+    if unit.is_shard:
+        read = _members
+    elif _has_suffix(unit.path, (".gz",)):
+        read = _lines_of_compressed
+    else:
+        read = _lines
     chunk, size, failed = [], 0, {}
     try:
         with _open(unit.path) as file:
@@ -255,18 +273,18 @@ def chunks_of(unit: Unit) -> Iterator[tuple[list[Item], dict[str, str]]]:
                 if len(chunk) == CHUNK_ITEMS or size >= CHUNK_BYTES:
                     yield chunk, {}
                     chunk, size = [], 0
-    except Exception as error:  # whatever a store, or a damaged archive, raises
-        failed = {unit.path: reason_of(error)}
+    except Exception as error:  # a store or a damaged archive can raise any exception
+        failed = {unit.path: short_reason(error)}
     if chunk or failed:
         yield chunk, failed
 
 
-def member_cut(name: str, content: bytes) -> Cut:
-    """An audio file's bytes, which stay as they are: only the header is read. Raises whatever damage makes it raise."""
+def cut_of_member(name: str, content: bytes) -> Cut:
+    """A cut of an audio file in memory. Reads only its header; raises any exception if that is damaged."""
     with soundfile.SoundFile(io.BytesIO(content)) as file:
-        check(file)
+        check_header(file)
         frames, rate, channels = file.frames, file.samplerate, list(range(file.channels))
-    if not 0 <= frames <= DENSEST * len(content):
-        raise ValueError(f"{frames} samples in its header, and {len(content)} bytes")
+    if not 0 <= frames <= MAX_SAMPLES_PER_BYTE * len(content):
+        raise ValueError(f"{frames} samples in its header, but only {len(content)} bytes")
     source = AudioSource("memory", channels, content)
     return Recording(name, [source], rate, frames, frames / rate, channels).to_cut()

@@ -1,7 +1,8 @@
-"""Batches of a corpus that is larger than a disk or the memory, for ever, and resumed behind any of them.
+"""Endless batches of a corpus that is larger than the disk or the memory; can be resumed after any batch.
 
-Each process reads a fixed number of streams in turn, a batch from each. All units are dealt anew to all streams of all
-processes for each of their passes; of a unit a chunk at a time is shuffled and sorted into batches.
+Each process reads a fixed number of streams in turn, one batch from each. A pass reads every unit once: before each
+pass, the units are shuffled and divided among all streams of all processes. A stream holds one chunk of a unit at a
+time, shuffles it and sorts it into batches.
 """
 
 from __future__ import annotations
@@ -17,63 +18,68 @@ from lhotse.cut import Cut
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from distilled_student.common.audio import LONGEST
-from distilled_student.common.errors import UserError
-from distilled_student.common.workers import end_with_parent
+from distilled_student.common.audio import MAX_FILE_SECONDS
+from distilled_student.common.errors import UserError, short_reason
+from distilled_student.common.processes import end_with_parent
 from distilled_student.distillation.data.cuts import Batch, CutDataset, DataConfig
 from distilled_student.distillation.data.manifests import parse_cut
-from distilled_student.distillation.data.shards import Item, Unit, chunks_of, member_cut, reason_of
+from distilled_student.distillation.data.shards import Item, Unit, cut_of_member, read_chunks
 
-QUIET = 50  # batches of each stream in a row without any audio, after which there is none
-Place = tuple[int, int, int, int]  # pass, unit of the pass, chunk of the unit, batch of the chunk
-BEGINNING: Place = (0, 0, 0, -1)
+MAX_EMPTY_BATCHES = 50  # of each stream in a row: after these, the corpus counts as one without audio
+Position = tuple[int, int, int, int]  # of a batch in a stream: pass, unit of the pass, chunk of the unit, batch of it
+BEFORE_FIRST: Position = (0, 0, 0, -1)
 
 
-def _cuts(items: Sequence[Item], is_shard: bool, config: DataConfig) -> tuple[list[Cut], dict[str, str]]:
-    """Pieces of at most ``max_seconds``, and what cannot be used."""
+def _cuts_of(items: Sequence[Item], is_shard: bool, config: DataConfig) -> tuple[list[Cut], dict[str, str]]:
+    """Cuts of at most ``max_seconds``, not decoded yet, and the items that cannot be used, with the reason."""
     cuts, failed = [], {}
     for name, content, fault in items:
         try:
             if fault:
                 raise ValueError(fault)
-            cut = member_cut(name, content) if is_shard else parse_cut(content)
-            if not cut.duration <= LONGEST:  # nor is NaN
+            cut = cut_of_member(name, content) if is_shard else parse_cut(content)
+            if not cut.duration <= MAX_FILE_SECONDS:  # true for NaN too
                 raise ValueError(f"{cut.duration} s long")
             pieces = [cut] if cut.duration <= config.max_seconds else cut.cut_into_windows(config.max_seconds)
             cuts += [piece for piece in pieces if piece.duration >= config.min_seconds]
-        except Exception as error:  # whatever a damaged member or line makes its reader raise
-            failed[name] = reason_of(error)
+        except Exception as error:  # a damaged member or line can raise any exception
+            failed[name] = short_reason(error)
     return cuts, failed
 
 
-def _batches(cuts: Sequence[Cut], seconds: float, chance: random.Random) -> list[list[Cut]]:
-    """Batches of similar utterances, of at most so many seconds with their padding, in any order."""
+def _group_into_batches(cuts: Sequence[Cut], seconds: float, rng: random.Random) -> list[list[Cut]]:
+    """Batches of cuts of similar duration, of at most ``seconds`` with their padding, in random order."""
     batches, longest = [], 0.0
-    for cut in sorted(cuts, key=lambda cut: cut.duration * chance.uniform(0.95, 1.05)):  # others in the next pass
+    # durations are varied by 5 %, so that the batches differ from pass to pass
+    for cut in sorted(cuts, key=lambda cut: cut.duration * rng.uniform(0.95, 1.05)):
         longest = max(longest, cut.duration)
         if not batches or longest * (len(batches[-1]) + 1) > seconds:
             batches.append([])
             longest = cut.duration
         batches[-1].append(cut)
-    chance.shuffle(batches)
+    rng.shuffle(batches)
     return batches
 
 
 @dataclass
 class StreamDataset(IterableDataset):
-    """One process's batches for ever, see `make_stream`."""
+    """The endless batches of one process, see `make_stream`."""
 
     config: DataConfig
     units: Sequence[Unit]
     seed: int
     rank: int
     world: int
-    places: Mapping[int, Sequence[int]]
+    positions: Mapping[int, Sequence[int]]
     count: int
     read: CutDataset
 
     def __iter__(self) -> Iterator[Batch]:
-        """A batch of each stream in turn; each of W workers has every W-th turn, and so the same streams always."""
+        """One batch of each stream in turn.
+
+        Of W workers each takes every W-th turn. The number of streams is a multiple of W, so a stream always belongs
+        to the same worker.
+        """
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         streams: dict[int, Iterator[Batch]] = {}
@@ -84,40 +90,46 @@ class StreamDataset(IterableDataset):
             yield replace(next(streams[stream]), stream=stream)
 
     def _stream(self, stream: int) -> Iterator[Batch]:
-        """Pass after pass from behind the stream's place; at least one batch of each, if an empty one."""
-        done = tuple(self.places.get(stream, BEGINNING))
-        for number in itertools.count(done[0]):
-            some = done[0] == number and done != BEGINNING
-            share = self._share(stream, number)
-            for place, cuts, failed in self._rest(share, number, done):
-                some, batch = True, self.read[cuts]
-                yield replace(batch, failed=failed | batch.failed, place=place)
-            if not some:
-                yield replace(self.read[[]], place=(number, len(share), 0, 0))
+        """The batches of a stream after its last used position, pass after pass.
 
-    def _share(self, stream: int, number: int) -> list[int]:
-        """The numbers of a stream's units of a pass; together the streams of all processes have each unit once."""
+        A pass without audio is one empty batch.
+        """
+        last_used = tuple(self.positions.get(stream, BEFORE_FIRST))
+        for number in itertools.count(last_used[0]):
+            has_batches = last_used[0] == number and last_used != BEFORE_FIRST
+            units = self._units_of_pass(stream, number)
+            for position, cuts, failed in self._batches_after(last_used, units, number):
+                has_batches, batch = True, self.read[cuts]
+                yield replace(batch, failed=failed | batch.failed, position=position)
+            if not has_batches:
+                yield replace(self.read[[]], position=(number, len(units), 0, 0))
+
+    def _units_of_pass(self, stream: int, number: int) -> list[int]:
+        """The indices of a stream's units in a pass. The streams of all processes share the units without overlap."""
         order = list(range(len(self.units)))
         random.Random(f"{self.seed} {number}").shuffle(order)
         return order[self.rank * self.config.streams + stream :: self.world * self.config.streams]
 
-    def _rest(
-        self, share: Sequence[int], number: int, done: Place
-    ) -> Iterator[tuple[Place, Sequence[Cut], dict[str, str]]]:
-        """What of a pass is behind ``done``: each batch's place, its utterances, not decoded yet, and faults."""
-        for index, unit in enumerate(share):
-            if (number, index) < done[:2]:
+    def _batches_after(
+        self, last_used: Position, units: Sequence[int], number: int
+    ) -> Iterator[tuple[Position, Sequence[Cut], dict[str, str]]]:
+        """The batches of pass ``number`` after ``last_used``: position, cuts that are not decoded yet, and failures.
+
+        Units before ``last_used`` are not opened, and chunks before it are not decoded.
+        """
+        for index, unit in enumerate(units):
+            if (number, index) < last_used[:2]:
                 continue
-            for chunk, (items, ended) in enumerate(chunks_of(self.units[unit])):
-                if (number, index, chunk) < done[:3]:
+            for chunk, (items, unit_failed) in enumerate(read_chunks(self.units[unit])):
+                if (number, index, chunk) < last_used[:3]:
                     continue
-                chance = random.Random(f"{self.seed} {number} {unit} {chunk}")
-                cuts, failed = _cuts(items, self.units[unit].is_shard, self.config)
-                failed |= ended
-                batches = _batches(cuts, self.config.batch_seconds, chance) or ([[]] if failed else [])
-                for batch, found in enumerate(batches):
-                    if (place := (number, index, chunk, batch)) > done:
-                        yield place, found, {} if batch else failed
+                rng = random.Random(f"{self.seed} {number} {unit} {chunk}")
+                cuts, failed = _cuts_of(items, self.units[unit].is_shard, self.config)
+                failed |= unit_failed
+                batches = _group_into_batches(cuts, self.config.batch_seconds, rng) or ([[]] if failed else [])
+                for batch, batch_cuts in enumerate(batches):
+                    if (position := (number, index, chunk, batch)) > last_used:
+                        yield position, batch_cuts, {} if batch else failed
 
 
 def make_stream(
@@ -126,39 +138,41 @@ def make_stream(
     seed: int,
     rank: int = 0,
     world: int = 1,
-    places: Mapping[int, Sequence[int]] | None = None,
+    positions: Mapping[int, Sequence[int]] | None = None,
     count: int = 0,
     find_targets: Callable[[Tensor], Tensor | None] | None = None,
     where: str | Path = "data",
 ) -> Iterator[Batch]:
-    """A process's batches for ever, the same ones for any number of workers.
+    """The endless batches of one process. They do not depend on the number of workers.
 
-    In a pass all streams of all processes together read each unit once. What cannot be read is named in the ``failed``
-    of a batch, which may be empty.
+    In a pass, all streams of all processes together read each unit once. What cannot be read is in the ``failed`` of a
+    batch, which may have no utterances.
 
     Args:
         units: From `open_units`, with the same ``world``.
-        places: For each stream the ``place`` of its last batch that was used; it goes on behind that, without decoding
-            what was used. ``count``: how many batches of this process were used.
-        find_targets: Gives a waveform's targets that are in a cache; asked by the workers, ahead of training.
+        rank, world: Number of this process, and of processes.
+        positions: To resume: stream -> position of its last used batch. Used batches are not decoded again.
+        count: To resume: the number of batches that this process has used.
+        find_targets: Returns the cached targets of a waveform, or None. The data workers call it.
+        where: What error messages begin with, ``FILE: data``.
 
     Raises:
-        UserError: there was no audio that could be read in many batches on end.
+        UserError: many batches in a row had no audio that could be read.
     """
-    places = {int(stream): tuple(place) for stream, place in (places or {}).items()}
+    positions = {int(stream): tuple(position) for stream, position in (positions or {}).items()}
     loader = DataLoader(
-        StreamDataset(config, units, seed, rank, world, places, count, CutDataset(find_targets)),
+        StreamDataset(config, units, seed, rank, world, positions, count, CutDataset(find_targets)),
         batch_size=None,
         worker_init_fn=end_with_parent,
         num_workers=config.workers,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(seed),  # else it draws from the state that a checkpoint holds
+        generator=torch.Generator().manual_seed(seed),  # its own: a checkpoint stores the default one
     )
-    quiet = 0
+    empty = 0
     for batch in loader:
-        quiet = 0 if len(batch.lengths) else quiet + 1
-        if quiet > QUIET * config.streams:
+        empty = 0 if len(batch.lengths) else empty + 1
+        if empty > MAX_EMPTY_BATCHES * config.streams:
             break
         yield batch
-    named = [f" ({name}: {reason})" for name, reason in batch.failed.items()][:1]
-    raise UserError(f"{where}.paths: {', '.join(config.paths)}: no audio could be read{''.join(named)}")
+    example = [f" ({name}: {reason})" for name, reason in batch.failed.items()][:1]
+    raise UserError(f"{where}.paths: {', '.join(config.paths)}: no audio could be read{''.join(example)}")
