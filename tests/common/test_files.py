@@ -1,4 +1,4 @@
-"""Files of weights: whole or not at all, and known again when they are damaged."""
+"""Files of weights: written completely or not at all; damage is detected."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "a.pt"
 
 
-def test_a_file_with_its_checksum_is_read_by_torch_as_ever(saved: Path) -> None:
+def test_torch_reads_a_file_with_a_checksum(saved: Path) -> None:
     for mapped in (False, True):
         found = torch.load(saved, weights_only=True, mmap=mapped)
         assert torch.equal(found["weights"], CONTENT["weights"]) and found["step"] == 3
     assert zipfile.ZipFile(saved).comment.startswith(b"sha256:") and not is_damaged(saved)
 
 
-def test_any_bit_that_flips_is_noticed(saved: Path, tmp_path: Path) -> None:
+def test_any_flipped_bit_is_detected(saved: Path, tmp_path: Path) -> None:
     whole = saved.read_bytes()
     for place in range(0, len(whole), 7):
         broken = bytearray(whole)
@@ -41,12 +41,12 @@ def test_any_bit_that_flips_is_noticed(saved: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [0, 1, 100, -1, -70, -1000])
-def test_a_file_that_ends_early_is_noticed(saved: Path, left: int) -> None:
+def test_a_truncated_file_is_detected(saved: Path, left: int) -> None:
     saved.write_bytes(saved.read_bytes()[:left])
     assert is_damaged(saved)
 
 
-def test_a_file_without_a_checksum_has_those_of_its_parts(tmp_path: Path) -> None:
+def test_damage_in_a_file_without_a_checksum_is_detected_by_those_of_its_parts(tmp_path: Path) -> None:
     torch.save(CONTENT, tmp_path / "plain.pt")
     assert not is_damaged(tmp_path / "plain.pt")
     broken = bytearray((tmp_path / "plain.pt").read_bytes())
@@ -55,7 +55,7 @@ def test_a_file_without_a_checksum_has_those_of_its_parts(tmp_path: Path) -> Non
     assert is_damaged(tmp_path / "plain.pt")
 
 
-def test_the_newest_whole_file_is_used_and_the_damaged_one_is_named(
+def test_the_newest_undamaged_file_is_used_and_damaged_ones_are_named(
     saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     newer = tmp_path / "b.pt"
@@ -68,7 +68,7 @@ def test_the_newest_whole_file_is_used_and_the_damaged_one_is_named(
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may grow beyond 4 KB: a write fails half-way, as on a disk without room."""
+    """No file may grow beyond 4 KB: a write fails half-way, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
@@ -79,7 +79,7 @@ def full_disk() -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_is_one_line_and_what_was_there_is_left(saved: Path) -> None:
+def test_a_full_disk_is_an_error_in_one_line_and_the_old_file_is_kept(saved: Path) -> None:
     with full_disk(), pytest.raises(UserError, match=rf"^{saved}: cannot be written \(.*\)[^\n]*$"):
         save_torch({"weights": torch.zeros(10_000)}, saved)
     assert not is_damaged(saved) and [path.name for path in saved.parent.iterdir()] == ["a.pt"]

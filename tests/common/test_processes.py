@@ -1,4 +1,4 @@
-"""Several processes of one training: the same result as one, and an end with a word when one is gone."""
+"""Several processes of one training: the same result as one process; when one ends, the others stop with a message."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def change(file: Path, **values: object) -> None:
 
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two processes, and one with the batches of both together."""
+    """A run of two processes, and a run of one process with the same batches."""
     folder = tmp_path_factory.mktemp("distilled") / "a b"
     kills.distillation(folder)
     change(folder / "distill.yaml", student__dropout=0.0, log_every=1, steps=12)
@@ -58,7 +58,7 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_processes_distil_on_the_loss_curve_of_one_with_their_batches_together(distilled: Path) -> None:
+def test_two_processes_distil_with_the_same_loss_curve_as_one(distilled: Path) -> None:
     one, two = (
         torch.load(distilled / name / "checkpoints/step-00000012.pt", weights_only=True) for name in ("one", "two")
     )
@@ -67,14 +67,14 @@ def test_two_processes_distil_on_the_loss_curve_of_one_with_their_batches_togeth
     assert two["progress"]["audio_seconds"] == pytest.approx(one["progress"]["audio_seconds"])
 
 
-def test_another_number_of_processes_is_refused_in_one_line(distilled: Path) -> None:
+def test_resuming_with_another_number_of_processes_is_an_error_in_one_line(distilled: Path) -> None:
     process = start(distilled, "cli", ["distill", "distill.yaml", "output=two", "steps=14"], 1)
     assert process.wait(timeout=120) == 2
     line = (distilled / "cli-1.log").read_text().splitlines()[-1]
     assert line.startswith("error: ") and "processes: was 2, is 1" in line
 
 
-def test_when_one_process_is_killed_the_other_ends_with_a_word_and_the_run_goes_on(distilled: Path) -> None:
+def test_when_one_process_is_killed_the_other_stops_with_a_message_and_the_run_can_be_resumed(distilled: Path) -> None:
     command = ["distill", "distill.yaml", "output=killed", "steps=100000", "save_every=5"]
     process = start(distilled, "cli", command, 2)
     saved = distilled / "killed" / "checkpoints"
@@ -92,7 +92,7 @@ def test_when_one_process_is_killed_the_other_ends_with_a_word_and_the_run_goes_
     assert (saved / f"step-{newest + 3:08d}.pt").is_file()
 
 
-def test_two_processes_train_jointly_on_the_loss_curve_of_one_with_their_batches_together(tmp_path: Path) -> None:
+def test_two_processes_train_jointly_with_the_same_loss_curve_as_one(tmp_path: Path) -> None:
     kills.joint(tmp_path / "data")
     file = tmp_path / "data" / "joint.yaml"
     config = tmp_path / "data" / "student" / "config.json"

@@ -55,7 +55,7 @@ def test_a_wrong_value_names_file_and_key(values: dict[str, Any], overrides: lis
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "a: [", "", "\x00"])
-def test_a_file_that_is_no_mapping_is_named(content: str, tmp_path: Path) -> None:
+def test_a_file_without_a_mapping_is_named(content: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(content)
     with pytest.raises(UserError, match=r"bad\.yaml"):

@@ -1,4 +1,4 @@
-"""What comes with data stays data: it neither runs, nor leaves its folder, nor changes a document's structure."""
+"""Untrusted data: none of it runs, leads out of its folder, or changes the structure of a document."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from distilled_student.prepare.unpack import temporary_folder, untar, unzip
 from distilled_student.teachers.open import open_teacher
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted(path for room in ("upstream", "downstream") for path in (ROOT / room).rglob("*.py"))
+SOURCES = sorted(path for folder in ("upstream", "downstream") for path in (ROOT / folder).rglob("*.py"))
 
 # nothing runs -----------------------------------------------------------------------------------------------------
 
 
 class Harmful:
-    """Pickled, it makes a file when it is loaded."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.command = f"touch '{path}'"
@@ -56,14 +56,14 @@ def refused(read: Callable[[], Any], path: Path) -> None:
     assert str(path) in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
-def test_a_payload_in_a_checkpoint_of_the_runner_is_refused_and_does_not_run(tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_of_the_runner_is_refused_and_does_not_run(tmp_path: Path) -> None:
     path = tmp_path / "states-1.ckpt"
     torch.save({"Args": Namespace(), "Config": Harmful(tmp_path / "ran"), "Downstream": {}}, path)
     refused(lambda: read_checkpoint(path), path)
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_payload_in_a_checkpoint_of_a_distillation_is_refused_and_does_not_run(tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_of_a_distillation_is_refused_and_does_not_run(tmp_path: Path) -> None:
     path = tmp_path / "step-1.pt"
     torch.save({"student": {}, "settings": Harmful(tmp_path / "ran")}, path)
     refused(lambda: read_torch(path), path)
@@ -73,7 +73,7 @@ def test_a_payload_in_a_checkpoint_of_a_distillation_is_refused_and_does_not_run
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("kind", ["hubert", "distilled_student", "wavlm"])
-def test_a_payload_in_a_students_or_a_teachers_folder_is_refused_and_does_not_run(
+def test_code_in_the_folder_of_a_student_or_teacher_is_refused_and_does_not_run(
     name: str, zipped: bool, kind: str, tmp_path: Path
 ) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -91,7 +91,7 @@ def test_a_payload_in_a_students_or_a_teachers_folder_is_refused_and_does_not_ru
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_code_beside_a_teachers_weights_does_not_run(tmp_path: Path) -> None:
+def test_code_files_next_to_a_teachers_weights_do_not_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         '{"model_type": "mine", "auto_map": {"AutoModel": "m.M", "AutoConfig": "m.C"}}'
     )
@@ -107,7 +107,7 @@ def test_a_payload_in_a_students_file_is_refused_and_does_not_run(name: str, tmp
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_payload_in_the_scores_of_a_run_is_refused_and_does_not_run(tmp_path: Path) -> None:
+def test_code_in_the_scores_of_a_run_is_refused_and_does_not_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / RESULTS).write_text('{"train_seconds": 1, "upstream": {}}')
@@ -127,7 +127,7 @@ def flag(call: ast.Call, name: str) -> object:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_line_of_ours_runs_what_it_reads(path: Path) -> None:
+def test_no_line_of_the_package_runs_code_from_files(path: Path) -> None:
     for name, call in calls(ast.parse(path.read_text(encoding="utf-8"))):
         where = f"{path}:{call.lineno}: {name}"
         assert name not in ("eval", "exec", "compile", "__import__", "os.system", "os.popen"), where
@@ -145,12 +145,12 @@ def test_no_line_of_ours_runs_what_it_reads(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/a", "../a", "a/../b", "a/..", "..", "C:\\a", "C:a", "..\\a", "\\\\host\\a", "//a"])
-def test_a_name_that_leads_out_of_its_folder_is_known(name: str) -> None:
+def test_a_name_that_leads_out_of_its_folder_is_detected(name: str) -> None:
     assert leads_outside(name)
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.wav", "./a", "a b/..c", "...", "", "über/ß"])
-def test_a_name_within_its_folder_is_left_alone(name: str) -> None:
+def test_a_name_inside_its_folder_is_allowed(name: str) -> None:
     assert not leads_outside(name)
 
 
@@ -186,7 +186,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_a_tar_whose_member_would_land_outside_is_refused_whole(what: str, tmp_path: Path) -> None:
+def test_a_tar_with_a_member_outside_the_folder_is_refused_completely(what: str, tmp_path: Path) -> None:
     archive = hostile_tar(tmp_path / "a b\n[red].tar.gz", HOSTILE[what])
     with pytest.raises(UserError) as error:
         untar(archive, tmp_path / "data" / "corpus", "corpus")
@@ -195,7 +195,7 @@ def test_a_tar_whose_member_would_land_outside_is_refused_whole(what: str, tmp_p
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_a_tar_that_reaches_out_through_its_own_link_is_refused(tmp_path: Path) -> None:
+def test_a_tar_that_leads_outside_through_its_own_link_is_refused(tmp_path: Path) -> None:
     archive = tmp_path / "a.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.addfile(member("corpus/link", tarfile.SYMTYPE, str(tmp_path)))
@@ -226,7 +226,7 @@ def hostile_zip(path: Path, name: str, mode: int = 0) -> Path:
         ("wav/l", stat.S_IFLNK | 0o777),
     ],
 )
-def test_a_zip_whose_member_would_land_outside_is_refused_whole(name: str, mode: int, tmp_path: Path) -> None:
+def test_a_zip_with_a_member_outside_the_folder_is_refused_completely(name: str, mode: int, tmp_path: Path) -> None:
     archive, target = hostile_zip(tmp_path / "[b]a\n.zip", name, mode), tmp_path / "data" / "vox"
     with pytest.raises(UserError, match=r"\.zip: cannot be unpacked .*: refused\)$") as error:  # noqa: SIM117
         with temporary_folder(target, archive) as partial:
@@ -259,14 +259,14 @@ NASTY = [
 
 
 def shape(document: str) -> tuple[list[str], list[int], int]:
-    """A document's headings' levels, cells of each table's line, and numbers of lines."""
+    """The structure of a document: heading level of each line, cells of each table row, number of lines."""
     lines = document.splitlines()
     cells = [len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines if line.startswith("|")]
     return [re.match(r"#*", line)[0] for line in lines], cells, len(lines)
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_escaped_text_is_one_line_without_a_sign_of_markdown(text: str) -> None:
+def test_escaped_text_is_one_line_without_markdown(text: str) -> None:
     line = escape_markdown(text)
     assert len(line.splitlines()) <= 1 and not re.search(r"[<>]", line)
     line.encode("utf-8")
@@ -274,12 +274,12 @@ def test_escaped_text_is_one_line_without_a_sign_of_markdown(text: str) -> None:
     assert not re.match(r"([#+=-]|\d+[.)](\s|$))", line)
 
 
-def test_harmless_names_are_shown_as_they_are() -> None:
+def test_harmless_names_are_not_changed() -> None:
     for name in ("train-clean-100", "wav2vec2-base", "distil_student, joint (frozen)", "3.5 hours", "a: b; c"):
         assert escape_markdown(name) == name
 
 
-def test_an_address_is_a_link_of_itself_alone() -> None:
+def test_an_address_becomes_a_link_that_shows_it() -> None:
     assert markdown_link("https://arxiv.org/abs/2210.16611v2") == "<https://arxiv.org/abs/2210.16611v2>"
     assert markdown_link("https://a.example/<script> x") == "<https://a.example/%3Cscript%3E%20x>"
     assert markdown_link("javascript:alert(`1`)") == r"javascript:alert(\`1\`)"
@@ -316,7 +316,7 @@ def test_no_name_changes_the_structure_of_a_report(text: str, tmp_path: Path) ->
     assert shape(report(tmp_path / "nasty", text)) == shape(report(tmp_path / "plain", "plain"))
 
 
-def test_a_name_with_a_formulas_signs_can_be_plotted(tmp_path: Path) -> None:
+def test_a_name_with_characters_of_a_formula_can_be_plotted(tmp_path: Path) -> None:
     kws = {"confusion": [[1, 0], [0, 1]], "labels": ["$\\frac{$", "b"], "accuracy": 50.0}
     plot_confusion(tmp_path / "a.png", "$\\wrong{$", kws)
     assert (tmp_path / "a.png").stat().st_size > 0
@@ -326,5 +326,5 @@ def test_a_name_with_a_formulas_signs_can_be_plotted(tmp_path: Path) -> None:
 def test_a_message_is_one_line_that_any_terminal_prints(text: str) -> None:
     message = str(UserError(f"{text}.wav: no such file"))
     assert message.isprintable() and len(message.splitlines()) == 1
-    assert one_line(message) == message  # an error that is raised again says the same
+    assert one_line(message) == message  # raising it again does not change the message
     message.encode("utf-8")

@@ -1,4 +1,4 @@
-"""What the fuzz tests share: how valid files are damaged, what a good end is, and the memory that it may take."""
+"""Shared by the fuzz tests: how valid files are damaged, which outcomes are allowed, and the allowed memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from distilled_student.common.errors import UserError
 
-CASES = os.environ.get("FUZZ_CASES")  # of each test; drawn anew then, and in the suite always the same
+CASES = os.environ.get("FUZZ_CASES")  # number of random inputs per test; without it, always the same 500
 MANY = settings(
     max_examples=int(CASES or 500),
     derandomize=CASES is None,
@@ -26,37 +26,37 @@ MANY = settings(
     suppress_health_check=list(HealthCheck),
 )
 MIB = 2**20
-TRIED = Counter[str]()  # for `make stress` to tell
-# what nobody thinks of where a setting is read
+TRIED = Counter[str]()  # printed by `make stress`
+# unexpected values of a setting
 ODD: list[Any] = [None, True, -1, 0, 1, 2**31, 2**63, 10**400, 0.5, -0.0, float("nan"), float("inf"), 1e308]
 ODD += ["", "a\nb", "\x00", "../x", "1e3", "${oc.env:HOME}", "${missing}", "???", [], [[]], [None], {}, {"a": {"a": 1}}]
 ODD += [{1: 2}, "\udcff", "x" * 3000, ["a"] * 300]
 
 
 def damaged(valid: bytes) -> st.SearchStrategy[bytes]:
-    """A valid file cut off, with some bytes changed, put in or left out; now and then bytes that are no such file."""
-    place, some = st.integers(0, len(valid)), st.binary(min_size=1, max_size=8)
+    """A valid file that is truncated or has bytes changed, inserted or removed; sometimes random bytes."""
+    position, some = st.integers(0, len(valid)), st.binary(min_size=1, max_size=8)
 
-    def over(edits: list[tuple[int, bytes]]) -> bytes:
+    def overwritten(edits: list[tuple[int, bytes]]) -> bytes:
         content = bytearray(valid)
         for start, new in edits:
             content[start : start + len(new)] = new
         return bytes(content)
 
-    # headers are where damage has most to say
+    # damage in a header has the most different effects
     early = st.tuples(st.integers(0, min(len(valid), 256)), some)
     return st.one_of(
-        place.map(lambda end: valid[:end]),
-        st.lists(early, min_size=1, max_size=3).map(over),
-        st.lists(st.tuples(place, some), min_size=1, max_size=6).map(over),
-        st.tuples(place, some).map(lambda edit: valid[: edit[0]] + edit[1] + valid[edit[0] :]),
-        st.tuples(place, st.integers(1, 64)).map(lambda cut: valid[: cut[0]] + valid[cut[0] + cut[1] :]),
+        position.map(lambda end: valid[:end]),
+        st.lists(early, min_size=1, max_size=3).map(overwritten),
+        st.lists(st.tuples(position, some), min_size=1, max_size=6).map(overwritten),
+        st.tuples(position, some).map(lambda edit: valid[: edit[0]] + edit[1] + valid[edit[0] :]),
+        st.tuples(position, st.integers(1, 64)).map(lambda cut: valid[: cut[0]] + valid[cut[0] + cut[1] :]),
         st.binary(max_size=200),
     )
 
 
 def rezipped(valid: bytes) -> st.SearchStrategy[bytes]:
-    """A zip archive with one member damaged, and checksums that are right all the same; members may be missing."""
+    """A zip archive with one member damaged or removed, and with correct checksums."""
     with zipfile.ZipFile(io.BytesIO(valid)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
 
@@ -79,12 +79,12 @@ def rezipped(valid: bytes) -> st.SearchStrategy[bytes]:
     ).map(zipped)
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where nested groups and lists hold something."""
+def value_paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path (keys and indices) of every value in nested mappings and lists."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield (*path, key)
-        yield from places(inner, (*path, key))
+        yield from value_paths(inner, (*path, key))
 
 
 def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
@@ -101,14 +101,14 @@ MISSING = object()
 
 
 def reset(valid: Any, more: list[Any] | None = None) -> st.SearchStrategy[Any]:
-    """Nested settings with one or two entries set to something odd, or without them."""
-    where = st.sampled_from(list(places(valid)))
+    """Nested settings with one or two entries replaced by an odd value or removed."""
+    where = st.sampled_from(list(value_paths(valid)))
     what = st.sampled_from([*ODD, *(more or []), MISSING])
 
     def change(edits: list[tuple[tuple[Any, ...], Any]]) -> Any:
         value = valid
         for path, new in edits:
-            if path in set(places(value)):
+            if path in set(value_paths(value)):
                 value = replaced(value, path, new)
         return value
 
@@ -116,7 +116,7 @@ def reset(valid: Any, more: list[Any] | None = None) -> st.SearchStrategy[Any]:
 
 
 def ends_well(run: Callable[[], Any], name: str | Path) -> Any:
-    """What ``run`` gives, or the UserError that it raises: in one line that names ``name``. Any other one is raised."""
+    """The result of ``run``, or its UserError if that is one line that contains ``name``. Other errors are raised."""
     TRIED["inputs"] += 1
     try:
         return run()
@@ -128,7 +128,7 @@ def ends_well(run: Callable[[], Any], name: str | Path) -> Any:
 
 
 def _peak() -> int:
-    """Most memory that this process has held, in bytes; on Linux since `_forget`."""
+    """Peak memory of this process in bytes; on Linux since `_reset_peak`."""
     status = Path("/proc/self/status")
     if status.is_file():
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
@@ -136,16 +136,16 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)
 
 
-def _forget() -> None:
-    with suppress(OSError):  # not Linux, or not allowed: the peak of the whole process is compared then
+def _reset_peak() -> None:
+    with suppress(OSError):  # not Linux, or not allowed: then the peak since the start of the process is compared
         Path("/proc/self/clear_refs").write_text("5")
 
 
 @contextmanager
 def at_most(mebibytes: int) -> Iterator[None]:
-    """Fail where what is done within takes more memory than this beyond what the process had."""
-    _forget()
+    """Fail if the code inside this context raises the peak memory of the process by more than this."""
+    _reset_peak()
     before = _peak()
     yield
     grown = (_peak() - before) / MIB
-    assert grown <= mebibytes, f"{grown:.0f} MiB more, {mebibytes} are allowed"
+    assert grown <= mebibytes, f"{grown:.0f} MiB more, but {mebibytes} are allowed"

@@ -1,4 +1,4 @@
-"""Audio files of any content: a waveform, or one line that names the file, in little memory."""
+"""Audio files of any content: they give a waveform or an error in one line that names the file, in little memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from distilled_student.common import audio
 from distilled_student.multitask.tasks.base import samples_of
 
 BOUND = 64  # MiB, for a file of less than a second
-KINDS = {
+FORMATS = {
     ".wav": ("WAV", ["PCM_16", "PCM_24", "DOUBLE", "FLOAT", "ULAW", "MS_ADPCM"]),
     ".w64": ("W64", ["PCM_16", "FLOAT"]),
     ".au": ("AU", ["PCM_16", "DOUBLE"]),
@@ -41,7 +41,7 @@ def encoded(kind: str, subtype: str, rate: int = 16_000, channels: int = 1) -> b
     return out.getvalue()
 
 
-VALID = [(suffix, encoded(kind, name)) for suffix, (kind, names) in KINDS.items() for name in names]
+VALID = [(suffix, encoded(kind, name)) for suffix, (kind, names) in FORMATS.items() for name in names]
 VALID += [(".wav", encoded("WAV", "PCM_16", rate, count)) for rate in (8_000, 44_101, 96_000) for count in (1, 3)]
 
 
@@ -51,7 +51,7 @@ def files(draw: st.DrawFn) -> tuple[str, bytes]:
     return suffix, draw(damaged(valid))
 
 
-def test_no_audio_file_ends_in_a_traceback_or_takes_more_memory_than_stated(
+def test_no_audio_file_causes_a_traceback_or_takes_more_memory_than_allowed(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = tmp_path_factory.mktemp("audio")
@@ -78,7 +78,7 @@ def write(path: Path, content: bytes) -> Path:
 
 
 def riff(frames: int = 2**31 - 1, channels: int = 1, rate: int = 16_000, bits: int = 16) -> bytes:
-    """A WAV file whose header says so, with a hundred bytes of audio."""
+    """A WAV file with this header and a hundred bytes of audio."""
     size = min(frames * channels * bits // 8, 2**32 - 1)
     form = struct.pack(
         "<HHIIHH", 1, channels, rate, rate * channels * bits // 8 % 2**32, channels * bits // 8 % 2**16, bits
@@ -94,6 +94,7 @@ def riff(frames: int = 2**31 - 1, channels: int = 1, rate: int = 16_000, bits: i
 
 
 def sun(frames: int = 2**31 - 1, channels: int = 1, rate: int = 16_000) -> bytes:
+    """A Sun AU file with this header and a hundred bytes of audio."""
     return b".snd" + struct.pack(">IIIII", 24, min(2 * frames, 2**32 - 1), 3, rate, channels) + bytes(100)
 
 
@@ -103,7 +104,7 @@ def patched(valid: bytes, old: bytes, new: bytes) -> bytes:
 
 
 def flac_of(frames: int) -> bytes:
-    """FLAC keeps its number of samples in 36 bits, behind 20 of the rate, 3 of channels and 5 of the sample's size."""
+    """A FLAC file whose header says ``frames``: 36 bits, after 20 bits of rate, 3 of channels and 5 of sample size."""
     content = bytearray(encoded("FLAC", "PCM_16"))
     head = int.from_bytes(content[18:26], "big")
     content[18:26] = (head >> 36 << 36 | frames).to_bytes(8, "big")
@@ -128,7 +129,7 @@ HUGE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", HUGE)
-def test_a_header_that_promises_gigabytes_takes_none_of_them(name: str, tmp_path: Path) -> None:
+def test_a_header_that_declares_gigabytes_does_not_allocate_them(name: str, tmp_path: Path) -> None:
     audio.load(write(tmp_path / "warm.wav", encoded("WAV", "PCM_16")))
     path = write(tmp_path / name, HUGE[name])
     with at_most(BOUND):
@@ -145,7 +146,7 @@ def test_a_rate_outside_one_to_768_kilohertz_is_refused(rate: int, tmp_path: Pat
 
 
 @pytest.mark.parametrize("rate", [1_000, 44_101, 767_999, 768_000])
-def test_any_rate_within_is_read_in_the_length_that_the_index_expects(rate: int, tmp_path: Path) -> None:
+def test_any_other_rate_gives_the_length_that_the_index_expects(rate: int, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", tone(0.5, rate).numpy(), rate)
     audio.load(tmp_path / "a.wav")
     with at_most(256):
@@ -153,20 +154,20 @@ def test_any_rate_within_is_read_in_the_length_that_the_index_expects(rate: int,
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 768_000])
-def test_resampling_without_a_table_gives_what_torchaudios_gives(rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resampling_without_a_table_equals_torchaudios(rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
     wave = tone(0.3, rate)
     monkeypatch.setattr(audio, "MAX_RESAMPLING_WEIGHTS", 0)
     torch.testing.assert_close(audio.resample(wave, rate), resample(wave, rate, 16_000), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("subtype", ["PCM_24", "DOUBLE", "FLOAT", "PCM_U8"])
-def test_every_width_of_samples_is_read(subtype: str, tmp_path: Path) -> None:
+def test_every_sample_format_is_read(subtype: str, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", tone(0.2).numpy(), 16_000, subtype=subtype)
     torch.testing.assert_close(audio.load(tmp_path / "a.wav"), tone(0.2), atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
-def test_a_sample_that_is_no_number_is_refused(value: float, tmp_path: Path) -> None:
+def test_nan_and_infinite_samples_are_refused(value: float, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.array([0.0, value, 0.0]), 16_000, subtype="DOUBLE")
     with pytest.raises(UserError, match=r"a\.wav: holds NaN or infinite samples"):
         audio.load(tmp_path / "a.wav")
@@ -178,7 +179,7 @@ def test_an_empty_file_is_refused(content: bytes, tmp_path: Path) -> None:
     assert isinstance(ends_well(lambda: audio.load(path), path), UserError)
 
 
-def test_more_than_can_be_read_at_once_is_refused_and_read_in_pieces(
+def test_a_file_too_long_to_be_read_at_once_is_refused_and_can_be_read_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audio, "MAX_SAMPLES_PER_READ", 8_000)
@@ -188,7 +189,9 @@ def test_more_than_can_be_read_at_once_is_refused_and_read_in_pieces(
     torch.testing.assert_close(audio.load(tmp_path / "a.wav", 0.5, 0.5), tone(1.0)[8_000:])
 
 
-def test_channels_are_averaged_in_blocks_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_averaging_channels_in_blocks_does_not_change_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     samples = np.stack([tone(1.0, seed=i).numpy() for i in range(5)], axis=1)
     soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
     whole = audio.load(tmp_path / "a.wav")

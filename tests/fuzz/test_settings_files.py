@@ -1,4 +1,4 @@
-"""Settings of any content, for distillation and for joint training: typed, or one line that names the file."""
+"""Settings files of any content, for distillation and joint training: they are typed, or an error names the file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def distillation(path: Path) -> DistillConfig:
 
 
 def joint(path: Path) -> None:
-    """What `run_downstream.py -c` checks, and then the expert."""
+    """The checks of `run_downstream.py -c`, then those of the expert."""
     config = read_yaml(path)
     check_config(str(path), config, "multitask")
     settings = typed(ExpertSettings, config["downstream_expert"], f"{path}: downstream_expert")
@@ -51,7 +51,7 @@ def texts(valid: Path) -> st.SearchStrategy[bytes]:
 
 
 @pytest.mark.parametrize(("valid", "read"), [(DISTIL, distillation), (JOINT, joint)])
-def test_no_settings_end_in_a_traceback_or_take_more_memory_than_stated(
+def test_no_settings_cause_a_traceback_or_take_more_memory_than_allowed(
     valid: Path, read: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     register()
@@ -69,41 +69,42 @@ def test_no_settings_end_in_a_traceback_or_take_more_memory_than_stated(
         check()
 
 
-def bomb(levels: int = 12, width: int = 9) -> str:
+def alias_bomb(levels: int = 12, width: int = 9) -> str:
+    """Lists of aliases of lists of aliases: a few lines that stand for ``width ** levels`` values."""
     lines = [f"a0: &a0 [{', '.join(['x'] * width)}]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, levels)]
     return "\n".join(lines)
 
 
 HOSTILE = {
-    "aliases": (bomb(), "more than 20000 values"),
-    "aliases in groups": (
+    "aliases": (alias_bomb(), "more than 20000 values"),
+    "aliases in mappings": (
         "a0: &a0 {x: 1}\n" + "\n".join(f"a{i}: &a{i} {{p: *a{i - 1}, q: *a{i - 1}}}" for i in range(1, 40)),
         "more than 20000 values",
     ),
     "itself": ("a: &a [*a]", "stands for a value that contains it"),
-    "itself in a group": ("student: &s {targets: *s}", "stands for a value that contains it"),
+    "itself in a mapping": ("student: &s {targets: *s}", "stands for a value that contains it"),
     "nested lists": ("a: " + "[" * 5_000, "more than|expected"),
-    "nested groups": ("a: " + "{a: " * 5_000, "more than"),
+    "nested mappings": ("a: " + "{a: " * 5_000, "more than"),
     "nested blocks": ("\n".join(" " * i + "a:" for i in range(400)), "more than"),
     "nested sequences": ("- " * 5_000 + "a", "more than"),
     "long": ("a: " + "x" * 2**18, "more than 131072 characters"),
     "many": ("a: [" + "1, " * 40_000 + "]", "more than 20000 values"),
     "a large number": ("steps: " + "9" * 5_000, "without quotes of more than 2000 characters"),
     "a large hexadecimal number": ("steps: 0x" + "f" * 5_000, "without quotes"),
-    "a number of many parts": ("steps: 1" + ":59" * 2_000, "without quotes"),
+    "a base 60 number of many digits": ("steps: 1" + ":59" * 2_000, "without quotes"),
     "a wrong date": ("steps: 2001-99-99", "cannot be read as YAML"),
     "an empty number": ("steps: !!int ''", "cannot be read as YAML"),
-    "a wrong truth": ("steps: !!bool maybe", "cannot be read as YAML"),
+    "a wrong boolean": ("steps: !!bool maybe", "cannot be read as YAML"),
     "a program": ("steps: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
-    "a group for a key": ("? {a: 1}\n: 1", "unhashable"),
-    "a name that no file has": ('output: "a\\0b"', "text with a NUL character"),
-    "no text": ("a: \x00", "cannot be read as YAML"),
+    "a mapping as a key": ("? {a: 1}\n: 1", "unhashable"),
+    "a NUL in a file name": ('output: "a\\0b"', "text with a NUL character"),
+    "a NUL character": ("a: \x00", "cannot be read as YAML"),
 }
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_yaml_that_would_exhaust_time_or_memory_is_refused_at_once(what: str, tmp_path: Path) -> None:
+def test_yaml_that_would_exhaust_time_or_memory_is_refused_quickly(what: str, tmp_path: Path) -> None:
     text, message = HOSTILE[what]
     path = tmp_path / "settings.yaml"
     path.write_text(text)
@@ -114,7 +115,7 @@ def test_yaml_that_would_exhaust_time_or_memory_is_refused_at_once(what: str, tm
     assert str(path) in str(error.value) and str(error.value).isprintable()
 
 
-def test_anchors_and_merged_groups_of_a_normal_size_are_read() -> None:
+def test_anchors_and_merged_mappings_of_normal_size_are_read() -> None:
     assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]")["b"] == {"x": 1, "y": 2}
 
 
@@ -125,6 +126,6 @@ def test_a_settings_file_of_any_name_is_named_in_one_line(name: str, tmp_path: P
     assert "line 3, column 3" in message and len(message.splitlines()) == 1
 
 
-def test_a_file_that_is_not_there_or_a_folder_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent.yaml"):
         assert isinstance(ends_well(lambda path=path: read_yaml(path), path), UserError)

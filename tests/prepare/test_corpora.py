@@ -59,7 +59,7 @@ def test_speech_commands_is_counted_as_s3prl_and_the_classic_index_count(
     from s3prl.downstream.speech_commands import dataset, expert
 
     corpus = speech_commands(commands, server)
-    with pytest.raises(UserError, match="test: 24 test utterances but 3,081 are published"):
+    with pytest.raises(UserError, match="test: 24 test utterances, but 3,081 are published"):
         prepare(corpus, tmp_path)
     train = tmp_path / "speech_commands" / "train"
     found = counts.speech_commands_training(train)

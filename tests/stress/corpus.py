@@ -1,4 +1,4 @@
-"""A manifest of ten million utterances, some 30,000 hours: seconds and memory to its first batch, in a fresh process.
+"""A manifest of ten million utterances (30,000 hours): time and memory of a new process until its first batch.
 
 python tests/stress/corpus.py [LINES] [FOLDER]
 """
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 LINES = 10_000_000
-SECONDS, FILES, RATE = 10.8, 8, 16_000  # of an utterance; of audio that the lines share
+SECONDS, FILES, RATE = 10.8, 8, 16_000  # mean length of an utterance; audio files that the lines share; Hz
 
 
 class Figures(NamedTuple):
-    """Of a process that reads the first batch: since its start, its imports included, and at most."""
+    """Of a process that reads the first batch: seconds since its start, imports included, and peak memory."""
 
     lines: int
     seconds: float
@@ -27,7 +27,7 @@ class Figures(NamedTuple):
 
 
 def write_manifest(path: Path, lines: int) -> None:
-    """``lines`` cuts of a few real files, which are written beside the manifest. The disk needs 380 bytes a line."""
+    """Write ``lines`` cuts of a few audio files in the same folder. Each line has 380 bytes."""
     import numpy as np
     import soundfile
 
@@ -49,7 +49,7 @@ def write_manifest(path: Path, lines: int) -> None:
 
 
 def first_batch(manifest: Path) -> tuple[float, int]:
-    """When the first batch came, by the system's clock, and the process's peak in kilobytes."""
+    """The time (seconds since 1970) of the first batch, and the peak memory of the process in kilobytes."""
     import resource
 
     from distilled_student.distillation.data.cuts import DataConfig
@@ -64,7 +64,7 @@ def first_batch(manifest: Path) -> tuple[float, int]:
 
 
 def measure(manifest: Path, lines: int) -> Figures:
-    """Start a process that reads the first batch of a manifest."""
+    """Measure a new process that reads the first batch of a manifest."""
     start = time.time()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -79,7 +79,7 @@ def measure(manifest: Path, lines: int) -> Figures:
 
 
 def main(lines: int = LINES, folder: str | None = None) -> None:
-    """Write a manifest of so many lines, and print the figures in a line."""
+    """Write a manifest of ``lines`` lines, measure, and print one line."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         manifest = Path(place) / "cuts.jsonl"
         write_manifest(manifest, lines)

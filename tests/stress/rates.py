@@ -1,8 +1,8 @@
-"""What a corpus of shards takes: bytes, reading and decoding on one core, and the models' operations.
+"""The cost of a corpus of shards: bytes, speed of reading and decoding on one core, and the models' operations.
 
     python tests/stress/rates.py [SHARD.tar ...]    # without shards: the embedded speech, as FLAC
 
-Prints what docs/scale.md computes with.
+Prints the figures from which docs/scale.md computes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,15 @@ from distilled_student.student.config import named_size
 from distilled_student.student.cost import macs_per_second
 
 REPEATS = 3
-HOURS, GPU, SHARE = 1e6, 989e12, 0.4  # the corpus; an H100's dense bf16 FLOP/s, and what of it is assumed
+HOURS, GPU, SHARE = (
+    1e6,
+    989e12,
+    0.4,
+)  # size of the corpus; dense bf16 FLOP/s of an H100, and the share of it that is assumed
 
 
 def write_shard(path: Path, seconds: float = 10.0) -> None:
-    """The embedded speech, each voice in pieces of so many seconds."""
+    """Write a shard of the embedded speech, each voice in pieces of ``seconds``."""
     with tarfile.open(path, "w") as archive:
         for file in sorted(PACKED.glob("*.ogg")):
             for number, block in enumerate(soundfile.blocks(file, int(seconds * SAMPLE_RATE), dtype="int16")):
@@ -47,7 +51,7 @@ def write_shard(path: Path, seconds: float = 10.0) -> None:
 
 
 def reading(paths: Sequence[str]) -> tuple[int, float]:
-    """Bytes of all members and seconds to read them from the disk's cache, nothing decoded."""
+    """Bytes of all members, and seconds to read them from the disk cache without decoding."""
     start, read = time.perf_counter(), 0
     for path in paths:
         read += sum(len(item.content) for items, _ in read_chunks(Unit(path)) for item in items)
@@ -65,7 +69,7 @@ def batches(paths: Sequence[str]) -> tuple[float, float, float]:
 
 
 class Stacked(nn.Module):
-    """A model of padded waveforms, as `macs_per_second` calls one."""
+    """A model of padded waveforms with the interface that `macs_per_second` calls: a list of waveforms."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -76,7 +80,7 @@ class Stacked(nn.Module):
 
 
 def main(paths: Sequence[str]) -> None:
-    """Print the measured rates, and what they make of ``HOURS``."""
+    """Print the measured rates, and what follows for ``HOURS`` hours."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         if not paths:
@@ -84,20 +88,20 @@ def main(paths: Sequence[str]) -> None:
             write_shard(Path(paths[0]))
         reading(paths)
         size, read = min((reading(paths) for _ in range(REPEATS)), key=lambda found: found[1])
-        heard, decoded, padding = min((batches(paths) for _ in range(REPEATS)), key=lambda found: found[1])
+        audio, decoded, padding = min((batches(paths) for _ in range(REPEATS)), key=lambda found: found[1])
     models = HubertModel(HubertConfig()), Student(named_size("paper"))
     macs = [macs_per_second(Stacked(model)) for model in models]
     flops = 2 * macs[0] + 6 * macs[1]  # the student's backward pass is two forward passes
-    pace = SHARE * GPU / flops
-    print(f"speech               {heard / 3600:.2f} h, {size / heard * 3600 / 1e6:.1f} MB/h as stored")
-    print(f"reading shards       {size / read / 1e6:.0f} MB/s, {heard / read:.0f} s of audio a second, one core")
-    print(f"reading and decoding {heard / decoded:.0f} s of audio a second, one core; {padding:.1%} padding")
-    print(f"teacher              {macs[0] / 1e9:.2f} GMAC for a second of audio, forward")
-    print(f"student (paper)      {macs[1] / 1e9:.2f} GMAC for a second of audio, forward; twice that backward")
-    print(f"a GPU, assumed       {SHARE:.0%} of {GPU / 1e12:.0f} TFLOP/s: {pace:.0f} s of audio a second")
-    print(f"it reads             {pace * size / heard / 1e6:.0f} MB/s, decoded by {pace * decoded / heard:.1f} cores")
+    rate = SHARE * GPU / flops
+    print(f"speech               {audio / 3600:.2f} h, {size / audio * 3600 / 1e6:.1f} MB/h as stored")
+    print(f"reading shards       {size / read / 1e6:.0f} MB/s, {audio / read:.0f} s of audio per second, one core")
+    print(f"reading and decoding {audio / decoded:.0f} s of audio per second, one core; {padding:.1%} padding")
+    print(f"teacher              {macs[0] / 1e9:.2f} GMAC per second of audio, forward")
+    print(f"student (paper)      {macs[1] / 1e9:.2f} GMAC per second of audio, forward; twice that backward")
+    print(f"a GPU, assumed       {SHARE:.0%} of {GPU / 1e12:.0f} TFLOP/s: {rate:.0f} s of audio per second")
+    print(f"it reads             {rate * size / audio / 1e6:.0f} MB/s, decoded by {rate * decoded / audio:.1f} cores")
     print(
-        f"{HOURS:.0e} hours          {HOURS * 3600 * size / heard / 1e12:.1f} TB, {HOURS / pace:.0f} GPU hours a pass"
+        f"{HOURS:.0e} hours          {HOURS * 3600 * size / audio / 1e12:.1f} TB, {HOURS / rate:.0f} GPU hours a pass"
     )
 
 
