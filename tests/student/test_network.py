@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,6 +115,17 @@ def test_importing_the_package_needs_torch_alone() -> None:
     code = (
         "import sys, distilled_student as ds; ds.build_student;"
         "print([m for m in ('s3prl','transformers','lhotse','torchaudio','omegaconf') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_a_saved_student_runs_with_torch_and_safetensors_alone(small_cnn: ds.StudentConfig, tmp_path: Path) -> None:
+    ds.save_student(ds.build_student(small_cnn), tmp_path)
+    heavy = ("s3prl", "transformers", "lhotse", "torchaudio", "soundfile", "omegaconf", "yaml")
+    code = (
+        f"import sys, torch, distilled_student as ds; ds.load_student({str(tmp_path)!r})(torch.zeros(1, 4000));"
+        f"print([m for m in {heavy} if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
