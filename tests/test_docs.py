@@ -251,6 +251,8 @@ def test_every_call_of_run_downstream_is_one_that_it_understands(command: Comman
         check_upstream(arguments.upstream)
     if arguments.downstream:
         check_downstream(arguments.downstream)
+    if is_placeholder(arguments.config or ""):
+        return
     if arguments.downstream == "multitask":
         path = find_config(arguments.config or "default", "multitask")
         check_joint_settings(path, arguments)
