@@ -11,9 +11,10 @@ from conftest import tone
 import distilled_student as ds
 from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.speed import startup
-from distilled_student.speed.distillation import compare_distillation, padding, write_utterances
+from distilled_student.speed.distillation import compare_distillation, open_ours, padding, write_utterances
 from distilled_student.speed.joint import WARMUP, Watched, compare_joint
 from distilled_student.speed.s3prl_recipe import OPTIMIZER, Recipe, Sizes, write_teacher
+from distilled_student.student.cost import has_fast_bf16
 
 TINY = Sizes(width=32, heads=4, feed_forward=48, conv=16, layers=3, student_layers=1, targets=(1, 3))
 
@@ -22,11 +23,38 @@ def test_distillation_is_compared_on_the_same_audio_and_sizes() -> None:
     found = compare_distillation(rounds=1, seconds=(0.4, 0.8, 0.6, 0.5), utterances=2, sizes=TINY)
     assert found["seconds"] == pytest.approx(2.3)
     assert found["s3prl"]["padding"] == pytest.approx(0.3 / 2.6)  # sorted: 0.8 with 0.6, 0.5 with 0.4
-    assert found["s3prl"]["precision"] == found["s3prl"]["teacher_precision"] == "fp32"
-    operations = [found[name]["flops"] / found[name]["audio_seconds_per_second"] for name in ("s3prl", "ours")]
-    assert operations[0] == pytest.approx(operations[1]) and operations[0] > 0
-    faster = found["ours"]["audio_seconds_per_second"] / found["s3prl"]["audio_seconds_per_second"]
-    assert found["ratio"]["median"] == pytest.approx(faster)  # of one round
+    in_fp32 = found["ours_fp32"] if has_fast_bf16() else found["ours"]
+    for side in (found["s3prl"], in_fp32):
+        assert side["precision"] == side["teacher_precision"] == "fp32"
+    fastest = "bf16" if has_fast_bf16() else "fp32"
+    assert found["ours"]["precision"] == found["ours"]["teacher_precision"] == fastest
+    sides = [figures for figures in found.values() if isinstance(figures, dict) and "flops" in figures]
+    operations = [side["flops"] / side["audio_seconds_per_second"] for side in sides]
+    assert operations == pytest.approx([operations[0]] * len(sides)) and operations[0] > 0
+    for name, side in (("ratio", found["ours"]), ("ratio_fp32", in_fp32)):
+        times_as_fast = side["audio_seconds_per_second"] / found["s3prl"]["audio_seconds_per_second"]
+        assert found[name]["median"] == pytest.approx(times_as_fast)  # of one round
+
+
+@pytest.mark.skipif(not has_fast_bf16(), reason="compares two precisions only where bf16 is fast")
+def test_each_of_our_runs_computes_in_its_own_precision(tmp_path: Path) -> None:
+    write_utterances(tmp_path / "audio", [1.0, 0.5])
+    write_teacher(tmp_path / "teacher.pt", TINY)
+    computed: dict[str, set[torch.dtype]] = {}
+    runs = {name: open_ours(tmp_path, [1.0, 0.5], 2, TINY, name) for name in ("fp32", "bf16")}
+    for name, ours in runs.items():
+        for model in (ours.run.student, ours.run.teacher):
+            dtypes = computed.setdefault(f"{name} {type(model).__name__}", set())
+            for module in model.modules():
+                module.register_forward_hook(
+                    lambda _, inputs, output, dtypes=dtypes: dtypes.update(
+                        tensor.dtype for tensor in [output] if isinstance(tensor, torch.Tensor)
+                    )
+                )
+    for name in ("fp32", "bf16", "fp32"):  # one run must not change the other's precision
+        runs[name].epoch()
+    assert computed["fp32 Student"] == computed["fp32 Teacher"] == {torch.float32}
+    assert torch.bfloat16 in computed["bf16 Student"] & computed["bf16 Teacher"]
 
 
 def test_s3prls_recipe_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Distillation beside s3prl's recipe: seconds of audio trained per second, on the same audio and sizes, in turns."""
+"""Compares the speed of our distillation with that of s3prl's recipe: same audio, same sizes, both precisions."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from distilled_student.speed.s3prl_recipe import Recipe, Sizes, write_teacher
 from distilled_student.student.config import StudentConfig
 from distilled_student.student.cost import has_fast_bf16, peak_flops
 
-SECONDS = tuple(half / 2 for half in range(4, 20))  # enough files for buckets by duration
+SECONDS = tuple(half / 2 for half in range(4, 20))  # 2.0 to 9.5: enough files for buckets by duration
 
 
 def write_utterances(folder: Path, seconds: Sequence[float]) -> list[Path]:
-    """Speech of the embedded corpus in files of these lengths, a voice each."""
+    """Write one file for each of the lengths, with speech of the embedded corpus; each file has one voice."""
     folder.mkdir()
     voices = sorted({clip.voice for clip in read_index()})
     files = [folder / f"{number:03d}.flac" for number in range(len(seconds))]
@@ -39,79 +39,103 @@ def write_utterances(folder: Path, seconds: Sequence[float]) -> list[Path]:
 
 
 def padding(batches: Iterable[Sequence[int]]) -> float:
-    """Share of padding in batches of these lengths."""
+    """Share of padding in batches whose utterances have these lengths."""
     sizes = [(sum(lengths), max(lengths) * len(lengths)) for lengths in batches]
     return 1 - sum(valid for valid, _ in sizes) / sum(padded for _, padded in sizes)
 
 
 class Ours:
-    """`Distillation` as ``distilled-student distill`` runs it, an epoch at a time."""
+    """`Distillation` as ``distilled-student distill`` runs it, one epoch per call."""
 
     def __init__(self, config: DistillConfig) -> None:
         self.run, self.data = Distillation(config, "speed"), config.data
         self.run.model.train()
+        self.precision, self.teacher_precision = self.run.config.precision, self.run.config.teacher_precision
         self.cuts, _ = read_cuts(config.data)
-        self.epochs, self.lengths = count(), []
+        self.epochs = count()
+        self.lengths: list[list[int]] = []  # samples of each utterance, by batch
 
     def epoch(self) -> None:
-        """All files once."""
+        """Train on every file once."""
         for batch in make_loader(self.cuts, self.data, 0, next(self.epochs)):
             meters = self.run.step(batch)
             self.lengths.append(batch.lengths.tolist())
-        meters["loss"].item()  # a GPU has done it all now
+        meters["loss"].item()  # waits until a GPU has finished
 
 
-def _ours(folder: Path, seconds: Sequence[float], utterances: int, sizes: Sizes) -> Ours:
-    batch = max(max(seconds), utterances * sum(seconds) / len(seconds))
-    data = DataConfig([str(folder / "audio")], max_seconds=max(seconds), batch_seconds=batch)
+def open_ours(folder: Path, seconds: Sequence[float], utterances: int, sizes: Sizes, precision: str) -> Ours:
+    """Our distillation of the files in ``folder/audio`` from ``folder/teacher.pt``.
+
+    Accelerate keeps the precision of the last run for the whole process. It asks for it only where a run is not in
+    fp32: open the run in fp32 first.
+
+    Args:
+        seconds: Lengths of the files.
+        utterances: In a batch of s3prl's recipe. A batch of ours holds as many seconds of audio.
+        precision: ``fp32`` or ``bf16``, of student and teacher.
+    """
+    batch_seconds = max(max(seconds), utterances * sum(seconds) / len(seconds))
+    data = DataConfig([str(folder / "audio")], max_seconds=max(seconds), batch_seconds=batch_seconds)
     form = {"hidden_size": sizes.width, "heads": sizes.heads, "feed_forward": sizes.feed_forward}
     form |= {"conv_dim": [sizes.conv] * 7, "layers": sizes.student_layers, "prediction_size": sizes.width}
     student = {key: value for key, value in asdict(StudentConfig(**form)).items() if key in form}
-    precision = "bf16" if has_fast_bf16() else "fp32"
+    precisions = {"precision": precision, "teacher_precision": precision}
     teacher, output = str(folder / "teacher.pt"), str(folder / "out")
-    return Ours(DistillConfig(teacher, output, data, list(sizes.targets), student, precision=precision))
+    return Ours(DistillConfig(teacher, output, data, list(sizes.targets), student, **precisions))
 
 
 def compare_distillation(
     rounds: int = 3, seconds: Sequence[float] = SECONDS, utterances: int = 4, sizes: Sizes | None = None
 ) -> dict[str, Any]:
-    """Epochs over the same files by s3prl's recipe and by ours, in turns.
+    """Train on the same files with s3prl's recipe and with ours, an epoch of each in turn.
 
     Args:
         seconds: Lengths of the files.
-        utterances: In a batch of s3prl's, whose own setting is 24. Ours holds as many seconds of audio.
+        utterances: In a batch of s3prl's recipe, whose own setting is 24. Ours holds as many seconds of audio.
 
     Returns:
-        ``s3prl`` and ``ours``: seconds of audio trained per second (median of the rounds), share of padding, precision
-        of student and teacher, FLOP/s spent on valid audio and their share of the device's peak in these precisions.
-        ``ratio``: how many times as fast ours is, median and quartiles over the rounds.
+        ``s3prl``: its recipe in its own precision, fp32 on a CPU, fp16 for the student on a GPU. ``ours``: our
+        distillation in bf16, or in fp32 where bf16 is not fast. ``s3prl_fp32`` and ``ours_fp32``: the same in fp32,
+        where the former is not. Of each: seconds of audio trained per second (median of the rounds), share of padding,
+        precision of student and teacher, FLOP/s spent on valid audio and their share of the device's peak in these
+        precisions.
+        ``ratio``: how many times as fast as ``s3prl`` ``ours`` is; ``ratio_fp32``: the same of both in fp32. Median and
+        quartiles over the rounds.
     """
     sizes = sizes or Sizes()
     with TemporaryDirectory() as name:
         folder = Path(name)
         files = write_utterances(folder / "audio", seconds)
         write_teacher(folder / "teacher.pt", sizes)
-        ours = _ours(folder, seconds, utterances, sizes)
-        device = ours.run.accelerator.device
-        theirs = Recipe(folder / "teacher.pt", sizes, files, utterances, device)
-        times = interleaved({"s3prl": theirs.epoch, "ours": ours.epoch}, rounds)
-        frames = [[soundfile.info(file).frames for file in batch] for batch in theirs.batches]
-    single = "fp16" if theirs.half else "fp32"
-    precisions = {"s3prl": (single, "fp32"), "ours": (ours.run.config.precision, ours.run.config.teacher_precision)}
-    lengths = {"s3prl": frames, "ours": ours.lengths}
-    workload = measure_workload(ours.run.student, ours.run.teacher, ours.run.config.precision, device)
+        settings = (folder, seconds, utterances, sizes)
+        sides: dict[str, Ours | Recipe] = {"ours_fp32": open_ours(*settings, "fp32")}
+        sides["ours"] = open_ours(*settings, "bf16") if has_fast_bf16() else sides.pop("ours_fp32")
+        device = sides["ours"].run.accelerator.device
+        recipe = (folder / "teacher.pt", sizes, files, utterances, device)
+        sides["s3prl"] = Recipe(*recipe)
+        if sides["s3prl"].precision != "fp32":
+            sides["s3prl_fp32"] = Recipe(*recipe, precision="fp32")
+        sides = {side: sides[side] for side in ("s3prl", "s3prl_fp32", "ours_fp32", "ours") if side in sides}
+        times = interleaved({side: trainer.epoch for side, trainer in sides.items()}, rounds)
+        recipe_lengths = [[soundfile.info(file).frames for file in batch] for batch in sides["s3prl"].batches]
+    run = sides["ours"].run
+    workload = measure_workload(run.student, run.teacher, run.config.precision, device)
     result: dict[str, Any] = {"device": device.type, "threads": torch.get_num_threads(), "seconds": sum(seconds)}
-    for name, (student, teacher) in precisions.items():
-        peaks = [peak_flops(device, HALF_PRECISIONS.get(precision, torch.float32)) for precision in (student, teacher)]
-        speed = replace(workload, student_peak=peaks[0], teacher_peak=peaks[1]).throughput(
-            sum(seconds), sum(seconds), median(times[name])
+    result["rounds"] = rounds
+    for side, trainer in sides.items():
+        precisions = (trainer.precision, trainer.teacher_precision)
+        student_peak, teacher_peak = (peak_flops(device, HALF_PRECISIONS.get(name, torch.float32)) for name in precisions)
+        speed = replace(workload, student_peak=student_peak, teacher_peak=teacher_peak).throughput(
+            sum(seconds), sum(seconds), median(times[side])
         )
-        result[name] = {
+        result[side] = {
             "audio_seconds_per_second": speed.audio,
-            "padding": padding(lengths[name]),
-            "precision": student,
-            "teacher_precision": teacher,
+            "padding": padding(trainer.lengths if isinstance(trainer, Ours) else recipe_lengths),
+            "precision": trainer.precision,
+            "teacher_precision": trainer.teacher_precision,
             "flops": speed.flops,
             "share_of_peak": speed.share,
         }
-    return {**result, "ratio": ratio(times["s3prl"], times["ours"])._asdict()}
+    result["ratio"] = ratio(times["s3prl"], times["ours"])._asdict()
+    in_fp32 = times.get("s3prl_fp32", times["s3prl"]), times.get("ours_fp32", times["ours"])
+    return {**result, "ratio_fp32": ratio(*in_fp32)._asdict()}

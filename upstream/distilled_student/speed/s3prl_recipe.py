@@ -1,8 +1,8 @@
-"""s3prl's distillation, for comparison: its own teacher, student and optimiser, in the loop that its package lacks.
+"""s3prl's distillation as a reference for speed: its teacher, student and optimiser in a training loop like its own.
 
-After ``pretrain/distiller`` and ``pretrain/runner.py`` of its repository (Chang et al. 2022): utterances sorted by
-length, a fixed number in a batch, batches in random order; float32 on a CPU, float16 for the student on a GPU; the loss
-is a mean over all frames, padding included.
+s3prl's package lacks that loop. This one follows ``pretrain/distiller`` and ``pretrain/runner.py`` of its repository
+(Chang et al. 2022): utterances are sorted by length, a batch has a fixed number of them, batches come in random order.
+The student runs in float32 on a CPU and in float16 on a GPU. The loss is a mean over all frames, padding included.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ OPTIMIZER = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the teacher, and of the student in all but its layers. The defaults are HuBERT base's and DistilHuBERT's."""
+    """Sizes of teacher and student, which differ in their number of layers only.
+
+    The defaults are those of HuBERT base and DistilHuBERT.
+    """
 
     width: int = 768
     heads: int = 12
@@ -45,7 +48,7 @@ class Sizes:
     targets: tuple[int, ...] = (4, 8, 12)
 
     def fairseq(self, layers: int) -> dict[str, Any]:
-        """The settings of an encoder that s3prl's teacher and student have in common."""
+        """Settings of an encoder, named as s3prl's teacher and student both name them."""
         return {
             "encoder_layers": layers,
             "encoder_embed_dim": self.width,
@@ -55,7 +58,7 @@ class Sizes:
 
 
 def write_teacher(file: Path, sizes: Sizes) -> None:
-    """A HuBERT with random weights, as s3prl's ``hubert_local`` and `open_teacher` read it."""
+    """Write a HuBERT with random weights, in the format that s3prl's ``hubert_local`` and `open_teacher` read."""
     register()
     from s3prl.upstream.hubert.hubert_model import HubertConfig, HubertModel, HubertPretrainingConfig
 
@@ -69,7 +72,7 @@ def write_teacher(file: Path, sizes: Sizes) -> None:
 
 
 class _Batches(Dataset):
-    """Batches of files, read."""
+    """Batches of waveforms ``(samples,)``, read from their files."""
 
     def __init__(self, files: Sequence[Sequence[Path]]) -> None:
         self.files = files
@@ -82,15 +85,25 @@ class _Batches(Dataset):
 
 
 class Recipe:
-    """A run of it.
+    """One training run of s3prl's recipe.
 
     Args:
-        teacher: See `write_teacher`; of these ``sizes``.
-        files: Audio at 16 kHz. ``utterances``: in a batch.
+        teacher: File of a teacher of these ``sizes``, see `write_teacher`.
+        files: Audio at 16 kHz.
+        utterances: Number of them in a batch.
+        precision: Of the student, ``fp32`` or ``fp16``; None: as s3prl's runner, fp16 on a GPU. The teacher's is fp32.
     """
 
+    teacher_precision = "fp32"
+
     def __init__(
-        self, teacher: Path, sizes: Sizes, files: Sequence[Path], utterances: int, device: torch.device
+        self,
+        teacher: Path,
+        sizes: Sizes,
+        files: Sequence[Path],
+        utterances: int,
+        device: torch.device,
+        precision: str | None = None,
     ) -> None:
         register()
         from s3prl import hub
@@ -105,7 +118,9 @@ class Recipe:
             "n_tasks": len(sizes.targets),
             "pred_layer_id": list(sizes.targets),
         }
-        self.targets, self.device, self.half = sizes.targets, device, device.type == "cuda"
+        self.targets, self.device = sizes.targets, device
+        self.precision = precision or ("fp16" if device.type == "cuda" else "fp32")
+        self.half = self.precision == "fp16"
         self.teacher = hub.hubert_local(ckpt=str(teacher)).to(device).eval().requires_grad_(False)
         torch.manual_seed(0)
         self.student = DistillerModel(DistillerConfig(config)).to(device).train()
@@ -115,7 +130,7 @@ class Recipe:
         self.batches = [ordered[i : i + utterances] for i in range(0, len(ordered), utterances)]
 
     def loss(self, waves: Sequence[Tensor]) -> Tensor:
-        """Of waveforms ``(samples,)``."""
+        """The loss of a batch of waveforms ``(samples,)``."""
         waves = [wave.to(self.device) for wave in waves]
         mask = pad_sequence([torch.ones_like(wave) for wave in waves], batch_first=True)
         with torch.autocast(self.device.type, torch.float16, enabled=self.half):
@@ -123,11 +138,11 @@ class Recipe:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 states = self.teacher(waves)["hidden_states"]
                 targets = torch.stack([states[layer] for layer in self.targets], dim=1)
-            similar = F.cosine_similarity(predictions, targets, dim=-1)
-            return F.l1_loss(predictions, targets) - F.logsigmoid(similar).mean()
+            similarity = F.cosine_similarity(predictions, targets, dim=-1)
+            return F.l1_loss(predictions, targets) - F.logsigmoid(similarity).mean()
 
     def step(self, waves: Sequence[Tensor]) -> float:
-        """One update. Returns the loss, which its runner reads at each step."""
+        """Make one update. Returns the loss as a number, which s3prl's runner reads at each step too."""
         loss = self.loss(waves)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -138,6 +153,6 @@ class Recipe:
         return loss.item()
 
     def epoch(self) -> None:
-        """All files once; a worker reads ahead."""
+        """Train on every file once; a worker process reads ahead."""
         for waves in DataLoader(_Batches(self.batches), batch_size=None, shuffle=True, num_workers=1):
             self.step(waves)
