@@ -112,7 +112,7 @@ def test_speech_commands_test_has_twelve_folders_of_one_size(root: Path) -> None
 
 
 def test_unknown_test_words_are_used_equally_often(clips: list[shipped.PackedClip]) -> None:
-    unknown = Counter(output.clip.text for output in corpus.plan() if "/_unknown_/" in output.path)
+    unknown = Counter(output.clip.text for output in corpus.plan_files() if "/_unknown_/" in output.path)
     others = {clip.text for clip in clips if clip.kind == "word"} - set(corpus.COMMANDS)
     assert set(unknown) == others
     assert max(unknown.values()) - min(unknown.values()) <= 1
@@ -161,7 +161,7 @@ def test_trials_are_balanced_unique_truthful_and_mostly_of_one_gender(
 
 def test_a_file_rendered_alone_equals_that_of_the_whole_expansion(root: Path) -> None:
     train_noises, test_noises = corpus.noise_sets()
-    outputs = corpus.plan()
+    outputs = corpus.plan_files()
     for output in outputs[:: len(outputs) // 12]:
         noises = test_noises if output.clip.split == "test" else train_noises
         alone = corpus.render(output, shipped.read_voice(output.clip.voice), noises)
@@ -181,7 +181,7 @@ def test_a_second_expansion_writes_nothing_and_an_outdated_one_is_replaced(
     rendered, render = [], corpus.render
     monkeypatch.setattr(corpus, "render", lambda output, *rest: rendered.append(output) or render(output, *rest))
     root = corpus.expand(tmp_path / "demo", packed=small)
-    assert rendered == corpus.plan(small)
+    assert rendered == corpus.plan_files(small)
     rendered.clear()
     corpus.expand(root, packed=small)
     assert not rendered
@@ -208,7 +208,7 @@ def test_expansion_shows_one_bar_on_a_terminal_and_lines_elsewhere(
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     corpus.expand(tmp_path / "lines", packed=small)
     err = capsys.readouterr().err
-    count = len(corpus.plan(small))
+    count = len(corpus.plan_files(small))
     assert f"expanding the embedded corpus: {count} of {count}" in err.splitlines()[-1] and "\r" not in err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     corpus.expand(tmp_path / "bar", packed=small)
@@ -218,6 +218,6 @@ def test_expansion_shows_one_bar_on_a_terminal_and_lines_elsewhere(
 
 def test_a_folder_with_other_files_is_refused_and_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="not made by it"):
+    with pytest.raises(UserError, match="exists and is no demo corpus"):
         corpus.expand(tmp_path)
     assert names(tmp_path) == {"thesis.txt"}

@@ -148,12 +148,12 @@ def speed(
     into: Annotated[list[Path] | None, typer.Option(help="With --report: documents to put them into.")] = None,
 ) -> None:
     """Measure how fast the models are, side by side on this machine, beside HuBERT base."""
-    from distilled_student.speed import measure_all as run
+    from distilled_student.speed.measure_all import measure_parts, write_tables
 
     if report is not None:
-        run.report(report, accuracy or (), into or ())
+        write_tables(report, accuracy or (), into or ())
     else:
-        run.run(output, [name for name in only.split(",") if name], rounds, accuracy or (), history)
+        measure_parts(output, [name for name in only.split(",") if name], rounds, accuracy or (), history)
 
 
 @app.command()

@@ -1,1 +1,1 @@
-"""Suites of named runs: what is missing is run, what was interrupted goes on, and one report is written."""
+"""Suites of named runs: runs what is missing, resumes what was interrupted, and writes one report."""

@@ -1,4 +1,4 @@
-"""A named run as commands: its configuration with the data's folders filled in, and what it lacks."""
+"""The commands and settings of a named run: its configuration with the data folders filled in, and missing data."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ from distilled_student.common.settings import find_config, read_yaml, typed
 from distilled_student.distillation.config import DistillConfig, settings_fixed_on_resume
 from distilled_student.host.overrides import override, set_key
 
-DATA = "data"  # the configurations' name of the folder that --data gives
-CORPORA = {"LibriSpeech": "librispeech", "speech_commands": "speech_commands", "voxceleb1": "voxceleb1"}
+DATA = "data"  # in a configuration, this stands for the folder of --data
+CORPORA = {  # name of a corpus's folder: name for `prepare`
+    "LibriSpeech": "librispeech",
+    "speech_commands": "speech_commands",
+    "voxceleb1": "voxceleb1",
+}
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A suite and where it runs.
+    """A suite, its folders, and the options that hold for all its runs.
 
     Attributes:
-        data: Folder of the corpora as ``prepare`` arranges them, and maybe of ``teachers/NAME``.
-        output: Folder of all runs and the report.
-        students: Folder of what is distilled; suites can share it, so that a student is distilled once for them all.
-        steps: Updates of every training, for a trial of the whole; None: as configured.
+        data: Folder of the corpora in the layout of ``prepare``, and of ``teachers/NAME`` if the teachers are on disk.
+        output: Folder of all runs and of the report.
+        students: Folder of the distilled students. Suites can share it, so that each student is distilled only once.
+        steps: Number of updates of every training, to try out the whole suite; None: as configured.
         device: As ``run_downstream.py --device``.
-        distil, joint: Further ``key=value`` for every distillation and every run of ``-d multitask``.
+        distil, joint: Further ``key=value`` overrides for every distillation and for every run of ``-d multitask``.
     """
 
     suite: Suite
@@ -42,7 +46,7 @@ class Bench:
     joint: list[str] = field(default_factory=list)
 
     def weights(self, name: str) -> str:
-        """A folder under ``ROOT/teachers``, where there is one, for a name on a hub."""
+        """The folder ``data/teachers/LAST-PART`` of a hub's name if it exists, otherwise the name."""
         folder = self.data / "teachers" / name.rpartition("/")[2]
         return str(folder) if folder.is_dir() else name
 
@@ -54,7 +58,7 @@ class Bench:
         return folder / f"seed-{run.seed}" if self.suite.distill == "seeds" else folder
 
     def distillation(self, run: Run) -> tuple[DistillConfig, Path]:
-        """The settings of the distillation before a run, and the file they come from."""
+        """The settings of the distillation that a run starts from, and their file."""
         model = self.suite.models[run.model]
         path = find_config(str(model.distill), "distill")
         values = read_yaml(path) | ({"student": model.student} if model.student else {})
@@ -65,24 +69,24 @@ class Bench:
         values |= {"steps": self.steps, "log_every": self.steps} if self.steps else {}
         return typed(DistillConfig, values, path, self.distil), path
 
-    def distilled(self, run: Run) -> dict[str, Any]:
-        """All that a student depends on, but for where data and teacher lie, which may be moved when it is finished."""
+    def student_settings(self, run: Run) -> dict[str, Any]:
+        """All settings that a student depends on, without the folders of data and teacher: these may move later."""
         config, _ = self.distillation(run)
         settings = {key: value for key, value in settings_fixed_on_resume(config).items() if key != "data.paths"}
         return settings | {"teacher": Path(config.teacher).name, "steps": config.steps}
 
     def distil_command(self, run: Run) -> list[str]:
-        """Arguments of ``distilled-student`` for the distillation before a run; they resume it too."""
+        """Arguments of ``distilled-student`` for the distillation that a run starts from; they also resume it."""
         config, _ = self.distillation(run)
-        places = [("teacher", config.teacher), ("data.paths", config.data.paths), ("output", config.output)]
-        places = [f"{key}={json.dumps(value)}" for key, value in places]
-        more = [f"seed={config.seed}", f"steps={config.steps}"]
-        more += [f"student={config.student}"] if self.suite.models[run.model].student else []
-        return ["distill", str(self.suite.models[run.model].distill), *places, *more, *self.distil]
+        locations = {"teacher": config.teacher, "data.paths": config.data.paths, "output": config.output}
+        pairs = [f"{key}={json.dumps(value)}" for key, value in locations.items()]
+        pairs += [f"seed={config.seed}", f"steps={config.steps}"]
+        pairs += [f"student={config.student}"] if self.suite.models[run.model].student else []
+        return ["distill", str(self.suite.models[run.model].distill), *pairs, *self.distil]
 
     # Training in s3prl's runner
     def _configured(self, run: Run) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
-        """A run's configuration, the ``-o`` pairs that it has so far, and its keys of data with what they become."""
+        """A run's configuration with its overrides, the overrides for ``-o``, and its data paths: key -> new value."""
         setting, model = self.suite.settings[run.setting], self.suite.models[run.model]
         path = find_config(setting.config, "multitask" if setting.downstream == "multitask" else "superb")
         config = read_yaml(path)
@@ -96,12 +100,12 @@ class Bench:
         return config, pairs, dict(_in_data(_used(config), self.data))
 
     def settings(self, run: Run) -> dict[str, Any]:
-        """All that a run's result depends on but the place of its data, so that another run is not taken for it."""
+        """All settings that a run's result depends on, without its data folder; they tell one run from another."""
         setting, model = self.suite.settings[run.setting], self.suite.models[run.model]
         return {
             "upstream": model.upstream,
             "weights": model.weights or model.distill,
-            "student": self.distilled(run) if model.distill else None,
+            "student": self.student_settings(run) if model.distill else None,
             "untrained": model.untrained,
             "trainable": setting.trainable,
             "select": model.select or setting.select,
@@ -111,29 +115,29 @@ class Bench:
     def configuration(self, run: Run) -> dict[str, Any]:
         """A run's whole configuration."""
         config = self._configured(run)[0]
-        for pair in self.moved(run):
+        for pair in self.data_overrides(run):
             override(pair, Namespace(), config)
         return config
 
-    def moved(self, run: Run) -> list[str]:
-        """``-o`` pairs that put the data's folder in the place of the configuration's."""
+    def data_overrides(self, run: Run) -> list[str]:
+        """``-o`` overrides that replace the configuration's data folder by `data`."""
         return [f"config.{key}={value}" for key, value in self._configured(run)[2].items()]
 
     def upstream_weights(self, run: Run) -> str | None:
-        """``-k`` of a run."""
+        """Value of ``-k`` for a run; None: without ``-k``."""
         model = self.suite.models[run.model]
         if model.distill:
-            return str(self.untrained(run) if model.untrained else self.student(run))
+            return str(self.untrained_student(run) if model.untrained else self.student(run))
         return self.weights(model.weights) if model.weights else None
 
-    def places(self, run: Run, expdir: Path) -> list[str]:
-        """``-o`` pairs of all that may have moved since a checkpoint was written, whose own settings count else."""
+    def location_overrides(self, run: Run, expdir: Path) -> list[str]:
+        """``-o`` overrides of all paths that may have changed since a checkpoint was written; it supplies the rest."""
         weights = self.upstream_weights(run)
-        own = [f"args.expdir={expdir}", *([f"args.upstream_ckpt={weights}"] if weights else [])]
-        return [*own, *self.moved(run)]
+        locations = [f"args.expdir={expdir}", *([f"args.upstream_ckpt={weights}"] if weights else [])]
+        return [*locations, *self.data_overrides(run)]
 
     def command(self, run: Run, expdir: Path) -> list[str]:
-        """Arguments of ``run_downstream.py`` for a run's training; they resume it too."""
+        """Arguments of ``run_downstream.py`` for a run's training; they also resume it."""
         setting, model = self.suite.settings[run.setting], self.suite.models[run.model]
         arguments = ["-a", "-m", "train", "-u", model.upstream, "-d", setting.downstream, "-c", setting.config]
         if weights := self.upstream_weights(run):
@@ -141,39 +145,40 @@ class Bench:
         arguments += ["-s", model.select or setting.select, "--seed", str(run.seed), "-p", str(expdir)]
         arguments += ["-f"] if setting.trainable else []
         arguments += ["--device", self.device] if self.device else []
-        return [*arguments, "-o", ",,".join([*self._configured(run)[1], *self.places(run, expdir)])]
+        return [*arguments, "-o", ",,".join([*self._configured(run)[1], *self.location_overrides(run, expdir)])]
 
-    def untrained(self, run: Run) -> Path:
-        """Folder of the student with random weights that a run starts from."""
+    def untrained_student(self, run: Run) -> Path:
+        """Folder of the student with random weights that an untrained run starts from."""
         return self.student(run).with_name(f"{self.student(run).name}-untrained")
 
     def missing(self, run: Run) -> list[str]:
-        """What a run cannot do without and is not there, a line for each corpus."""
-        lines = self._lacking(self._configured(run)[2])
+        """The missing data of a run and of its distillation, a line for each corpus."""
+        lines = self._missing_paths(self._configured(run)[2])
         return lines + (self.missing_to_distil(run) if self.suite.models[run.model].distill else [])
 
     def missing_to_distil(self, run: Run) -> list[str]:
-        """What the distillation before a run lacks; nothing once the student is there."""
+        """The missing data of the distillation that a run starts from; nothing if the student exists."""
         if (self.student(run) / CONFIG).is_file():
             return []
         path = find_config(str(self.suite.models[run.model].distill), "distill")
-        return self._lacking(dict(_in_data(read_yaml(path), self.data)))
+        return self._missing_paths(dict(_in_data(read_yaml(path), self.data)))
 
-    def _lacking(self, folders: Mapping[str, Any]) -> list[str]:
-        names = [name for value in folders.values() for name in (value if isinstance(value, list) else [value])]
-        lacking: dict[str, list[str]] = {}
+    def _missing_paths(self, values: Mapping[str, Any]) -> list[str]:
+        """A line for each corpus of which a file is missing, or a folder is missing or empty."""
+        names = [name for value in values.values() for name in (value if isinstance(value, list) else [value])]
+        missing: dict[str, list[str]] = {}
         for path in map(Path, dict.fromkeys(names)):
             if not (path.is_file() or (path.is_dir() and any(path.iterdir()))):
-                lacking.setdefault(path.relative_to(self.data).parts[0], []).append(str(path.relative_to(self.data)))
-        return [self._line(corpus, paths) for corpus, paths in lacking.items()]
+                missing.setdefault(path.relative_to(self.data).parts[0], []).append(str(path.relative_to(self.data)))
+        return [self._line(corpus, paths) for corpus, paths in missing.items()]
 
     def _line(self, corpus: str, paths: list[str]) -> str:
-        how = f"; distilled-student prepare {CORPORA[corpus]} {self.data}" if corpus in CORPORA else ""
-        return f"data missing: {', '.join(paths)} in {self.data}{how}"
+        command = f"; distilled-student prepare {CORPORA[corpus]} {self.data}" if corpus in CORPORA else ""
+        return f"data missing: {', '.join(paths)} in {self.data}{command}"
 
 
 def _used(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without the joint expert's tasks that its schedule leaves out: their data is not needed."""
+    """The configuration without tasks that the joint expert's schedule leaves out: their data is not needed."""
     expert = config["downstream_expert"]
     if not expert.get("schedule"):
         return config
@@ -182,7 +187,7 @@ def _used(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_data(values: Any, root: Path, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys whose values are in ``data/``, and these values with ``root`` in its place."""
+    """Dotted keys whose values are paths in ``data/``, and these values with ``data`` replaced by ``root``."""
     if isinstance(values, dict):
         for name, value in values.items():
             yield from _in_data(value, root, f"{key}.{name}".lstrip("."))

@@ -1,4 +1,4 @@
-"""Runs what is missing and goes on with what was interrupted; a run that fails does not stop the others."""
+"""Executes a named run: distils, trains and evaluates what is missing, and resumes an interrupted training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CHECKPOINTS = ("states-*.ckpt", "step-*.pt")  # of joint training and of distill
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run's results, as in its ``results.json``, and its scores; or why there are none."""
+    """Results of a run, as in its ``results.json``, and its scores; otherwise an error that says why there are none."""
 
     run: Run
     results: dict[str, Any] | None = None
@@ -44,36 +44,36 @@ class Outcome:
     error: str | None = None
 
 
-def _began(folder: Path) -> bool:
-    """Whether there is anything in a folder of a training that its settings bind."""
-    made = (RESULTS, CONFIG)
-    found = any(path for pattern in CHECKPOINTS for path in folder.rglob(pattern))
-    return found or any((folder / name).is_file() for name in made)
+def _has_started(folder: Path) -> bool:
+    """Whether a training's folder holds checkpoints or results, which belong to one set of settings."""
+    has_checkpoint = any(path for pattern in CHECKPOINTS for path in folder.rglob(pattern))
+    return has_checkpoint or any((folder / name).is_file() for name in (RESULTS, CONFIG))
 
 
 def _flat(values: Any, key: str = "") -> dict[str, Any]:
+    """Nested groups as one mapping with dotted keys."""
     if not isinstance(values, dict):
         return {key: values}
     return {k: v for name, value in values.items() for k, v in _flat(value, f"{key}.{name}".lstrip(".")).items()}
 
 
-def _check(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise UserError where a training in this folder had other settings."""
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise UserError if a training in this folder had other settings."""
     record = folder / RECORD
-    if not record.is_file() or not _began(folder):
+    if not record.is_file() or not _has_started(folder):
         return
     before, now = _flat(read_json(record).get("settings", {})), _flat(json.loads(json.dumps(settings)))
     if not before:
-        raise UserError(f"{record}: holds no settings: choose another --output or remove {folder}")
+        raise UserError(f"{record}: has no settings: choose another --output or remove {folder}")
     for key in {**now, **before}:
         if before.get(key) != now.get(key):
-            was = f"{key} was {before.get(key)}, is {now.get(key)}"
-            raise UserError(f"{record}: {was}: choose another --output or remove {folder}")
+            change = f"{key} was {before.get(key)}, is {now.get(key)}"
+            raise UserError(f"{record}: {change}: choose another --output or remove {folder}")
 
 
 def _seconds(folder: Path) -> float:
-    """Of all attempts at a training; one that was killed counts up to its last checkpoint."""
-    if not ((folder / RECORD).is_file() and _began(folder)):
+    """Seconds of all attempts at a training. An attempt that was killed counts up to its last checkpoint."""
+    if not ((folder / RECORD).is_file() and _has_started(folder)):
         return 0.0
     record = read_json(folder / RECORD)
     saved = [path.stat().st_mtime for pattern in CHECKPOINTS for path in folder.rglob(pattern)]
@@ -83,8 +83,8 @@ def _seconds(folder: Path) -> float:
 
 @contextmanager
 def _timed(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Keep a training's settings and its seconds, see `_seconds`."""
-    before, start = _seconds(folder), time.monotonic()  # the other clock may be set meanwhile
+    """Record a training's settings and its seconds, see `_seconds`."""
+    before, start = _seconds(folder), time.monotonic()  # monotonic: the system's clock may be set meanwhile
     write_json(folder / RECORD, {"settings": settings, "seconds": before, "started": time.time()})
     try:
         yield
@@ -93,12 +93,13 @@ def _timed(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
 
 
 def _distil(bench: Bench, run: Run) -> None:
+    """Make the student that a run starts from, unless it exists."""
     from distilled_student.distillation.train import distill
 
-    folder, untrained = bench.student(run), bench.untrained(run)
-    _check(folder, bench.distilled(run))
+    folder, untrained = bench.student(run), bench.untrained_student(run)
+    _check_settings(folder, bench.student_settings(run))
     if not (folder / CONFIG).is_file():
-        with _timed(folder, bench.distilled(run)):
+        with _timed(folder, bench.student_settings(run)):
             distill(*bench.distillation(run))
     if bench.suite.models[run.model].untrained and not (untrained / CONFIG).is_file():
         torch.manual_seed(run.seed)
@@ -106,6 +107,7 @@ def _distil(bench: Bench, run: Run) -> None:
 
 
 def _train(bench: Bench, run: Run) -> Path:
+    """Train to the last step, unless its checkpoint exists. Returns the folder of the checkpoints."""
     folder = run.folder(bench.output)
     expdir, steps = folder / "experiment", bench.configuration(run)["runner"]["total_steps"]
     last = expdir / f"states-{steps}.ckpt"
@@ -115,13 +117,13 @@ def _train(bench: Bench, run: Run) -> Path:
         with _timed(folder, bench.settings(run)):
             launch.run(command)
         if not last.is_file():
-            raise UserError(f"{expdir}: the training has ended without {last.name}")
+            raise UserError(f"{expdir}: the training ended without {last.name}: see the messages above")
     return expdir
 
 
 def _evaluate_checkpoint(bench: Bench, run: Run, checkpoint: Path) -> None:
-    """s3prl's evaluation on the test data as it lies now, into the checkpoint's folder where that is now."""
-    pairs = ",,".join(bench.places(run, checkpoint.parent))
+    """s3prl's evaluation on the test data. Data and checkpoint may have moved since the training."""
+    pairs = ",,".join(bench.location_overrides(run, checkpoint.parent))
     device = ["--device", bench.device] if bench.device else []
     launch.run(["-m", "evaluate", "-e", str(checkpoint), "-t", "test", *device, "-o", pairs])
 
@@ -139,7 +141,7 @@ def _evaluate(bench: Bench, run: Run, expdir: Path) -> None:
     if downstream == "multitask":
         from distilled_student.multitask.evaluate import TIMING, evaluate
 
-        results = evaluate(expdir, device=bench.device, overrides=bench.places(run, expdir))
+        results = evaluate(expdir, device=bench.device, overrides=bench.location_overrides(run, expdir))
         results["upstream"] |= read_json(expdir / TIMING)
         shutil.copyfile(expdir / SCORES, folder / SCORES)
     else:
@@ -152,43 +154,41 @@ def _evaluate(bench: Bench, run: Run, expdir: Path) -> None:
 
 
 def finished(bench: Bench, run: Run) -> Outcome | None:
-    """What a run that was evaluated has found; None for one that was not.
+    """The outcome of a run that has been evaluated; None for any other run.
 
     Raises:
-        UserError: its folder holds results of other settings, or damaged ones.
+        UserError: its folder holds results of other settings, or damaged results.
     """
     folder = run.folder(bench.output)
-    _check(folder, bench.settings(run))
+    _check_settings(folder, bench.settings(run))
     if not ((folder / RESULTS).is_file() and (folder / SCORES).is_file()):
         return None
     results = read_json(folder / RESULTS)
-    if lacking := {"train_seconds", "upstream"} - results.keys():
-        raise UserError(
-            f"{folder / RESULTS}: lacks {', '.join(sorted(lacking))}; remove it, and the run is evaluated anew"
-        )
+    if missing := {"train_seconds", "upstream"} - results.keys():
+        raise UserError(f"{folder / RESULTS}: lacks {', '.join(sorted(missing))}: remove it to evaluate the run again")
     try:
         with np.load(folder / SCORES) as arrays:
             return Outcome(run, results, dict(arrays))
-    except Exception as error:  # whatever numpy raises on a damaged file, or on pickled objects, which it does not load
-        raise UserError(f"{folder / SCORES}: is damaged ({error}); remove it, and the run is evaluated anew") from None
+    except Exception as error:  # numpy raises many types on damaged files, and on pickled objects
+        raise UserError(f"{folder / SCORES}: is damaged ({error}): remove it to evaluate the run again") from None
 
 
 def execute(bench: Bench, run: Run) -> Outcome:
-    """A run to its end, as far as it is not there yet; what went wrong is in the outcome, not raised."""
+    """Distil, train and evaluate what a run still lacks. An error is in the outcome and is not raised."""
     try:
         if (outcome := finished(bench, run)) is not None:
             return outcome
-        if lacking := bench.missing(run):
-            return Outcome(run, error="; ".join(lacking))
+        if missing := bench.missing(run):
+            return Outcome(run, error="; ".join(missing))
         if bench.suite.models[run.model].distill:
             _distil(bench, run)
         _evaluate(bench, run, _train(bench, run))
-        return finished(bench, run) or Outcome(run, error="left no results")
-    except Interrupted:  # everything, not this run alone
+        return finished(bench, run) or Outcome(run, error="the run ended without results")
+    except Interrupted:  # stops the whole suite
         raise
     except UserError as error:
         log.error("%s, seed %d: %s", run.name, run.seed, error)
         return Outcome(run, error=str(error))
-    except (Exception, SystemExit) as error:  # whatever torch or s3prl raise; the other runs go on
+    except (Exception, SystemExit) as error:  # torch and s3prl raise many types; the other runs must not stop
         log.exception("%s, seed %d", run.name, run.seed)
         return Outcome(run, error=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")

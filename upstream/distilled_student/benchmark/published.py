@@ -1,4 +1,4 @@
-"""Published results to stand beside ours, each with its source: SUPERB's table and the paper's, from configs/."""
+"""Reads published results with their sources: SUPERB's table and the paper's tables, from configs/."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a number was published."""
+    """Publication that a number comes from."""
 
     title: str
     url: str
@@ -23,9 +23,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Baseline:
-    """One upstream under SUPERB's protocol: keyword spotting accuracy and speaker verification EER, both in %.
+    """One upstream under SUPERB's protocol.
 
-    ``parameters`` are the upstream's, in millions; ``sources`` maps the table's letters to what they stand for.
+    Attributes:
+        ks: Keyword spotting accuracy in %.
+        asv: Speaker verification EER in %.
+        parameters: Of the upstream, in millions.
+        sources: By the letters that the table uses for them.
     """
 
     upstream: str
@@ -37,9 +41,12 @@ class Baseline:
 
 @dataclass(frozen=True)
 class PaperResult:
-    """One cell of the paper's tables: accuracy and EER in %, None where the setting does not train that task.
+    """One cell of the paper's tables.
 
-    ``parameters`` include prediction layers and heads, in millions; ``setting`` is one of :data:`SETTINGS`.
+    Attributes:
+        parameters: With prediction layers and heads, in millions.
+        setting: One of `SETTINGS`.
+        kws_accuracy, sv_eer: In %; None if the setting does not train that task.
     """
 
     model: str
@@ -59,9 +66,9 @@ class _BaselineRow:
     sources: list[str]
 
     def __post_init__(self) -> None:
-        _check_percent(ks=self.ks, asv=self.asv)
-        _check(self.parameters >= 0, f"parameters: {self.parameters} is negative")
-        _check(bool(self.sources), "sources: needs at least one")
+        _require_percent(ks=self.ks, asv=self.asv)
+        _require(self.parameters >= 0, f"parameters: {self.parameters} is negative")
+        _require(bool(self.sources), "sources: needs at least one")
 
 
 @dataclass
@@ -73,26 +80,26 @@ class _PaperRow:
     sv_eer: float | None = None
 
     def __post_init__(self) -> None:
-        _check(self.setting in SETTINGS, f"setting: '{self.setting}' is not one of {', '.join(SETTINGS)}")
-        _check(self.parameters > 0, f"parameters: {self.parameters} is not positive")
+        _require(self.setting in SETTINGS, f"setting: '{self.setting}' is not one of {', '.join(SETTINGS)}")
+        _require(self.parameters > 0, f"parameters: {self.parameters} is not positive")
         has_kws, has_sv = self.setting != "single sv", self.setting != "single kws"
-        _check((self.kws_accuracy is not None) == has_kws, f"kws_accuracy: does not go with '{self.setting}'")
-        _check((self.sv_eer is not None) == has_sv, f"sv_eer: does not go with '{self.setting}'")
-        _check_percent(kws_accuracy=self.kws_accuracy, sv_eer=self.sv_eer)
+        _require((self.kws_accuracy is not None) == has_kws, f"kws_accuracy: does not fit the setting '{self.setting}'")
+        _require((self.sv_eer is not None) == has_sv, f"sv_eer: does not fit the setting '{self.setting}'")
+        _require_percent(kws_accuracy=self.kws_accuracy, sv_eer=self.sv_eer)
 
 
-def _check(ok: bool, message: str) -> None:
+def _require(ok: bool, message: str) -> None:
     if not ok:
         raise ValueError(message)
 
 
-def _check_percent(**values: float | None) -> None:
+def _require_percent(**values: float | None) -> None:
     for key, value in values.items():
-        _check(value is None or 0 <= value <= 100, f"{key}: {value} is not a percentage")
+        _require(value is None or 0 <= value <= 100, f"{key}: {value} is not a percentage")
 
 
 def _read(path: Path, **kinds: type) -> dict[str, Any]:
-    """The file's mapping, which has exactly the keys of ``kinds``, each of its type."""
+    """The file's mapping. It must have exactly the keys of ``kinds``, with values of these types."""
     values = read_yaml(path)
     for key in values.keys() ^ kinds.keys():
         raise UserError(f"{path}: {key}: {'unknown key' if key in values else 'is missing'}")
@@ -109,10 +116,10 @@ def _entry(schema: type[T], values: Any, where: str) -> T:
 
 
 def read_baselines(path: Path | None = None) -> list[Baseline]:
-    """SUPERB's table, ``configs/superb/baselines.yaml`` by default, in the file's order.
+    """The rows of SUPERB's table in the file's order. Default file: ``configs/superb/baselines.yaml``.
 
     Raises:
-        UserError: unknown key, wrong type, impossible value or a source that the file does not spell out.
+        UserError: unknown key, wrong type, impossible value, or a source that the file does not define.
     """
     path = path or find_config("baselines", kind="superb")
     values = _read(path, sources=dict, baselines=list)
@@ -130,7 +137,7 @@ def read_baselines(path: Path | None = None) -> list[Baseline]:
 
 
 def read_paper_results(path: Path | None = None) -> list[PaperResult]:
-    """The paper's tables, ``configs/benchmark/paper-results.yaml`` by default, in the file's order.
+    """The cells of the paper's tables in the file's order. Default file: ``configs/benchmark/paper-results.yaml``.
 
     Raises:
         UserError: unknown key, wrong type or impossible value.

@@ -1,4 +1,4 @@
-"""The report of a suite: results.json, report.md and plots; also the table on the terminal."""
+"""Writes the report of a suite (results.json, report.md, plots), and prints its table on the terminal."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ from distilled_student.benchmark.rows import METRICS
 from distilled_student.benchmark.suite import Suite
 from distilled_student.common.files import write_json
 from distilled_student.common.plots import plot_confusion, plot_costs, plot_det
+from distilled_student.common.tables import markdown_table
 from distilled_student.common.untrusted import escape_markdown, markdown_link
 from distilled_student.multitask import metrics as M
 
 Row = Mapping[str, Any]
-TASKS = {"kws_accuracy": ("KWS accuracy %", "KWS %", "{:.2f}"), "sv_eer": ("SV EER %", "EER %", "{:.2f}")}
-FURTHER = {  # key of a row: heading, heading where a line has 80 characters, format, unit
+TASKS = {  # key of a row: heading, short heading, format
+    "kws_accuracy": ("KWS accuracy %", "KWS %", "{:.2f}"),
+    "sv_eer": ("SV EER %", "EER %", "{:.2f}"),
+}
+FURTHER = {  # key of a row: heading, short heading for terminals of 80 characters, format, unit
     "min_dcf": ("minDCF (p 0.05)", "minDCF", "{:.3f}", 1),
     "parameters": ("parameters M", "M par", "{:.2f}", 1e6),
     "macs_per_second": ("M MAC per s", "MMAC/s", "{:.0f}", 1e6),
@@ -36,18 +40,18 @@ FURTHER = {  # key of a row: heading, heading where a line has 80 characters, fo
 
 
 def _heading(key: str) -> tuple[str, str, str]:
-    """Heading, short heading and format of a task's figure; one without published figures is headed by its key."""
+    """Heading, short heading and format of a task's figure. Without published figures the key is the heading."""
     return TASKS.get(key, (key.replace("_", " "), key.replace("_", " "), "{:.2f}"))
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:
-    """The tasks' figures that some row has: those with published figures first, then those of other tasks."""
+    """Keys of the figures that any row has: first the tasks with published figures, then other tasks."""
     others = dict.fromkeys(key for row in rows for key in row.get("intervals", ()) if key not in METRICS)
-    return [key for key in METRICS if any(_knows(row, key) for row in rows)] + list(others)
+    return [key for key in METRICS if any(_has_figure(row, key) for row in rows)] + list(others)
 
 
 def _number(row: Row, key: str) -> str:
-    """A task's figure: mean, deviation over seeds, interval."""
+    """A task's figure: mean, standard deviation over seeds, interval."""
     if key not in row:
         return "not run" if row["errors"] else "-"
     text = _heading(key)[2].format(row[key])
@@ -58,33 +62,34 @@ def _number(row: Row, key: str) -> str:
 
 
 def _published(row: Row, key: str, sources: list[str]) -> str:
-    """The published figure with the numbers of its sources, which are added to the list."""
-    found = row["published"] or {}
-    if found.get(key) is None:
+    """The published figure with the numbers of its sources; new sources are added to the list."""
+    published = row["published"] or {}
+    if published.get(key) is None:
         return "-"
-    for source in found["sources"]:
+    for source in published["sources"]:
         if source not in sources:
             sources.append(source)
-    numbers = "".join(f"[{sources.index(source) + 1}]" for source in found["sources"])
-    return f"{_heading(key)[2].format(found[key])} {numbers}"
+    numbers = "".join(f"[{sources.index(source) + 1}]" for source in published["sources"])
+    return f"{_heading(key)[2].format(published[key])} {numbers}"
 
 
 def _further(row: Row, key: str) -> str:
-    heading = FURTHER[key]
-    return heading[2].format(row[key] / heading[3]) if key in row else "-"
+    _, _, form, unit = FURTHER[key]
+    return form.format(row[key] / unit) if key in row else "-"
 
 
-def _knows(row: Row, key: str) -> bool:
+def _has_figure(row: Row, key: str) -> bool:
+    """Whether there is a figure for a task, measured or published."""
     return key in row or (row["published"] or {}).get(key) is not None
 
 
 def _table(suite: Suite, settings: Sequence[str], rows: Sequence[Row], sources: list[str]) -> str:
-    """A Markdown table: one line for each model (and label), for each task ours beside the published figure."""
+    """A Markdown table with a line for each model (and label): for each task our figure and the published one."""
     lines: dict[str, list[Row]] = {}
     for row in rows:
         if row["setting"] in settings:
             lines.setdefault(row["name"], []).append(row)
-    columns = _columns([row for of in lines.values() for row in of])
+    columns = _columns([row for line in lines.values() for row in line])
     if not columns:
         return ""
     has_published = suite.results is not None
@@ -93,27 +98,21 @@ def _table(suite: Suite, settings: Sequence[str], rows: Sequence[Row], sources: 
         headings += [_heading(key)[0], "published"] if has_published else [_heading(key)[0]]
     headings += ["published parameters M"] if has_published else []
     table = [[*headings, *(heading for heading, *_ in FURTHER.values())]]
-    for name, of in lines.items():
+    for name, line in lines.items():
         cells = [escape_markdown(name)]
         for key in columns:
-            row = next((row for row in of if _knows(row, key)), of[0])  # the setting that this task is trained in
+            row = next((row for row in line if _has_figure(row, key)), line[0])  # the setting that trains this task
             cells += [_number(row, key), _published(row, key, sources)] if has_published else [_number(row, key)]
-        seconds = sum(row.get("train_seconds", 0.0) for row in of)
-        known = {key: value for row in of for key, value in row.items() if key in FURTHER}
-        known |= {"train_seconds": seconds} if seconds else {}
-        size = [f"{row['published']['parameters']:g}" for row in of if row["published"]][:1] or ["-"]
-        table.append([*cells, *(size if has_published else []), *(_further(known, key) for key in FURTHER)])
-    return _markdown(table)
-
-
-def _markdown(table: Sequence[Sequence[str]]) -> str:
-    """``table``: rows of Markdown."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in table]
-    return "\n".join([lines[0], "|" + "---|" * len(table[0]), *lines[1:]])
+        seconds = sum(row.get("train_seconds", 0.0) for row in line)
+        further = {key: value for row in line for key, value in row.items() if key in FURTHER}
+        further |= {"train_seconds": seconds} if seconds else {}
+        size = [f"{row['published']['parameters']:g}" for row in line if row["published"]][:1] or ["-"]
+        table.append([*cells, *(size if has_published else []), *(_further(further, key) for key in FURTHER)])
+    return markdown_table(table)
 
 
 def _baselines(suite: Suite, sources: list[str]) -> str:
-    """SUPERB's published table, the upstreams that the suite does not run."""
+    """SUPERB's published figures of the upstreams that the suite does not run."""
     if suite.results != "superb":
         return ""
     ours = {model.published for model in suite.models.values()}
@@ -124,74 +123,80 @@ def _baselines(suite: Suite, sources: list[str]) -> str:
             name = _published(cited, "kws_accuracy", sources).partition(" ")[2]
             figures = [f"{row.ks:.2f}", f"{row.asv:.2f}", f"{row.parameters:.2f}"]
             table.append([f"{escape_markdown(row.upstream)} {name}", *figures])
-    return _markdown(table)
+    return markdown_table(table)
 
 
 def _errors(rows: Sequence[Row]) -> str:
-    """A line for each cell and reason, with the seeds that it stopped."""
+    """A line for each cell and each reason that stopped it, with the seeds."""
     lines = []
     for row in rows:
         seeds: dict[str, list[str]] = {}
-        for seed, why in row["errors"].items():
-            seeds.setdefault(why, []).append(seed)
+        for seed, reason in row["errors"].items():
+            seeds.setdefault(reason, []).append(seed)
         cell = f"{row['model']}/{row['setting']}"
-        lines += [
-            f"* {escape_markdown(cell)}, seed {', '.join(of)}: {escape_markdown(why)}" for why, of in seeds.items()
-        ]
+        for reason, stopped in seeds.items():
+            lines.append(f"* {escape_markdown(cell)}, seed {', '.join(stopped)}: {escape_markdown(reason)}")
     return "\n".join(["## Not run", "", *lines]) if lines else ""
 
 
-def machine(rows: Sequence[Row]) -> str:
-    """Date and hardware that the rows were run on, for a report's head."""
+def date_and_machine(rows: Sequence[Row]) -> str:
+    """Today's date and this machine, for the head of a report; names the GPU if the rows were run on one."""
     cuda = torch.cuda.is_available() and any(str(row.get("device")).startswith("cuda") for row in rows)
     device = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} cores"
     return f"{datetime.date.today()}, {platform.machine()}, {device}"
 
 
 def draw(folder: Path, suite: Suite, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[str]:
-    """Draw what there is to draw; the images' names, without suffix."""
+    """Draw the plots that the results allow. Returns the images' names, without suffix."""
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for number, (title, settings) in enumerate(suite.tables.items(), start=1):
-        of = [row for row in rows if row["setting"] in settings]
-        if any("seeds" in row for row in of):
+        in_table = [row for row in rows if row["setting"] in settings]
+        if any("seeds" in row for row in in_table):
             names.append("cost" if number == 1 else f"cost-{number}")
-            plot_costs(folder / f"{names[-1]}.png", of, title)
-    first: dict[str, Outcome] = {}  # the lowest seed of each cell
+            plot_costs(folder / f"{names[-1]}.png", in_table, title)
+    lowest_seeds: dict[str, Outcome] = {}  # by cell
     for outcome in outcomes:
         if outcome.scores is not None:
-            first.setdefault(outcome.run.name, outcome)
-    scored = {name: of.scores for name, of in first.items() if "sv_scores" in of.scores}
+            lowest_seeds.setdefault(outcome.run.name, outcome)
+    scored = {name: outcome.scores for name, outcome in lowest_seeds.items() if "sv_scores" in outcome.scores}
     if scored:
         names.append("det")
-        curves = {name: M.det_curve(of["sv_scores"], of["sv_labels"])[:2] for name, of in scored.items()}
+        curves = {name: M.det_curve(scores["sv_scores"], scores["sv_labels"])[:2] for name, scores in scored.items()}
         plot_det(folder / "det.png", curves)
-    confused = next(((name, of) for name, of in first.items() if "confusion" in of.results.get("kws", {})), None)
-    if confused:
+    confusions = [
+        (name, o.results["kws"]) for name, o in lowest_seeds.items() if "confusion" in o.results.get("kws", {})
+    ]
+    if confusions:
         names.append("confusion")
-        plot_confusion(folder / "confusion.png", confused[0], confused[1].results["kws"])
+        plot_confusion(folder / "confusion.png", *confusions[0])
     return names
 
 
 def write_report(folder: Path, suite: Suite, rows: Sequence[Row], images: Sequence[str] = ()) -> None:
-    """``results.json`` and ``report.md`` in ``folder``, of what there is so far, with the ``images`` of `draw`."""
+    """Write ``results.json`` and ``report.md`` with the rows so far and the ``images`` of `draw` into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     sources: list[str] = []
-    parts = [f"# {escape_markdown(suite.title)}", escape_markdown(suite.protocol), machine(rows)]
+    parts = [f"# {escape_markdown(suite.title)}", escape_markdown(suite.protocol), date_and_machine(rows)]
     for title, settings in suite.tables.items():
         if table := _table(suite, settings, rows, sources):
             parts += [f"## {escape_markdown(title)}", table]
-    intervals = "In brackets: 95 % bootstrap of the mean, over test utterances (KWS) or test speakers (SV)"
+    intervals = "In brackets: 95 % bootstrap interval of the mean, over test utterances (KWS) or test speakers (SV)"
     parts += [f"{intervals}; ±: standard deviation over seeds.", _baselines(suite, sources), _errors(rows)]
     parts += [f"![{name}]({name}.png)" for name in images]
     parts += ["\n".join(f"[{i + 1}] {markdown_link(source)}  " for i, source in enumerate(sources))]
     (folder / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
-    content = {"title": suite.title, "protocol": suite.protocol.strip(), "machine": machine(rows), "rows": list(rows)}
+    content = {
+        "title": suite.title,
+        "protocol": suite.protocol.strip(),
+        "machine": date_and_machine(rows),
+        "rows": list(rows),
+    }
     write_json(folder / "results.json", content)
 
 
 def print_table(suite: Suite, rows: Sequence[Row], title: str) -> None:
-    """The rows on the terminal, with the short headings."""
+    """Print the rows on the terminal, with the short headings."""
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
     columns = list(dict.fromkeys([*TASKS, *_columns(rows)]))

@@ -1,4 +1,4 @@
-"""Outcomes to the report's rows: mean of the seeds, bootstrap interval, and the published number beside."""
+"""Turns outcomes into the report's rows: mean over seeds, bootstrap interval, published number."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ PUBLISHED_AS = {"ks": "kws_accuracy", "asv": "sv_eer"}
 def run_tasks(settings: Mapping[str, Any]) -> dict[str, type[BaseTask]]:
     """The task classes of a run by name.
 
-    ``settings``: see `Bench.settings`. Without ``tasks`` in them the run is one of s3prl's own downstreams, whose
-    results have the form of the tasks ``kws`` or ``sv``.
+    Args:
+        settings: See `Bench.settings`. If they have no ``tasks``, the run is one of s3prl's own downstreams, whose
+            results have the format of the tasks ``kws`` or ``sv``.
     """
     tasks = settings["downstream_expert"].get("tasks") or {"kws": {}, "sv": {}}
     return {name: task_module(name, (values or {}).get("module"), name).Task for name, values in tasks.items()}
@@ -33,7 +34,7 @@ def _headlines(results: Mapping[str, Any], tasks: Mapping[str, type[BaseTask]]) 
 
 
 def _values(results: Mapping[str, Any], tasks: Mapping[str, type[BaseTask]]) -> dict[str, float]:
-    """The numbers of one run that its row averages."""
+    """The numbers of one run that its row averages over seeds."""
     values = {"train_seconds": results["train_seconds"]}
     for key, name in _headlines(results, tasks).items():
         values[key] = results[name][tasks[name].headline]
@@ -43,7 +44,7 @@ def _values(results: Mapping[str, Any], tasks: Mapping[str, type[BaseTask]]) -> 
 
 
 def _intervals(outcomes: Sequence[Outcome], tasks: Mapping[str, type[BaseTask]]) -> dict[str, list[float] | None]:
-    """The 95 % interval of each headline metric's mean over seeds, `BaseTask.interval`, or None."""
+    """95 % interval of each headline metric's mean over seeds, see `BaseTask.interval`; None where there is none."""
     found: dict[str, list[float] | None] = {}
     for key, name in _headlines(outcomes[0].results, tasks).items():
         arrays = [_arrays_of(name, outcome.scores) for outcome in outcomes]
@@ -53,16 +54,16 @@ def _intervals(outcomes: Sequence[Outcome], tasks: Mapping[str, type[BaseTask]])
 
 
 def _arrays_of(task: str, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of one task, of all those in a run's file of scores, by their names in the task."""
+    """The arrays of one task in a run's file of scores, by the names that the task gives them."""
     return {key.removeprefix(f"{task}_"): array for key, array in scores.items() if key.startswith(f"{task}_")}
 
 
 def published(suite: Suite, model: str, setting: str) -> dict[str, Any] | None:
-    """The published ``kws_accuracy``, ``sv_eer`` and ``parameters`` (M) of a cell, with ``sources``; None if none."""
-    name, ours = suite.models[model].published, suite.settings[setting]
+    """Published ``kws_accuracy``, ``sv_eer``, ``parameters`` (millions), ``sources`` of a cell; None: unpublished."""
+    name, our_setting = suite.models[model].published, suite.settings[setting]
     if suite.results == "paper":
         for row in read_paper_results():
-            if (row.model, row.setting) == (name, ours.published):
+            if (row.model, row.setting) == (name, our_setting.published):
                 return {**{key: getattr(row, key) for key in (*METRICS, "parameters")}, "sources": [row.source.url]}
     if suite.results == "superb" and setting in PUBLISHED_AS:
         for row in read_baselines():
@@ -75,10 +76,10 @@ def published(suite: Suite, model: str, setting: str) -> dict[str, Any] | None:
 def make_row(
     suite: Suite, model: str, setting: str, outcomes: Sequence[Outcome], tasks: Mapping[str, type[BaseTask]]
 ) -> dict[str, Any]:
-    """One cell of the suite: JSON can hold it.
+    """The row of one cell of the suite, of values that JSON can represent.
 
     Args:
-        outcomes: Of its seeds, failed ones too.
+        outcomes: One for each seed, including those that failed.
         tasks: See `run_tasks`.
     """
     label = suite.settings[setting].label

@@ -1,4 +1,4 @@
-"""``distilled-student benchmark``: plan, estimate, run, report."""
+"""``distilled-student benchmark``: plans the runs of a suite, estimates their cost, runs them, writes the report."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from distilled_student.benchmark.rows import make_row, run_tasks
 from distilled_student.benchmark.suite import Run, plan, read_suite
 from distilled_student.checkpoints.folder import CONFIG
 from distilled_student.common.errors import UserError
+from distilled_student.common.progress import Progress
 
 console = Console()
 
@@ -34,74 +35,85 @@ def open_bench(
     device: str | None = None,
     **more: list[str],
 ) -> Bench:
-    """A suite by name or file, and where it runs; ``students``: ``output/distill`` by default; ``more``: see `Bench`.
+    """Read a suite, by name or file, and check the options of its runs.
+
+    Args:
+        students: Default: ``output/distill``.
+        more: ``distil`` and ``joint``. For these and the other arguments see `Bench`.
 
     Raises:
-        UserError: no such suite, a fault in its file, or a number of steps that is not positive.
+        UserError: no such suite, an error in its file, an unusable folder, or a number of steps that is not positive.
     """
     if steps is not None and steps < 1:
-        raise UserError(f"--steps {steps}: needs 1 or more")
+        raise UserError(f"--steps {steps}: must be 1 or more")
     for option, folder in {"--data": data, "--output": output, "--students": students}.items():
         if folder is not None and ",," in str(folder):
-            raise UserError(f"{option} {folder}: two commas part the settings of run_downstream.py; take another name")
+            raise UserError(
+                f"{option} {folder}: two commas separate settings of run_downstream.py: choose another name"
+            )
     students = students or output / "distill"
     return Bench(read_suite(suite), data.absolute(), output.absolute(), students.absolute(), steps, device, **more)
 
 
 def rows_of(bench: Bench, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """The report's rows, a cell each, in the suite's order."""
+    """The report's rows, one for each cell, in the suite's order."""
     cells: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
         cells.setdefault((outcome.run.model, outcome.run.setting), []).append(outcome)
-    order = {(run.model, run.setting): place for place, run in enumerate(plan(bench.suite, 1, extra=True))}
+    order = {(run.model, run.setting): index for index, run in enumerate(plan(bench.suite, 1, extra=True))}
     rows = []
     for cell in sorted(cells, key=lambda cell: order[cell]):
-        done = [outcome.run for outcome in cells[cell] if outcome.results is not None]
-        tasks = run_tasks(bench.settings(done[0])) if done else {}  # the settings of a failed run may be wrong
+        finished_runs = [outcome.run for outcome in cells[cell] if outcome.results is not None]
+        # the settings of a failed run may be wrong
+        tasks = run_tasks(bench.settings(finished_runs[0])) if finished_runs else {}
         rows.append(make_row(bench.suite, *cell, cells[cell], tasks))
     return rows
 
 
-def _found(bench: Bench, runs: Sequence[Run]) -> dict[Run, Outcome]:
-    """Outcomes of runs before any is executed, and of all others of the suite that were finished earlier."""
+def _initial_outcomes(bench: Bench, runs: Sequence[Run]) -> dict[Run, Outcome]:
+    """Outcomes of ``runs`` before any of them is executed, and of all other finished runs of the suite."""
     names = [path.name for path in (bench.output / "runs").glob("*/*/*")]
     seeds = [int(found[1]) for name in names if (found := re.fullmatch(r"seed-(\d+)", name))]
     outcomes = {run: Outcome(run, error="not run yet") for run in runs}
     for run in plan(bench.suite, 1 + max([0, *seeds]), extra=True):
-        with contextlib.suppress(UserError):  # of other settings or damaged: said when it is executed
+        with contextlib.suppress(UserError):  # other settings or damaged: reported when the run is executed
             if (outcome := finished(bench, run)) is not None:
                 outcomes[run] = outcome
     return outcomes
 
 
 def run_suite(bench: Bench, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Run what is missing. The report is written anew after every run, its images at the end or at an interruption.
+    """Run what is missing, and write the report again after every run.
 
-    What other calls have finished in the same output is in the report too.
+    The images are drawn at the end or at an interruption. The report includes runs that earlier calls finished in the
+    same output folder.
 
     Returns:
         The report's rows, see `make_row`.
     """
-    outcomes = _found(bench, runs)
+    outcomes = _initial_outcomes(bench, runs)
     rows = rows_of(bench, list(outcomes.values()))
     try:
-        for number, run in enumerate(runs, start=1):
-            console.rule(f"{number}/{len(runs)}: {run.name}, seed {run.seed}")
-            outcomes[run] = execute(bench, run)
-            if outcomes[run].error is not None:
-                console.print(outcomes[run].error, style="red", markup=False, soft_wrap=True)
-            rows = rows_of(bench, list(outcomes.values()))
-            write_report(bench.output, bench.suite, rows)
+        with Progress(len(runs), bench.suite.title) as progress:
+            for number, run in enumerate(runs, start=1):
+                console.rule(f"{number}/{len(runs)}: {run.name}, seed {run.seed}")
+                outcomes[run] = execute(bench, run)
+                if outcomes[run].error is not None:
+                    console.print(outcomes[run].error, style="red", markup=False, soft_wrap=True)
+                rows = rows_of(bench, list(outcomes.values()))
+                write_report(bench.output, bench.suite, rows)
+                progress.update()
     finally:
         images = draw(bench.output, bench.suite, rows, list(outcomes.values()))
         write_report(bench.output, bench.suite, rows, images)
     print_table(bench.suite, rows, f"{bench.suite.title}; report: {bench.output / 'report.md'}")
     if unfinished := sum(outcomes[run].results is None for run in runs):
-        console.print(f"{unfinished} of {len(runs)} runs were not finished: the report says why")
+        console.print(f"{unfinished} of {len(runs)} runs are not finished: the report says why")
     return rows
 
 
 def _state(bench: Bench, run: Run) -> str:
+    """``done``, ``no data``, ``to do``, or the error in the run's folder."""
     try:
         if finished(bench, run) is not None:
             return "done"
@@ -111,13 +123,13 @@ def _state(bench: Bench, run: Run) -> str:
 
 
 def dry_run(bench: Bench, runs: Sequence[Run], tflops: float) -> Estimate:
-    """Print the runs, what each will cost, what is missing and the commands; nothing is written.
+    """Print the runs, the estimated cost of each, missing data, and the commands. Writes nothing.
 
     Args:
-        tflops: What the device is taken to sustain in float32, in 1e12 operations a second.
+        tflops: Speed that the device is assumed to sustain in float32, in 1e12 operations per second.
 
     Returns:
-        The sum over what is not done.
+        The sum over the runs that are not done.
     """
     estimator, left, ready = Estimator(bench), Estimate(), Estimate()
     table = Table(title=bench.suite.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -134,27 +146,27 @@ def dry_run(bench: Bench, runs: Sequence[Run], tflops: float) -> Estimate:
             seeds, _ = lines.setdefault((name, state), ([], estimator.distillation(run)))
             if seed not in seeds:
                 seeds.append(seed)
-        lines.setdefault((run.name, _state(bench, run)), ([], estimator.run(run)))[0].append(str(run.seed))
+        lines.setdefault((run.name, _state(bench, run)), ([], estimator.training(run)))[0].append(str(run.seed))
     for (name, state), (seeds, estimate) in lines.items():
         hours = f"{estimate.audio_hours:,.0f}", f"{estimate.hours(tflops):,.1f}"
         table.add_row(name, " ".join(seeds), state, f"{estimate.steps:,}", *hours)
-        of_all = sum([estimate] * len(seeds), Estimate())
-        left += of_all if state != "done" else Estimate()
-        ready += of_all if state == "to do" else Estimate()
+        all_seeds = sum([estimate] * len(seeds), Estimate())
+        left += all_seeds if state != "done" else Estimate()
+        ready += all_seeds if state == "to do" else Estimate()
     console.print(table)
     console.print(
-        f"Left: {left.hours(tflops):,.1f} hours, {ready.hours(tflops):,.1f} of them with the data that is there. "
-        f"Worked out, not measured: {left.audio_hours:,.0f} hours of audio, {left.operations / 1e15:,.0f} PFLOP "
-        f"at {tflops:g} TFLOP/s (float32; half precision taken as {HALF} times as fast), {left.steps:,} steps "
-        f"with {OVERHEAD} s beside; heads are not counted."
+        f"Left: {left.hours(tflops):,.1f} hours, {ready.hours(tflops):,.1f} of them with the available data. "
+        f"Estimated, not measured: {left.audio_hours:,.0f} hours of audio, {left.operations / 1e15:,.0f} PFLOP "
+        f"at {tflops:g} TFLOP/s (float32; half precision assumed {HALF} times as fast), {left.steps:,} steps "
+        f"with {OVERHEAD} s of overhead; heads are not counted."
     )
-    lacking = dict.fromkeys(line for run in runs for line in bench.missing(run))
-    commands: dict[str, None] = {}  # in their order, each once
+    missing = dict.fromkeys(line for run in runs for line in bench.missing(run))
+    commands: dict[str, None] = {}  # in order, without duplicates
     for run in runs:
         if bench.suite.models[run.model].distill:
             commands[shlex.join(["distilled-student", *bench.distil_command(run)])] = None
         commands[shlex.join(["run_downstream.py", *bench.command(run, run.folder(bench.output) / "experiment")])] = None
-    for line in [*lacking, *commands]:
+    for line in [*missing, *commands]:
         console.print(line, style="dim", markup=False, soft_wrap=True, highlight=False)
     return left
 
@@ -166,11 +178,11 @@ def benchmark(
     extra: bool = False,
     tflops: float | None = None,
 ) -> list[dict[str, Any]]:
-    """The command, see its help; with ``tflops`` a dry run. Returns the report's rows."""
+    """The command ``benchmark``, see its help; with ``tflops`` a dry run. Returns the report's rows."""
     if seeds is not None and seeds < 1:
-        raise UserError(f"--seeds {seeds}: needs 1 or more")
+        raise UserError(f"--seeds {seeds}: must be 1 or more")
     if tflops is not None and not tflops > 0:
-        raise UserError(f"--tflops {tflops}: needs a positive number")
+        raise UserError(f"--tflops {tflops}: must be a positive number")
     runs = plan(bench.suite, seeds or bench.suite.seeds, only, extra)
     if tflops is None:
         return run_suite(bench, runs)

@@ -1,4 +1,4 @@
-"""A suite: models, ways to train them, and the named runs MODEL/SETTING that both make (configs/benchmark/)."""
+"""Reads a suite (configs/benchmark/): models, settings to train them, and the named runs MODEL/SETTING of both."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ T = TypeVar("T")
 
 
 @dataclass
-class Model:
+class SuiteModel:
     """An upstream of the suite.
 
     Attributes:
-        upstream: s3prl's name of it (``-u``).
-        weights: ``-k``: a folder or a hub's name; ``ROOT/teachers/LAST-PART`` is taken where it exists.
-        distill: The configuration that makes the student, instead of ``weights``.
-        student: A named size, in place of the one that ``distill`` configures.
-        untrained: The student of ``distill`` with random weights.
-        shape: Size of ``weights``, or of the teacher of ``distill``, for an estimate of the cost: one of `SHAPES`;
+        upstream: Its name in s3prl (``-u``).
+        weights: ``-k``: a folder or a name on a hub. If ``data/teachers/LAST-PART`` exists, it is used instead.
+        distill: The configuration that distils the student, instead of ``weights``.
+        student: A named size, instead of the student that ``distill`` configures.
+        untrained: Start from the student of ``distill`` with random weights.
+        shape: Size of ``weights``, or of the teacher of ``distill``, for an estimate of the cost: one of `SHAPES`.
             None: hardly any operations.
-        select: ``-s``, what of the upstream the heads read; None: the setting's.
-        settings: The settings it is trained in; empty: all.
+        select: ``-s``, the features of the upstream that the heads use; None: as the setting says.
+        settings: The settings to train it with; empty: all.
         published: Its name in the published results.
         extra: Runs only with ``--all``.
-        override: ``KEY=VALUE`` in the run's configuration.
+        override: ``KEY=VALUE`` overrides of the run's configuration.
     """
 
     upstream: str
@@ -50,21 +50,27 @@ class Model:
 
     def __post_init__(self) -> None:
         if self.weights and self.distill:
-            raise ValueError("weights, distill: only one of them can be given")
+            raise ValueError("weights, distill: give only one of them")
         if self.untrained and not self.distill:
-            raise ValueError("untrained: needs distill, whose student it is without the weights")
+            raise ValueError("untrained: needs distill, which configures the student")
         if self.student and not self.distill:
-            raise ValueError("student: needs distill, whose student it is")
+            raise ValueError("student: needs distill, which configures the distillation")
         if self.shape is not None and self.shape not in SHAPES:
             raise ValueError(f"shape: '{self.shape}' is not one of {', '.join(SHAPES)}")
 
 
 @dataclass
 class Setting:
-    """One way to train: an s3prl downstream (``-d``), its configuration (``-c``), with or without ``-f``.
+    """One way to train.
 
-    ``select`` is ``-s``; ``label`` is added to a model's name in the report; ``published`` names the setting in the
-    published results; ``extra`` and ``override`` as a model's.
+    Attributes:
+        downstream: s3prl's downstream (``-d``).
+        config: Its configuration (``-c``).
+        trainable: Fine-tune the upstream (``-f``).
+        select: ``-s``, the features of the upstream that the heads use.
+        label: Added to the model's name in the report.
+        published: The setting's name in the published results.
+        extra, override: As those of `SuiteModel`.
     """
 
     downstream: str
@@ -83,16 +89,16 @@ class Setting:
 
 @dataclass
 class SuiteFile:
-    """What a suite's file holds.
+    """Content of a suite's file.
 
     Attributes:
-        protocol: What its figures mean; stands above every report.
-        results: ``paper``, ``superb`` or None: the published results that stand beside ours.
-        seeds: Seeds 0, 1, ... of every run.
+        protocol: What the figures mean; printed at the top of every report.
+        results: ``paper`` or ``superb``: the published results that the report compares with. None: no comparison.
+        seeds: Number of seeds, from 0, of every run.
         distill: ``once`` (one student for all seeds) or ``seeds`` (one for each).
-        models, settings: `Model` and `Setting` by name.
-        tables: The report's tables: heading -> settings. Settings of different tasks share a model's line; those of the
-            same task need a ``label``, which makes a line of its own.
+        models, settings: `SuiteModel` and `Setting` by name.
+        tables: The report's tables: heading -> settings. Settings of different tasks share the line of a model.
+            Settings of the same task need a ``label``, which gives each of them a line of its own.
     """
 
     title: str
@@ -110,24 +116,24 @@ class SuiteFile:
         if self.distill not in ("once", "seeds"):
             raise ValueError(f"distill: '{self.distill}' is not once or seeds")
         if self.seeds < 1:
-            raise ValueError("seeds: needs 1 or more")
+            raise ValueError("seeds: must be 1 or more")
         for title, names in self.tables.items():
             for name in names:
                 if name not in self.settings:
-                    raise ValueError(f"tables.{title}: no such setting: {name}")
+                    raise ValueError(f"tables.{title}: no such setting: {name}; there are {', '.join(self.settings)}")
 
 
 @dataclass
 class Suite(SuiteFile):
-    """A suite whose models and settings are typed too."""
+    """A suite with typed models and settings."""
 
-    models: dict[str, Model]
+    models: dict[str, SuiteModel]
     settings: dict[str, Setting]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training and its evaluation; ``name`` is MODEL/SETTING."""
+    """One training and its evaluation."""
 
     model: str
     setting: str
@@ -135,15 +141,16 @@ class Run:
 
     @property
     def name(self) -> str:
+        """MODEL/SETTING."""
         return f"{self.model}/{self.setting}"
 
     def folder(self, output: Path) -> Path:
-        """Of its checkpoints and results."""
+        """Folder of its checkpoints and results."""
         return output / "runs" / slug(self.model) / self.setting / f"seed-{self.seed}"
 
 
 def slug(name: str) -> str:
-    """A name as a folder's."""
+    """A name without spaces and commas, for a folder."""
     return name.replace(", ", "-").replace(" ", "-")
 
 
@@ -155,31 +162,32 @@ def _typed_group(schema: type[T], group: dict[str, Any], where: str) -> dict[str
 
 
 def read_suite(name: str | Path) -> Suite:
-    """A suite's file, or one that ships, by its name.
+    """Read a suite's file, or a shipped suite by its name.
 
     Raises:
-        UserError: no such suite, unknown key, wrong type or impossible value; one line naming file and key.
+        UserError: no such suite, unknown key, wrong type or impossible value; one line that names file and key.
     """
     path = find_config(name, "benchmark")
     file = typed(SuiteFile, read_yaml(path), path)
-    models = _typed_group(Model, file.models, f"{path}: models")
+    models = _typed_group(SuiteModel, file.models, f"{path}: models")
     settings = _typed_group(Setting, file.settings, f"{path}: settings")
+    known = ", ".join(settings)
     for model, values in models.items():
         for setting in values.settings:
             if setting not in settings:
-                raise UserError(f"{path}: models.{model}.settings: no such setting: {setting}")
+                raise UserError(f"{path}: models.{model}.settings: no such setting: {setting}; there are {known}")
     return Suite(**(vars(file) | {"models": models, "settings": settings}))
 
 
 def plan(suite: Suite, seeds: int, only: Sequence[str] = (), extra: bool = False) -> list[Run]:
-    """The runs, seed by seed, so that every cell has a first figure early.
+    """The runs, all cells of one seed before the next seed, so that every cell has a first figure early.
 
     Args:
-        only: Patterns such as ``distilled-hubert/*``; a run needs to match one of them. Empty: all but the extra ones.
-        extra: The extra ones too.
+        only: Patterns such as ``distilled-hubert/*``; a run must match one of them. Empty: all runs that are not extra.
+        extra: Include the extra runs.
 
     Raises:
-        UserError: a pattern that matches no run.
+        UserError: a pattern matches no run.
     """
     cells = [
         (f"{name}/{setting}", name, setting)
@@ -188,7 +196,7 @@ def plan(suite: Suite, seeds: int, only: Sequence[str] = (), extra: bool = False
     ]
     for pattern in only:
         if not any(fnmatch.fnmatch(cell, pattern) for cell, _, _ in cells):
-            raise UserError(f"--only {pattern}: no such run; there are {', '.join(cell for cell, _, _ in cells)}")
+            raise UserError(f"--only {pattern}: no such run: there are {', '.join(cell for cell, _, _ in cells)}")
     if only:
         cells = [cell for cell in cells if any(fnmatch.fnmatch(cell[0], pattern) for pattern in only)]
     elif not extra:

@@ -1,4 +1,4 @@
-"""What s3prl's own experts leave behind, in the form of our results: keyword spotting and speaker verification."""
+"""Results of s3prl's own experts in the format of our results: keyword spotting and speaker verification."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
 
 
 def keyword_spotting(expdir: Path, config: dict[str, Any], evaluate: Evaluate) -> Results:
-    """KS: the checkpoint that was best on development data, on the test archive.
+    """KS: evaluates the checkpoint that was best on development data on the test archive.
 
     Args:
-        expdir: Of the training. config: Its configuration. evaluate: See `Evaluate`.
+        expdir: Folder of the training.
+        config: Configuration of the training.
+        evaluate: See `Evaluate`.
 
     Returns:
         ``{"kws": {"accuracy" in percent, "utterances"}}`` and ``kws_labels``, ``kws_predicted`` as class numbers.
@@ -38,7 +40,9 @@ def keyword_spotting(expdir: Path, config: dict[str, Any], evaluate: Evaluate) -
     evaluate(best if best.is_file() else checkpoints(expdir)[-1])
     truth, predicted = _pairs(expdir / "test_truth.txt"), _pairs(expdir / "test_predict.txt")
     if not truth or [name for name, _ in truth] != [name for name, _ in predicted]:
-        raise UserError(f"{expdir / 'test_predict.txt'}: does not fit test_truth.txt beside it")
+        raise UserError(
+            f"{expdir / 'test_predict.txt'}: does not list the utterances of test_truth.txt: evaluate again"
+        )
     _, numbers = np.unique([label for _, label in [*truth, *predicted]], return_inverse=True)
     labels, answers = numbers[: len(truth)], numbers[len(truth) :]
     results = {"accuracy": 100 * float((labels == answers).mean()), "utterances": len(truth)}
@@ -46,11 +50,13 @@ def keyword_spotting(expdir: Path, config: dict[str, Any], evaluate: Evaluate) -
 
 
 def speaker_verification(expdir: Path, config: dict[str, Any], evaluate: Evaluate) -> Results:
-    """ASV: every saved checkpoint on the test trials, the best of them counts, as s3prl's documentation does it.
+    """ASV: evaluates every saved checkpoint on the test trials; the best one counts, as in s3prl's documentation.
+
+    Args: as of `keyword_spotting`.
 
     Returns:
-        ``{"sv": {"eer" in percent, "last_eer" of the last checkpoint, "checkpoints", "trials"}}`` and the best one's
-        ``sv_scores``, ``sv_labels``, ``sv_left``, ``sv_right`` (speakers of the two sides, counted from 0).
+        ``{"sv": {"eer" in percent, "last_eer" of the last checkpoint, "checkpoints", "trials"}}``, and of the best
+        checkpoint ``sv_scores``, ``sv_labels``, ``sv_left``, ``sv_right`` (speakers of the two sides, counted from 0).
     """
     saved = checkpoints(expdir)
     found = []

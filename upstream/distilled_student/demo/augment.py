@@ -1,4 +1,4 @@
-"""Noise, room, channel and level for clean speech: what makes synthetic voices hard enough to recognise."""
+"""Adds noise, reverberation, a channel and a level to clean speech: clean synthetic voices are too easy."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from numpy.typing import NDArray
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.signal import resample_poly
 
-SAMPLE_RATE = 16_000
+from distilled_student.common.audio import SAMPLE_RATE
 
 Audio = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """How bad it may get. Each item draws its own value from each range; all in dB but ``narrow_band``."""
+    """Ranges of the disturbances. Each item draws its own value from each range; all in dB except ``narrow_band``."""
 
     snr: tuple[float, float]
     direct_to_reverberant: tuple[float, float]
     equaliser: float  # standard deviation of the channel's gain
-    narrow_band: float  # share of the items that come through a telephone-like line
+    narrow_band: float  # share of the items with the band of a telephone line
 
 
 WORDS = Conditions(snr=(0, 20), direct_to_reverberant=(0, 18), equaliser=3, narrow_band=0.25)
-# Milder: a voice is lost in noise long before a word is.
+# milder, because noise hides a speaker's identity earlier than it hides a word
 SENTENCES = Conditions(snr=(15, 25), direct_to_reverberant=(5, 20), equaliser=1.5, narrow_band=0.1)
 
 
 def make_noises(rng: np.random.Generator, voices: list[Audio], seconds: int = 25) -> dict[str, Audio]:
-    """Six noises of unit power, ``(seconds * 16000,)`` each. ``voices`` are what the babble is mixed from."""
+    """Six noises of unit power, ``(seconds * 16000,)`` each, by name. The babble is a mix of ``voices``."""
     size = seconds * SAMPLE_RATE
     time = np.arange(size) / SAMPLE_RATE
     frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
@@ -39,7 +39,7 @@ def make_noises(rng: np.random.Generator, voices: list[Audio], seconds: int = 25
         return irfft(rfft(rng.standard_normal(size)) * gain, size)
 
     hum = sum(rng.uniform(0.2, 1) / k * np.sin(2 * np.pi * 50 * k * time + rng.uniform(0, 6)) for k in range(1, 16))
-    beat = 1 + 0.8 * np.sin(2 * np.pi * rng.uniform(2, 5) * time)  # an engine: band noise that throbs
+    beat = 1 + 0.8 * np.sin(2 * np.pi * rng.uniform(2, 5) * time)  # an engine: band noise with a periodic amplitude
     noises = {
         "white_noise": rng.standard_normal(size),
         "pink_noise": coloured(1 / np.sqrt(np.maximum(frequency, 20))),
@@ -52,7 +52,7 @@ def make_noises(rng: np.random.Generator, voices: list[Audio], seconds: int = 25
 
 
 def _room(rng: np.random.Generator, conditions: Conditions) -> NDArray[np.float64]:
-    """A room's impulse response, ``(taps,)``: the direct sound, then noise that decays by 60 dB in RT60 seconds."""
+    """A room's impulse response ``(taps,)``: the direct sound, then noise that decays by 60 dB in RT60 seconds."""
     rt60 = rng.uniform(0.1, 0.6)
     time = np.arange(int(rt60 * SAMPLE_RATE)) / SAMPLE_RATE
     tail = rng.standard_normal(len(time)) * 10 ** (-3 * time / rt60)
@@ -64,7 +64,7 @@ def _room(rng: np.random.Generator, conditions: Conditions) -> NDArray[np.float6
 
 
 def _channel(rng: np.random.Generator, conditions: Conditions, frequency: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A microphone's and line's gain at each ``frequency`` (Hz): a random equaliser, on some of them a narrow band."""
+    """Gain of microphone and line at each ``frequency`` (Hz): a random equaliser, for some items a narrow band."""
     knots = np.array([60, 150, 400, 1000, 2200, 4000, 8000])
     gain = np.interp(np.log(np.maximum(frequency, 60)), np.log(knots), rng.normal(0, conditions.equaliser, len(knots)))
     low, high = (
@@ -72,14 +72,14 @@ def _channel(rng: np.random.Generator, conditions: Conditions, frequency: NDArra
         if rng.random() < conditions.narrow_band
         else (rng.uniform(20, 100), 7900)
     )
-    slope = 24 / np.log(2)  # dB an octave
+    slope = 24 / np.log(2)  # 24 dB per octave
     gain -= slope * np.log(np.maximum(low / np.maximum(frequency, 1), 1))
     gain -= slope * np.log(np.maximum(frequency / high, 1))
     return 10 ** (gain / 20)
 
 
 def _distort(rng: np.random.Generator, audio: NDArray[np.float64]) -> NDArray[np.float64]:
-    """On some items the recorder clips, on some the line codes to 8-bit mu-law. Peak of the input and output: 1."""
+    """Clip the peaks of some items, and code some items in 8-bit mu-law. The result has peak 1."""
     audio = audio / np.abs(audio).max()
     kind = rng.random()
     if kind < 0.15:
@@ -96,10 +96,10 @@ def augment(speech: Audio, noises: dict[str, Audio], rng: np.random.Generator, f
 
     Args:
         speech: ``(samples,)`` at 16 kHz.
-        noises: by name, each longer than the result.
-        fixed: length of the result in samples, with the speech at a random place and its speed changed by up to a
-            tenth (which moves pitch and formants too: a cue of the word survives it, one of the speaker would not).
-            None: as long as the speech, at its own speed.
+        noises: By name, each longer than the result.
+        fixed: Length of the result in samples. The speech is put at a random position, and its speed is changed by up
+            to a tenth. That also shifts pitch and formants: the word can still be recognised, the speaker could not.
+            None: the result is as long as the speech, at its own speed.
 
     Returns:
         ``(samples,)`` or ``(fixed,)``, within -1..1.
@@ -117,7 +117,7 @@ def augment(speech: Audio, noises: dict[str, Audio], rng: np.random.Generator, f
     noise = noises[rng.choice(sorted(noises))]
     offset = int(rng.integers(len(noise) - size))
     spectrum = rfft(placed) * rfft(room, size)
-    # Parseval: the reverberant speech's energy over the time it lasts is what the noise of unit power is held against.
+    # mean power of the reverberant speech, from its spectrum (Parseval); the noise, of unit power, is scaled to it
     power = 2 * np.square(np.abs(spectrum)).sum() / size / len(speech)
     snr = rng.uniform(*conditions.snr)
     spectrum = spectrum / np.sqrt(power) + rfft(noise[offset : offset + size]) * 10 ** (-snr / 20)

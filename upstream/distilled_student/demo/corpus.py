@@ -1,8 +1,8 @@
-"""Expand the packed demo corpus into the two public layouts: Speech Commands and VoxCeleb1.
+"""Expands the packed demo corpus into two public layouts: Speech Commands and VoxCeleb1.
 
-The package carries clean synthetic speech (``assets/corpus``, made by ``make_corpus.py``). Clean synthetic voices are
-too easy for both tasks, so each item gets a room, noise and a channel of its own on the way out (``augment.py``).
-Each item draws from a random generator seeded by its own file name: the result does not depend on the order.
+The package contains clean synthetic speech (``assets/corpus``, made by ``make_corpus.py``). Clean synthetic voices are
+too easy for both tasks, so every file gets its own reverberation, noise and channel (``augment.py``). The random
+generator of a file is seeded with its name: the result does not depend on the order.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from distilled_student.corpora.keywords import hash_percentage
 from distilled_student.corpora.shipped import PACKED, PackedClip, read_index, read_voice
 from distilled_student.demo.augment import SAMPLE_RATE, Audio, augment, make_noises
 
-RECIPE = 1  # raise it whenever the expanded files change: expanded caches of an older recipe are then made again
-COPIES = 2  # times that each recorded clip is written, each time in another room, noise and channel
+RECIPE = 1  # increase it whenever the expanded files change, so that folders of an older recipe are made again
+COPIES = 2  # files for each clip, each with another reverberation, noise and channel
 TRIALS = 2_000
 COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 STAMP = "corpus.sha256"
@@ -34,7 +34,7 @@ STAMP = "corpus.sha256"
 
 @dataclass(frozen=True)
 class Output:
-    """One file to write: where, from which clip. ``fixed`` is its length in samples, None: as long as the clip."""
+    """A file to write, its clip, and its length in samples (``fixed``); None: as long as the clip."""
 
     path: str
     clip: PackedClip
@@ -42,10 +42,10 @@ class Output:
 
 
 def speaker_ids(clips: list[PackedClip]) -> dict[str, str]:
-    """Voice to a VoxCeleb-like id whose hash falls into the voice's own part of the classic split.
+    """A VoxCeleb-like id for each voice, chosen so that its hash falls into the voice's own split.
 
-    Below 10 % is validation, below 20 % testing, the rest training: a reader that splits by hash alone (s3prl's does)
-    thereby gets our speaker-disjoint splits.
+    Speech Commands' hash in percent: below 10 is validation, below 20 is testing, the rest is training. A reader that
+    splits by hash alone, as s3prl's does, thus gets our splits, which have no speaker in common.
     """
     bounds = {"dev": (0.0, 10.0), "test": (10.0, 20.0), "train": (20.0, 101.0)}
     ids: dict[str, str] = {}
@@ -61,13 +61,17 @@ def _rng(key: str) -> np.random.Generator:
 
 
 def _commands(clips: list[PackedClip], ids: dict[str, str]) -> Iterator[Output]:
-    """Files of the Speech Commands layout. The test's ``_unknown_`` is as large as one of its keywords."""
+    """Files of the Speech Commands layout. The test set has as many ``_unknown_`` files as files of one keyword."""
     test_voices = sorted({clip.voice for clip in clips if clip.split == "test"})
     takes = max(clip.take for clip in clips if clip.kind == "word")
     others = sorted({clip.text for clip in clips if clip.kind == "word"} - set(COMMANDS))
-    # Each test voice says some of the other words, a different few than its neighbours: all words come up in turn.
-    few = takes * COPIES
-    unknown = {(voice, others[(n * few + k) % len(others)]) for n, voice in enumerate(test_voices) for k in range(few)}
+    # each test voice says the next words of the list, so that all words occur equally often
+    per_voice = takes * COPIES
+    unknown = {
+        (voice, others[(n * per_voice + k) % len(others)])
+        for n, voice in enumerate(test_voices)
+        for k in range(per_voice)
+    }
     for clip in clips:
         if clip.kind != "word":
             continue
@@ -78,13 +82,13 @@ def _commands(clips: list[PackedClip], ids: dict[str, str]) -> Iterator[Output]:
         elif clip.text in COMMANDS:
             paths = [f"test/{clip.text}/{name}_nohash_{number}.wav" for number in numbers]
         else:
-            number = others.index(clip.text)  # the word is not in the path, so the number keeps the names apart
+            number = others.index(clip.text)  # the path does not contain the word, so the number makes the name unique
             paths = [f"test/_unknown_/{name}_nohash_{number}.wav"] if (clip.voice, clip.text) in unknown else []
         yield from (Output(f"speech_commands/{path}", clip, SAMPLE_RATE) for path in paths)
 
 
 def _sentences(clips: list[PackedClip], ids: dict[str, str]) -> Iterator[Output]:
-    """Files of the VoxCeleb1 layout: each sentence once in each session."""
+    """Files of the VoxCeleb1 layout: each sentence once per session."""
     numbers: dict[str, Iterator[int]] = {voice: count(1) for voice in ids}
     for clip in clips:
         if clip.kind == "sentence":
@@ -95,9 +99,10 @@ def _sentences(clips: list[PackedClip], ids: dict[str, str]) -> Iterator[Output]
 
 
 def make_trials(outputs: list[Output], wanted: int = TRIALS) -> list[str]:
-    """VoxCeleb1's ``1 a.wav b.wav`` lines (1: same speaker), half of them targets, in random order.
+    """Lines ``1 a.wav b.wav`` as in VoxCeleb1's trial list (1: same speaker), in random order.
 
-    The two sides never say the same sentence. Four non-targets in five are two voices of one gender, the harder kind.
+    Half of them are target trials. The two sides never say the same sentence. Four of five non-target trials have two
+    voices of one gender, which is harder.
     """
     prefix = "voxceleb1/test/wav/"
     files = [output for output in outputs if output.path.startswith(prefix)]
@@ -106,7 +111,7 @@ def make_trials(outputs: list[Output], wanted: int = TRIALS) -> list[str]:
         if a.clip.text == b.clip.text:
             continue
         target = a.clip.voice == b.clip.voice
-        gender = "same" if a.clip.voice[1] == b.clip.voice[1] else "cross"  # Kokoro's names: af_ is female, am_ male
+        gender = "same" if a.clip.voice[1] == b.clip.voice[1] else "cross"  # second letter of Kokoro's names: f or m
         line = f"{int(target)} {a.path.removeprefix(prefix)} {b.path.removeprefix(prefix)}"
         pools["target" if target else gender].append(line)
     rng = _rng("trials")
@@ -117,22 +122,22 @@ def make_trials(outputs: list[Output], wanted: int = TRIALS) -> list[str]:
     return [str(line) for line in rng.permutation(lines)]
 
 
-def plan(packed: Path = PACKED) -> list[Output]:
-    """Every file with speech in it, grouped by voice."""
+def plan_files(packed: Path = PACKED) -> list[Output]:
+    """All files that contain speech, grouped by voice."""
     clips = read_index(packed)
     ids = speaker_ids(clips)
     return sorted([*_commands(clips, ids), *_sentences(clips, ids)], key=lambda output: output.clip.voice)
 
 
 def noise_sets(packed: Path = PACKED) -> tuple[dict[str, Audio], dict[str, Audio]]:
-    """Noises for training and development, and others of the same kinds for testing; their babblers differ too."""
+    """Noises for training and development, and other noises of the same kinds for testing, with other babble voices."""
     babblers = sorted({clip.voice for clip in read_index(packed) if clip.split == "train"})[::3][:12]
     voices = [read_voice(voice, packed) for voice in babblers]
     return make_noises(_rng("train noise"), voices[::2]), make_noises(_rng("test noise"), voices[1::2])
 
 
 def render(output: Output, voice: Audio, noises: dict[str, Audio]) -> Audio:
-    """One file's samples, ``(samples,)``, from the whole file of its ``voice``."""
+    """The samples ``(samples,)`` of one file; ``voice``: the whole packed file of its voice."""
     clip = output.clip
     speech = voice[clip.start : clip.start + clip.samples]
     return augment(speech, noises, _rng(output.path), output.fixed)
@@ -144,8 +149,8 @@ def _write(path: Path, audio: Audio) -> None:
 
 
 def _fill(root: Path, packed: Path) -> None:
-    """Write all files under ``root``."""
-    outputs = plan(packed)
+    """Write all files into ``root``."""
+    outputs = plan_files(packed)
     train_noises, test_noises = noise_sets(packed)
     for name, noise in train_noises.items():
         _write(
@@ -159,7 +164,7 @@ def _fill(root: Path, packed: Path) -> None:
         start = int(rng.integers(len(noise) - SAMPLE_RATE))
         crop = noise[start : start + SAMPLE_RATE]
         _write(root / path, crop / np.abs(crop).max() * 10 ** (rng.uniform(-30, -1) / 20))
-    loaded, voice = "", np.zeros(0, np.float32)
+    loaded, voice = "", np.zeros(0, np.float32)  # name and samples of the voice that was read last
     with Progress(len(outputs), "expanding the embedded corpus") as progress:
         for output in outputs:
             if output.clip.voice != loaded:
@@ -171,7 +176,7 @@ def _fill(root: Path, packed: Path) -> None:
 
 
 def fingerprint(packed: Path = PACKED) -> str:
-    """What an expanded folder is made from: the packed files' contents and the recipe's version."""
+    """SHA-256 of what an expanded folder is made from: the packed files and the recipe's version."""
     digest = hashlib.sha256(f"recipe {RECIPE}".encode())
     for path in [*sorted(packed.glob("*.ogg")), packed / "index.csv"]:
         digest.update(path.read_bytes())
@@ -179,14 +184,14 @@ def fingerprint(packed: Path = PACKED) -> str:
 
 
 def expand(root: Path, packed: Path = PACKED) -> Path:
-    """Make ``root/speech_commands`` and ``root/voxceleb1``; at once when an earlier call has made the same ones.
+    """Make ``root/speech_commands`` and ``root/voxceleb1``, unless an earlier call has made the same files.
 
     Args:
-        root: the cache folder to make. An older expansion there is replaced; a folder of anything else is left alone.
-        packed: the folder with ``index.csv`` and a ``VOICE.ogg`` each.
+        root: The folder to make. An older expansion there is replaced; a folder of other files is refused.
+        packed: The folder with ``index.csv`` and one ``VOICE.ogg`` per voice.
 
     Returns:
-        ``root``, which is either complete or, after an interruption, not there.
+        ``root``, which is complete. After an interruption it does not exist.
 
     Raises:
         UserError: ``root`` holds files, but no demo corpus.
@@ -196,7 +201,7 @@ def expand(root: Path, packed: Path = PACKED) -> Path:
     if stamp.is_file() and stamp.read_text() == wanted:
         return root
     if root.exists() and not stamp.is_file() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(f"{root}: in the way of the demo corpus, and not made by it")
+        raise UserError(f"{root}: exists and is no demo corpus: remove it or choose another folder")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as folder:
         made = Path(folder) / "made"

@@ -1,7 +1,7 @@
-"""Make the demo's packed corpus: clean words and sentences of 60 synthetic voices, one Ogg/Opus file per voice.
+"""Makes the demo's packed corpus: clean words and sentences of 60 synthetic voices, one Ogg/Opus file per voice.
 
-The speech is Kokoro-82M's (Apache-2.0), a text-to-speech model with 54 voices. Run once by a maintainer; users only
-ever expand the result (``corpus.py``). Outside this project's own requirements it needs:
+The speech comes from Kokoro-82M (Apache-2.0), a text-to-speech model with 54 voices. A maintainer runs this script
+once; users only expand its result (``corpus.py``). In addition to this project's requirements it needs:
 
 * ``onnxruntime`` (PyPI), and the ``espeak-ng`` program (a package of every Linux distribution), which turns the
   sentences into phonemes;
@@ -11,12 +11,12 @@ ever expand the result (``corpus.py``). Outside this project's own requirements 
 
     python make_corpus.py --model kokoro.onnx --vocab vocab.json --voices voices --out ../assets/corpus
 
-Every finished voice is kept in ``--cache``: a run that is cut off goes on where it stopped, and packing again with
-another ``--compression`` synthesises nothing.
+``--cache`` keeps every finished voice: an interrupted run resumes, and packing again with another ``--compression``
+needs no synthesis.
 """
 
 # ruff: noqa: RUF001, SIM905
-# Phonemes only look like letters, and a list of words reads best as text.
+# RUF001: phonemes look like letters. SIM905: a list of words is easier to read as one text.
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
 SAMPLE_RATE = 16_000
-GAP = 1_600  # silence between two items, in samples: an Opus frame never smears one item into the next
+GAP = 1_600  # samples of silence between two items, so that no Opus frame covers two of them
 
-# Recognisers trained on real speech understand these spellings; espeak-ng's own are close to them.
+# phonemes that recognisers trained on real speech understand; those of espeak-ng are similar
 COMMANDS = {
     "yes": "jˈɛs",
     "no": "nˈO",
@@ -54,10 +54,10 @@ COMMANDS = {
 }
 OTHERS = "bed bird cat dog eight five four happy house marvin nine one seven sheila six three tree two wow zero".split()
 
-# Voices that share a name across languages may share a speaker: all of them stay in training.
+# Voices with one name in several languages may be one speaker: all of them are in the training split.
 TEST = "af_bella af_nova bf_emma hf_alpha zf_xiaoyi am_michael am_puck bm_george hm_omega zm_yunxi".split()
 DEV = "af_kore bf_lily zf_xiaoni am_eric bm_fable zm_yunyang".split()
-# Further training voices: the mean of two training voices. The second letter is the gender, as in Kokoro's own names.
+# Additional training voices, each the mean of two training voices. The second letter is the gender, as in Kokoro.
 MIXES = {
     "xf_one": ("af_heart", "jf_alpha"),
     "xf_two": ("bf_alice", "zf_xiaobei"),
@@ -119,7 +119,7 @@ Nothing grows in the shade of that wall.
 He always whistles when he makes the coffee.
 """.strip().splitlines()
 
-# espeak-ng's IPA to Kokoro's alphabet, which writes each diphthong and affricate as one letter. Order matters.
+# From espeak-ng's IPA to Kokoro's alphabet, which has one letter for a diphthong or affricate. The order matters.
 TO_KOKORO = [
     ("aɪ", "I"),
     ("aʊ", "W"),
@@ -142,7 +142,7 @@ TO_KOKORO = [
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that a voice says. ``speed`` is Kokoro's: above 1 is faster."""
+    """A word or sentence that a voice says. ``speed`` is Kokoro's: above 1 is faster."""
 
     kind: str
     text: str
@@ -153,7 +153,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs to speak for one voice. ``style`` is ``(rows, 1, 256)``, one row per token count."""
+    """What a worker needs to synthesise one voice. ``style``: ``(rows, 1, 256)``, a row for each number of tokens."""
 
     voice: str
     style: NDArray[np.float32]
@@ -162,24 +162,24 @@ class Job:
 
 
 def phonemes(text: str) -> str:
-    """American English phonemes of a sentence in Kokoro's alphabet, the closing mark kept for its intonation."""
+    """American English phonemes of a sentence in Kokoro's alphabet, with its final mark, which sets the intonation."""
     command = ["espeak-ng", "-q", "--ipa", "-v", "en-us", text]
     spoken = " ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    for theirs, ours in TO_KOKORO:
-        spoken = spoken.replace(theirs, ours)
+    for ipa, kokoro in TO_KOKORO:
+        spoken = spoken.replace(ipa, kokoro)
     return spoken + (text[-1] if text[-1] in ".?" else "")
 
 
 def load_voices(folder: Path) -> dict[str, NDArray[np.float32]]:
-    """Voice name to style table, Kokoro's own voices and the mixes."""
+    """The style table of each voice by its name: Kokoro's voices and the mixes."""
     voices = {path.stem: np.fromfile(path, "<f4").reshape(-1, 1, 256) for path in sorted(folder.glob("*.bin"))}
     return voices | {name: (voices[a] + voices[b]) / 2 for name, (a, b) in MIXES.items()}
 
 
 def plan(voice: str, spelling: dict[str, str]) -> list[Item]:
-    """What ``voice`` says: each command twice, each other word once, ten sentences drawn from the pool.
+    """What ``voice`` says: each command twice, each other word once, and ten random sentences.
 
-    Take 1 is spoken at an ordinary pace; take 2 clearly slower or clearly faster, so that it is not the same clip.
+    Take 1 has an ordinary speed. Take 2 is clearly slower or faster, so that the two clips differ.
     """
     rng = np.random.default_rng(zlib.crc32(voice.encode()))
     items = [Item("word", word, 1, spelling[word], rng.uniform(0.9, 1.1)) for word in [*COMMANDS, *OTHERS]]
@@ -190,7 +190,7 @@ def plan(voice: str, spelling: dict[str, str]) -> list[Item]:
 
 
 def trim(speech: NDArray[np.float32], margin: float = 0.03) -> NDArray[np.float32]:
-    """Cut what is 40 dB or more below the loudest 10 ms, at both ends, leaving ``margin`` seconds."""
+    """Cut both ends where they are 40 dB or more below the loudest 10 ms, but keep ``margin`` seconds."""
     hop = SAMPLE_RATE // 100
     frames = speech[: len(speech) // hop * hop].reshape(-1, hop)
     power = np.square(frames).mean(axis=1)
@@ -204,7 +204,7 @@ _vocab: dict[str, int] = {}
 
 
 def _start(model: Path, vocab: dict[str, int]) -> None:
-    """Open the model once per worker process, on one thread: the workers are the parallelism."""
+    """Open the model once per worker process, on one thread, since the workers run in parallel."""
     global _session, _vocab
     import onnxruntime
 
@@ -215,7 +215,7 @@ def _start(model: Path, vocab: dict[str, int]) -> None:
 
 
 def _speak(style: NDArray[np.float32], item: Item) -> NDArray[np.float32]:
-    """One item as ``(samples,)`` at 16 kHz, trimmed, peak 0.7. Raises KeyError on a phoneme Kokoro does not know."""
+    """One item as ``(samples,)`` at 16 kHz, trimmed, peak 0.7. Raises KeyError on a phoneme that Kokoro lacks."""
     ids = [_vocab[letter] for letter in item.phonemes]
     feed = {"tokens": [[0, *ids, 0]], "style": style[len(ids)], "speed": np.array([item.speed], np.float32)}
     speech = trim(resample_poly(_session.run(None, feed)[0].ravel(), 2, 3).astype(np.float32))
@@ -223,7 +223,7 @@ def _speak(style: NDArray[np.float32], item: Item) -> NDArray[np.float32]:
 
 
 def _voice(job: Job) -> str:
-    """Speak all of a voice's items into its cache file, unless it is there."""
+    """Write all items of a voice into its cache file, unless that file exists."""
     if not job.target.exists():
         clips = {str(number): _speak(job.style, item) for number, item in enumerate(job.items)}
         unfinished = job.target.with_suffix(".part")
@@ -234,7 +234,7 @@ def _voice(job: Job) -> str:
 
 
 def pack(jobs: list[Job], out: Path, compression: float) -> Iterator[list[str | int]]:
-    """Write one Ogg/Opus file per voice and yield the rows of its index; starts and lengths are in samples."""
+    """Write one Ogg/Opus file per voice; yields the rows of the index, with starts and lengths in samples."""
     silence = np.zeros(GAP, np.float32)
     for job in jobs:
         with np.load(job.target) as cached:
@@ -258,7 +258,7 @@ def pack(jobs: list[Job], out: Path, compression: float) -> Iterator[list[str | 
 
 
 def main() -> None:
-    """Synthesise what is missing, then pack."""
+    """Synthesise the voices that the cache lacks, then pack all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--vocab", type=Path, required=True)
@@ -274,7 +274,7 @@ def main() -> None:
     vocab = json.loads(args.vocab.read_text(encoding="utf-8"))["vocab"]
     spelling = {text: phonemes(text) for text in [*OTHERS, *SENTENCES]} | COMMANDS
     if unknown := set("".join(spelling.values())) - set(vocab):
-        raise SystemExit(f"no token for {unknown}")
+        raise SystemExit(f"{args.vocab}: no token for {unknown}: add replacements to TO_KOKORO")
     styles = load_voices(args.voices)
     jobs = [Job(voice, styles[voice], plan(voice, spelling), args.cache / f"{voice}.npz") for voice in sorted(styles)]
     with multiprocessing.Pool(args.jobs, _start, (args.model, vocab)) as pool:

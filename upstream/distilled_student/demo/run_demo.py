@@ -1,4 +1,4 @@
-"""The demo: the benchmark's suite of this name, from the beginning, on the corpus that ships with the package."""
+"""``distilled-student demo``: runs the benchmark's suite ``demo`` from the start, on the shipped corpus."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ console = Console()
 
 
 def corpus_folder() -> Path:
-    """The embedded corpus in both public layouts, expanded once."""
+    """The folder of the embedded corpus in both public layouts; the first call expands it into the cache."""
     folder = cache_folder() / f"corpus-{fingerprint()[:12]}"
     try:
         return expand(folder)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); set XDG_CACHE_HOME") from None
+        raise UserError(f"{folder}: cannot be written ({error.strerror}): set XDG_CACHE_HOME") from None
 
 
 def precision() -> dict[str, list[str]]:
-    """What a bench of the demo's suite is given for this machine's sake."""
+    """Overrides of a `Bench` that choose the precision by this machine: bf16 where it is fast."""
     fast = has_fast_bf16()
     return {"distil": [f"precision={'bf16' if fast else 'fp32'}"], "joint": [f"config.runner.bf16={fast}"]}
 
@@ -40,23 +40,23 @@ def run_demo(
     joint: list[str] | None = None,
     corpus: Path | None = None,
 ) -> Path:
-    """Run everything and write the report.
+    """Distil, train and evaluate, and write the report.
 
     Args:
-        output: Folder of the report; what an earlier demo left there is removed.
-        seeds: Repetitions, with seeds 0, 1, ...
+        output: Folder of the report; the files of an earlier demo are removed.
+        seeds: Number of repetitions, with seeds 0, 1, ...
         distil, joint: ``key=value`` overrides of ``configs/distill/demo.yaml`` and ``configs/multitask/demo.yaml``
-            (the latter in the meaning of ``run_downstream.py -o``).
-        corpus: Folder with both layouts, instead of the embedded one.
+            (the latter as for ``run_downstream.py -o``).
+        corpus: Folder with both layouts; None: the embedded corpus.
 
     Returns:
-        ``output/results.json``.
+        The path ``output/results.json``.
 
     Raises:
-        UserError: a setting that cannot be used, a folder that cannot be written, or a run that failed.
+        UserError: an unusable setting, a folder that cannot be written, or a run that failed.
     """
     if seeds < 1:
-        raise UserError(f"--seeds {seeds}: needs 1 or more")
+        raise UserError(f"--seeds {seeds}: must be 1 or more")
     start = time.monotonic()
     try:
         for name in ("runs", "distill"):
@@ -65,9 +65,9 @@ def run_demo(
         (output / "results.json").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from None
-    own = precision()
-    more = {"distil": own["distil"] + (distil or []), "joint": own["joint"] + (joint or [])}
-    bench = open_bench("demo", corpus or corpus_folder(), output, **more)
+    overrides = precision()
+    overrides = {"distil": overrides["distil"] + (distil or []), "joint": overrides["joint"] + (joint or [])}
+    bench = open_bench("demo", corpus or corpus_folder(), output, **overrides)
     rows = run_suite(bench, plan(bench.suite, seeds))
     for row in rows:
         for error in row["errors"].values():

@@ -1,1 +1,1 @@
-"""How fast everything is: measured side by side in one run on one machine, with a history to compare it with."""
+"""Measures speed: all that is compared runs in turn on one machine. A history keeps the figures of each run."""

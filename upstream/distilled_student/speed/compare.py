@@ -1,4 +1,4 @@
-"""The models side by side: what each costs, and how fast it is beside the first of them."""
+"""Measures all models in all their forms: size, memory, and speed in multiples of the first model's."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from distilled_student.student.cost import macs_per_second, parameters
 
 log = logging.getLogger(__name__)
 
-SECONDS = (1, 4)
-COMPARED = 4  # seconds of audio, on one thread: where multiples of the reference are taken
-TURN = 0.1  # seconds
+SECONDS = (1, 4)  # lengths of the audio
+COMPARED = 4  # seconds of audio, on one thread: multiples of the reference's speed are taken here
+TURN = 0.1  # seconds that a form runs before the next one's turn
 
 
 def variants(name: str, folder: Path) -> list[Variant]:
@@ -41,35 +41,35 @@ def variants(name: str, folder: Path) -> list[Variant]:
     return [Variant(name, TORCH), *bare, *write_graphs(name, folder)]
 
 
-def _running(variant: Variant) -> Callable[[], object]:
-    """For `peak_memory`: a model made and run on one thread."""
+def _build_and_run(variant: Variant) -> Callable[[], object]:
+    """For `peak_memory`: builds or loads a model and runs it on one thread."""
     torch.set_num_threads(1)
     load, waveforms = loader(variant, 1), noise(COMPARED)
     return lambda: load()(waveforms)
 
 
 def _costs(variant: Variant, folder: Path) -> dict[str, Any]:
-    """What does not depend on the machine's mood: file and memory; in PyTorch parameters and operations."""
+    """Costs that do not depend on the machine's load: file and memory; in PyTorch also parameters and operations."""
     costs: dict[str, Any] = {"model": variant.model, "form": variant.form}
     file = variant.graph
     if file is None:
         model, file = importer(variant.model, variant.form)(), folder / "model.safetensors"
         save_model(model, str(file))
         costs |= {"parameters": parameters(model), "macs_per_second": macs_per_second(AsUpstream(model))}
-    return costs | {"file_bytes": file.stat().st_size, "memory_bytes": peak_memory(_running, variant)}
+    return costs | {"file_bytes": file.stat().st_size, "memory_bytes": peak_memory(_build_and_run, variant)}
 
 
 def _times(measured: Sequence[Variant], count: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """By a variant's name, on ``count`` threads: real-time factors, and speed beside the first's."""
+    """Real-time factors on ``count`` threads and speed relative to the first variant, by a variant's name."""
     found: dict[str, dict[str, Any]] = {variant.name: {} for variant in measured}
     with threads(count):
         runs = {variant.name: loader(variant, count)() for variant in measured}
         for seconds in SECONDS:
-            waveforms = noise(seconds)
-            times = interleaved({name: partial(run, waveforms) for name, run in runs.items()}, rounds, at_least=TURN)
-            for name, of in times.items():
-                speed = ratio(times[measured[0].name], of)
-                found[name][f"{seconds} s"] = {"rtf": median(of) / seconds, "speed": speed._asdict()}
+            waveforms, what = noise(seconds), f"models, {seconds} s, {count} threads"
+            calls = {name: partial(run, waveforms) for name, run in runs.items()}
+            for name, times in (all_times := interleaved(calls, rounds, at_least=TURN, what=what)).items():
+                speed = ratio(all_times[measured[0].name], times)
+                found[name][f"{seconds} s"] = {"rtf": median(times) / seconds, "speed": speed._asdict()}
     return found
 
 
@@ -78,10 +78,10 @@ def compare_models(folder: Path, rounds: int, names: Sequence[str] = MODELS) -> 
 
     Args:
         folder: For graphs, more than a gigabyte of them.
-        names: Of models. The first in PyTorch is the one whose multiples the others' speeds are.
+        names: Names of models. The first one in PyTorch is the reference for the speed of all others.
 
     Returns:
-        ``rows``, one for each form of each model, and ``threads``, the counts that they were timed with; the forms.
+        ``rows``, one for each form of each model, and ``threads``, the numbers of threads; and the forms themselves.
     """
     counts = sorted({1, torch.get_num_threads()})
     measured = [variant for name in names for variant in variants(name, folder)]

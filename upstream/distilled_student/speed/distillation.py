@@ -116,7 +116,7 @@ def compare_distillation(
         if sides["s3prl"].precision != "fp32":
             sides["s3prl_fp32"] = Recipe(*recipe, precision="fp32")
         sides = {side: sides[side] for side in ("s3prl", "s3prl_fp32", "ours_fp32", "ours") if side in sides}
-        times = interleaved({side: trainer.epoch for side, trainer in sides.items()}, rounds)
+        times = interleaved({side: trainer.epoch for side, trainer in sides.items()}, rounds, what="distillation")
         recipe_lengths = [[soundfile.info(file).frames for file in batch] for batch in sides["s3prl"].batches]
     run = sides["ours"].run
     workload = measure_workload(run.student, run.teacher, run.config.precision, device)

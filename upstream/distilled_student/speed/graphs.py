@@ -1,4 +1,4 @@
-"""ONNX files of the models that are compared: ours as they are exported, the others as their libraries allow."""
+"""Writes the ONNX files of the models: ours as `distilled-student export` does, the others by their libraries."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from distilled_student.speed.models import BARE_INT8, INT8, ONNX, SIZES, Variant
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without what the libraries tell about graphs that are as they should be."""
+def _without_warnings() -> Iterator[None]:
+    """Suppress the libraries' warnings, which are about expected properties of the graphs."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -28,8 +28,8 @@ def _quietly() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-class _Only(nn.Module):
-    """A model with waveforms alone as input, and without the outputs that it does not have."""
+class _WaveformsOnly(nn.Module):
+    """A model with waveforms as its only input, and without the outputs that are None."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -41,17 +41,18 @@ class _Only(nn.Module):
 
 
 def _write_other(name: str, plain: Path, int8: Path) -> None:
-    """Weights of matrix products in 8 bits; there is no fast kernel for convolutions of 8 bits."""
+    """Write a model that is not ours; in int8 only matrix products, since 8-bit convolutions have no fast kernel."""
     from onnxruntime.quantization import quantize_dynamic
 
     samples = torch.export.Dim("samples", min=SAMPLE_RATE // 4)
     options = {"input_names": ["waveforms"], "dynamic_shapes": {"waveforms": {1: samples}}, "external_data": False}
-    torch.onnx.export(_Only(importer(name)()).eval(), (noise(2),), plain, dynamo=True, verbose=False, **options)
+    model = _WaveformsOnly(importer(name)()).eval()
+    torch.onnx.export(model, (noise(2),), plain, dynamo=True, verbose=False, **options)
     quantize_dynamic(plain, int8, op_types_to_quantize=["MatMul", "Gemm"])
 
 
 def _write_own(name: str, plain: Path, int8: Path, bare: Path) -> None:
-    """As `export.utterance` does it; ``bare`` is the part of the int8 graph that gives the hidden state."""
+    """Write a student as `export.utterance` does; ``bare`` is the part of the int8 graph for the hidden state alone."""
     import onnx.utils
 
     from distilled_student.export.int8 import prepare, quantize
@@ -64,10 +65,10 @@ def _write_own(name: str, plain: Path, int8: Path, bare: Path) -> None:
 
 
 def write_graphs(name: str, folder: Path) -> list[Variant]:
-    """The forms of a model that are graphs, written into the folder."""
+    """Write the ONNX files of a model into the folder; returns its forms that are graphs."""
     plain, int8, bare = (folder / f"{name}{suffix}.onnx" for suffix in ("", "-int8", "-int8-bare"))
     written = [Variant(name, ONNX, plain), Variant(name, INT8, int8)]
-    with _quietly():
+    with _without_warnings():
         if name not in SIZES:
             _write_other(name, plain, int8)
             return written

@@ -1,4 +1,4 @@
-"""Joint training through s3prl's runner beside the same model in a bare loop: each batch by both, in turns."""
+"""Compares joint training through the runner with a minimal loop: both train the same model on each batch in turn."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ WARMUP = 4  # steps, two of each task
 
 
 def bare_loop(student: Student, tasks: torch.nn.ModuleDict, config: dict[str, Any]) -> Callable[[Batch], None]:
-    """A step of the shortest loop that trains the same: all hidden states side by side to the heads, Adam.
+    """A training step of a minimal loop: concatenated hidden states go to the heads, Adam updates all weights.
 
     Args:
-        config: The runner's and the optimiser's settings.
+        config: Settings of the runner and of the optimiser.
     """
-    student.predictions = None  # the heads do not hear them
+    student.predictions = None  # the heads do not use them
     parameters = [*student.parameters(), *tasks.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=config["optimizer"]["lr"])
     device, runner = parameters[0].device, config["runner"]
@@ -54,10 +54,10 @@ def bare_loop(student: Student, tasks: torch.nn.ModuleDict, config: dict[str, An
     return step
 
 
-class Watched:
-    """A loader whose every batch goes through a bare step, too, before or after the runner's.
+class TimedLoader:
+    """A loader that also trains the minimal loop on every batch, before or after the runner's step in turn.
 
-    ``times``: of each batch seconds of the loading, of the runner's step and of the bare one.
+    ``times``: for each batch the seconds of loading, of the runner's step and of the minimal loop's step.
     """
 
     def __init__(self, loader: Iterable[Batch], bare: Callable[[Batch], None], times: list[tuple[float, ...]]) -> None:
@@ -81,14 +81,14 @@ class Watched:
             first = len(self.times) % 2 == 0
             bare = self._bare(batch) if first else 0.0
             start = time.perf_counter()
-            yield batch  # the runner has it until it asks for the next one
+            yield batch  # the runner works on it until it asks for the next one
             runner = time.perf_counter() - start
             self.times.append((loading, runner, bare if first else self._bare(batch)))
 
 
 @contextlib.contextmanager
-def _watching(times: list[tuple[float, ...]]) -> Iterator[None]:
-    """What s3prl's launcher trains with, watched."""
+def _timing_runner(times: list[tuple[float, ...]]) -> Iterator[None]:
+    """Replace the runner of s3prl's launcher by one whose training loader is a `TimedLoader`."""
     host.register()
     from s3prl import run_downstream
 
@@ -97,7 +97,7 @@ def _watching(times: list[tuple[float, ...]]) -> Iterator[None]:
             expert = self.downstream.model
             models = copy.deepcopy((self.upstream.model.student.train(), expert.tasks.train()))
             bare, load = bare_loop(*models, self.config), expert.get_dataloader
-            expert.get_dataloader = lambda split, **more: Watched(load(split, **more), bare, times)
+            expert.get_dataloader = lambda split, **more: TimedLoader(load(split, **more), bare, times)
             super().train()
 
     before, run_downstream.Runner = run_downstream.Runner, Runner
@@ -108,18 +108,19 @@ def _watching(times: list[tuple[float, ...]]) -> Iterator[None]:
 
 
 def compare_joint(steps: int = 30, size: str = "edge", corpus: Path | None = None) -> dict[str, Any]:
-    """Fine-tune a student of a named size as the demo does, through the runner and in the bare loop.
+    """Fine-tune a student of a named size as the demo does, through the runner and in a minimal loop.
 
     Args:
-        steps: Those that count.
-        corpus: In both layouts; None: the embedded one.
+        steps: Number of steps that count.
+        corpus: Folder with both layouts; None: the embedded corpus.
 
     Returns:
-        ``loading``, ``runner`` and ``bare``: seconds of a step, medians; ``overhead``: share by which the runner's step
-        is longer than the bare one, median and quartiles over the steps. Loading is the same for both, and in neither.
+        ``loading``, ``runner`` and ``bare`` (the minimal loop): seconds of a step, medians. ``overhead``: share by
+        which the runner's step is longer than the minimal loop's, median and quartiles over the steps. Neither
+        includes loading, which is the same for both.
     """
     corpus, times, bf16 = corpus or corpus_folder(), [], has_fast_bf16()
-    with TemporaryDirectory() as name, _watching(times), contextlib.redirect_stderr(io.StringIO()):
+    with TemporaryDirectory() as name, _timing_runner(times), contextlib.redirect_stderr(io.StringIO()):
         student, where = Path(name) / "student", "config.downstream_expert.tasks"
         save_student(Student(named_size(size)), student)
         overrides = [
@@ -128,7 +129,7 @@ def compare_joint(steps: int = 30, size: str = "edge", corpus: Path | None = Non
             f"{where}.sv.root={corpus / 'voxceleb1'}",
             f"{where}.sv.dev_speakers=2",
             f"config.runner.bf16={bf16}",
-            f"config.runner.total_steps={steps + WARMUP + 1}",  # the last one's end is not seen
+            f"config.runner.total_steps={steps + WARMUP + 1}",  # the end of the last step is not measured
             "config.runner.eval_step=1000000",
             "config.runner.save_step=1000000",
             "config.runner.eval_dataloaders=[]",

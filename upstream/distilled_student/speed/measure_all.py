@@ -1,4 +1,4 @@
-"""``distilled-student speed``: measure the parts asked for, keep what the others have, report."""
+"""``distilled-student speed``: measures the chosen parts, keeps the figures of the others, writes the tables."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from rich.console import Console
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, write_json
-from distilled_student.speed.aims import aims
+from distilled_student.common.progress import Progress
+from distilled_student.speed.accuracy import read_accuracy
 from distilled_student.speed.compare import compare_models
 from distilled_student.speed.history import append, ratios, read_history, stamp
 from distilled_student.speed.models import MODELS
 from distilled_student.speed.profile import write_profile
-from distilled_student.speed.table import TASKS, insert, render
+from distilled_student.speed.table import insert, render
+from distilled_student.speed.targets import targets
 
 log = logging.getLogger(__name__)
 console = Console()
 
 
 def _models(output: Path, rounds: int, names: Sequence[str] = MODELS) -> dict[str, Any]:
-    """The models, and where the time of those goes that are slower than was aimed at."""
+    """The models; writes a profile of each that does not reach its target."""
     output.mkdir(parents=True, exist_ok=True)
     for old in output.glob("profile-*.txt"):
         old.unlink()
     with TemporaryDirectory(dir=output) as folder:  # not in /tmp, which may be memory
         figures, measured = compare_models(Path(folder), rounds, names)
-        missed = [aim.row for aim in aims({"parts": {"models": {"figures": figures}}}) if not aim.met]
+        found = targets({"parts": {"models": {"figures": figures}}})
+        missed = [target.row for target in found if not target.reached]
         for variant in measured:
             if (variant.model, variant.form) in missed:
                 write_profile(output / f"profile-{variant.name.replace(', ', '-').replace(' ', '-')}.txt", variant)
@@ -50,9 +53,9 @@ def _joint(output: Path, rounds: int) -> dict[str, Any]:
 
 
 def _startup(output: Path, rounds: int) -> dict[str, Any]:
-    from distilled_student.speed.startup import startup
+    from distilled_student.speed.startup import compare_startup
 
-    return startup(rounds=max(1, rounds // 2))
+    return compare_startup(rounds=max(1, rounds // 2))
 
 
 def _streaming(output: Path, rounds: int) -> dict[str, Any]:
@@ -61,7 +64,7 @@ def _streaming(output: Path, rounds: int) -> dict[str, Any]:
     return compare_streaming(seconds=rounds)
 
 
-Part = Callable[[Path, int], dict[str, Any]]  # of the folder for results, and how often everything takes its turn
+Part = Callable[[Path, int], dict[str, Any]]  # arguments: folder for results, number of rounds
 PARTS: dict[str, Part] = {
     "models": _models,
     "distillation": _distillation,
@@ -71,31 +74,16 @@ PARTS: dict[str, Part] = {
 }
 
 
-def read_accuracy(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Results by corpus and model, from ``CORPUS=FILE``, the results.json of `distilled-student benchmark`.
-
-    Raises:
-        UserError: a pair is not one, or its file is not such a report.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for pair in pairs:
-        corpus, equals, file = pair.partition("=")
-        if not equals:
-            raise UserError(f"--accuracy {pair}: is written CORPUS=FILE")
-        rows = read_json(Path(file)).get("rows")
-        if not isinstance(rows, list):
-            raise UserError(f"{file}: is not the results.json of a benchmark (no rows)")
-        for row in rows:
-            keys = [key for task in TASKS for key in (task, f"{task}_deviation") if key in row]
-            found.setdefault(corpus, {}).setdefault(row["model"], {}).update({key: row[key] for key in keys})
-    return found
-
-
-def report(file: Path, accuracy: Sequence[str] = (), into: Sequence[Path] = ()) -> None:
-    """Print the tables of a results.json, write them to table.md beside it, and into documents.
+def write_tables(file: Path, accuracy: Sequence[str] = (), into: Sequence[Path] = ()) -> None:
+    """Print the tables of a results.json; write them to table.md in its folder, and into documents.
 
     Args:
-        accuracy: Further columns, kept in the file; see `read_accuracy`.
+        file: The results.json.
+        accuracy: Further columns, which the file keeps; see `read_accuracy`.
+        into: Documents with the two marks of `insert`.
+
+    Raises:
+        UserError: a file that cannot be used.
     """
     results = read_json(file)
     if "parts" not in results:
@@ -109,31 +97,37 @@ def report(file: Path, accuracy: Sequence[str] = (), into: Sequence[Path] = ()) 
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def run(
+def measure_parts(
     output: Path, only: Sequence[str] = (), rounds: int = 7, accuracy: Sequence[str] = (), history: Path | None = None
 ) -> None:
-    """Measure; ``output/results.json`` and ``table.md``; with ``history`` a line there, and what became slower.
+    """Measure parts; write ``results.json`` and ``table.md`` into the output folder.
 
     Args:
-        only: Parts; empty: all. Those that are not measured again stay in the results, each with its date.
+        only: Names of parts; empty: all. The results keep the figures of the other parts, each with its date.
+        rounds: How often each of the compared functions is timed; some parts use a multiple or a fraction.
+        accuracy: See `read_accuracy`.
+        history: A file to add a line to. What became slower is printed.
 
     Raises:
         UserError: no such part, or a file that cannot be used.
     """
     for name in only:
         if name not in PARTS:
-            raise UserError(f"--only {name}: no such part; there are {', '.join(PARTS)}")
-    read_accuracy(accuracy)  # faults are found now, not in ten minutes
+            raise UserError(f"--only {name}: no such part: choose from {', '.join(PARTS)}")
+    read_accuracy(accuracy)  # a wrong file is reported now, not after the measurement
     if history is not None:
         read_history(history)
     file = output / "results.json"
     results: dict[str, Any] = read_json(file) if file.exists() else {"parts": {}}
     when, figures = stamp(), {}
-    for name in only or PARTS:
-        log.info("measuring %s", name)
-        figures[name] = PARTS[name](output, rounds)
-        results["parts"][name] = {"when": when, "figures": figures[name]}
-        write_json(file, results)
-    report(file, accuracy)
+    names = list(only or PARTS)
+    with Progress(len(names), "speed") as progress:
+        for name in names:
+            log.info("measuring %s", name)
+            figures[name] = PARTS[name](output, rounds)
+            results["parts"][name] = {"when": when, "figures": figures[name]}
+            write_json(file, results)
+            progress.update()
+    write_tables(file, accuracy)
     for line in [] if history is None else append(history, {**when, "ratios": ratios(figures)}):
         console.print(f"slower: {line}", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The models that are compared, each in every form that it runs in."""
+"""The models that are compared, and the forms that each of them runs in."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from distilled_student.student.config import named_size
 
 TORCH, ONNX, INT8 = "PyTorch", "ONNX", "ONNX int8"
 BARE_TORCH, BARE_INT8 = "PyTorch, no predictions", "ONNX int8, no predictions"
-BARE = (BARE_TORCH, BARE_INT8)  # what runs on a device, where nobody hears the prediction layers
+BARE = (BARE_TORCH, BARE_INT8)  # without the prediction layers, which a device does not need
 REFERENCE, DISTILHUBERT = "hubert base", "distilhubert"
 SIZES = ("paper", "slim", "edge", "tiny")
 MODELS = (REFERENCE, DISTILHUBERT, *SIZES)
 
 
 class Variant(NamedTuple):
-    """A form of a model; ``graph``: its ONNX file, None where it runs in PyTorch."""
+    """A form of a model; ``graph``: its ONNX file, None for PyTorch."""
 
     model: str
     form: str
@@ -34,7 +34,7 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For people, and for keys."""
+        """Name for output and for keys."""
         return f"{self.model}, {self.form}"
 
 
@@ -45,8 +45,8 @@ class Outputs(NamedTuple):
     predictions: Tensor | None = None
 
 
-class Model(nn.Module):
-    """A network of any library on whole utterances, ``(batch, samples)``, none of them padded."""
+class ComparedModel(nn.Module):
+    """A network of any library on waveforms ``(batch, samples)`` without padding."""
 
     def __init__(self, student: nn.Module, call: Callable[[nn.Module, Tensor, Tensor], Outputs]) -> None:
         super().__init__()
@@ -58,9 +58,9 @@ class Model(nn.Module):
 
 
 class AsUpstream(nn.Module):
-    """A `Model`, called as s3prl calls an upstream, which is what `cost` counts."""
+    """A `ComparedModel` with the interface of an s3prl upstream, which `cost` needs to count operations."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ComparedModel) -> None:
         super().__init__()
         self.model = model
 
@@ -68,31 +68,31 @@ class AsUpstream(nn.Module):
         return self.model(torch.stack(list(wavs)), torch.tensor([len(wav) for wav in wavs]))
 
 
-def _hubert() -> Callable[[], Model]:
+def _hubert() -> Callable[[], ComparedModel]:
     from transformers import HubertConfig, HubertModel
 
-    return lambda: Model(HubertModel(HubertConfig()), lambda model, x, _: Outputs(model(x).last_hidden_state))
+    return lambda: ComparedModel(HubertModel(HubertConfig()), lambda model, x, _: Outputs(model(x).last_hidden_state))
 
 
-def _distilhubert() -> Callable[[], Model]:
-    """DistilHuBERT as it was published (Chang et al. 2022): HuBERT's CNN, two layers, layers 4, 8 and 12 predicted."""
+def _distilhubert() -> Callable[[], ComparedModel]:
+    """DistilHuBERT as published (Chang et al. 2022): HuBERT's CNN, two layers, predictions of layers 4, 8 and 12."""
     from distilled_student.host.plugin import register
 
     register()
     from s3prl.upstream.distiller.model import DistillerConfig, DistillerModel
 
-    def build() -> Model:
+    def build() -> ComparedModel:
         config = {"encoder_layers": 2, "n_tasks": 3, "task_emb_type": "expand-last", "pred_layer_id": [4, 8, 12]}
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its settings
+        with contextlib.redirect_stdout(io.StringIO()):  # its constructor prints its settings
             model = DistillerModel(DistillerConfig(config))
-        # nothing is padded; its own counts in Python, which no graph can hold
+        # nothing is padded; the original counts frames in Python, which cannot be exported
         model.cal_pad_mask = lambda mask, frames: mask.new_ones(mask.shape[0], frames)
-        return Model(model, lambda model, x, _: Outputs(None, model(x, torch.ones_like(x))[2]))
+        return ComparedModel(model, lambda model, x, _: Outputs(None, model(x, torch.ones_like(x))[2]))
 
     return build
 
 
-def _student(size: str, predictions: bool) -> Callable[[], Model]:
+def _student(size: str, predictions: bool) -> Callable[[], ComparedModel]:
     from distilled_student.student.network import Student, StudentOutput
 
     config = named_size(size) if predictions else dataclasses.replace(named_size(size), targets=[])
@@ -101,11 +101,11 @@ def _student(size: str, predictions: bool) -> Callable[[], Model]:
         output: StudentOutput = model(waveforms, lengths)
         return Outputs(output.last_hidden_state, output.predictions)
 
-    return lambda: Model(Student(config), call)
+    return lambda: ComparedModel(Student(config), call)
 
 
-def importer(name: str, form: str = TORCH) -> Callable[[], Model]:
-    """Imports what a model needs, and returns what builds it in PyTorch, with random weights, in eval mode."""
+def importer(name: str, form: str = TORCH) -> Callable[[], ComparedModel]:
+    """Import what a model needs; returns a function that builds it in PyTorch with random weights, in eval mode."""
     torch.manual_seed(0)
     if name in SIZES:
         return _student(name, predictions=form not in BARE)
@@ -113,20 +113,21 @@ def importer(name: str, form: str = TORCH) -> Callable[[], Model]:
 
 
 def noise(seconds: float) -> Tensor:
-    """``(1, samples)`` of white noise; no model's time depends on what it hears."""
+    """White noise ``(1, samples)``; no model's time depends on its input."""
     return 0.1 * torch.randn(1, int(seconds * SAMPLE_RATE), generator=torch.Generator().manual_seed(0))
 
 
 def feeds(session: Any, waveforms: Tensor) -> dict[str, Any]:
-    """A session's inputs; graphs of ours have lengths beside the waveforms."""
-    both = {"waveforms": waveforms.numpy(), "lengths": np.full(len(waveforms), waveforms.shape[1])}
-    return {given.name: both[given.name] for given in session.get_inputs()}
+    """A session's inputs; our graphs take lengths in addition to the waveforms."""
+    available = {"waveforms": waveforms.numpy(), "lengths": np.full(len(waveforms), waveforms.shape[1])}
+    return {needed.name: available[needed.name] for needed in session.get_inputs()}
 
 
 def loader(variant: Variant, threads: int) -> Callable[[], Callable[[Tensor], object]]:
-    """Imports what a form of a model needs, and returns what makes it ready for waveforms ``(1, samples)``.
+    """Import what a form of a model needs; returns a function that loads it.
 
-    ``threads`` are those of a graph; torch's are the process's.
+    What is loaded is called with waveforms ``(1, samples)``. ``threads`` holds for graphs; torch uses the threads that
+    are set for the process.
     """
     graph = variant.graph
     if graph is None:

@@ -1,4 +1,4 @@
-"""Start-up: seconds of a fresh interpreter until the package is usable, beyond those of the libraries under it."""
+"""Start-up time: seconds of a fresh interpreter until the package is usable, beyond its libraries' own imports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from distilled_student.speed.measure import interleaved
 
-# s3prl alone asks today's torchaudio for two names that are gone; without them it cannot be imported at all
+# today's torchaudio lacks two names that s3prl imports: without them s3prl alone cannot be imported
 HUB = """
 import sys, types, torchaudio
 torchaudio.set_audio_backend = print
@@ -22,28 +22,30 @@ torchaudio.sox_effects.apply_effects_file = torchaudio.sox_effects.apply_effects
 import s3prl.hub
 """
 HELP = "import sys; sys.argv[1:] = ['--help']; from distilled_student.host.launch import main; main()"
-COMPARED = {  # name: what is started, and what it is compared with
+COMPARED = {  # name: code that is timed, code that it is compared with
     "import distilled_student": ("import distilled_student; distilled_student.Student", "import torch"),
     "run_downstream.py --help": (HELP, HUB),
     "import distilled_student.onnx": ("import distilled_student.onnx", "import onnxruntime"),
 }
 
 
-def _start(code: str) -> None:
+def _run_code(code: str) -> None:
+    """Run the code in a fresh interpreter."""
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
 
 
-def startup(rounds: int = 5) -> dict[str, Any]:
-    """Fresh interpreters in turns.
+def compare_startup(rounds: int = 5) -> dict[str, Any]:
+    """Time fresh interpreters in turn.
 
     Returns:
-        Of each start in `COMPARED`: ``seconds``, those of what it is compared with (``reference``), both medians of
-        ``rounds``, and ``beyond``, the median of the differences in each round. None in it for what is not installed.
+        For each entry of `COMPARED`: ``seconds``, and ``reference``, the seconds of the code that it is compared with,
+        both medians of ``rounds``; ``beyond``, the median of the differences in each round. An entry whose library is
+        not installed is left out.
     """
     found = {name: pair for name, pair in COMPARED.items() if "onnx" not in name or find_spec("onnxruntime")}
-    starts: dict[str, Callable[[], None]] = {code: partial(_start, code) for pair in found.values() for code in pair}
-    times = interleaved(starts, rounds)
+    starts: dict[str, Callable[[], None]] = {code: partial(_run_code, code) for pair in found.values() for code in pair}
+    times = interleaved(starts, rounds, what="start-up")
     result = {}
     for name, (code, reference) in found.items():
         beyond = [one - other for one, other in zip(times[code], times[reference], strict=True)]

@@ -1,4 +1,4 @@
-"""Streams: what a chunk costs on one thread, from its last sample to its scores."""
+"""Times streams: seconds from a chunk's last sample to its scores, on one thread."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ WARMUP = 10  # chunks that do not count
 Array: TypeAlias = "NDArray[np.float64]"
 
 
-def _in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, tuple[Array, Array]]:
-    """Seconds of each call by the clock and of this thread's CPU, which others on the machine add nothing to."""
+def _call_in_turn(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, tuple[Array, Array]]:
+    """Seconds of each call by the clock, and of this thread's CPU, which other processes do not increase."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for _ in range(WARMUP + rounds):
         for name, call in calls.items():
             wall, cpu = time.perf_counter(), time.thread_time()
             call()
             times[name].append((time.perf_counter() - wall, time.thread_time() - cpu))
-    return {name: tuple(np.array(of[WARMUP:]).T) for name, of in times.items()}
+    return {name: tuple(np.array(pairs[WARMUP:]).T) for name, pairs in times.items()}
 
 
 def time_chunks(model: JointModel, file: Path, chunk_ms: Sequence[int], seconds: float) -> dict[str, Any]:
-    """See `measure`; ``file``: the model's exported stream."""
-    from distilled_student.onnx import Stream as OnnxStream  # here: its imports are an extra's
+    """As `time_streams`; ``file``: the exported stream of the model."""
+    from distilled_student.onnx import Stream as OnnxStream  # here, because its libraries are an extra
 
     figures: dict[str, Any] = {}
     for length in chunk_ms:
@@ -53,17 +53,17 @@ def time_chunks(model: JointModel, file: Path, chunk_ms: Sequence[int], seconds:
                 "p99_ms": 1000 * float(np.quantile(wall, 0.99)),
                 "cpu_share": 1000 * float(np.mean(cpu)) / length,
             }
-            for form, (wall, cpu) in _in_turns(calls, round(1000 * seconds / length)).items()
+            for form, (wall, cpu) in _call_in_turn(calls, round(1000 * seconds / length)).items()
         }
     return figures
 
 
-def measure(model: JointModel, chunk_ms: Sequence[int] = (20, 40, 100), seconds: float = 10.0) -> dict[str, Any]:
-    """PyTorch and ONNX on the same chunks in turns, ``seconds`` of audio for each length.
+def time_streams(model: JointModel, chunk_ms: Sequence[int] = (20, 40, 100), seconds: float = 10.0) -> dict[str, Any]:
+    """Time PyTorch and ONNX on the same chunks in turn, on ``seconds`` of audio for each chunk length.
 
     Returns:
-        For each of ``chunk_ms``, as text, and ``PyTorch`` and ``ONNX``: ``median_ms`` and ``p99_ms`` of a chunk by the
-        clock, and ``cpu_share``, seconds of CPU per second of audio.
+        For each of ``chunk_ms``, as text, and for ``PyTorch`` and ``ONNX``: ``median_ms`` and ``p99_ms`` of a chunk by
+        the clock, and ``cpu_share``, seconds of CPU per second of audio.
     """
     with TemporaryDirectory() as folder, threads(1):
         file = Path(folder) / "stream.onnx"
@@ -72,8 +72,8 @@ def measure(model: JointModel, chunk_ms: Sequence[int] = (20, 40, 100), seconds:
 
 
 def compare_streaming(seconds: float = 10.0) -> dict[str, Any]:
-    """`measure` of the named sizes that stream, with random weights and without heads, which cost next to nothing."""
+    """`time_streams` of the causal sizes, with random weights and without heads, whose cost is negligible."""
     return {
-        size: measure(JointModel(build_student(size), Features("last_hidden_state")).eval(), seconds=seconds)
+        size: time_streams(JointModel(build_student(size), Features("last_hidden_state")).eval(), seconds=seconds)
         for size in SIZES
     }
