@@ -1,4 +1,4 @@
-"""The real commands, one after the other, on some seconds of embedded speech."""
+"""The commands one after the other, on seconds of the embedded speech."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ JOINT = [
 ROW = {"name", "kws_accuracy", "sv_eer", "min_dcf", "parameters", "macs_per_second", "rtf", "train_seconds"}
 
 
-def _command(function: object, *argv: object) -> int:
+def _exit_code(function: object, *argv: object) -> int:
     try:
         return int(function(list(map(str, argv))) or 0)
-    except SystemExit as end:
-        return int(end.code or 0)
+    except SystemExit as error:
+        return int(error.code or 0)
 
 
 @pytest.fixture(scope="module")
 def student(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student that the distill command made from the shipped teacher."""
+    """A student that the distill command has made from the shipped teacher."""
     output = tmp_path_factory.mktemp("student") / "with a space"
     paths = f"data.paths=['{small_corpus / 'speech_commands' / 'train'}']"
-    assert _command(main, "distill", "demo", f"output={output}", paths, *DISTIL) == 0
+    assert _exit_code(main, "distill", "demo", f"output={output}", paths, *DISTIL) == 0
     return output
 
 
@@ -69,33 +69,33 @@ def test_distil_train_evaluate_and_resume(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     train = ["-m", "train", "-u", "distilled_student", "-k", student, "-d", "multitask", "-p", "exp", "-f"]
-    assert _command(launch.main, *train, *_joint(small_corpus)) == 0
+    assert _exit_code(launch.main, *train, *_joint(small_corpus)) == 0
     assert (tmp_path / "exp" / "states-4.ckpt").is_file()
-    assert _command(main, "evaluate", "exp") == 0
+    assert _exit_code(main, "evaluate", "exp") == 0
     results = json.loads((tmp_path / "exp" / "results.json").read_text())
     assert 0 <= results["kws"]["accuracy"] <= 100
     assert 0 <= results["sv"]["eer"] <= 100
     assert results["upstream"]["macs_per_second"] > 0
-    assert _command(main, "evaluate", "exp") == 0
+    assert _exit_code(main, "evaluate", "exp") == 0
     again = json.loads((tmp_path / "exp" / "results.json").read_text())
     assert (again["kws"], again["sv"]) == (results["kws"], results["sv"])
 
     more = ["-m", "train", "-e", "exp", "-o", "config.runner.total_steps=6"]
-    assert _command(launch.main, *more) == 0
+    assert _exit_code(launch.main, *more) == 0
     state = torch.load(tmp_path / "exp" / "states-6.ckpt", weights_only=True)
     assert state["Step"] == 6
 
 
-def test_without_f_the_upstream_stays_as_it_was_distilled(student: Path, small_corpus: Path, tmp_path: Path) -> None:
+def test_without_f_the_upstream_is_not_trained(student: Path, small_corpus: Path, tmp_path: Path) -> None:
     train = ["-m", "train", "-u", "distilled_student", "-k", student, "-d", "multitask", "-p", tmp_path / "exp"]
-    assert _command(launch.main, *train, *_joint(small_corpus)) == 0
+    assert _exit_code(launch.main, *train, *_joint(small_corpus)) == 0
     state = torch.load(tmp_path / "exp" / "states-4.ckpt", weights_only=True)
     assert "Upstream" not in state
     assert {"Featurizer", "Downstream"} <= state.keys()
 
 
 @pytest.mark.parametrize("selection", ["predictions", "last_hidden_state", "concatenated"])
-def test_s_chooses_the_features(selection: str, student: Path, small_corpus: Path, tmp_path: Path) -> None:
+def test_s_selects_the_features(selection: str, student: Path, small_corpus: Path, tmp_path: Path) -> None:
     train = [
         "-m",
         "train",
@@ -110,7 +110,7 @@ def test_s_chooses_the_features(selection: str, student: Path, small_corpus: Pat
         "-s",
         selection,
     ]
-    assert _command(launch.main, *train, *_joint(small_corpus, "config.runner.total_steps=2")) == 0
+    assert _exit_code(launch.main, *train, *_joint(small_corpus, "config.runner.total_steps=2")) == 0
     config = ds.load_student(student).config
     widths = {"predictions": 512, "concatenated": config.hidden_size * (config.layers + 1)}
     state = torch.load(tmp_path / "states-2.ckpt", weights_only=True)["Downstream"]
@@ -119,13 +119,13 @@ def test_s_chooses_the_features(selection: str, student: Path, small_corpus: Pat
 
 def test_without_k_the_shipped_student_is_used(small_corpus: Path, tmp_path: Path) -> None:
     train = ["-m", "train", "-u", "distilled_student", "-d", "multitask", "-p", tmp_path]
-    assert _command(launch.main, *train, *_joint(small_corpus, "config.runner.total_steps=2")) == 0
+    assert _exit_code(launch.main, *train, *_joint(small_corpus, "config.runner.total_steps=2")) == 0
 
 
-def test_the_demo_writes_its_rows_report_and_plots(small_corpus: Path, tmp_path: Path) -> None:
+def test_the_demo_writes_rows_report_and_plots(small_corpus: Path, tmp_path: Path) -> None:
     run_demo(tmp_path, seeds=1, distil=DISTIL, joint=JOINT, corpus=small_corpus)
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert [r["name"] for r in rows] == ["student", "student, frozen", "student, from scratch", "teacher"]
+    assert [row["name"] for row in rows] == ["student", "student, frozen", "student, from scratch", "teacher"]
     for row in rows:
         assert row.keys() >= ROW
         assert 0 <= row["kws_accuracy"] <= 100
@@ -135,7 +135,7 @@ def test_the_demo_writes_its_rows_report_and_plots(small_corpus: Path, tmp_path:
         assert (tmp_path / name).stat().st_size > 0
 
 
-def test_shipped_folders_keep_to_their_sizes() -> None:
+def test_shipped_folders_are_not_too_large() -> None:
     assets = Path(ds.__file__).parent / "assets"
     for name, megabytes in {"teacher": 16, "student": 10}.items():
         size = sum(p.stat().st_size for p in (assets / name).iterdir())

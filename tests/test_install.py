@@ -1,4 +1,4 @@
-"""What an installation contains, editable or from a wheel, and what ``import distilled_student`` pulls in."""
+"""What an installation contains, editable or from a wheel, and what ``import distilled_student`` imports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = {
+PACKAGE_FOLDERS = {
     "upstream/distilled_student": "distilled_student",
     "downstream/multitask": "distilled_student/multitask",
     "configs": "distilled_student/configs",
@@ -24,7 +24,12 @@ SCRIPTS = ("distilled-student", "run_downstream.py")
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    for name in (*ROOMS, "setup.py", "pyproject.toml", "README.md"):  # a copy: building writes into the source tree
+    for name in (
+        *PACKAGE_FOLDERS,
+        "setup.py",
+        "pyproject.toml",
+        "README.md",
+    ):  # a copy, because a build writes into the source tree
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / "src" / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
@@ -34,11 +39,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def test_the_wheel_holds_every_module_config_and_asset(wheel: Path) -> None:
+def test_the_wheel_contains_every_module_config_and_asset(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
-    for room, package in ROOMS.items():
-        for path in (ROOT / room).rglob("*"):
-            relative = path.relative_to(ROOT / room)
+    for folder, package in PACKAGE_FOLDERS.items():
+        for path in (ROOT / folder).rglob("*"):
+            relative = path.relative_to(ROOT / folder)
             if path.suffix in (".py", ".yaml") or (path.is_file() and relative.parts[0] == "assets"):
                 assert "__pycache__" in relative.parts or f"{package}/{relative.as_posix()}" in inside
     scripts = next(name for name in inside if name.endswith("entry_points.txt"))
@@ -46,7 +51,7 @@ def test_the_wheel_holds_every_module_config_and_asset(wheel: Path) -> None:
     assert all(f"{script} = " in text for script in SCRIPTS)
 
 
-def test_the_wheel_imports_alone_and_without_its_heavy_libraries(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_can_be_imported_alone_and_imports_no_large_libraries(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.meta_path[:] = [f for f in sys.meta_path"

@@ -1,4 +1,4 @@
-"""Suites of named runs: planned, run once, resumed, reported beside the published figures."""
+"""Suites of named runs: planned, run once, resumed, reported with the published figures."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ JOINT = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The three corpora in little, as ``prepare`` arranges them, and a tiny teacher with twelve layers."""
+    """Small versions of the three corpora in the layout of ``prepare``, and tiny teachers with twelve layers."""
     import soundfile
 
     root = tmp_path_factory.mktemp("data")
     speech_commands(root / "speech_commands")
-    voxceleb(root / "voxceleb1", seconds=2.1)  # SUPERB leaves out what is shorter than two seconds
+    voxceleb(root / "voxceleb1", seconds=2.1)  # SUPERB leaves out utterances shorter than two seconds
     for i, part in enumerate(("train-clean-100", "train-clean-360", "train-other-500")):
         folder = root / "LibriSpeech" / part / "1" / "2"
         folder.mkdir(parents=True)
@@ -89,7 +89,7 @@ def rows(output: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output of a part of the paper's suite, one cell of it with two seeds."""
+    """Output folder of some runs of the paper's suite; one cell has two seeds."""
     output = tmp_path_factory.mktemp("finished")
     bench = paper(data, output)
     more = ["distilled-hubert/kws", "distilled-hubert/sv", "wav2vec2/joint-frozen"]
@@ -97,7 +97,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_ours_stands_beside_the_published_row_with_seeds_interval_and_source(finished: Path) -> None:
+def test_a_row_has_our_figure_with_seeds_and_interval_and_the_published_one_with_its_source(finished: Path) -> None:
     row = rows(finished)["distilled-hubert/joint"]
     assert [seed["seed"] for seed in row["seeds"]] == [0, 1]
     assert row["kws_accuracy"] == pytest.approx(np.mean([seed["kws_accuracy"] for seed in row["seeds"]]))
@@ -115,17 +115,17 @@ def test_ours_stands_beside_the_published_row_with_seeds_interval_and_source(fin
 
 
 def test_a_single_task_is_trained_and_reported_alone(finished: Path) -> None:
-    of = rows(finished)
-    assert "sv_eer" not in of["distilled-hubert/kws"] and "kws_accuracy" not in of["distilled-hubert/sv"]
-    assert of["distilled-hubert/sv"]["published"]["sv_eer"] == 4.26
+    found = rows(finished)
+    assert "sv_eer" not in found["distilled-hubert/kws"] and "kws_accuracy" not in found["distilled-hubert/sv"]
+    assert found["distilled-hubert/sv"]["published"]["sv_eer"] == 4.26
 
 
-def test_frozen_runs_leave_the_upstream_as_it_was(finished: Path) -> None:
+def test_frozen_runs_do_not_change_the_upstream(finished: Path) -> None:
     folder = finished / "runs" / "wav2vec2" / "joint-frozen" / "seed-0" / "experiment"
     assert "Upstream" not in torch.load(folder / "states-2.ckpt", weights_only=True)
 
 
-def test_what_is_done_is_not_run_again(finished: Path, data: Path) -> None:
+def test_a_finished_run_is_not_run_again(finished: Path, data: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.ckpt")}
     results = rows(finished)
     bench = paper(data, finished)
@@ -135,24 +135,24 @@ def test_what_is_done_is_not_run_again(finished: Path, data: Path) -> None:
     assert [outcome.results["kws"]["accuracy"] for outcome in again] == accuracies
 
 
-def test_results_of_other_settings_are_not_taken_for_these(finished: Path, data: Path) -> None:
+def test_results_of_other_settings_are_refused(finished: Path, data: Path) -> None:
     bench = paper(data, finished, steps=3)
     outcome = execute(bench, plan(bench.suite, 1, ["wav2vec2/joint-frozen"])[0])
     assert outcome.results is None
     assert "runner.total_steps was 2, is 3" in outcome.error and "choose another --output" in outcome.error
 
 
-def test_results_of_another_student_are_not_taken_for_this_ones(finished: Path, data: Path) -> None:
+def test_results_of_another_student_are_refused(finished: Path, data: Path) -> None:
     bench = paper(data, finished)
-    other = dataclasses.replace(bench, distil=[*DISTIL, "learning_rate=0.5"])
-    taught = dataclasses.replace(bench, distil=[*DISTIL, f"teacher={data / 'teachers' / 'wav2vec2-base'}"])
+    other_rate = dataclasses.replace(bench, distil=[*DISTIL, "learning_rate=0.5"])
+    other_teacher = dataclasses.replace(bench, distil=[*DISTIL, f"teacher={data / 'teachers' / 'wav2vec2-base'}"])
     run = plan(bench.suite, 1, ["distilled-hubert/kws"])[0]
     assert execute(bench, run).error is None
-    assert "student.learning_rate was 0.0002, is 0.5" in execute(other, run).error
-    assert "student.teacher was hubert-base-ls960, is wav2vec2-base" in execute(taught, run).error
+    assert "student.learning_rate was 0.0002, is 0.5" in execute(other_rate, run).error
+    assert "student.teacher was hubert-base-ls960, is wav2vec2-base" in execute(other_teacher, run).error
 
 
-def test_a_run_that_never_began_binds_nothing(data: Path, tmp_path: Path) -> None:
+def test_the_record_of_a_run_without_checkpoints_is_ignored(data: Path, tmp_path: Path) -> None:
     bench = paper(data, tmp_path)
     run = plan(bench.suite, 1, ["wav2vec2/kws"])[0]
     record = run.folder(tmp_path) / "run.json"
@@ -169,7 +169,7 @@ def test_a_damaged_record_is_named(finished: Path, data: Path, tmp_path: Path) -
     assert f"{run.folder(tmp_path) / 'run.json'}: is not JSON" in execute(bench, run).error
 
 
-def test_a_report_holds_what_earlier_calls_finished(finished: Path, data: Path) -> None:
+def test_a_report_includes_runs_of_earlier_calls(finished: Path, data: Path) -> None:
     bench = paper(data, finished)
     found = run_suite(bench, plan(bench.suite, 1, ["wav2vec2/joint-frozen"]))
     assert [f"{row['model']}/{row['setting']}" for row in found] == [
@@ -181,27 +181,27 @@ def test_a_report_holds_what_earlier_calls_finished(finished: Path, data: Path) 
     assert len(found[3]["seeds"]) == 2
 
 
-def test_all_may_move_between_training_and_evaluation(finished: Path, data: Path, tmp_path: Path) -> None:
-    for name, folder in {"data #2": data, "made": finished}.items():
+def test_data_and_output_may_move_between_training_and_evaluation(finished: Path, data: Path, tmp_path: Path) -> None:
+    for name, folder in {"data #2": data, "finished": finished}.items():
         shutil.copytree(folder, tmp_path / name)
-    (tmp_path / "made").rename(tmp_path / "out: put")
+    (tmp_path / "finished").rename(tmp_path / "out: put")
     bench = paper(tmp_path / "data #2", tmp_path / "out: put")
     run = plan(bench.suite, 1, ["distilled-hubert/joint"])[0]
     before = execute(bench, run).results
     (run.folder(bench.output) / "results.json").unlink()
-    away = [(data / "voxceleb1", data / "away"), (finished / "distill", finished / "away")]
-    for here, there in away:
+    moved = [(data / "voxceleb1", data / "away"), (finished / "distill", finished / "away")]
+    for here, there in moved:
         here.rename(there)
     try:
         after = execute(bench, run)
     finally:
-        for here, there in away:
+        for here, there in moved:
             there.rename(here)
     assert after.error is None
     assert (after.results["kws"], after.results["sv"]) == (before["kws"], before["sv"])
 
 
-def test_a_run_goes_on_where_its_folder_is_now(data: Path, tmp_path: Path) -> None:
+def test_a_moved_run_resumes_in_its_new_folder(data: Path, tmp_path: Path) -> None:
     pairs = ["config.runner.save_step=2", "config.runner.eval_step=2"]
     bench = paper(data, tmp_path / "old", *pairs, steps=4)
     run = plan(bench.suite, 1, ["wav2vec2/kws"])[0]
@@ -214,10 +214,10 @@ def test_a_run_goes_on_where_its_folder_is_now(data: Path, tmp_path: Path) -> No
     moved = paper(data, tmp_path / "new", *pairs, steps=4)
     assert execute(moved, run).error is None
     assert (run.folder(moved.output) / "experiment" / "states-4.ckpt").is_file()
-    assert not [path for path in (tmp_path / "old").rglob("*") if path.is_file()]  # s3prl makes the folder again
+    assert not [path for path in (tmp_path / "old").rglob("*") if path.is_file()]  # s3prl makes the empty folder again
 
 
-def test_a_damaged_run_stops_no_other(finished: Path, data: Path, tmp_path: Path) -> None:
+def test_a_damaged_run_does_not_stop_the_others(finished: Path, data: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "out")
     bench = paper(data, tmp_path / "out")
     cells = ("wav2vec2/joint-frozen", "distilled-hubert/kws", "distilled-hubert/sv")
@@ -231,7 +231,7 @@ def test_a_damaged_run_stops_no_other(finished: Path, data: Path, tmp_path: Path
     assert "results.json: lacks train_seconds, upstream" in execute(bench, kws).error
 
 
-def test_an_interrupted_run_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_resumes(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = paper(data, tmp_path, "config.runner.save_step=2", "config.runner.log_step=1", steps=4)
     run = plan(bench.suite, 1, ["wav2vec2/joint"])[0]
     logged: list[int] = []
@@ -251,22 +251,22 @@ def test_an_interrupted_run_goes_on(data: Path, tmp_path: Path, monkeypatch: pyt
         run_suite(bench, [run])
     seconds = json.loads((run.folder(tmp_path) / "run.json").read_text())["seconds"]
     assert run_suite(bench, [run])[0]["train_seconds"] > seconds > 0
-    assert logged == [1, 2, 3, 4]  # what was interrupted had been saved
+    assert logged == [1, 2, 3, 4]  # the interruption saved a checkpoint
 
 
-def test_missing_data_is_reported_row_by_row(data: Path, tmp_path: Path) -> None:
+def test_missing_data_is_reported_for_each_row(data: Path, tmp_path: Path) -> None:
     some = tmp_path / "some"
-    (some / "voxceleb1").mkdir(parents=True)  # as an unsuccessful prepare leaves it
+    (some / "voxceleb1").mkdir(parents=True)  # as after an unsuccessful prepare
     for name in ("speech_commands", "teachers"):
         (some / name).symlink_to(data / name)
     bench = paper(some, tmp_path / "out")
     run_suite(bench, plan(bench.suite, 1, ["wav2vec2/kws", "wav2vec2/sv", "distilled-hubert/kws"]))
-    of = rows(tmp_path / "out")
-    assert "kws_accuracy" in of["wav2vec2/kws"]
-    assert of["wav2vec2/sv"]["errors"]["0"] == (
+    found = rows(tmp_path / "out")
+    assert "kws_accuracy" in found["wav2vec2/kws"]
+    assert found["wav2vec2/sv"]["errors"]["0"] == (
         f"data missing: voxceleb1 in {some}; distilled-student prepare voxceleb1 {some}"
     )
-    assert "prepare librispeech" in of["distilled-hubert/kws"]["errors"]["0"]
+    assert "prepare librispeech" in found["distilled-hubert/kws"]["errors"]["0"]
     report = (tmp_path / "out" / "report.md").read_text()
     assert "| wav2vec2 |" in report and "not run | 3.35 [1]" in report
 
@@ -278,9 +278,9 @@ def test_a_run_that_fails_does_not_stop_the_others(data: Path, tmp_path: Path) -
         (some / name).symlink_to(data / name)
     bench = paper(some, tmp_path / "out")
     run_suite(bench, plan(bench.suite, 1, ["hubert/kws", "wav2vec2/kws"]))
-    of = rows(tmp_path / "out")
-    assert "facebook/hubert-base-ls960" in of["hubert/kws"]["errors"]["0"]
-    assert "kws_accuracy" in of["wav2vec2/kws"]
+    found = rows(tmp_path / "out")
+    assert "facebook/hubert-base-ls960" in found["hubert/kws"]["errors"]["0"]
+    assert "kws_accuracy" in found["wav2vec2/kws"]
 
 
 def test_superb_runs_s3prls_own_experts(data: Path, tmp_path: Path) -> None:
@@ -289,13 +289,13 @@ def test_superb_runs_s3prls_own_experts(data: Path, tmp_path: Path) -> None:
     for name, keys in {"ks": ("num_workers", ".batch"), "asv": ("num_workers", "train_batch")}.items():
         bench.suite.settings[name].override += [pair for pair in quick if any(key in pair for key in keys)]
     run_suite(bench, plan(bench.suite, 1, ["fbank/ks", "distilled-hubert/ks", "distilled-hubert/asv"]))
-    of = rows(tmp_path)
-    assert {key for key, row in of.items() if row["errors"]} == set(), of
-    assert of["fbank/ks"]["published"]["kws_accuracy"] == 8.63
+    found = rows(tmp_path)
+    assert {key for key, row in found.items() if row["errors"]} == set(), found
+    assert found["fbank/ks"]["published"]["kws_accuracy"] == 8.63
     folder = plan(bench.suite, 1, ["distilled-hubert/asv"])[0].folder(tmp_path)
     with np.load(folder / "scores-test.npz") as scores:
         eer = 100 * M.eer(scores["sv_scores"], scores["sv_labels"])
-    assert of["distilled-hubert/asv"]["sv_eer"] == pytest.approx(eer)
+    assert found["distilled-hubert/asv"]["sv_eer"] == pytest.approx(eer)
     away = tmp_path / "away"
     shutil.copytree(data, away)
     for name in ("results.json", "scores-test.npz"):
@@ -305,7 +305,7 @@ def test_superb_runs_s3prls_own_experts(data: Path, tmp_path: Path) -> None:
     assert again.results["sv"]["eer"] == pytest.approx(eer), again.error
     report = (tmp_path / "report.md").read_text()
     assert "best of the saved checkpoints on the test trials" in " ".join(report.split())
-    assert "| WavLM Base+ [" in report  # published upstreams that are not run
+    assert "| WavLM Base+ [" in report  # a published upstream that is not run
 
 
 def test_a_dry_run_names_every_run_and_its_cost_and_writes_nothing(
@@ -320,5 +320,5 @@ def test_a_dry_run_names_every_run_and_its_cost_and_writes_nothing(
         assert run.name in printed
     assert "distill hubert-base" in printed
     line = " ".join(printed.split())
-    assert re.search(r"Left: ([\d,.]+) hours, \1 of them with the data that is there. Worked out, not measured", line)
+    assert re.search(r"Left: ([\d,.]+) hours, \1 of them with the available data. Estimated, not measured", line)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Published results: the shipped tables are whole and sourced; a file that is not says where."""
+"""Published results: the shipped tables are complete and have sources; an error in a file is named."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def test_superb_rows_are_the_published_ones_with_their_sources() -> None:
     assert found["STaRHuBERT"] == (96.27, 5.39, 22.31, "T")
 
 
-def test_every_source_is_cited_and_every_learned_upstream_has_parameters() -> None:
+def test_every_source_is_cited_and_every_trained_upstream_has_parameters() -> None:
     rows = read_baselines()
-    spelled_out = read_yaml(find_config("baselines", "superb"))["sources"]
-    assert {letter for row in rows for letter in row.sources} == set(spelled_out)
+    defined = read_yaml(find_config("baselines", "superb"))["sources"]
+    assert {letter for row in rows for letter in row.sources} == set(defined)
     assert all(source.title and source.url.startswith("https://") for row in rows for source in row.sources.values())
     assert [row.upstream for row in rows if row.parameters == 0] == ["FBANK", "FBANK (revised)"]
 
@@ -37,7 +37,7 @@ def test_the_papers_tables_have_every_cell_and_agree_with_its_text() -> None:
     models = ("wav2vec 2.0 BASE", "Distilled wav2vec 2.0", "Distilled HuBERT")
     assert set(cells) == {(model, setting) for model in models for setting in SETTINGS}
     teacher, student = "wav2vec 2.0 BASE", "Distilled HuBERT"
-    # The abstract: "0.1 % accuracy and 0.9 % EER" behind, of single-task students; section 4: fine-tuned over frozen.
+    # The abstract: single-task students lose "0.1 % accuracy and 0.9 % EER". Section 4: fine-tuned against frozen.
     lost = cells[teacher, "single kws"].kws_accuracy - cells["Distilled wav2vec 2.0", "single kws"].kws_accuracy
     assert lost == pytest.approx(0.09)
     assert cells[student, "single sv"].sv_eer - cells[teacher, "single sv"].sv_eer == pytest.approx(0.91)
@@ -86,8 +86,8 @@ def test_a_wrong_table_is_named_in_one_line(content: str, message: str, tmp_path
     ("change", "message"),
     [
         ({"setting": "both"}, "setting: 'both'"),
-        ({"setting": "single kws"}, "sv_eer: does not go with 'single kws'"),
-        ({"kws_accuracy": None}, "kws_accuracy: does not go with 'joint'"),
+        ({"setting": "single kws"}, "sv_eer: does not fit the setting 'single kws'"),
+        ({"kws_accuracy": None}, "kws_accuracy: does not fit the setting 'joint'"),
     ],
 )
 def test_a_cell_has_the_tasks_of_its_setting(change: dict[str, object], message: str, tmp_path: Path) -> None:

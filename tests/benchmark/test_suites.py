@@ -1,4 +1,4 @@
-"""Suites as they ship: every published cell a named run, every setting of ours marked, estimates, intervals."""
+"""The shipped suites: a named run for every published cell, settings of ours marked, estimates, intervals."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from distilled_student.common.settings import find_config
 from distilled_student.multitask import metrics as M
 
 
-def test_the_estimate_of_a_distillation_is_its_arithmetic(tmp_path: Path) -> None:
+def test_the_estimate_of_a_distillation_is_its_number_of_operations(tmp_path: Path) -> None:
     bench = open_bench("paper", tmp_path, tmp_path)
     estimator, run = Estimator(bench), plan(bench.suite, 1, ["distilled-hubert/joint"])[0]
     estimate = estimator.distillation(run)
-    # figures of the paper's student and teacher, in G multiply-accumulates per second of audio: 6.93; 3.41 + 0.18
+    # giga multiply-accumulates per second of audio: teacher 6.93; the paper's student 3.41, prediction layers 0.18
     expected = 2 * 200_000 * 300 * (6.93e9 + 3 * (3.41e9 + 0.18e9)) / 4
     assert estimate.operations == pytest.approx(expected, rel=0.01)
     assert estimate.audio_hours == pytest.approx(200_000 * 300 / 3600)
@@ -33,13 +33,13 @@ def test_the_estimate_of_a_distillation_is_its_arithmetic(tmp_path: Path) -> Non
     [
         (["papers", "--data", "d"], "papers: no such config file"),
         (["paper"], "--data: no folder"),
-        (["paper", "--data", "d", "--only", "hubert"], "--only hubert: no such run; there are wav2vec2/kws"),
-        (["paper", "--data", "d", "--seeds", "0"], "--seeds 0: needs 1 or more"),
-        (["paper", "--data", "d", "--steps", "0"], "--steps 0: needs 1 or more"),
-        (["paper", "--data", "d", "--dry-run", "--tflops", "0"], "--tflops 0.0: needs a positive number"),
+        (["paper", "--data", "d", "--only", "hubert"], "--only hubert: no such run: there are wav2vec2/kws"),
+        (["paper", "--data", "d", "--seeds", "0"], "--seeds 0: must be 1 or more"),
+        (["paper", "--data", "d", "--steps", "0"], "--steps 0: must be 1 or more"),
+        (["paper", "--data", "d", "--dry-run", "--tflops", "0"], "--tflops 0.0: must be a positive number"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(
+def test_unusable_arguments_are_one_line(
     arguments: list[str], named: str, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -56,14 +56,14 @@ def test_what_cannot_be_used_is_one_line(
         ("models:\n  a: 3\nsettings: {}\ntables: {}", "models.a: expected a group of keys"),
         ("models:\n  a: {upstream: u, wights: w}\nsettings: {}\ntables: {}", "models.a: key 'wights'"),
         ("models: {}\nsettings: {}\ntables:\n  T: [joint]", "tables.T: no such setting: joint"),
-        ("models:\n  a: {upstream: u, weights: w, distill: d}\nsettings: {}\ntables: {}", "only one of them"),
+        ("models:\n  a: {upstream: u, weights: w, distill: d}\nsettings: {}\ntables: {}", "give only one of them"),
         (
             "models:\n  a: {upstream: u, settings: [s]}\nsettings: {}\ntables: {}",
             "models.a.settings: no such setting: s",
         ),
     ],
 )
-def test_a_fault_in_a_suites_file_is_named(change: str, named: str, tmp_path: Path) -> None:
+def test_an_error_in_a_suites_file_is_named(change: str, named: str, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(f"title: t\nprotocol: p\n{change}\n")
     with pytest.raises(UserError, match=re.escape(named)) as error:
@@ -80,18 +80,18 @@ def test_every_cell_of_the_papers_tables_is_one_named_run() -> None:
     assert sorted(shown) == sorted(suite.settings)
 
 
-def test_the_two_protocols_never_share_a_suite() -> None:
+def test_no_suite_has_both_protocols() -> None:
     assert {setting.downstream for setting in read_suite("paper").settings.values()} == {"multitask"}
     assert all(not setting.trainable for setting in read_suite("superb").settings.values())
-    own = [s for s in read_suite("superb").tables.values() if "joint" in s]
-    assert own == [["joint"]]
+    with_joint = [s for s in read_suite("superb").tables.values() if "joint" in s]
+    assert with_joint == [["joint"]]
 
 
-# What the paper states (sections 2 and 3); everything else in its configurations has to be marked as ours.
+# What the paper states (sections 2 and 3). Every other setting in its configurations must be marked as ours.
 STATED = {
     "distill": {"teacher", "targets", "student", "initialize", "output", "paths"},
     "multitask": {
-        "gradient_accumulate_steps",  # alternation: a step per batch
+        "gradient_accumulate_steps",  # alternation: one step per batch
         "name",
         "torch_optim_name",
         "lr",
@@ -105,7 +105,7 @@ STATED = {
         "silence_percentage",
         "unknown_percentage",
         "head",
-        "crop_seconds",  # of keywords: the corpus's one second; of speakers it is marked
+        "crop_seconds",  # for keywords: the one second of the corpus; for speakers it is marked
         "root",
         "trials",
     },
@@ -129,14 +129,14 @@ def test_each_setting_that_the_paper_does_not_state_is_marked_as_ours(kind: str,
             assert found[1] in STATED[kind], line
 
 
-def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:
-    right = np.random.default_rng(0).random(3081) < 0.97
-    low, high = M.mean_interval(right)
-    error = np.sqrt(right.mean() * (1 - right.mean()) / len(right))
-    assert (low, high) == pytest.approx((right.mean() - 1.96 * error, right.mean() + 1.96 * error), abs=0.001)
+def test_the_interval_of_a_mean_agrees_with_its_standard_error() -> None:
+    correct = np.random.default_rng(0).random(3081) < 0.97
+    low, high = M.mean_interval(correct)
+    error = np.sqrt(correct.mean() * (1 - correct.mean()) / len(correct))
+    assert (low, high) == pytest.approx((correct.mean() - 1.96 * error, correct.mean() + 1.96 * error), abs=0.001)
 
 
-def test_the_interval_of_several_systems_equal_in_all_is_that_of_one() -> None:
+def test_the_interval_of_several_equal_systems_is_that_of_one() -> None:
     rng = np.random.default_rng(1)
     left, right = rng.integers(8, size=(2, 400))
     labels = (left == right).astype(int)

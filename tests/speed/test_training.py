@@ -1,4 +1,4 @@
-"""The comparisons of training and start-up do what they say, on tiny sizes; what they find is not tested."""
+"""The comparisons of training and start-up, on tiny sizes. Measured times are not tested."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import distilled_student as ds
 from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.speed import startup
 from distilled_student.speed.distillation import compare_distillation, open_ours, padding, write_utterances
-from distilled_student.speed.joint import WARMUP, Watched, compare_joint
+from distilled_student.speed.joint import WARMUP, TimedLoader, compare_joint
 from distilled_student.speed.s3prl_recipe import OPTIMIZER, Recipe, Sizes, write_teacher
 from distilled_student.student.cost import has_fast_bf16
 
@@ -33,7 +33,7 @@ def test_distillation_is_compared_on_the_same_audio_and_sizes() -> None:
     assert operations == pytest.approx([operations[0]] * len(sides)) and operations[0] > 0
     for name, side in (("ratio", found["ours"]), ("ratio_fp32", in_fp32)):
         times_as_fast = side["audio_seconds_per_second"] / found["s3prl"]["audio_seconds_per_second"]
-        assert found[name]["median"] == pytest.approx(times_as_fast)  # of one round
+        assert found[name]["median"] == pytest.approx(times_as_fast)  # one round
 
 
 @pytest.mark.skipif(not has_fast_bf16(), reason="compares two precisions only where bf16 is fast")
@@ -57,7 +57,7 @@ def test_each_of_our_runs_computes_in_its_own_precision(tmp_path: Path) -> None:
     assert torch.bfloat16 in computed["bf16 Student"] & computed["bf16 Teacher"]
 
 
-def test_s3prls_recipe_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3prls_recipe_reduces_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(OPTIMIZER, "lr", 1e-2)
     monkeypatch.setitem(OPTIMIZER, "warmup_proportion", 1e-5)  # two steps
     files = write_utterances(tmp_path / "audio", [1.0, 0.5])
@@ -68,7 +68,7 @@ def test_s3prls_recipe_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_padding_is_the_share_of_a_batch_that_is_no_audio() -> None:
+def test_padding_is_the_share_of_a_batch_without_audio() -> None:
     assert padding([[4, 4], [2, 1]]) == pytest.approx(1 / 12)
 
 
@@ -78,35 +78,35 @@ def test_joint_training_is_compared_batch_by_batch(small_corpus: Path) -> None:
     assert min(found["runner"], found["bare"], found["loading"]) > 0
 
 
-def test_a_watched_loader_gives_every_batch_to_both() -> None:
+def test_a_timed_loader_gives_every_batch_to_both_loops() -> None:
     times: list[tuple[float, ...]] = []
     calls: list[tuple[str, int]] = []
-    for batch in Watched(range(WARMUP), lambda batch: calls.append(("bare", batch)), times):
+    for batch in TimedLoader(range(WARMUP), lambda batch: calls.append(("bare", batch)), times):
         calls.append(("runner", batch))
     assert [name for name, _ in calls] == ["bare", "runner", "runner", "bare"] * 2
     assert [batch for _, batch in calls] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert len(times) == WARMUP
 
 
-def test_an_upstream_makes_the_selected_features_alone(small_cnn: ds.StudentConfig) -> None:
+def test_an_upstream_computes_only_the_selected_features(small_cnn: ds.StudentConfig) -> None:
     upstream = StudentUpstream(ds.build_student(small_cnn)).eval()
     waves = [tone(0.5), tone(0.3)]
     with torch.no_grad():
         every = upstream(waves)
-        asked: list[bool] = []
-        upstream.student.predictions.register_forward_hook(lambda *_: asked.append(True))
+        predicted: list[bool] = []
+        upstream.student.predictions.register_forward_hook(lambda *_: predicted.append(True))
         for name in ("hidden_states", "last_hidden_state", "concatenated", "predictions"):
             upstream.selected = name
             found = upstream(waves)
             assert list(found) == [name]
             pairs = zip(found[name], every[name], strict=True)
             assert all(torch.equal(one, other) for one, other in pairs)
-            assert bool(asked) == (name == "predictions")
+            assert bool(predicted) == (name == "predictions")
 
 
-def test_starts_are_compared_with_what_they_are_named_to_be_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_up_is_compared_with_its_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = {"slow": ("import time; time.sleep(0.3)", "pass")}
     monkeypatch.setattr(startup, "COMPARED", pairs)
-    found = startup.startup(rounds=1)["slow"]
+    found = startup.compare_startup(rounds=1)["slow"]
     assert found["beyond"] == pytest.approx(found["seconds"] - found["reference"])
     assert found["seconds"] > 0.3

@@ -1,10 +1,9 @@
-"""Trainings that are killed at random places and started again, against one that is left alone.
+"""Kills trainings at random points, restarts them, and compares the result with an uninterrupted training.
 
     python tests/stress/kills.py [--kills N] [--rounds N]
 
-Every attempt is a forked process, so that libraries are imported once. A kill is SIGKILL before or after any update or
-while a checkpoint is written, SIGTERM, or a disk without room; at the end all that a checkpoint holds must be the same,
-bit for bit.
+Every attempt is a forked process, so that libraries are imported once. A kill is SIGKILL before or after an update or
+while a checkpoint is written, SIGTERM, or a full disk. At the end the checkpoints must be the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ from distilled_student.host import launch
 from distilled_student.host.plugin import register
 
 STEPS, SAVE_EVERY = 24, 5
-ROOM = 1 << 16  # bytes of a file where the disk is full
-# exit status of each way to die
+FULL_DISK_BYTES = 1 << 16  # with a full disk no file can become larger
+# kind of kill: exit status
 KINDS = {"before": -9, "after": -9, "writing": -9, "renaming": -9, "SIGTERM": 143, "full disk": 2}
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
-    """Places where two checkpoints differ; those of files are not looked at."""
+    """Keys where two checkpoints differ. Settings, which contain paths, are not compared."""
     if isinstance(one, torch.Tensor):
         if not (isinstance(other, torch.Tensor) and torch.equal(one, other)):
             yield where
@@ -62,47 +61,47 @@ def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
         yield f"{where}: {one} and {other}"
 
 
-def fatal(kind: str, after: int) -> None:
-    """In a process that will train: die in the given way at the ``after``-th update, or the save that follows it."""
-    made = 0
+def die_at(kind: str, after: int) -> None:
+    """Make this process die at update number ``after``, or at the save that follows it."""
+    updates = 0
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
 
-    def counting(clip: Callable[..., Any]) -> Callable[..., Any]:
+    def with_count(clip: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:
-            nonlocal made
-            made += 1
-            if made == after and kind in ("before", "SIGTERM"):
+            nonlocal updates
+            updates += 1
+            if updates == after and kind in ("before", "SIGTERM"):
                 die()
-            if made == after and kind == "full disk":
+            if updates == after and kind == "full disk":
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, ROOM))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_DISK_BYTES, FULL_DISK_BYTES))
             return clip(*args, **kwargs)
 
         return counted
 
-    def ending(zero_grad: Callable[..., Any]) -> Callable[..., Any]:
+    def with_end(zero_grad: Callable[..., Any]) -> Callable[..., Any]:
         def ended(*args: Any, **kwargs: Any) -> Any:
-            if made == after and kind == "after":
+            if updates == after and kind == "after":
                 die()
             return zero_grad(*args, **kwargs)
 
         return ended
 
-    def dying(work: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: die() if made >= after else work(*args, **kwargs)
+    def with_death(work: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: die() if updates >= after else work(*args, **kwargs)
 
-    torch.nn.utils.clip_grad_norm_ = counting(torch.nn.utils.clip_grad_norm_)
-    torch.optim.Optimizer.zero_grad = ending(torch.optim.Optimizer.zero_grad)
+    torch.nn.utils.clip_grad_norm_ = with_count(torch.nn.utils.clip_grad_norm_)
+    torch.optim.Optimizer.zero_grad = with_end(torch.optim.Optimizer.zero_grad)
     if kind == "writing":
-        files._digest = dying(files._digest)
+        files._digest = with_death(files._digest)
     if kind == "renaming":
-        files.replace_file = dying(files.replace_file)
+        files.replace_file = with_death(files.replace_file)
 
 
 def attempt(run: Callable[[], int], log: Path, kind: str | None = None, after: int = 0) -> int:
-    """Run in a process of its own; its exit status, negative for a signal."""
+    """Run in a forked process. Returns its exit status, negative for a signal."""
     if (child := os.fork()) == 0:
         with log.open("ab") as out:
             os.dup2(out.fileno(), 1)
@@ -110,7 +109,7 @@ def attempt(run: Callable[[], int], log: Path, kind: str | None = None, after: i
         code = 70
         try:
             if kind is not None:
-                fatal(kind, after)
+                die_at(kind, after)
             code = run()
         except SystemExit as error:
             code = int(error.code or 0)
@@ -124,35 +123,36 @@ def attempt(run: Callable[[], int], log: Path, kind: str | None = None, after: i
 
 
 class Training:
-    """A command, and where its last checkpoint lies."""
+    """A command, and the path of its last checkpoint in the output folder."""
 
     def __init__(self, name: str, run: Callable[[Path], int], last: str) -> None:
         self.name, self.run, self.last = name, run, last
 
-    def left_alone(self, folder: Path) -> Any:
-        code = attempt(lambda: self.run(folder / "alone"), folder / "alone.log")
-        assert code == 0, (folder / "alone.log").read_text()[-2000:]
-        return torch.load(folder / "alone" / self.last, weights_only=True)
+    def uninterrupted(self, folder: Path) -> Any:
+        """The last checkpoint of a run without a kill."""
+        code = attempt(lambda: self.run(folder / "uninterrupted"), folder / "uninterrupted.log")
+        assert code == 0, (folder / "uninterrupted.log").read_text()[-2000:]
+        return torch.load(folder / "uninterrupted" / self.last, weights_only=True)
 
     def killed(self, folder: Path, kills: int, rng: random.Random) -> tuple[Any, list[str]]:
-        """The last checkpoint of a run that is killed up to ``kills`` times, and how it was."""
-        told, output = [], folder / "killed"
+        """The last checkpoint of a run that is killed up to ``kills`` times, and the kinds of these kills."""
+        kinds, output = [], folder / "killed"
         for _ in range(kills):
-            kind, after, log = rng.choice(list(KINDS)), rng.randint(1, STEPS // 2), folder / f"killed-{len(told)}.log"
+            kind, after, log = rng.choice(list(KINDS)), rng.randint(1, STEPS // 2), folder / f"killed-{len(kinds)}.log"
             code = attempt(lambda: self.run(output), log, kind, after)
             if code == 0:
                 break
             assert code == KINDS[kind], f"{kind} after {after}: {code}: {log.read_text()[-2000:]}"
             assert kind != "full disk" or "cannot be written" in log.read_text()
-            told.append(kind)
+            kinds.append(kind)
         else:
             assert attempt(lambda: self.run(output), folder / "last.log") == 0, (folder / "last.log").read_text()
-        assert not list(output.rglob("*.part")), "what a killed save left is gone"
-        return torch.load(output / self.last, weights_only=True), told
+        assert not list(output.rglob("*.part")), "a killed save has left temporary files"
+        return torch.load(output / self.last, weights_only=True), kinds
 
 
 def distillation(folder: Path) -> Training:
-    """Of a small student from a small teacher, with dropout."""
+    """A small student from a small teacher, with dropout."""
     (folder / "audio").mkdir(parents=True)
     for i in range(20):
         soundfile.write(folder / "audio" / f"{i:02d}.wav", tone(0.4 + 0.05 * i, seed=i).numpy(), 16_000)
@@ -186,7 +186,7 @@ def distillation(folder: Path) -> Training:
 
 
 def streamed(folder: Path) -> Training:
-    """The same from shards, whose place in each stream must be found again."""
+    """The same from shards: a restart must find its position in each stream."""
     training = distillation(folder)
     files = sorted((folder / "audio").iterdir())
     for shard in range(4):
@@ -201,7 +201,7 @@ def streamed(folder: Path) -> Training:
 
 
 def joint(folder: Path) -> Training:
-    """Joint training through s3prl's runner: fine-tuning, two losses added up, several evaluations and epochs."""
+    """Joint training through the runner: fine-tuning, the sum of two losses, several evaluations and epochs."""
     folder.mkdir(parents=True)
     tasks = trees.tasks(folder)
     for task in tasks.values():
@@ -236,14 +236,14 @@ def joint(folder: Path) -> Training:
     return Training("joint training", run, f"states-{STEPS}.ckpt")
 
 
-def survived(folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
-    """Kill all trainings; for each, the kills and what was lost by them."""
+def kill_all(folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
+    """Kill all trainings. Returns for each the kinds of kills, and where its result differs."""
     found = {}
     for make in (distillation, streamed, joint):
         training = make(folder / make.__name__)
-        expected = training.left_alone(folder / make.__name__)
-        state, told = training.killed(folder / make.__name__, kills, random.Random(seed))
-        found[training.name] = {"kills": told, "lost": list(differences(expected, state))}
+        expected = training.uninterrupted(folder / make.__name__)
+        state, kinds = training.killed(folder / make.__name__, kills, random.Random(seed))
+        found[training.name] = {"kills": kinds, "lost": list(differences(expected, state))}
     return found
 
 
@@ -252,13 +252,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(1)  # a process that computes with several cannot be forked
+    torch.set_num_threads(1)  # a process with several computing threads cannot be forked
     register()
-    from s3prl import run_downstream  # noqa: F401  imported once for all
+    from s3prl import run_downstream  # noqa: F401  imported before the forks
 
     for seed in range(args.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(survived(Path(folder), args.kills, seed)), flush=True)
+            print(json.dumps(kill_all(Path(folder), args.kills, seed)), flush=True)
 
 
 if __name__ == "__main__":

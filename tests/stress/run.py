@@ -1,4 +1,4 @@
-"""Everything that takes too long for the suite, and at the end what was tried and what was lost: `make stress`.
+"""Tests that take too long for the suite; prints what was tried and how many failures there were: `make stress`.
 
 python tests/stress/run.py [--short]
 """
@@ -21,8 +21,8 @@ HERE = Path(__file__).parent
 TESTS = HERE.parent
 
 
-def run(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """A Python program from here, its output shown when it fails."""
+def run_python(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python program in the project's folder; print its output if it fails."""
     done = subprocess.run(
         [sys.executable, *command],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
@@ -36,20 +36,20 @@ def run(command: Sequence[str], **environment: str) -> subprocess.CompletedProce
 
 
 def kills(short: bool) -> tuple[str, int]:
-    """Trainings that are interrupted in every way, against one that is left alone."""
-    done = run([str(HERE / "kills.py"), "--kills", "12", "--rounds", "2" if short else "12"])
-    survived, lost = collections.Counter(), [] if done.returncode == 0 else [f"exit status {done.returncode}"]
+    """Trainings that are interrupted in every way, compared with an uninterrupted training."""
+    done = run_python([str(HERE / "kills.py"), "--kills", "12", "--rounds", "2" if short else "12"])
+    interruptions, lost = collections.Counter(), [] if done.returncode == 0 else [f"exit status {done.returncode}"]
     for line in done.stdout.splitlines():
         if line.startswith("{"):
             for found in json.loads(line).values():
-                survived.update(found["kills"])
+                interruptions.update(found["kills"])
                 lost += found["lost"]
-    ways = ", ".join(f"{count} {kind}" for kind, count in sorted(survived.items()))
-    return f"{survived.total()} interruptions of 3 kinds of training ({ways})", len(lost)
+    ways = ", ".join(f"{count} {kind}" for kind, count in sorted(interruptions.items()))
+    return f"{interruptions.total()} interruptions of 3 kinds of training ({ways})", len(lost)
 
 
 def damage(short: bool) -> tuple[str, int]:
-    """Checkpoints with a bit flipped, cut, zeroed or longer: each must be known as damaged."""
+    """Checkpoints with a flipped bit, a cut, reversed bytes or extra bytes: each must be recognised as damaged."""
     import random
     import tempfile
 
@@ -57,50 +57,50 @@ def damage(short: bool) -> tuple[str, int]:
 
     from distilled_student.common.files import is_damaged, save_torch
 
-    chance, count, missed = random.Random(0), 500 if short else 5_000, 0
+    rng, count, missed = random.Random(0), 500 if short else 5_000, 0
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "a.pt"
         save_torch({"weights": torch.randn(20_000), "names": ["a", "b"]}, file)
-        whole = file.read_bytes()
+        intact = file.read_bytes()
         for _ in range(count):
-            content, place = bytearray(whole), chance.randrange(len(whole))
-            match chance.randrange(4):
+            content, position = bytearray(intact), rng.randrange(len(intact))
+            match rng.randrange(4):
                 case 0:
-                    content[place] ^= 1 << chance.randrange(8)
+                    content[position] ^= 1 << rng.randrange(8)
                 case 1:
-                    del content[place:]
+                    del content[position:]
                 case 2:
-                    content[place : place + 512] = bytes(reversed(content[place : place + 512])) + b"\1"
+                    content[position : position + 512] = bytes(reversed(content[position : position + 512])) + b"\1"
                 case 3:
-                    content += chance.randbytes(1 + place % 100)
+                    content += rng.randbytes(1 + position % 100)
             file.write_bytes(content)
             missed += not is_damaged(file)
     return f"{count} damaged checkpoints", missed
 
 
 def fuzz(short: bool) -> tuple[str, int]:
-    """The fuzz tests with more cases, drawn anew each time."""
+    """The fuzz tests with more cases, which differ from run to run."""
     cases = "500" if short else "3000"
-    done = run(["-m", "pytest", str(TESTS / "fuzz")], FUZZ_CASES=cases)
+    done = run_python(["-m", "pytest", str(TESTS / "fuzz")], FUZZ_CASES=cases)
     tried = re.search(r"\d+ bad inputs tried", done.stdout)
     return tried[0] if tried else "bad inputs", len(re.findall(r"^FAILED", done.stdout, re.MULTILINE))
 
 
 def processes(short: bool) -> tuple[str, int]:
-    """Two processes against one, and one of two killed."""
-    done = run(["-m", "pytest", "-q", str(TESTS / "test_processes.py")])
+    """Training by two processes compared with one process, and with one of the two killed."""
+    done = run_python(["-m", "pytest", "-q", str(TESTS / "common" / "test_processes.py")])
     return "trainings by two processes, one of them killed", len(re.findall(r"^FAILED", done.stdout, re.MULTILINE))
 
 
 def corpus(short: bool) -> tuple[str, int]:
-    """The first batch of a manifest that no memory holds."""
-    done = run([str(HERE / "corpus.py"), *(["1000000"] if short else [])])
+    """The first batch of a manifest that is larger than memory."""
+    done = run_python([str(HERE / "corpus.py"), *(["1000000"] if short else [])])
     found = re.search(r"after ([\d.]+) s, peak (\d+) MB", done.stdout)
-    good = found is not None and float(found[1]) < 10 and int(found[2]) < 1000
-    return done.stdout.strip() or "the corpus", int(not good)
+    passed = found is not None and float(found[1]) < 10 and int(found[2]) < 1000
+    return done.stdout.strip() or "the corpus", int(not passed)
 
 
-# the longest first
+# the longest one first
 PARTS: Sequence[Callable[[bool], tuple[str, int]]] = (kills, fuzz, processes, corpus, damage)
 
 
@@ -111,12 +111,12 @@ def main() -> None:
 
     def timed(part: Callable[[bool], tuple[str, int]]) -> tuple[str, int]:
         start = time.monotonic()
-        told, failures = part(short)
-        line = f"{told}: {failures} lost, {time.monotonic() - start:.0f} s"
+        tried, failures = part(short)
+        line = f"{tried}: {failures} lost, {time.monotonic() - start:.0f} s"
         print(line, flush=True)
         return line, failures
 
-    with ThreadPoolExecutor(2) as pool:  # a core each; the programs are processes of their own
+    with ThreadPoolExecutor(2) as pool:  # one core each; every program is a process of its own
         lines, failures = zip(*pool.map(timed, PARTS), strict=True)
     print("", "Tried:", *lines, f"Lost: {sum(failures)}", sep="\n")
     sys.exit(sum(failures) > 0)
