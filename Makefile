@@ -1,4 +1,4 @@
-# `make demo` and `make test` are complete on a machine with Python and make: they create .venv and reuse it.
+# Every target needs only Python and make: it installs into .venv, and later calls reuse that folder.
 PYTHON ?= python3
 STAMP := .venv/.installed
 REPORT = exp/benchmark/$(1)/results.json
@@ -13,17 +13,17 @@ demo: $(STAMP)
 test: $(STAMP)
 	.venv/bin/python -m pytest
 
-# kills, faults, bad inputs and a large corpus: twenty minutes, and what was tried and lost at the end
+# kills, damaged files, bad inputs and a large corpus: twenty minutes; prints what was tried and the failures
 stress: $(STAMP)
 	.venv/bin/python tests/stress/run.py
 
-# trains what is not trained yet, which takes hours once; with DISTILLED_STUDENT_DATA on real speech too
+# trains the sizes that are not trained yet (hours), then measures speed; with DISTILLED_STUDENT_DATA also real speech
 bench: $(STAMP)
 	.venv/bin/distilled-student benchmark sizes
 	$(if $(DISTILLED_STUDENT_DATA),.venv/bin/distilled-student benchmark sizes-real --data "$(DISTILLED_STUDENT_DATA)")
 	$(MAKE) --no-print-directory speed
 
-# what is fast, without the trainings
+# measures speed, without the trainings
 speed: $(STAMP)
 	.venv/bin/distilled-student speed --history docs/speed-history.jsonl $(ACCURACY)
 
