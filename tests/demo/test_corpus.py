@@ -1,4 +1,4 @@
-"""The demo corpus: what is packed, and the two public layouts it expands into."""
+"""The demo corpus: the packed files, and the two public layouts that they are expanded into."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def test_packed_corpus_is_at_most_12_megabytes() -> None:
 def test_packed_corpus_has_50_voices_10_commands_15_other_words_and_8_sentences_a_voice(
     clips: list[shipped.PackedClip],
 ) -> None:
-    said: dict[tuple[str, str], set[str]] = defaultdict(set)
+    spoken: dict[tuple[str, str], set[str]] = defaultdict(set)
     for clip in clips:
-        said[clip.voice, clip.kind].add(clip.text)
+        spoken[clip.voice, clip.kind].add(clip.text)
     voices = {clip.voice for clip in clips}
     assert len(voices) >= 50
     for voice in voices:
-        assert set(corpus.COMMANDS) <= said[voice, "word"]
-        assert len(said[voice, "word"] - set(corpus.COMMANDS)) >= 15
-        assert len(said[voice, "sentence"]) >= 8
+        assert set(corpus.COMMANDS) <= spoken[voice, "word"]
+        assert len(spoken[voice, "word"] - set(corpus.COMMANDS)) >= 15
+        assert len(spoken[voice, "sentence"]) >= 8
 
 
 def test_no_voice_is_in_two_splits(clips: list[shipped.PackedClip]) -> None:
@@ -71,7 +71,7 @@ def test_no_voice_is_in_two_splits(clips: list[shipped.PackedClip]) -> None:
     assert set(splits.values()) == {1}
 
 
-def test_each_clip_lies_inside_its_file_and_is_audible(clips: list[shipped.PackedClip]) -> None:
+def test_each_clip_is_inside_its_file_and_audible(clips: list[shipped.PackedClip]) -> None:
     for name in ("af_heart", "zm_yunyang"):
         voice = shipped.read_voice(name)
         for clip in clips:
@@ -124,7 +124,7 @@ def test_each_word_file_is_one_second_of_16_khz_mono_pcm_16(root: Path) -> None:
         assert (info.frames, info.samplerate, info.channels, info.subtype) == (16_000, 16_000, 1, "PCM_16"), path
 
 
-def test_test_speakers_are_in_no_training_folder_of_either_layout(root: Path) -> None:
+def test_no_test_speaker_is_in_a_training_folder_of_either_layout(root: Path) -> None:
     commands_train = speakers(root / "speech_commands/train", "*/*.wav")
     commands_test = speakers(root / "speech_commands/test", "*/*.wav")
     voxceleb_dev, voxceleb_test = (names(root / f"voxceleb1/{part}/wav") for part in ("dev", "test"))
@@ -142,7 +142,7 @@ def test_voxceleb_utterances_last_a_second_and_a_half_and_come_in_two_sessions(r
         assert all(soundfile.info(path).duration >= 1.5 for path in speaker.rglob("*.wav"))
 
 
-def test_trials_are_balanced_unique_truthful_and_mostly_of_one_gender(
+def test_trials_are_balanced_unique_correct_and_mostly_of_one_gender(
     root: Path, clips: list[shipped.PackedClip]
 ) -> None:
     gender = {speaker: voice[1] for voice, speaker in corpus.speaker_ids(clips).items()}

@@ -95,7 +95,7 @@ def die_at(kind: str, after: int) -> None:
     torch.nn.utils.clip_grad_norm_ = with_count(torch.nn.utils.clip_grad_norm_)
     torch.optim.Optimizer.zero_grad = with_end(torch.optim.Optimizer.zero_grad)
     if kind == "writing":
-        files._digest = with_death(files._digest)
+        files._checksum = with_death(files._checksum)
     if kind == "renaming":
         files.replace_file = with_death(files.replace_file)
 

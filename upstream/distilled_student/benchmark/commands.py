@@ -100,7 +100,7 @@ class Bench:
         return config, pairs, dict(_in_data(_used(config), self.data))
 
     def settings(self, run: Run) -> dict[str, Any]:
-        """All settings that a run's result depends on, without its data folder; they tell one run from another."""
+        """All settings that a run's result depends on, without its data folder; they identify the run."""
         setting, model = self.suite.settings[run.setting], self.suite.models[run.model]
         return {
             "upstream": model.upstream,

@@ -124,7 +124,8 @@ def compare_distillation(
     result["rounds"] = rounds
     for side, trainer in sides.items():
         precisions = (trainer.precision, trainer.teacher_precision)
-        student_peak, teacher_peak = (peak_flops(device, HALF_PRECISIONS.get(name, torch.float32)) for name in precisions)
+        dtypes = [HALF_PRECISIONS.get(name, torch.float32) for name in precisions]
+        student_peak, teacher_peak = (peak_flops(device, dtype) for dtype in dtypes)
         speed = replace(workload, student_peak=student_peak, teacher_peak=teacher_peak).throughput(
             sum(seconds), sum(seconds), median(times[side])
         )
