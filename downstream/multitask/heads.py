@@ -44,10 +44,10 @@ class Standardize(nn.BatchNorm1d):
     torch's `SyncBatchNorm` does the same, but on GPUs only.
 
     Attributes:
-        alone: Whether only the batches of this process count, because the other processes do not take part.
+        this_process_only: Whether only the batches of this process count, because the other processes do not take part.
     """
 
-    alone = False
+    this_process_only = False
 
     def __init__(self, features: int) -> None:
         super().__init__(features, affine=False)
@@ -62,7 +62,7 @@ class Standardize(nn.BatchNorm1d):
         self.num_batches_tracked += 1
         momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
         statistics = self.running_mean.clone(), self.running_var.clone()
-        if self.alone or count_processes() == 1:
+        if self.this_process_only or count_processes() == 1:
             y = F.batch_norm(x, *statistics, training=True, momentum=momentum, eps=self.eps)
         else:
             y = self._over_processes(x, *statistics, momentum)

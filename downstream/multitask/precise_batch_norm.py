@@ -28,7 +28,7 @@ def measure_statistics(
     before = {name: (norm.training, norm.momentum) for name, norm in norms.items()}
     for norm in norms.values():
         norm.reset_running_stats()
-        norm.alone = True  # only the leader evaluates: the other processes do not take part
+        norm.this_process_only = True  # only the leader evaluates: the other processes do not take part
         norm.train().momentum = None  # None makes torch average over all batches
     left = dict.fromkeys(norms, cycles)
     remaining = iter(batches)
@@ -39,4 +39,4 @@ def measure_statistics(
             run(batch)
     for name, norm in norms.items():
         norm.training, norm.momentum = before[name]
-        norm.alone = False
+        norm.this_process_only = False

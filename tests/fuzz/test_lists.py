@@ -1,4 +1,4 @@
-"""Trial lists and lhotse manifests of any content: read, or one line that names the file; nothing in them runs."""
+"""Trial lists and lhotse manifests of any content are read or refused in one line, and no code in them runs."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ LISTS = st.one_of(
 )
 
 
-def test_no_trial_list_ends_in_a_traceback_or_leads_out_of_its_root(root: Path) -> None:
+def test_no_trial_list_gives_a_traceback_or_files_outside_its_root(root: Path) -> None:
     path = root / "trials.txt"
 
     @MANY
     @given(LISTS)
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        with at_most(BOUND):  # of each: once in its life hypothesis makes a table of all characters
+        with at_most(BOUND):  # per list, because hypothesis makes a table of all characters once
             found = ends_well(lambda: read_trials(path, [root / "wav"]), path)
         if not isinstance(found, UserError):
             assert all(file.resolve().is_relative_to(root / "wav") for file in found[0].paths)
@@ -65,7 +65,7 @@ def test_no_trial_list_ends_in_a_traceback_or_leads_out_of_its_root(root: Path) 
 @pytest.mark.parametrize(
     "name", ["/etc/passwd", "../outside.wav", "a/../../outside.wav", "a/..", "C:\\a.wav", "..\\a.wav"]
 )
-def test_a_trial_that_leads_out_of_the_root_is_refused(name: str, root: Path, tmp_path: Path) -> None:
+def test_a_trial_outside_the_root_is_refused(name: str, root: Path, tmp_path: Path) -> None:
     path = tmp_path / "trials.txt"
     path.write_text(f"{LIST}0 a/1.wav {name}\n")
     with pytest.raises(UserError, match=r"trials\.txt: line 4: .*: leads out of the folder of the files: refused"):
@@ -73,7 +73,7 @@ def test_a_trial_that_leads_out_of_the_root_is_refused(name: str, root: Path, tm
 
 
 @pytest.mark.parametrize("line", ["0 a/1.wav my file.wav", "0 my file.wav a/1.wav", "1 a/1.wav no\u00a0break.wav"])
-def test_a_name_with_a_space_cannot_be_in_a_trial_list_and_is_told_so(line: str, root: Path, tmp_path: Path) -> None:
+def test_a_file_name_with_a_space_in_a_trial_list_is_refused(line: str, root: Path, tmp_path: Path) -> None:
     path = tmp_path / "trials.txt"
     path.write_text(f"{line}\n{LIST}")
     assert "file names cannot contain white space" in str(ends_well(lambda: read_trials(path, [root / "wav"]), path))
@@ -104,7 +104,7 @@ def dumped(values: list[Any]) -> bytes:
     return "".join(json.dumps(value) + "\n" for value in values).encode()
 
 
-def test_no_manifest_ends_in_a_traceback_or_takes_more_memory_than_stated(root: Path) -> None:
+def test_no_manifest_gives_a_traceback_or_needs_more_memory_than_stated(root: Path) -> None:
     file = root / "wav" / "a" / "1.wav"
     valid = [cut(file), recording(file), cut(file, id="two")]
     noise = [{"type": "command"}, {"type": "MixedCut"}, [{"name": "Speed", "kwargs": {"factor": 1e-9}}], "utterance"]
@@ -121,7 +121,7 @@ def test_no_manifest_ends_in_a_traceback_or_takes_more_memory_than_stated(root: 
             assert 0 < one.duration <= 24 * 3600
             try:
                 load_audio(one)
-            except Exception:  # of a line that is right, about a file that is not there; the caller names it
+            except Exception:  # the line is valid but its file is missing; the caller names it
                 continue
 
     list(parse_cut(line) for line in dumped(valid).splitlines())
@@ -155,7 +155,7 @@ def hostile(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("what", list(hostile(Path())))
-def test_a_manifest_can_neither_run_a_program_nor_ask_for_any_memory(what: str, tmp_path: Path) -> None:
+def test_a_manifest_can_neither_run_a_program_nor_need_unlimited_memory(what: str, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", tone(0.2).numpy(), 16_000)
     path = tmp_path / "m.jsonl"
     path.write_bytes(dumped([recording(tmp_path / "a.wav"), hostile(tmp_path)[what]]))
@@ -164,7 +164,7 @@ def test_a_manifest_can_neither_run_a_program_nor_ask_for_any_memory(what: str, 
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_name_of_a_sphere_file_is_not_run_by_a_shell(tmp_path: Path) -> None:
+def test_the_name_of_a_sphere_file_reaches_no_shell(tmp_path: Path) -> None:
     source = f"{tmp_path / 'a'}; touch {tmp_path / 'ran'}; x.sph"
     one = parse_cut(json.dumps(recording(Path(source))))
     with pytest.raises((AudioLoadingError, OSError, RuntimeError, TypeError, ValueError)):
@@ -172,7 +172,7 @@ def test_the_name_of_a_sphere_file_is_not_run_by_a_shell(tmp_path: Path) -> None
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_command_in_a_manifest_to_distil_on_does_not_run(tmp_path: Path) -> None:
+def test_a_command_in_a_distillation_manifest_does_not_run(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", tone(0.2).numpy(), 16_000)
     path = tmp_path / "m.jsonl"
     path.write_bytes(dumped([recording(tmp_path / "a.wav"), hostile(tmp_path)["a command"]]))
@@ -189,7 +189,7 @@ def test_a_line_of_nested_lists_is_refused(depth: int, tmp_path: Path) -> None:
     assert isinstance(ends_well(lambda: list(read_manifest(path)), path), UserError)
 
 
-def test_a_small_file_of_one_line_of_gigabytes_is_refused_in_little_memory(tmp_path: Path) -> None:
+def test_a_compressed_file_with_a_line_of_gigabytes_is_refused_in_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl.gz"
     path.write_bytes(gzip.compress(b" " * 2**28))
     with at_most(BOUND):

@@ -1,4 +1,4 @@
-"""Tiny made-up corpora in both public layouts: a tone per word, a voice per speaker."""
+"""Tiny artificial corpora in the folders of Speech Commands and VoxCeleb1: a pitch per word, a pitch per speaker."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ OTHERS = ["bed", "cat"]
 
 
 def tone(path: Path, pitch: float, seconds: float = 1.0, seed: int = 0, rate: int = RATE, channels: int = 1) -> Path:
+    """Write a sine of ``pitch`` Hz with a little noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     wave = 0.3 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * rate)) / rate)
@@ -22,6 +23,7 @@ def tone(path: Path, pitch: float, seconds: float = 1.0, seed: int = 0, rate: in
 
 
 def speech_commands(root: Path, speakers: int = 10, takes: int = 1, test: bool = True) -> Path:
+    """``train/WORD/``, and ``test/CLASS/`` if ``test`` is set; returns ``root``."""
     for w, word in enumerate(WORDS + OTHERS):
         for s in range(speakers):
             for take in range(takes):
@@ -36,6 +38,7 @@ def speech_commands(root: Path, speakers: int = 10, takes: int = 1, test: bool =
 
 
 def voxceleb(root: Path, speakers: int = 6, sessions: int = 2, utterances: int = 2, seconds: float = 0.5) -> Path:
+    """``dev/wav/SPEAKER/SESSION/``, two speakers in ``test/wav``, and all pairs of these as ``veri_test.txt``."""
     for part, prefix, count in (("dev", "id1", speakers), ("test", "id2", 2)):
         for s in range(count):
             for session in range(sessions):
@@ -50,7 +53,7 @@ def voxceleb(root: Path, speakers: int = 6, sessions: int = 2, utterances: int =
 
 
 def tasks(folder: Path) -> dict[str, dict]:
-    """``downstream_expert.tasks`` over both corpora in ``folder``."""
+    """``downstream_expert.tasks`` with both corpora, which are written into ``folder``."""
     speech_commands(folder / "sc")
     voxceleb(folder / "vox")
     return {

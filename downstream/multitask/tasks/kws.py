@@ -199,7 +199,7 @@ class Task(BaseTask):
         return results, {"labels": np.array(labels), "predicted": np.array(predicted)}
 
     def score(self, results: Mapping[str, Any]) -> float:
-        # if training draws classes equally often, they count equally: SUPERB draws its development data so too
+        # with classes drawn equally often in training they count equally here, as in the development data of SUPERB
         return float(results["balanced_accuracy" if self.settings.sampling == "class" else "accuracy"])
 
     def summary(self, results: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,16 +48,7 @@ def class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, list
     if not root.is_dir():
         raise UserError(f"{key}.train_root: {root}: no such folder")
     labels = {word: i for i, word in enumerate([SILENCE, UNKNOWN, *settings.keywords])}
-    sets: dict[str, list[KeywordClip]] = {"validation": [], "testing": [], "training": []}
-    unknown: dict[str, list[KeywordClip]] = {name: [] for name in sets}
-    for path in sorted(p for p in root.glob("*/*") if p.suffix.lower() in audio.SUFFIXES):
-        word = path.parent.name.lower()
-        if word == BACKGROUND:
-            continue
-        part = which_set(path.name, settings.validation_percentage, settings.testing_percentage)
-        known = word in settings.keywords
-        clip = KeywordClip(path, labels[word if known else UNKNOWN], f"{path.parent.name}/{path.name}")
-        (sets if known else unknown)[part].append(clip)
+    sets, unknown = _read_words(root, settings, labels)
     found = {clip.label for clips in sets.values() for clip in clips}
     for word in settings.keywords:
         if labels[word] not in found:
@@ -78,6 +69,23 @@ def class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, list
             noise, start, volume = cut_silence(files, settings, rng)
             clips.append(KeywordClip(noise, labels[SILENCE], f"{SILENCE}/{i:05d}", start, volume))
     return sets, noises
+
+
+def _read_words(
+    root: Path, settings: Settings, labels: Mapping[str, int]
+) -> tuple[dict[str, list[KeywordClip]], dict[str, list[KeywordClip]]]:
+    """The keyword utterances of each set, and the utterances of all other words of each set."""
+    sets: dict[str, list[KeywordClip]] = {"validation": [], "testing": [], "training": []}
+    unknown: dict[str, list[KeywordClip]] = {name: [] for name in sets}
+    for path in sorted(p for p in root.glob("*/*") if p.suffix.lower() in audio.SUFFIXES):
+        word = path.parent.name.lower()
+        if word == BACKGROUND:
+            continue
+        part = which_set(path.name, settings.validation_percentage, settings.testing_percentage)
+        known = word in settings.keywords
+        clip = KeywordClip(path, labels[word if known else UNKNOWN], f"{path.parent.name}/{path.name}")
+        (sets if known else unknown)[part].append(clip)
+    return sets, unknown
 
 
 def _share(size: int, percentage: float | None) -> int | None:
