@@ -29,8 +29,13 @@ sys.modules["catalyst.data.sampler"] = sampler
 from s3prl import run_downstream
 from s3prl.downstream import runner
 assert run_downstream.Runner is runner.Runner and runner.Runner.__module__ == "s3prl.downstream.runner"
-run_downstream.main()
+for line in sys.stdin:
+    sys.argv = ["run_downstream.py", *line.rstrip("\\n").split("\\t")]
+    run_downstream.main()
 """
+CASES = [
+    (name, accumulate) for name in ("example", "speech_commands", "example, upstream trained") for accumulate in (1, 3)
+]
 STEPS, SAVE_STEP = 30, 10
 
 
@@ -98,28 +103,42 @@ def assert_equal(ours: Any, theirs: Any, where: str) -> None:
         assert ours == theirs, where
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("case", ["example", "speech_commands", "example, upstream trained"])
-def test_thirty_steps_are_those_of_s3prls_own_loop(
-    case: str, accumulate: int, small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    downstream = case.partition(",")[0]
-    expert = {"example": example, "speech_commands": speech_commands}[downstream](small_corpus)
-    upstream = hubert(tmp_path / "hubert") if "trained" in case else ["-u", "fbank"]
-    config = settings(accumulate, expert, 16 if "trained" in case else 80)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    command = ["-m", "train", *upstream, "-d", downstream, "-c", str(tmp_path / "config.yaml"), "--device", "cpu"]
+def folder_of(root: Path, case: str, accumulate: int) -> Path:
+    return root / f"{case.replace(', ', '-').replace(' ', '-')}-{accumulate}"
 
-    arguments = [*command, "-p", str(tmp_path / "theirs")]
-    done = subprocess.run([sys.executable, "-c", REFERENCE, *arguments], capture_output=True, text=True, timeout=300)
+
+@pytest.fixture(scope="module")
+def commands(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], list[str]]:
+    """The arguments of each case; s3prl's own loop has run them all, into the folder ``theirs`` of each."""
+    root, found = tmp_path_factory.mktemp("loop"), {}
+    for case, accumulate in CASES:
+        folder, downstream, is_trained = folder_of(root, case, accumulate), case.partition(",")[0], "trained" in case
+        folder.mkdir()
+        expert = {"example": example, "speech_commands": speech_commands}[downstream](small_corpus)
+        upstream = hubert(folder / "hubert") if is_trained else ["-u", "fbank"]
+        config = settings(accumulate, expert, features=16 if is_trained else 80)
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        options = ["-c", str(folder / "config.yaml"), "--device", "cpu"]
+        found[case, accumulate] = ["-m", "train", *upstream, "-d", downstream, *options, "-p", str(folder / "theirs")]
+    lines = "\n".join("\t".join(command) for command in found.values())
+    done = subprocess.run([sys.executable, "-c", REFERENCE], input=lines, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert launch.main([*command, "-p", str(tmp_path / "ours")]) == 0
+    return found
 
-    names = {folder: sorted(p.name for p in (tmp_path / folder).glob("*.ckpt")) for folder in ("ours", "theirs")}
+
+@pytest.mark.parametrize(("case", "accumulate"), CASES)
+def test_thirty_steps_equal_those_of_s3prls_own_loop(
+    case: str, accumulate: int, commands: dict[tuple[str, int], list[str]]
+) -> None:
+    *command, theirs = commands[case, accumulate]
+    folders = {"ours": Path(theirs).with_name("ours"), "theirs": Path(theirs)}
+    assert launch.main([*command, str(folders["ours"])]) == 0
+
+    names = {who: sorted(path.name for path in folder.glob("*.ckpt")) for who, folder in folders.items()}
     assert names["ours"] == names["theirs"] and {"states-20.ckpt", "states-30.ckpt"} <= set(names["ours"])
     for name in names["ours"]:
-        ours, theirs = (torch.load(tmp_path / folder / name, weights_only=True) for folder in ("ours", "theirs"))
+        ours, theirs = (torch.load(folders[who] / name, weights_only=True) for who in ("ours", "theirs"))
         for state in (ours, theirs):
             del state["Args"], state["Config"]
         assert_equal(ours, theirs, name)
-    assert logged(tmp_path / "ours") == logged(tmp_path / "theirs") != {}
+    assert logged(folders["ours"]) == logged(folders["theirs"]) != {}
