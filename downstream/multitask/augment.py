@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,45 +13,7 @@ from torch import Tensor
 
 from distilled_student.common import audio
 from distilled_student.common.errors import UserError
-
-
-@dataclass
-class AugmentSettings:
-    """Each effect has a probability (0 turns it off) and a range. All are off by default.
-
-    Attributes:
-        speed: Probability of a change of speed by one of ``speed_factors`` (the pitch changes too, as in Kaldi).
-        reverb: Probability of reverberation: an impulse response from ``rir_root``, or without it decaying noise with a
-            reverberation time in the range ``rt60`` (seconds) and a direct-to-reverberant ratio in ``drr`` (dB).
-        noise: Probability of noise at a signal-to-noise ratio in the range ``snr`` (dB): a random cut of a file in
-            ``noise_root``; without it of the task's background noises; without these white noise.
-        gain: Probability of a gain in the range ``gain_db`` (dB).
-    """
-
-    speed: float = 0.0
-    speed_factors: list[float] = field(default_factory=lambda: [0.9, 1.1])
-    reverb: float = 0.0
-    rt60: list[float] = field(default_factory=lambda: [0.1, 0.6])
-    drr: list[float] = field(default_factory=lambda: [0.0, 15.0])
-    rir_root: str | None = None
-    noise: float = 0.0
-    snr: list[float] = field(default_factory=lambda: [0.0, 20.0])
-    noise_root: str | None = None
-    gain: float = 0.0
-    gain_db: list[float] = field(default_factory=lambda: [-10.0, 6.0])
-
-    def __post_init__(self) -> None:
-        for name in ("speed", "reverb", "noise", "gain"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"augment.{name}: needs a probability in [0, 1], not {getattr(self, name)}")
-        for name in ("rt60", "drr", "snr", "gain_db"):
-            value = getattr(self, name)
-            if len(value) != 2 or value[0] > value[1]:
-                raise ValueError(f"augment.{name}: needs [lowest, highest], not {value}")
-        if self.rt60[0] <= 0:
-            raise ValueError("augment.rt60: needs positive seconds")
-        if not self.speed_factors or not all(0.5 <= f <= 2.0 for f in self.speed_factors):
-            raise ValueError(f"augment.speed_factors: need numbers in [0.5, 2], not {self.speed_factors}")
+from distilled_student.multitask.tasks.settings import AugmentSettings
 
 
 def _files_of(root: Path, key: str) -> list[Path]:

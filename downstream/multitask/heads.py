@@ -10,10 +10,9 @@ from torch.nn import functional as F
 
 from distilled_student.common.processes import count_processes, sum_over_processes
 from distilled_student.multitask.pooling import Pooling
+from distilled_student.multitask.tasks.settings import WEIGHTED
 from distilled_student.student.lengths import frame_mask, zero_padding
 from distilled_student.student.run_mode import is_exporting
-
-WEIGHTED = "weighted"
 
 
 class LayerChoice(nn.Module):
@@ -151,9 +150,6 @@ class XVectorHead(nn.Module):
         valid = (lengths - self.LOST_FRAMES).clamp(min=1)
         embedding = self.embedding(self.pooling(x.transpose(1, 2), valid)).relu()
         return self.output(embedding).relu() if self.training else embedding
-
-
-HEADS = ("linear", "projection", "xvector")
 
 
 def make_head(settings: Any, features: int, outputs: int) -> nn.Module:

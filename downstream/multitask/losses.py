@@ -3,48 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LOSSES = ("softmax", "angular", "am", "aam")
-
-
-@dataclass
-class LossSettings:
-    """``tasks.sv.loss`` in the YAML file.
-
-    Attributes:
-        name: ``softmax``, ``angular`` (the paper's), ``am`` or ``aam``.
-        margin: ``angular``: a whole number from 1 to 4 that multiplies the angle; ``am``: subtracted from the cosine;
-            ``aam``: added to the angle, in radians. None: 4 (as published), 0.4 and 0.2.
-        scale: What cosines are multiplied by. None: the norm of the embedding for ``angular`` (SphereFace), 30 for
-            ``am`` and ``aam``.
-        anneal_start, anneal_decay, anneal_stop: ``angular`` only: lambda = max(stop, start / (1 + decay * step)).
-    """
-
-    name: str = "angular"
-    margin: float | None = None
-    scale: float | None = None
-    anneal_start: float = 1000.0
-    anneal_decay: float = 0.12
-    anneal_stop: float = 5.0
-
-    def __post_init__(self) -> None:
-        if self.name not in LOSSES:
-            raise ValueError(f"loss.name: '{self.name}' is not one of {', '.join(LOSSES)}")
-        if self.margin is None:
-            self.margin = {"softmax": 0.0, "angular": 4.0, "am": 0.4, "aam": 0.2}[self.name]
-        if self.name == "angular" and self.margin not in (1, 2, 3, 4):
-            raise ValueError(f"loss.margin: angular softmax needs 1, 2, 3 or 4, not {self.margin}")
-        if self.name in ("am", "aam") and not 0.0 <= self.margin < 1.5:
-            raise ValueError(f"loss.margin: needs a number in [0, 1.5), not {self.margin}")
-        if self.scale is None and self.name in ("am", "aam"):
-            self.scale = 30.0
-        if self.scale is not None and self.scale <= 0:
-            raise ValueError(f"loss.scale: needs a positive number, not {self.scale}")
+from distilled_student.multitask.tasks.settings import LossSettings
 
 
 def angular_psi(cosine: Tensor, margin: int) -> Tensor:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from distilled_student.multitask.tasks.settings import POOLINGS
 from distilled_student.student.lengths import frame_mask
-
-POOLINGS = ("mean", "mean_std", "attentive")
 
 
 class Pooling(nn.Module):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from distilled_student.common.errors import UserError
+from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.settings import typed
-from distilled_student.multitask.heads import WEIGHTED
 from distilled_student.multitask.tasks import task_module
-from distilled_student.multitask.tasks.base import TaskSettings, need_finite
+from distilled_student.multitask.tasks.settings import WEIGHTED, TaskSettings, need_finite
 
+TASKS = Path(__file__).parent / "tasks"
 # keys of results.json next to the tasks' results, which a task's name must not replace
 RESERVED = ("split", "checkpoint", "upstream", "head_parameters", "train_seconds", "device")
 
@@ -136,3 +138,33 @@ def read_tasks(settings: ExpertSettings, where: str) -> dict[str, TaskEntry]:
         module = task_module(name, values.pop("module", None), key)
         entries[name] = TaskEntry(module, typed(module.Settings, values, key), key)
     return entries
+
+
+def check_early(values: Mapping[str, Any], where: str, mode: str) -> None:
+    """Check what can be checked without importing torch: keys, values and, for training, the folders of the data.
+
+    A task that has no module ``tasks/NAME_settings.py`` is checked when it is built.
+
+    Args:
+        values: ``downstream_expert`` of the YAML file. where: ``FILE: downstream_expert``, for messages.
+        mode: ``train``, ``evaluate`` or ``inference``.
+
+    Raises:
+        UserError: an unknown task or key, a wrong type, an impossible value, a missing folder.
+    """
+    settings, checked = typed(ExpertSettings, values, where), {}
+    for name, group in settings.tasks.items():
+        key = f"{where}.tasks.{name}"
+        if group is not None and not isinstance(group, Mapping):
+            raise UserError(f"{key}: expected a group of keys, found '{group}'")
+        values = dict(group or {})
+        if values.pop("module", None) or not (TASKS / f"{name}_settings.py").is_file():
+            if "module" not in (group or {}) and not (TASKS / f"{name}.py").is_file():
+                known = [file.stem.removesuffix("_settings") for file in TASKS.glob("*_settings.py")]
+                raise UserError(f"{key}: no task of this name{did_you_mean(name, known)}")
+            continue
+        module = importlib.import_module(f"distilled_student.multitask.tasks.{name}_settings")
+        checked[name] = typed(module.Settings, values, key)
+    for name in settings.schedule if mode == "train" else ():
+        if name in checked:
+            checked[name].check_folders(f"{where}.tasks.{name}")

@@ -9,14 +9,8 @@ from helpers.trees import tone
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import typed
-from distilled_student.multitask.augment import (
-    Augmentation,
-    AugmentSettings,
-    add_noise,
-    change_speed,
-    reverberate,
-    synthetic_rir,
-)
+from distilled_student.multitask.augment import Augmentation, add_noise, change_speed, reverberate, synthetic_rir
+from distilled_student.multitask.tasks.settings import AugmentSettings
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -4,16 +4,17 @@ import pytest
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import find_config, read_yaml, typed
-from distilled_student.multitask.losses import LOSSES
+from distilled_student.corpora.keywords import KEYWORDS
 from distilled_student.multitask.settings import ExpertSettings
 from distilled_student.multitask.tasks import kws, sv
+from distilled_student.multitask.tasks.settings import LOSSES
 
 PATH = find_config("default", kind="multitask")
 
 
 def test_the_default_config_has_known_keys_only() -> None:
     expert = typed(ExpertSettings, read_yaml(PATH)["downstream_expert"], PATH)
-    assert typed(kws.Settings, expert.tasks["kws"], PATH).keywords == kws.KEYWORDS
+    assert typed(kws.Settings, expert.tasks["kws"], PATH).keywords == KEYWORDS
     assert typed(sv.Settings, expert.tasks["sv"], PATH).loss.name == "angular"
 
 

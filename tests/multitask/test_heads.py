@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import distilled_student
 from distilled_student.multitask.heads import LayerChoice, LinearHead, ProjectionHead, XVectorHead
-from distilled_student.multitask.losses import LossSettings, SpeakerLoss
+from distilled_student.multitask.losses import SpeakerLoss
+from distilled_student.multitask.tasks.settings import LossSettings
 
 MADE: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: LinearHead(6, 4, "attentive"),

@@ -7,7 +7,8 @@ import torch
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import typed
-from distilled_student.multitask.losses import LossSettings, SpeakerLoss, aam_cosine, angular_psi
+from distilled_student.multitask.losses import SpeakerLoss, aam_cosine, angular_psi
+from distilled_student.multitask.tasks.settings import LossSettings
 
 CASES = [
     {"name": "softmax"},

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distilled_student.multitask.pooling import POOLINGS, Pooling
+from distilled_student.multitask.pooling import Pooling
+from distilled_student.multitask.tasks.settings import POOLINGS
 
 
 @pytest.mark.parametrize("kind", POOLINGS)

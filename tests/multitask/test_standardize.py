@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distilled_student.multitask.tasks.base import BaseTask, TaskSettings
+from distilled_student.multitask.tasks.base import BaseTask
+from distilled_student.multitask.tasks.settings import TaskSettings
 
 
 def _pooled(task: BaseTask, features: Tensor, lengths: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from distilled_student import StudentConfig, build_student, save_student
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import find_config, read_yaml, typed
 from distilled_student.corpora import keywords
+from distilled_student.corpora.keywords import KEYWORDS
 from distilled_student.host import launch
 from distilled_student.multitask.evaluate import evaluate
 from distilled_student.multitask.expert import DownstreamExpert
@@ -49,7 +50,7 @@ def test_the_preset_has_superbs_settings_where_one_run_can() -> None:
     words, voices = typed(kws.Settings, expert.tasks["kws"], PATH), typed(sv.Settings, expert.tasks["sv"], PATH)
     assert (config["runner"]["total_steps"], config["optimizer"]["lr"], expert.gain_db) == (2 * 200_000, 1e-4, -3)
     assert (words.batch_size, words.head, words.layer, words.sampling) == (32, "projection", "weighted", "class")
-    assert words.keywords == kws.KEYWORDS and words.unknown_percentage is words.silence_percentage is None
+    assert words.keywords == KEYWORDS and words.unknown_percentage is words.silence_percentage is None
     assert (voices.batch_size, voices.head, voices.layer) == (5 * 10, "xvector", "weighted")
     assert (voices.loss.name, voices.loss.margin, voices.loss.scale) == ("am", 0.4, 30)
     assert voices.crop_seconds * 16_000 == 128_000 and not voices.fill

@@ -19,7 +19,7 @@ from helpers.serving import Server, published, run, tar, whole
 
 import distilled_student
 from distilled_student.common.errors import UserError
-from distilled_student.multitask.tasks import kws
+from distilled_student.corpora.keywords import KEYWORDS
 from distilled_student.prepare import counts
 from distilled_student.prepare.catalog import CORPORA, LIBRISPEECH, SPEECH_COMMANDS, VOXCELEB1, Corpus
 from distilled_student.prepare.prepare_corpus import prepare
@@ -32,7 +32,7 @@ def commands(tmp_path: Path) -> dict[str, bytes]:
     """Files of a small Speech Commands. The word files are empty: counting does not open them."""
     noise = tmp_path / "hum.wav"
     soundfile.write(noise, tone(2.0).numpy(), 16_000)
-    words = [*kws.KEYWORDS, "bed", "cat"]
+    words = [*KEYWORDS, "bed", "cat"]
     files = {
         f"./{word}/{hashlib.md5(bytes([i])).hexdigest()[:8]}_nohash_0.wav": b"" for word in words for i in range(40)
     }
@@ -41,7 +41,7 @@ def commands(tmp_path: Path) -> dict[str, bytes]:
 
 def speech_commands(files: Mapping[str, bytes], server: Server) -> Corpus:
     """The published corpus with small archives."""
-    test = {f"{word}/a_nohash_{i}.wav": b"" for word in ["_silence_", "_unknown_", *kws.KEYWORDS] for i in range(2)}
+    test = {f"{word}/a_nohash_{i}.wav": b"" for word in ["_silence_", "_unknown_", *KEYWORDS] for i in range(2)}
     archives = [(tar(files), SPEECH_COMMANDS.parts[0]), (tar(test), SPEECH_COMMANDS.parts[1])]
     parts = []
     for content, part in archives:
@@ -68,7 +68,7 @@ def test_speech_commands_is_counted_as_s3prl_and_the_classic_index_count(
     classic = [
         len(keywords) + 2 * math.ceil(len(keywords) / 10)
         for split in (training, validation)
-        if (keywords := [word for word, _ in split if word in kws.KEYWORDS])
+        if (keywords := [word for word, _ in split if word in KEYWORDS])
     ]
     assert found == {
         "words": 480,

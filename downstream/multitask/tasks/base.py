@@ -6,9 +6,7 @@ entry under ``tasks:`` in the YAML file.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -18,9 +16,7 @@ from torch import Tensor, nn
 from distilled_student.common import audio
 from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.common.errors import UserError
-from distilled_student.multitask.augment import AugmentSettings
-from distilled_student.multitask.heads import HEADS, WEIGHTED, make_head
-from distilled_student.multitask.pooling import POOLINGS
+from distilled_student.multitask.heads import make_head
 
 # Samples that the front end of every upstream needs at least (a window of 25 ms and some more); a shorter utterance is
 # zero-padded to it.
@@ -60,54 +56,6 @@ class EvaluationData(Protocol):
         """Length at 16 kHz, without decoding: utterances of the same length are evaluated in one batch."""
 
     def item(self, index: int) -> Item: ...
-
-
-@dataclass
-class TaskSettings:
-    """Settings of every task; a task's ``Settings`` may add more.
-
-    Attributes:
-        batch_size: Utterances in a training batch.
-        eval_batch_size: Most utterances in an evaluation batch; all have the same length.
-        head: ``linear`` (the paper's), ``projection`` (SUPERB's for keywords) or ``xvector`` (SUPERB's for speakers).
-        pooling: ``mean``, ``mean_std`` or ``attentive``.
-        layer: The number of the layer that this task uses, of the expert's ``layers``; ``weighted``: the sum of all
-            layers with learned weights; None: all features. Early layers describe the speaker best, late layers the
-            word.
-        standardize: Bring each pooled feature to zero mean and unit variance (batch norm without weights) before the
-            linear layer of the ``linear`` head. The head then needs a tenth of the steps: the differences between
-            classes are small compared with what all utterances have in common.
-        augment: See `AugmentSettings`.
-    """
-
-    # `head` must be one of these. In evaluation an x-vector head has another output than the one that the loss gets in
-    # training: only speaker verification can use it.
-    heads: ClassVar[tuple[str, ...]] = ("linear", "projection")
-
-    batch_size: int = 32
-    eval_batch_size: int = 16
-    head: str = "linear"
-    pooling: str = "mean"
-    layer: int | str | None = None
-    standardize: bool = False
-    augment: AugmentSettings = field(default_factory=AugmentSettings)
-
-    def __post_init__(self) -> None:
-        need_finite(asdict(self))
-        for name in ("batch_size", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: needs at least 1, not {getattr(self, name)}")
-        if self.standardize and self.batch_size < 2:
-            raise ValueError("standardize: needs a batch_size of at least 2")
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling: '{self.pooling}' is not one of {', '.join(POOLINGS)}")
-        if self.head not in self.heads:
-            known = "a head of other tasks" if self.head in HEADS else "not a head"
-            raise ValueError(f"head: '{self.head}' is {known}; choose from {', '.join(self.heads)}")
-        if self.standardize and self.head != "linear":
-            raise ValueError(f"standardize: works with the linear head only, not with {self.head}")
-        if isinstance(self.layer, str) and self.layer != WEIGHTED:
-            raise ValueError(f"layer: '{self.layer}' is neither a number nor {WEIGHTED}")
 
 
 class BaseTask(nn.Module):
@@ -210,15 +158,6 @@ class BaseTask(nn.Module):
         ``threshold``: of `device_threshold`; None without development data.
         """
         return {}
-
-
-def need_finite(values: Any, key: str = "") -> None:
-    """Raise ValueError naming the key of a NaN or an infinite number in settings (nested groups and lists too)."""
-    if isinstance(values, float) and not math.isfinite(values):
-        raise ValueError(f"{key}: needs a finite number, not {values}")
-    items = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
-    for name, value in items:
-        need_finite(value, f"{key}.{name}".lstrip("."))
 
 
 def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> list[int]:

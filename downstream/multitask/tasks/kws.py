@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,70 +15,12 @@ from torch.nn import functional as F
 
 from distilled_student.common import audio
 from distilled_student.common.errors import UserError
-from distilled_student.corpora.keywords import KEYWORDS, SILENCE, UNKNOWN, speaker_of
+from distilled_student.corpora.keywords import SILENCE, UNKNOWN, speaker_of
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed
-from distilled_student.multitask.tasks.base import (
-    SHORTEST,
-    BaseTask,
-    Item,
-    TaskSettings,
-    balanced_order,
-    pad_to,
-    samples_of,
-)
+from distilled_student.multitask.tasks.base import SHORTEST, BaseTask, Item, balanced_order, pad_to, samples_of
 from distilled_student.multitask.tasks.kws_index import KeywordClip, class_index, cut_silence, test_index
-
-
-@dataclass
-class Settings(TaskSettings):
-    """``tasks.kws`` in the YAML file.
-
-    Attributes:
-        train_root: Folder with ``WORD/SPEAKER_nohash_TAKE.wav`` and ``_background_noise_/``.
-        test_root: Folder with ``KEYWORD/``, ``_unknown_/`` and ``_silence_/``; None: the utterances in ``train_root``
-            that the hash of their name puts into the testing set.
-        keywords: The words to recognise; each other word is ``_unknown_``.
-        validation_percentage, testing_percentage: Percentage of the speakers in these sets, by the hash.
-        silence_percentage, unknown_percentage: Silent and unknown utterances of each set, as a percentage of its
-            keyword utterances, rounded up (TensorFlow). None: each background noise once, and all unknown words
-            (SUPERB).
-        silence_volume: The lowest and the highest factor that background noise is multiplied by.
-        sampling: ``utterance`` (each once in a pass) or ``class`` (each class equally often, as in SUPERB).
-        crop_seconds: Length of a training clip.
-        fill: Whether shorter clips are zero-padded at the end to this length.
-    """
-
-    train_root: str = "data/speech_commands/train"
-    test_root: str | None = "data/speech_commands/test"
-    keywords: list[str] = field(default_factory=lambda: list(KEYWORDS))
-    validation_percentage: float = 10.0
-    testing_percentage: float = 10.0
-    silence_percentage: float | None = 10.0
-    unknown_percentage: float | None = 10.0
-    silence_volume: list[float] = field(default_factory=lambda: [0.0, 1.0])
-    sampling: str = "utterance"
-    crop_seconds: float = 1.0
-    fill: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("validation_percentage", "testing_percentage", "silence_percentage", "unknown_percentage"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 <= value <= 100.0:
-                raise ValueError(f"{name}: needs a number in [0, 100], not {value}")
-        if self.validation_percentage + self.testing_percentage >= 100:
-            raise ValueError("validation_percentage: together with testing_percentage it leaves no training data")
-        if not self.keywords or len(set(self.keywords)) != len(self.keywords):
-            raise ValueError("keywords: need one or more different words")
-        if {"True", "False"} & set(self.keywords):
-            raise ValueError("keywords: YAML reads yes, no, on and off as true and false: put them in quotes")
-        if len(self.silence_volume) != 2 or not 0 <= self.silence_volume[0] <= self.silence_volume[1]:
-            raise ValueError(f"silence_volume: needs [lowest, highest], not {self.silence_volume}")
-        if self.sampling not in ("utterance", "class"):
-            raise ValueError(f"sampling: '{self.sampling}' is not utterance or class")
-        if self.crop_seconds < 0.1:
-            raise ValueError("crop_seconds: needs at least 0.1")
+from distilled_student.multitask.tasks.kws_settings import Settings
 
 
 class Training:

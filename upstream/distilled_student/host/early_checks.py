@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 from argparse import Namespace
 from collections.abc import Sequence
@@ -34,6 +35,9 @@ def check_early(args: Namespace) -> None:
     check_mode(start)
     evaluated = [start.evaluate_split] if start.mode == "evaluate" else []
     check_sections(source(vars(start)), config, start.downstream, evaluated)
+    if start.downstream == "multitask":  # by name: it stands above this package
+        multitask = importlib.import_module("distilled_student.multitask.settings")
+        multitask.check_early(config["downstream_expert"], f"{source(vars(start))}: downstream_expert", start.mode)
     folder = Path(start.expdir or f"result/downstream/{start.expname}")
     check_writable(folder.absolute())
 

@@ -1,0 +1,66 @@
+"""The settings of speaker verification: ``tasks.sv`` in the YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from distilled_student.common.errors import UserError
+from distilled_student.multitask.tasks.settings import HEADS, LossSettings, TaskSettings
+
+
+@dataclass
+class Settings(TaskSettings):
+    """``tasks.sv`` in the YAML file.
+
+    Attributes:
+        root: Folder with ``dev/wav/SPEAKER/SESSION/*.wav`` and ``test/wav/...``, or both in ``wav/SPEAKER/...``. A
+            training speaker, who is a class, needs one utterance; a development speaker needs two for a target trial.
+        trials: File of test trials, relative to ``root``, with a line ``1|0 a.wav b.wav`` for each; None: no test.
+        dev_speakers: Number of development speakers, who are not trained on: those with the lowest hash of the name.
+        dev_trials: Number of development trials made from them.
+        extra_roots: Folders ``SPEAKER/**/*`` of further training speakers. A file counts once for each
+            ``crop_seconds`` in it.
+        sampling: ``utterance`` (each once in a pass) or ``speaker`` (each speaker equally often).
+        crop_seconds: Length of a training crop.
+        longest_crop_seconds: If set, the length of each crop is drawn between ``crop_seconds`` and this. An upstream's
+            features depend on the position in the utterance, so a head trained on one length fails on others.
+        fill: Whether an utterance shorter than its crop is repeated to fill it.
+        embedding_size: Features of a speaker embedding.
+        as_norm_top: Number of nearest training speakers that adaptive s-norm compares each utterance with.
+        loss: See `LossSettings`.
+    """
+
+    heads: ClassVar[tuple[str, ...]] = HEADS
+
+    root: str = "data/voxceleb1"
+    trials: str | None = "veri_test.txt"
+    dev_speakers: int = 40
+    dev_trials: int = 10_000
+    extra_roots: list[str] = field(default_factory=list)
+    sampling: str = "utterance"
+    crop_seconds: float = 2.0
+    longest_crop_seconds: float | None = None
+    fill: bool = True
+    embedding_size: int = 256
+    as_norm_top: int = 100
+    loss: LossSettings = field(default_factory=LossSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampling not in ("utterance", "speaker"):
+            raise ValueError(f"sampling: '{self.sampling}' is not utterance or speaker")
+        if self.dev_speakers == 1 or self.dev_speakers < 0:
+            raise ValueError(f"dev_speakers: trials need at least 2 speakers (0: no trials), not {self.dev_speakers}")
+        if self.dev_trials < 2 or self.embedding_size < 1 or self.as_norm_top < 2:
+            raise ValueError("dev_trials, embedding_size, as_norm_top: need at least 2, 1 and 2")
+        if self.crop_seconds < 0.1:
+            raise ValueError("crop_seconds: needs at least 0.1")
+        if self.longest_crop_seconds is not None and self.longest_crop_seconds < self.crop_seconds:
+            raise ValueError(f"longest_crop_seconds: needs at least crop_seconds, {self.crop_seconds:g}")
+
+    def check_folders(self, key: str) -> None:
+        for name, folder in (("root", self.root), *(("extra_roots", root) for root in self.extra_roots)):
+            if not Path(folder).is_dir():
+                raise UserError(f"{key}.{name}: {folder}: no such folder")
