@@ -38,8 +38,8 @@ def _values(results: Mapping[str, Any], tasks: Mapping[str, type[BaseTask]]) -> 
     values = {"train_seconds": results["train_seconds"]}
     for key, name in _headlines(results, tasks).items():
         values[key] = results[name][tasks[name].headline]
-    if "sv" in results:
-        values["min_dcf"] = results["sv"]["min_dcf_0.05"]
+    if (cost := results.get("sv", {}).get("min_dcf_0.05")) is not None:
+        values["min_dcf"] = cost
     return values
 
 
