@@ -1,44 +1,117 @@
-"""The command line, from data to report. Joint training is s3prl's own command, ``run_downstream.py``."""
+"""Distil small speech models and evaluate, export and benchmark them. Joint training: `run_downstream.py`."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from distilled_student import __version__
+from distilled_student.common.early_checks import check_choice, check_file, check_model, check_positive, check_run
 from distilled_student.common.errors import UserError
+from distilled_student.common.typer_errors import Commands, run_app
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+# Importing torch, s3prl and lhotse takes seconds. A command therefore checks what it can first and imports them last.
+
+BEST = "best-dev.ckpt"  # the default checkpoint of a joint training run
+
+options: dict[str, Any] = {"cls": Commands, "invoke_without_command": True, "add_completion": False}
+app = typer.Typer(**options, pretty_exceptions_enable=False, help=__doc__)
+configs = typer.Typer(**options, help="List, show or copy the YAML configs that ship with the package.")
+app.add_typer(configs, name="configs")
+
+
+def _help_if_no_command(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"distilled-student {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main_options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    _help_if_no_command(context)
+
+
+@configs.callback()
+def _configs_options(context: typer.Context) -> None:
+    _help_if_no_command(context)
+
+
+@configs.command("list")
+def list_configs() -> None:
+    """List all configs by kind, each with the first line of its comment."""
+    from distilled_student.common import shipped_configs
+
+    print(shipped_configs.list_configs())
+
+
+CONFIG_HELP = "Name of a config, such as hubert-base or multitask/default."
+
+
+@configs.command("show")
+def show_config(name: Annotated[str, typer.Argument(help=CONFIG_HELP)]) -> None:
+    """Print a config."""
+    from distilled_student.common import shipped_configs
+
+    print(shipped_configs.find_shipped(name).read_text(encoding="utf-8"), end="")
+
+
+@configs.command("copy")
+def copy_config(
+    name: Annotated[str, typer.Argument(help=CONFIG_HELP)],
+    file: Annotated[Path, typer.Argument(help="File to write; it must not exist yet.")],
+) -> None:
+    """Copy a config to a file of your own."""
+    from distilled_student.common import shipped_configs
+
+    shipped_configs.copy_config(name, file)
 
 
 @app.command()
 def distill(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config (configs/distill).")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config: `configs list`.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the file.")
+    ] = None,
 ) -> None:
-    """Distil a student from a teacher. The same command resumes an interrupted run."""
+    """Distil a student from a teacher; the same command resumes an interrupted run."""
     from distilled_student.common.settings import find_config, read_yaml, typed
+    from distilled_student.distillation.config import DistillConfig, check_config
 
     path = find_config(config, "distill")
-    values = read_yaml(path)
-    from distilled_student.distillation.config import DistillConfig
+    settings = typed(DistillConfig, read_yaml(path), path, overrides or [])
+    check_config(settings, path)
     from distilled_student.distillation.train import distill as run
 
-    run(typed(DistillConfig, values, path, overrides or []), path)
+    run(settings, path)
 
 
 @app.command()
 def evaluate(
     expdir: Annotated[Path, typer.Argument(help="Folder of a joint training run.")],
-    split: Annotated[str, typer.Option(help="dev or test.")] = "test",
-    checkpoint: Annotated[str, typer.Option(help="File in the folder.")] = "best-dev.ckpt",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda; default: what the machine has.")] = None,
-    trials: Annotated[str | None, typer.Option(help="Another list of test trials, such as Vox1-H.")] = None,
+    split: Annotated[str, typer.Option(help="Data to evaluate on: dev or test.")] = "test",
+    checkpoint: Annotated[str, typer.Option(help="Checkpoint file in the folder.")] = BEST,
+    device: Annotated[str | None, typer.Option(help="Device, such as cpu or cuda; default: the best one here.")] = None,
+    trials: Annotated[str | None, typer.Option(help="Another list of test trials, such as VoxCeleb1-H.")] = None,
 ) -> None:
-    """Evaluate a joint training run on both tasks; results.json (with --trials results-LIST.json) into its folder."""
+    """Evaluate a joint training run on its tasks and write results.json (with --trials: results-LIST.json) there."""
+    check_choice("--split", split, ("dev", "test"))
+    check_run(expdir, checkpoint, BEST)
     from distilled_student.multitask.evaluate import evaluate as run
 
     run(expdir, split=split, checkpoint=checkpoint, device=device, trials=trials)
@@ -47,22 +120,29 @@ def evaluate(
 @app.command()
 def export(
     source: Annotated[Path, typer.Argument(help="Folder of a joint training run, or a student.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="FILE.onnx, or FILE.pte for ExecuTorch.")],
-    int8: Annotated[bool, typer.Option("--int8", help="ONNX: weights and products in 8 bits.")] = False,
-    max_loss: Annotated[float, typer.Option(help="Points of accuracy and EER that int8 may lose.")] = 0.3,
-    streaming: Annotated[bool, typer.Option("--streaming", help="ONNX: chunks and state in and out.")] = False,
-    window: Annotated[float, typer.Option(help="Seconds that a stream's scores are of.")] = 1.0,
-    max_seconds: Annotated[float, typer.Option(help="Longest utterance that a .pte takes.")] = 10.0,
-    checkpoint: Annotated[str, typer.Option(help="File in the folder of the run.")] = "best-dev.ckpt",
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .onnx, or .pte for ExecuTorch.")],
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise weights and matrix products to int8 (.onnx).")] = False,
+    max_loss: Annotated[
+        float, typer.Option(help="Largest loss by int8, in percentage points of accuracy and EER.")
+    ] = 0.3,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Export one step of a stream: chunk and state in and out (.onnx).")
+    ] = False,
+    window: Annotated[float, typer.Option(help="Seconds of audio that a score of a stream covers.")] = 1.0,
+    max_seconds: Annotated[float, typer.Option(help="Longest utterance that a .pte file accepts, in seconds.")] = 10.0,
+    checkpoint: Annotated[str, typer.Option(help="Checkpoint file in the folder of the run.")] = BEST,
 ) -> None:
-    """Write one file for devices: waveforms in; hidden state, keyword scores and speaker embedding out."""
+    """Export a model to one file: waveforms in; hidden states, keyword scores and speaker embedding out."""
+    is_program = output.suffix == ".pte"
+    if not is_program and output.suffix != ".onnx":
+        raise UserError(f"--output {output}: expected a name that ends with .onnx or .pte")
+    if int8 + streaming + is_program > 1:
+        raise UserError("--int8, --streaming, .pte: only one of them can be chosen")
+    check_model(source, checkpoint, BEST)
     from distilled_student.multitask.device_model import open_joint
 
-    program = output.suffix == ".pte"
-    if int8 + streaming + program > 1:
-        raise UserError("--int8, --streaming, .pte: one of them at a time")
     model = open_joint(source, checkpoint)
-    if program:
+    if is_program:
         from distilled_student.export.executorch import export_executorch
 
         export_executorch(model, output, max_seconds, checkpoint)
@@ -79,9 +159,10 @@ def export(
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for runs, results and report.")] = Path("exp/demo"),
-    seeds: Annotated[int, typer.Option(help="Repeat everything with this many seeds.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Number of seeds; everything is repeated with each.")] = 1,
 ) -> None:
-    """The whole way in some minutes, offline: distil, fine-tune jointly, evaluate, compare."""
+    """Run the whole pipeline offline in some minutes: distil, train jointly, evaluate, compare."""
+    check_positive("--seeds", seeds)
     from distilled_student.demo.run_demo import run_demo
 
     run_demo(output, seeds)
@@ -89,50 +170,65 @@ def demo(
 
 @app.command()
 def prepare(
-    corpus: Annotated[str, typer.Argument(help="librispeech, speech_commands or voxceleb1.")],
-    root: Annotated[Path, typer.Argument(help="Folder of all corpora; the shipped configs call it data.")],
-    parts: Annotated[list[str] | None, typer.Option(help="One part alone, as train-clean-100; repeatable.")] = None,
-    mirror: Annotated[str | None, typer.Option(help="URL under which the published files are.")] = None,
-    source: Annotated[Path | None, typer.Option(help="Folder with VoxCeleb1's archives, or unpacked.")] = None,
+    corpus: Annotated[str, typer.Argument(help="Corpus: librispeech, speech_commands or voxceleb1.")],
+    root: Annotated[Path, typer.Argument(help="Folder of all corpora; the shipped configs expect `data`.")],
+    parts: Annotated[
+        list[str] | None, typer.Option(help="Only this part, such as train-clean-100; can be repeated.")
+    ] = None,
+    mirror: Annotated[str | None, typer.Option(help="URL of a mirror of the published files.")] = None,
+    source: Annotated[Path | None, typer.Option(help="Folder with VoxCeleb1's archives or its unpacked files.")] = None,
 ) -> None:
-    """Download a corpus where its licence lets it, arrange it, and check its counts. The same command resumes."""
+    """Download a corpus (if its licence allows), unpack it and check its counts; the same command resumes."""
     from distilled_student.prepare.catalog import CORPORA
+
+    check_choice("", corpus, CORPORA)
     from distilled_student.prepare.prepare_corpus import prepare as run
 
-    if corpus not in CORPORA:
-        raise UserError(f"{corpus}: not one of {', '.join(CORPORA)}")
     run(CORPORA[corpus], root, parts or (), mirror, source)
 
 
 @app.command()
 def benchmark(
-    suite: Annotated[str, typer.Argument(help="paper, superb, sizes, demo, or a YAML file (configs/benchmark).")],
-    data: Annotated[Path | None, typer.Option(help="Folder that `prepare` fills; demo, sizes: their own.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for runs and report; exp/benchmark/SUITE.")] = None,
-    students: Annotated[Path | None, typer.Option(help="Folder of distilled students, for suites to share.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Seeds 0, 1, ... of every run; default: the suite's.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Runs MODEL/SETTING that match, such as 'hubert/*'.")] = None,
-    extra: Annotated[bool, typer.Option("--all", help="The runs beyond the published tables too.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and an estimate of their cost.")] = False,
-    steps: Annotated[int | None, typer.Option(help="Cut every training to so many updates: a trial of it all.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda; default: what the machine has.")] = None,
-    tflops: Annotated[float, typer.Option(help="What the estimate takes the device to sustain in float32.")] = 10.0,
+    suite: Annotated[str, typer.Argument(help="paper, superb, sizes, sizes-real, demo, or a YAML file.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of corpora that `prepare` fills; demo and sizes ship their own.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for runs and report; default: exp/benchmark/SUITE.")
+    ] = None,
+    students: Annotated[Path | None, typer.Option(help="Folder of distilled students that suites share.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds of every run; default: the suite's.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only runs MODEL/SETTING that match, such as 'hubert/*'; can be repeated.")
+    ] = None,
+    extra: Annotated[bool, typer.Option("--all", help="Include the runs beyond the published tables.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the runs and their estimated cost.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Stop every training after this many steps, as a trial.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device, such as cpu or cuda; default: the best one here.")] = None,
+    tflops: Annotated[float, typer.Option(help="TFLOP/s (float32) of the device, for the estimated cost.")] = 10.0,
 ) -> None:
-    """Run what is missing of a suite, go on with what was interrupted, and report ours beside the published figures."""
+    """Run a benchmark suite, resume what was interrupted, and report the results next to the published ones."""
+    from distilled_student.benchmark.suite import plan, read_suite
+
+    check_positive("--seeds", seeds)
+    check_positive("--steps", steps)
+    plan(read_suite(suite), 1, only or (), extra)  # raises for a name that is in no run
+    has_own_data = suite in ("demo", "sizes")
+    if data is None and not has_own_data:
+        raise UserError("--data: missing; give the folder of corpora that `distilled-student prepare` fills")
     from distilled_student.benchmark.run_suite import benchmark as run
     from distilled_student.benchmark.run_suite import open_bench
 
     more: dict[str, list[str]] = {}
-    if suite in ("demo", "sizes"):
+    if has_own_data:
         from distilled_student.demo.run_demo import corpus_folder, precision
 
         data, more = data or corpus_folder(), precision()
-    if data is None:
-        raise UserError("--data: no folder; `distilled-student prepare` fills one")
     home, name = Path("exp/benchmark"), Path(suite).stem
     if output is None and steps is None and suite != "demo":
         students = students or home / "distill"
-    output = output or home / (name if steps is None else f"{name}-{steps}-steps")  # a trial does not bind the real one
+    # a trial (--steps) has a folder of its own: its runs must not be taken for complete ones
+    output = output or home / (name if steps is None else f"{name}-{steps}-steps")
     bench = open_bench(suite, data, output, students, steps, device, **more)
     run(bench, seeds, only or (), extra, tflops if dry_run else None)
 
@@ -140,59 +236,77 @@ def benchmark(
 @app.command()
 def speed(
     output: Annotated[Path, typer.Option(help="Folder for results, table and profiles.")] = Path("exp/speed"),
-    only: Annotated[str, typer.Option(help="Of models,distillation,joint,startup,streaming; default: all.")] = "",
-    rounds: Annotated[int, typer.Option(help="How often everything takes its turn.")] = 7,
-    accuracy: Annotated[list[str] | None, typer.Option(help="CORPUS=results.json of a benchmark; repeatable.")] = None,
-    history: Annotated[Path | None, typer.Option(help="File to add a line to; says what became slower.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Measure nothing: the tables of this results.json.")] = None,
-    into: Annotated[list[Path] | None, typer.Option(help="With --report: documents to put them into.")] = None,
+    only: Annotated[str, typer.Option(help="Parts to measure, separated by commas; default: all.")] = "",
+    rounds: Annotated[int, typer.Option(help="Number of repetitions of each measurement.")] = 7,
+    accuracy: Annotated[
+        list[str] | None, typer.Option(help="CORPUS=FILE with the results.json of a benchmark; can be repeated.")
+    ] = None,
+    history: Annotated[
+        Path | None, typer.Option(help="File to append the results to; slower results are reported.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Measure nothing; print the tables of this results.json.")] = None,
+    into: Annotated[
+        list[Path] | None, typer.Option(help="With --report: document to insert the tables into; can be repeated.")
+    ] = None,
 ) -> None:
-    """Measure how fast the models are, side by side on this machine, beside HuBERT base."""
+    """Measure the speed of the models on this machine, next to HuBERT base."""
+    from distilled_student.speed.part_names import PART_NAMES
+
+    parts = [name for name in only.split(",") if name]
+    for name in parts:
+        check_choice("--only", name, PART_NAMES)
+    check_positive("--rounds", rounds)
+    check_file("--report", report)
+    for pair in accuracy or ():
+        check_file("--accuracy", Path(pair.partition("=")[2]) if "=" in pair else None)
     from distilled_student.speed.measure_all import measure_parts, write_tables
 
     if report is not None:
         write_tables(report, accuracy or (), into or ())
     else:
-        measure_parts(output, [name for name in only.split(",") if name], rounds, accuracy or (), history)
+        measure_parts(output, parts, rounds, accuracy or (), history)
 
 
 @app.command()
 def stream(
     model: Annotated[Path, typer.Argument(help="Folder of a joint training run whose student is causal.")],
-    recording: Annotated[Path, typer.Argument(help="Audio file to listen to, as if it came from a microphone.")],
-    chunk_ms: Annotated[int, typer.Option(min=1, help="Audio that comes at once.")] = 100,
-    window: Annotated[float, typer.Option(help="Seconds that scores are of.")] = 1.0,
-    threshold: Annotated[float, typer.Option(help="Probability from which on a keyword is told.")] = 0.5,
+    recording: Annotated[Path, typer.Argument(help="Audio file, read chunk by chunk like a microphone.")],
+    chunk_ms: Annotated[int, typer.Option(help="Length of a chunk in milliseconds.")] = 100,
+    window: Annotated[float, typer.Option(help="Seconds of audio that a score covers.")] = 1.0,
+    threshold: Annotated[float, typer.Option(help="Smallest probability of a keyword that is printed.")] = 0.5,
 ) -> None:
-    """Spot keywords in a file chunk by chunk, and print when each is known."""
+    """Spot keywords in an audio file chunk by chunk and print each with its time."""
+    check_positive("--chunk-ms", chunk_ms)
+    check_model(model, BEST, BEST)
+    check_file("", recording)
     import torch
 
     from distilled_student.common import audio
     from distilled_student.multitask.device_model import open_joint
     from distilled_student.streaming import Stream, listen
 
-    torch.set_num_threads(1)  # a chunk is too small to be shared
+    torch.set_num_threads(1)  # a chunk is too small for several threads
     listener = Stream(open_joint(model), window)
     for seconds, label, score in listen(listener, audio.load(recording), chunk_ms, threshold):
         print(f"{seconds:7.2f} s  {label}  {score:.2f}")
 
 
-# s3prl's own options, --help too, are for s3prl to read
+# s3prl reads its own options, --help too
 @app.command(
     "s3prl-main", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
 )
 def s3prl_main(context: typer.Context) -> None:
-    """s3prl's own `s3prl-main RECIPE --KEY.KEY VALUE ...` (SuperbKS, SuperbASV), with this package's upstreams."""
+    """Run s3prl's `s3prl-main RECIPE --KEY.KEY VALUE ...` (SuperbKS, SuperbASV) with the upstreams of this package."""
+    from distilled_student.host.superb.recipe_names import check_recipe
+
+    if context.args and context.args[0] not in ("-h", "--help"):
+        check_recipe(context.args[0])
     from distilled_student.host.superb.recipes import run
 
     run(context.args)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Console script ``distilled-student``; a `UserError` is one line on stderr and exit code 2."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Console script ``distilled-student``. A user's mistake is one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        app(args=argv, prog_name="distilled-student")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_app(app, sys.argv[1:] if argv is None else argv, "distilled-student")
