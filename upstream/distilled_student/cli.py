@@ -54,7 +54,7 @@ def _configs_options(context: typer.Context) -> None:
 
 @configs.command("list")
 def list_configs() -> None:
-    """List all configs by kind, each with the first line of its comment."""
+    """List all configs by kind, each with the first sentence of its comment."""
     from distilled_student.common import shipped_configs
 
     print(shipped_configs.list_configs())
@@ -91,11 +91,12 @@ def distill(
 ) -> None:
     """Distil a student from a teacher; the same command resumes an interrupted run."""
     from distilled_student.common.settings import find_config, read_yaml, typed
-    from distilled_student.distillation.config import DistillConfig, check_config
+    from distilled_student.distillation.config import DistillConfig
+    from distilled_student.distillation.early_checks import check_settings
 
     path = find_config(config, "distill")
     settings = typed(DistillConfig, read_yaml(path), path, overrides or [])
-    check_config(settings, path)
+    check_settings(settings, path)
     from distilled_student.distillation.train import distill as run
 
     run(settings, path)
@@ -212,10 +213,12 @@ def benchmark(
 
     check_positive("--seeds", seeds)
     check_positive("--steps", steps)
+    if not tflops > 0:
+        raise UserError(f"--tflops {tflops}: needs a positive number")
     plan(read_suite(suite), 1, only or (), extra)  # raises for a name that is in no run
     has_own_data = suite in ("demo", "sizes")
     if data is None and not has_own_data:
-        raise UserError("--data: missing; give the folder of corpora that `distilled-student prepare` fills")
+        raise UserError("--data: no folder given; `distilled-student prepare` fills one")
     from distilled_student.benchmark.run_suite import benchmark as run
     from distilled_student.benchmark.run_suite import open_bench
 

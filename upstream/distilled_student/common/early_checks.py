@@ -13,7 +13,7 @@ def check_choice(option: str, value: str, known: Iterable[str]) -> None:
     known = list(known)
     if value not in known:
         where = f"{option} {value}".strip()
-        raise UserError(f"{where}: expected {', '.join(known[:-1])} or {known[-1]}{did_you_mean(value, known)}")
+        raise UserError(f"{where}: not one of {', '.join(known)}{did_you_mean(value, known)}")
 
 
 def check_positive(option: str, value: int | None) -> None:

@@ -26,14 +26,17 @@ def message_of(error: Exception) -> str:
     return " ".join(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].split())
 
 
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: ``; did you mean `x`?`` for the closest known name, or nothing.
-
-    Upper and lower case count as the same letter.
-    """
+def closest(name: object, known: Iterable[str]) -> str | None:
+    """The known name that is most like ``name``; None if no name is close. Case does not matter."""
     by_lower_case = {other.lower(): other for other in map(str, known)}
     close = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1)
-    return f"; did you mean `{by_lower_case[close[0]]}`?" if close else ""
+    return by_lower_case[close[0]] if close else None
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: ``; did you mean `x`?`` for the closest known name, or nothing."""
+    found = closest(name, known)
+    return f"; did you mean `{found}`?" if found else ""
 
 
 def short_reason(error: Exception, length: int = 200) -> str:

@@ -13,7 +13,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distilled_student.common.errors import UserError
+from distilled_student.common.errors import UserError, did_you_mean
+from distilled_student.common.unknown_keys import check_keys, check_override
 
 T = TypeVar("T")
 
@@ -42,8 +43,9 @@ def find_config(name: str | Path, kind: str = "") -> Path:
     shipped = folder / f"{path.name.removesuffix('.yaml')}.yaml"
     if path.name == str(name) and shipped.is_file():
         return shipped
-    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-    raise UserError(f"{name}: no such config file; the shipped {kind} configs are {known}")
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    suggestion = did_you_mean(name, known) or f"; the shipped {kind} configs are {', '.join(known)}"
+    raise UserError(f"{name}: no such config file{suggestion}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -129,12 +131,14 @@ def typed(schema: type[T], values: Mapping[str, Any], where: str | Path, overrid
         UserError: unknown key, wrong type, missing or impossible value; one line that names ``where`` and the key.
     """
     try:
+        check_keys(schema, values)
         _check_mappings(schema, values)
         config = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values)))
         for pair in overrides:
             if "=" not in pair:
                 raise UserError(f"{pair}: overrides are written key=value")
             key, value = pair.split("=", 1)
+            check_override(schema, key)
             try:
                 value = parse_yaml(value)
             except ValueError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 
 from distilled_student.common.errors import UserError, did_you_mean
@@ -44,21 +46,22 @@ def find_shipped(name: str) -> Path:
     return configs[matches[0]]
 
 
-def first_comment(file: Path) -> str:
-    """The first line of a config's comment, without ``#``; empty if the file does not start with a comment."""
-    line = file.read_text(encoding="utf-8").partition("\n")[0]
-    return line.lstrip("# ") if line.startswith("#") else ""
+def first_sentence(file: Path) -> str:
+    """The first sentence of the comment at the top of a config; empty if the file does not start with a comment."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+    return re.split(r"(?<=\.)(?<!et al\.) ", comment)[0]
 
 
 def list_configs() -> str:
-    """All shipped configs by kind, one line each: the name and the first line of the comment."""
+    """All shipped configs by kind, one line each: the name and the first sentence of its comment."""
     configs = shipped_configs()
     width = max(map(len, configs))
     lines: list[str] = []
     for kind, reader in KINDS.items():
         names = [name for name in configs if name.rpartition("/")[0] == kind]
         lines += ["", f"{kind or 'other'} ({reader})"]
-        lines += [f"  {name:{width}}  {first_comment(configs[name])}".rstrip() for name in names]
+        lines += [f"  {name:{width}}  {first_sentence(configs[name])}".rstrip() for name in names]
     return "\n".join(lines[1:])
 
 

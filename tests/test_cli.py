@@ -1,0 +1,178 @@
+"""The command line: its version, the configs that ship, and mistakes, which are one line without importing torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import distilled_student as ds
+from distilled_student import cli
+from distilled_student.benchmark import suite
+from distilled_student.benchmark.superb_results import EXPERTS
+from distilled_student.common.settings import find_config
+from distilled_student.common.shipped_configs import first_sentence, shipped_configs
+from distilled_student.host.superb.recipe_names import recipe_names
+from distilled_student.multitask.expert import BEST
+from distilled_student.speed.measure_all import PARTS
+from distilled_student.speed.part_names import PART_NAMES
+
+ROOT = Path(__file__).parents[1]
+LARGE = ("torch", "s3prl", "transformers", "lhotse", "onnxruntime")
+# runs the main function of a console script; the last line of stdout then lists the large libraries it imported
+PROGRAM = f"""
+import sys
+try:
+    from distilled_student.{{module}} import main
+    code = main(sys.argv[1:])
+except SystemExit as end:
+    code = end.code
+print()
+print("imported:", *sorted({set(LARGE)} & set(sys.modules)))
+sys.exit(code)
+"""
+
+
+def run(*arguments: str, folder: Path, module: str = "cli") -> tuple[int, str, str, str]:
+    """Exit code, stdout, stderr and the large libraries that were imported."""
+    program = PROGRAM.format(module=module)
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    out, _, imported = done.stdout.rpartition("\nimported:")
+    return done.returncode, out, done.stderr, imported.strip()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with a folder of data, an empty one, an empty recording, and settings that use them."""
+    folder = tmp_path_factory.mktemp("cli")
+    for name in ("empty", "data", "run"):
+        (folder / name).mkdir()
+    (folder / "run" / "states-3.ckpt").touch()
+    (folder / "recording.wav").touch()
+    settings = {"teacher": "shipped", "output": "out", "data": {"paths": ["data"]}, "targets": [1, 2]}
+    (folder / "own.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("distil own.yaml", "distil: no such command; did you mean `distill`?"),
+        ("nothing", "nothing: no such command; choose from distill, evaluate"),
+        ("--verson", "--verson: no such option; did you mean `--version`?"),
+        ("distill hubert-bass", "hubert-bass: no such config file; did you mean `hubert-base`?"),
+        ("distill own.yaml stepps=3", "own.yaml: stepps: no such key; did you mean `steps`?"),
+        ("distill own.yaml data.path=[a]", "own.yaml: data.path: no such key; did you mean `data.paths`?"),
+        ("distill own.yaml path=[a]", "own.yaml: path: no such key; did you mean `data.paths`?"),
+        ("distill own.yaml steps=many", "own.yaml: steps: "),
+        ("distill own.yaml data.paths=[gone]", "own.yaml: data.paths: gone: no such file or folder"),
+        ("distill own.yaml teacher=./gone", "own.yaml: teacher: ./gone: no such file or folder"),
+        ("distill own.yaml student=papper", "own.yaml: student: papper: no such student size"),
+        ("distill own.yaml student.layer=2", "own.yaml: student: layer: no such key; did you mean `layers`?"),
+        ("distill", "Missing argument 'config'; see `distilled-student distill --help`"),
+        ("evaluate gone", "gone: no such folder"),
+        ("evaluate empty", "empty: has no checkpoint: neither best-dev.ckpt nor states-*.ckpt"),
+        ("evaluate run --split tset", "--split tset: not one of dev, test; did you mean `test`?"),
+        ("evaluate run --checkpoint states-4.ckpt", "states-4.ckpt: no such checkpoint; did you mean `states-3.ckpt`?"),
+        ("evaluate run --splt dev", "--splt: no such option; did you mean `--split`?"),
+        ("export gone -o model.onnx", "gone: no such file or folder"),
+        (
+            "export empty -o model.onnx",
+            "empty: has neither a checkpoint of a joint training run (*.ckpt) nor a student",
+        ),
+        ("export run -o model.onx", "--output model.onx: expected a name that ends with .onnx or .pte"),
+        ("export run -o model.pte --int8", "--int8, --streaming, .pte: only one of them"),
+        ("stream gone recording.wav", "gone: no such file or folder"),
+        ("stream run gone.wav", "gone.wav: no such file"),
+        ("stream run recording.wav --chunk-ms 0", "--chunk-ms 0: needs 1 or more"),
+        ("stream run recording.wav --chunk-ms ten", "--chunk-ms"),
+        ("prepare librispech data", "librispech: not one of librispeech, "),
+        ("prepare librispech data", "; did you mean `librispeech`?"),
+        ("prepare librispeech data --parts train-clean-10", "--parts train-clean-10: not one of"),
+        ("benchmark papper --data data", "papper: no such config file; did you mean `paper`?"),
+        ("benchmark paper", "--data: no folder given; `distilled-student prepare` fills one"),
+        ("benchmark paper --data data --only hubert/kw", "--only hubert/kw: no such run"),
+        ("benchmark paper --data data --seeds 0", "--seeds 0: needs 1 or more"),
+        ("benchmark own.yaml --data data", "own.yaml: teacher: no such key"),
+        (
+            "speed --only modls",
+            "--only modls: not one of models, distillation, joint, startup, streaming; did you mean",
+        ),
+        ("speed --report gone.json", "--report gone.json: no such file"),
+        ("demo --seeds 0", "--seeds 0: needs 1 or more"),
+        ("s3prl-main SuperbK", "SuperbK: no such recipe; did you mean `SuperbKS`?"),
+        ("configs shw", "shw: no such command; did you mean `show`?"),
+        ("configs show hubert-bass", "hubert-bass: no such config; did you mean `hubert-base`?"),
+        ("configs show multitask/defalt", "multitask/defalt: no such config; did you mean `multitask/default`?"),
+        (
+            "configs show demo",
+            "demo: 3 configs have this name; choose distill/demo or multitask/demo or benchmark/demo",
+        ),
+        ("configs copy hubert-base own.yaml", "own.yaml: exists already"),
+        ("configs copy hubert-base gone/own.yaml", "gone/own.yaml: cannot be written"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2_without_a_large_import(command: str, message: str, folder: Path) -> None:
+    code, out, err, imported = run(*command.split(), folder=folder)
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1 and err.endswith("\n")
+    assert (code, out, imported) == (2, "", "")
+    assert not (folder / "out").exists()
+
+
+def test_without_a_command_the_help_lists_all(folder: Path) -> None:
+    code, out, err, imported = run(folder=folder)
+    assert (code, err, imported) == (2, "", "")
+    for command in ("distill", "evaluate", "export", "demo", "prepare", "benchmark", "speed", "stream", "configs"):
+        assert command in out
+
+
+@pytest.mark.parametrize("module", ["cli", "host.launch"])
+def test_both_scripts_print_the_version_without_a_large_import(module: str, folder: Path) -> None:
+    code, out, _, imported = run("--version", folder=folder, module=module)
+    assert (code, out.strip(), imported) == (0, f"distilled-student {ds.__version__}", "")
+
+
+def test_setup_py_and_the_package_have_one_version() -> None:
+    command = [sys.executable, "setup.py", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == ds.__version__
+    assert f"## {ds.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_every_shipped_config_is_listed_with_its_first_sentence(folder: Path) -> None:
+    code, out, err, imported = run("configs", "list", folder=folder)
+    assert (code, err, imported) == (0, "", "")
+    files = {file.relative_to(ROOT / "configs").with_suffix("").as_posix() for file in ROOT.glob("configs/**/*.yaml")}
+    assert set(shipped_configs()) == files
+    for name, file in shipped_configs().items():
+        sentence = first_sentence(file)
+        assert sentence and re.search(rf"^  {re.escape(name)} +{re.escape(sentence)}$", out, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", ["hubert-base", "distill/hubert-base", "hubert-base.yaml"])
+def test_a_config_is_shown_and_copied_by_its_name(name: str, folder: Path, tmp_path: Path) -> None:
+    content = find_config("hubert-base", "distill").read_text(encoding="utf-8")
+    assert run("configs", "show", name, folder=folder)[:3] == (0, content, "")
+    assert run("configs", "copy", name, str(tmp_path / "mine.yaml"), folder=folder)[:3] == (0, "", "")
+    assert (tmp_path / "mine.yaml").read_text(encoding="utf-8") == content
+
+
+def test_names_that_are_checked_early_are_those_of_the_modules_that_run() -> None:
+    assert tuple(PARTS) == PART_NAMES
+    assert ("multitask", *EXPERTS) == suite.DOWNSTREAMS
+    assert cli.BEST == BEST
+
+
+def test_the_recipes_are_those_of_s3prl(folder: Path) -> None:
+    program = (
+        "import json, distilled_student; distilled_student.register();"
+        " from s3prl import problem; print(json.dumps(problem.__all__))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True)
+    assert recipe_names() == json.loads(done.stdout.splitlines()[-1])
