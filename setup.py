@@ -1,4 +1,4 @@
-"""One distribution, distilled-student; one import name, distilled_student; the two rooms keep s3prl's names."""
+"""Packaging: the distribution distilled-student, imported as distilled_student; the folders have s3prl's names."""
 
 import re
 from pathlib import Path
@@ -11,15 +11,17 @@ PACKAGE_DIR = {
     "distilled_student.configs": "configs",
 }
 
-# what s3prl's experts of more of SUPERB's tasks import, see docs/superb.md: recognition, diarisation, query by example
+# Extras, installed from a clone: pip install '.[superb]', '.[export]', '.[executorch]', '.[dev]'
+
+# imported by s3prl's experts for speech recognition, diarisation and query by example, see docs/superb.md
 SUPERB = ["editdistance", "h5py", "dtw-python", "lxml"]
 
 EXPORT = [
     "onnx>=1.18",  # the graphs that `distilled-student export` writes
-    "onnxscript>=0.5",  # torch's own exporter translates with it
-    "onnxruntime>=1.23",  # runs, folds and quantises them; the first with a kernel for opset 23's attention
+    "onnxscript>=0.5",  # torch's ONNX exporter needs it
+    "onnxruntime>=1.23",  # runs and quantises the graphs; 1.23 is the first with a kernel for opset 23's attention
 ]
-PHONE = ["executorch>=1.5,<1.6"]  # programs for phones, docs/streaming.md; each release is built for one torch: 2.14
+EXECUTORCH = ["executorch>=1.5,<1.6"]  # .pte programs for phones, see docs/device.md; release 1.5 needs torch 2.14
 
 MODULE = Path(__file__).with_name("upstream") / "distilled_student" / "__init__.py"
 VERSION = re.search(r'^__version__ = "(.+?)"', MODULE.read_text(encoding="utf-8"), re.MULTILINE)[1]
@@ -45,42 +47,42 @@ setup(
         "distilled_student.configs": ["**/*.yaml", "*.yaml"],
     },
     install_requires=[
-        # torchaudio, whose last release is 2.11, refuses a torch built for another CUDA: 13.0 until 2.14, 13.2 in 2.15
+        # torchaudio's last release, 2.11, needs a torch built for CUDA 13.0; torch 2.15 is built for 13.2
         "torch>=2.6,<2.15",
         "torchaudio>=2.6",  # s3prl imports it; resampling
-        "s3prl>=0.4.18,<0.5",  # the host: runner, upstreams, SUPERB's experts
+        "s3prl>=0.4.18,<0.5",  # runner, upstreams, SUPERB's experts
         "numpy",  # arrays between audio files and torch
         "pyyaml",  # configuration files
-        "safetensors",  # weights on disk that cannot carry code
-        "soundfile",  # audio files: libsndfile, every common format
-        "lhotse>=1.24",  # manifests and buckets by duration, the field's library for both
-        "fsspec",  # shards and manifests by URL; torch's own dependency
-        "filelock",  # one run in a folder; torch's own dependency
-        "accelerate>=1.0",  # device, precision and processes of the distillation loop
+        "safetensors",  # weight files that cannot contain code
+        "soundfile",  # reads audio files of all common formats
+        "lhotse>=1.24",  # manifests of audio, and batches of similar durations
+        "fsspec",  # shards and manifests by URL; torch requires it too
+        "filelock",  # locks a run's folder; torch requires it too
+        "accelerate>=1.0",  # device, precision and processes in distillation
         "transformers>=4.48",  # teachers
-        "omegaconf>=2.3",  # typed configuration; already a dependency of s3prl
+        "omegaconf>=2.3",  # typed settings; s3prl requires it too
         "typer>=0.12",  # the command line
         "rich>=13",  # progress lines and tables
         "tensorboard",  # reads the logs that tensorboardX writes
         "tensorboardX",  # s3prl's runner imports it without requiring it
-        "matplotlib",  # the report's plots
-        "pandas",  # s3prl's typed recipes write and read their lists with it
+        "matplotlib",  # plots of the reports
+        "pandas",  # s3prl's typed recipes read and write their lists with it
         "scikit-learn",  # s3prl's SUPERB experts and recipes: label encoders, ROC curves, and joblib
-        "scipy",  # s3prl imports it; room responses and filters of the demo corpus
+        "scipy",  # s3prl imports it; room impulse responses and filters of the demo corpus
     ],
     extras_require={
         "superb": SUPERB,
         "export": EXPORT,
-        "executorch": PHONE,
+        "executorch": EXECUTORCH,
         "dev": [
             "pytest",
             "pytest-xdist",
-            "hypothesis",  # makes the damaged files of tests/fuzz, and those that nobody would think of
+            "hypothesis",  # generates the damaged files of tests/fuzz
             "ruff",
             "build",
             *SUPERB,
             *EXPORT,
-            *PHONE,
+            *EXECUTORCH,
         ],
     },
     entry_points={

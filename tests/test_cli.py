@@ -33,7 +33,7 @@ try:
 except SystemExit as end:
     code = end.code
 print()
-print("imported:", *sorted({set(LARGE)} & set(sys.modules)))
+print("imported:", *sorted(set({LARGE}) & set(sys.modules)))
 sys.exit(code)
 """
 

@@ -1,0 +1,243 @@
+"""Writes docs/settings.md: every key of the settings files, from the dataclasses that read them and their docstrings.
+
+python docs/make_settings.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+from distilled_student.benchmark import suite
+from distilled_student.common.settings import find_config, parse_yaml
+from distilled_student.distillation.config import DistillConfig
+from distilled_student.multitask.augment import AugmentSettings
+from distilled_student.multitask.expert import ExpertSettings
+from distilled_student.multitask.losses import LossSettings
+from distilled_student.multitask.tasks import TaskSettings, kws, sv
+from distilled_student.student.config import StudentConfig
+
+FILE = Path(__file__).with_name("settings.md")
+DISTILL, JOINT = find_config("hubert-base", "distill"), find_config("default", "multitask")
+
+PATHS = ("output", "paths", "train_root", "test_root", "root")  # where files are is the user's choice
+
+INTRODUCTION = """\
+<!-- Made by docs/make_settings.py from the docstrings of the dataclasses. Change those, then run the script again. -->
+# Settings
+
+Every key of the YAML files. Keys of nested groups are written with dots, as on the command line: `data.paths=[DIR]`.
+A wrong key, type or value is one line that names the file and the key. `distilled-student configs list` shows the
+configs that ship with the package; SUPERB's own tasks are in [superb.md](superb.md).
+
+The last column, where there is one, is the value in the config of the paper's setting and where the value comes from:
+"paper" for Kerpicci et al. (Interspeech 2023), "ours" for what the paper does not state, with the reason. An empty cell
+means that this config keeps the default.
+"""
+
+RUNNER = """\
+## `runner`: keys that s3prl does not have
+
+In addition to s3prl's own keys (`total_steps`, `log_step`, `eval_step`, ...), `run_downstream.py` reads these keys in
+the section `runner`, for every downstream. All of them are ours.
+
+| key of `runner` | type | default | meaning |
+|---|---|---|---|
+| `bf16` | true or false | `false` | The upstream computes in bfloat16 while training, on a CPU or GPU. |
+| `upstream_lr` | number or null | `null` | Learning rate of the upstream with `-f`; null: the optimizer's. |
+| `max_skipped` | integer | `10` | Training stops after this many steps in a row without a finite gradient. |
+"""
+
+
+class Section(NamedTuple):
+    """One table of the document.
+
+    Attributes:
+        title: The heading.
+        text: Sentences between heading and table.
+        schema: The dataclass.
+        base: A dataclass whose keys have a table of their own, and are left out here.
+        config: The shipped config with the values of the paper's setting.
+        prefix: The group in ``config`` that the keys are in.
+    """
+
+    title: str
+    text: str
+    schema: Any
+    base: Any = None
+    config: Path | None = None
+    prefix: str = ""
+
+
+PARTS: list[tuple[str, list[Section | str]]] = [
+    (
+        "Distillation: `distilled-student distill FILE [KEY=VALUE]...`",
+        [
+            Section("The config", "", DistillConfig, config=DISTILL),
+            Section("`data`", "", get_type_hints(DistillConfig)["data"], config=DISTILL, prefix="data."),
+            Section("`student`", "A named size (`configs/student`) or these keys.", StudentConfig),
+        ],
+    ),
+    (
+        "Joint training: `run_downstream.py -d multitask -c FILE`",
+        [
+            RUNNER,
+            Section("`downstream_expert`", "", ExpertSettings, config=JOINT, prefix="downstream_expert."),
+            Section("`downstream_expert.tasks.NAME`: keys of every task", "", TaskSettings),
+            Section(
+                "`downstream_expert.tasks.kws`: keyword spotting",
+                "In addition to the keys of every task:",
+                kws.Settings,
+                TaskSettings,
+                JOINT,
+                "downstream_expert.tasks.kws.",
+            ),
+            Section(
+                "`downstream_expert.tasks.sv`: speaker verification",
+                "In addition to the keys of every task:",
+                sv.Settings,
+                TaskSettings,
+                JOINT,
+                "downstream_expert.tasks.sv.",
+            ),
+            Section(
+                "`downstream_expert.tasks.sv.loss`",
+                "",
+                LossSettings,
+                config=JOINT,
+                prefix="downstream_expert.tasks.sv.loss.",
+            ),
+            Section("`downstream_expert.tasks.NAME.augment`", "", AugmentSettings),
+        ],
+    ),
+    (
+        "Benchmark suites: `distilled-student benchmark FILE`",
+        [
+            Section("The suite", "", suite.SuiteFile),
+            Section("`models.NAME`", "", suite.Model),
+            Section("`settings.NAME`", "", suite.Setting),
+        ],
+    ),
+]
+
+
+def meanings(schema: Any) -> dict[str, str]:
+    """Key -> its entry in the section ``Attributes`` of the docstring; several keys may share an entry.
+
+    A key without an entry of its own may have a part of another one that starts with ``\`\`key\`\`: ``.
+    """
+    keys = [field.name for field in dataclasses.fields(schema)]
+    _, _, block = (inspect.getdoc(schema) or "").partition("Attributes:\n")
+    block = textwrap.dedent(block.partition("\n\n")[0])
+    entries = {}
+    for names, text in re.findall(r"^(\w+(?:, \w+)*): (.*(?:\n[ ]+.*)*)", block, re.MULTILINE):
+        entries |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    for name, text in list(entries.items()):
+        start, *parts = re.split(r"(?:^|(?<=[.;]) )``(\w+)``: ", text)
+        if parts and all(key in keys and key not in entries for key in parts[::2]):
+            entries[name] = start
+            entries |= {
+                key: meaning[0].upper() + meaning[1:] for key, meaning in zip(parts[::2], parts[1::2], strict=True)
+            }
+    for key in keys:
+        mentions = [name for name, text in entries.items() if f"``{key}``" in text]
+        if key not in entries and mentions:
+            entries[key] = f"See ``{mentions[0]}``."
+    return entries
+
+
+def type_name(kind: Any) -> str:
+    """A type annotation in words."""
+    text = kind if isinstance(kind, str) else kind.__name__
+    words = {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "None": "null", "Any": "any"}
+    found = re.fullmatch(r"(list|dict)\[(.*)\]", text)
+    if found and found[1] == "list":
+        return f"list of {type_name(found[2])}"
+    if found or text.endswith(("Config", "Settings")):
+        return "group"
+    return " or ".join(words.get(part, part) for part in text.split(" | "))
+
+
+def default_of(field: dataclasses.Field) -> str:
+    """The default as YAML."""
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    elif field.default is dataclasses.MISSING:
+        return "required"
+    else:
+        value = field.default
+    return "see below" if dataclasses.is_dataclass(value) else f"`{as_yaml(value)}`"
+
+
+def as_yaml(value: Any) -> str:
+    """A value on one line, as a settings file has it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_yaml, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {as_yaml(inner)}" for key, inner in value.items()) + "}"
+    return value or '""' if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def config_values(config: Path) -> dict[str, str]:
+    """Dotted key -> value and source of each line ``key: value # comment`` of a config."""
+    found, groups = {}, []
+    for line in config.read_text(encoding="utf-8").splitlines():
+        parts = re.fullmatch(r"( *)(\w+):(?: +([^#]*?))?(?: +# *(.*))?", line)
+        if parts is None:
+            continue
+        indent, key, value, comment = len(parts[1]), parts[2], parts[3], parts[4] or ""
+        groups = [group for group in groups if group[0] < indent]
+        path = ".".join([*(name for _, name in groups), key])
+        groups.append((indent, key))
+        if value:
+            source = comment if comment.startswith("ours") else "paper"
+            found[path] = f"`{as_yaml(parse_yaml(value))}`" + ("" if key in PATHS else f" ({source})")
+    return found
+
+
+def cell(text: str) -> str:
+    """Text for a cell of a table: code in single backticks, no bars, and YAML's words for Python's."""
+    words = {"None": "null", "True": "true", "False": "false"}
+    text = re.sub(r"\b(None|True|False)\b", lambda found: words[found[0]], text)
+    return text.replace("``", "`").replace("|", "\\|")
+
+
+def table(section: Section) -> Iterator[str]:
+    """The lines of a section's table."""
+    schema = section.schema
+    left_out = {field.name for field in dataclasses.fields(section.base)} if section.base else set()
+    explained, values = meanings(schema), config_values(section.config) if section.config else {}
+    columns = [f"key of {section.title.partition(':')[0].replace('The', 'the')}", "type", "default", "meaning"]
+    columns += [f"in {section.config.parent.name}/{section.config.name}"] if section.config else []
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
+    for field in dataclasses.fields(schema):
+        if field.name in left_out:
+            continue
+        cells = [f"`{field.name}`", type_name(field.type), default_of(field), explained.get(field.name, "")]
+        cells += [values.get(section.prefix + field.name, "")] if section.config else []
+        yield f"| {' | '.join(map(cell, cells))} |"
+
+
+def document() -> str:
+    """The whole document."""
+    lines = [INTRODUCTION]
+    for title, sections in PARTS:
+        lines += [f"## {title}", ""]
+        for section in sections:
+            if isinstance(section, str):
+                lines += [section.replace("## ", "### ", 1)]
+                continue
+            lines += [f"### {section.title}", "", *([section.text, ""] if section.text else []), *table(section), ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    FILE.write_text(document(), encoding="utf-8")
