@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("distill own.yaml stepps=3", "own.yaml: stepps: no such key; did you mean `steps`?"),
         ("distill own.yaml data.path=[a]", "own.yaml: data.path: no such key; did you mean `data.paths`?"),
         ("distill own.yaml path=[a]", "own.yaml: path: no such key; did you mean `data.paths`?"),
-        ("distill own.yaml steps=many", "own.yaml: steps: "),
+        ("distill own.yaml steps=many", "steps"),
         ("distill own.yaml data.paths=[gone]", "own.yaml: data.paths: gone: no such file or folder"),
         ("distill own.yaml teacher=./gone", "own.yaml: teacher: ./gone: no such file or folder"),
         ("distill own.yaml student=papper", "own.yaml: student: papper: no such student size"),
@@ -99,7 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("benchmark paper", "--data: no folder given; `distilled-student prepare` fills one"),
         ("benchmark paper --data data --only hubert/kw", "--only hubert/kw: no such run"),
         ("benchmark paper --data data --seeds 0", "--seeds 0: needs 1 or more"),
-        ("benchmark own.yaml --data data", "own.yaml: teacher: no such key"),
+        ("benchmark own.yaml --data data", "own.yaml: data: no such key"),
         (
             "speed --only modls",
             "--only modls: not one of models, distillation, joint, startup, streaming; did you mean",

@@ -187,7 +187,7 @@ def test_speaker_training_goes_on_and_one_checkpoint_is_tested(speakers: tuple[P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["SuperbKZ"], "SuperbKZ: no such recipe; there are SuperbASR,"),
+        (["SuperbKZ"], "SuperbKZ: no such recipe; did you mean `SuperbKS`?"),
         (["SuperbKS", "--target_dir"], "--target_dir: settings are written --KEY.KEY VALUE"),
         (["SuperbKS", "--target_dir=exp"], "--target_dir=exp: settings are written"),
         (["SuperbKS", "--target_dir", "exp", "--target_dir.a", "1"], "target_dir is a value, not a group of keys"),

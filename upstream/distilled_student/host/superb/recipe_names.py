@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
-from pathlib import Path
 
 from distilled_student.common.errors import UserError, did_you_mean
+from distilled_student.host.s3prl_names import s3prl_folder
 
 
 def recipe_names() -> list[str]:
@@ -15,10 +14,7 @@ def recipe_names() -> list[str]:
     Raises:
         UserError: s3prl is not installed, or its source does not list the names.
     """
-    spec = importlib.util.find_spec("s3prl")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("s3prl: not installed: pip install 's3prl>=0.4.18,<0.5'")
-    file = Path(spec.submodule_search_locations[0]) / "problem" / "__init__.py"
+    file = s3prl_folder() / "problem" / "__init__.py"
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return ast.literal_eval(node.value)

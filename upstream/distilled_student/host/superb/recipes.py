@@ -15,6 +15,7 @@ from distilled_student.common.devices import pick_device
 from distilled_student.common.errors import UserError, did_you_mean, message_of
 from distilled_student.host.overrides import literal, set_key
 from distilled_student.host.plugin import register
+from distilled_student.host.superb.recipe_names import check_recipe, recipe_names
 
 
 def parse_overrides(options: Sequence[str]) -> dict[str, Any]:
@@ -84,16 +85,15 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: no such recipe, upstream or setting, a missing setting, something that cannot be read; one line.
     """
-    register()
-    from s3prl import hub, problem
-
     name, *options = arguments or ["--help"]
     if name in ("-h", "--help"):
         print("usage: s3prl-main RECIPE --KEY.KEY VALUE ...\n       s3prl-main RECIPE --print_config\n")
-        print(f"recipes: {', '.join(problem.__all__)}")
+        print(f"recipes: {', '.join(recipe_names())}")
         return
-    if name not in problem.__all__:
-        raise UserError(f"{name}: no such recipe; there are {', '.join(problem.__all__)}")
+    check_recipe(name)
+    register()
+    from s3prl import hub, problem
+
     if "--device" not in options:
         options = ["--device", pick_device(None), *options]
     with _user_errors(name, hub):
