@@ -17,9 +17,10 @@ from distilled_student.benchmark import suite
 from distilled_student.common.settings import find_config, parse_yaml
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.multitask.augment import AugmentSettings
-from distilled_student.multitask.expert import ExpertSettings
 from distilled_student.multitask.losses import LossSettings
-from distilled_student.multitask.tasks import TaskSettings, kws, sv
+from distilled_student.multitask.settings import ExpertSettings
+from distilled_student.multitask.tasks import kws, sv
+from distilled_student.multitask.tasks.base import TaskSettings
 from distilled_student.student.config import StudentConfig
 
 FILE = Path(__file__).with_name("settings.md")

@@ -10,7 +10,7 @@ from typing import Any
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import typed
-from distilled_student.distillation.data.cuts import DataConfig
+from distilled_student.distillation.data.config import DataConfig
 from distilled_student.student.config import StudentConfig, named_size
 
 

@@ -24,43 +24,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from distilled_student.common.audio import SAMPLE_RATE, SUFFIXES, header, resample
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.processes import end_with_parent
+from distilled_student.distillation.data.config import DataConfig
 from distilled_student.distillation.data.manifests import load_audio, read_manifest
 
 log = logging.getLogger(__name__)
 MANIFESTS = (".jsonl", ".jsonl.gz")
-
-
-@dataclass
-class DataConfig:
-    """Where the audio is and how it is batched.
-
-    Attributes:
-        paths: Folders of audio, such as LibriSpeech's, or lhotse manifests of cuts or recordings (.jsonl[.gz]). These
-            are streamed: WebDataset shards (.tar), large manifests, and patterns or URLs of both, see `shards`.
-        min_seconds: Shorter files are skipped.
-        max_seconds: Longer files are cut into pieces.
-        batch_seconds: Seconds of audio in a batch of each process, padding included.
-        buckets: Number of groups by duration. A batch is drawn from one group, so that it needs little padding.
-        workers: Data worker processes of each process.
-        streams: Number of parts of a streamed corpus that each process reads in turn. The batches depend on it, but
-            not on the number of workers.
-    """
-
-    paths: list[str]
-    min_seconds: float = 0.1
-    max_seconds: float = 15.0
-    batch_seconds: float = 60.0
-    buckets: int = 10
-    workers: int = 1
-    streams: int = 4
-
-    def __post_init__(self) -> None:
-        if not self.paths:
-            raise ValueError("data.paths: needs at least one folder or manifest")
-        if not 0 < self.min_seconds < self.max_seconds <= self.batch_seconds:
-            raise ValueError("data: needs 0 < min_seconds < max_seconds <= batch_seconds")
-        if self.buckets < 1 or self.streams < 1 or self.workers < 0:
-            raise ValueError("data: buckets and streams need at least 1, workers at least 0")
 
 
 class SkippedFiles:
