@@ -85,7 +85,7 @@ PARTS: list[tuple[str, list[Section | str]]] = [
         ],
     ),
     (
-        "Joint training: `run_downstream.py -d multitask -c FILE`",
+        "Joint training: `run_downstream.py -d multitask`",
         [
             RUNNER,
             Section("`downstream_expert`", "", ExpertSettings, config=JOINT, prefix="downstream_expert."),
@@ -223,6 +223,8 @@ def table(section: Section) -> Iterator[str]:
         if field.name in left_out:
             continue
         cells = [f"`{field.name}`", type_name(field.type), default_of(field), explained.get(field.name, "")]
+        if not cells[3] and cells[1] == "group":
+            cells[3] = f"The keys of `{field.name}` have a table below."
         cells += [values.get(section.prefix + field.name, "")] if section.config else []
         yield f"| {' | '.join(map(cell, cells))} |"
 
