@@ -54,7 +54,10 @@ def test_unusable_arguments_are_one_line(
     ("change", "named"),
     [
         ("models:\n  a: 3\nsettings: {}\ntables: {}", "models.a: expected a group of keys"),
-        ("models:\n  a: {upstream: u, wights: w}\nsettings: {}\ntables: {}", "models.a: key 'wights'"),
+        (
+            "models:\n  a: {upstream: u, wights: w}\nsettings: {}\ntables: {}",
+            "models.a: wights: no such key; did you mean `weights`?",
+        ),
         ("models: {}\nsettings: {}\ntables:\n  T: [joint]", "tables.T: no such setting: joint"),
         ("models:\n  a: {upstream: u, weights: w, distill: d}\nsettings: {}\ntables: {}", "give only one of them"),
         (

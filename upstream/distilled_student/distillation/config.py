@@ -36,6 +36,7 @@ class DistillConfig:
             instructions for it, else ``fp32``. It changes the loss by less than 0.1 % (see the tests).
         compile: Compile the student's transformer layers (`torch.compile`): takes a minute at the start; for GPUs.
         cache: Folder for the teacher's targets in half precision, for repeated epochs over a small set.
+        seed: Seed of the initial weights, of dropout and of the order of the data.
         log_every, save_every: Steps between two log lines and between two checkpoints.
         keep: Number of checkpoints that are kept.
         max_skipped: Training stops after this many steps in a row without a finite loss. Such steps are skipped.

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from distilled_student.common.errors import UserError
-from distilled_student.distillation.config import DistillConfig, fitted_student
+from distilled_student.distillation.config import DistillConfig, student_config_for
 
 
 def _is_folder_name(teacher: str) -> bool:
@@ -28,4 +28,4 @@ def check_settings(config: DistillConfig, where: str | Path) -> None:
             raise UserError(f"{where}: data.paths: {name}: no such file or folder")
     if _is_folder_name(config.teacher) and not Path(config.teacher).exists():
         raise UserError(f"{where}: teacher: {config.teacher}: no such file or folder")
-    fitted_student(config, target_size=1, where=where)  # raises for an unknown size or a wrong field
+    student_config_for(config, target_size=1, where=where)  # raises for an unknown size or a wrong field

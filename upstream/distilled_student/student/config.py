@@ -40,13 +40,20 @@ class StudentConfig:
         frontend: ``cnn`` (wav2vec 2.0's, on the waveform) or ``logmel`` (80 log-mel bins at 100 frames a second and
             strided convolutions: far fewer operations on a CPU).
         normalize: Scale each waveform to zero mean and unit variance first, as several public encoders expect.
-            ``normalize_epsilon`` is added to the variance: 1e-7 in `transformers`, 1e-5 in fairseq and s3prl.
-        conv_dim: Output width of each front-end convolution; ``conv_kernel`` and ``conv_stride`` have the same length.
+            ``normalize_epsilon``: added to the variance; 1e-7 in `transformers`, 1e-5 in fairseq and s3prl.
+        mel_bins: Number of mel bins of ``logmel``.
+        conv_dim: Output width of each front-end convolution.
+        conv_kernel, conv_stride: Kernel and stride of each front-end convolution; as many numbers as in ``conv_dim``.
+        conv_bias: Whether the front-end convolutions have a bias.
         conv_norm: ``group`` (after the first convolution, as in the BASE models), ``layer`` (after each convolution, as
             in LARGE) or ``none``.
+        hidden_size, layers, heads: Width, number of layers and attention heads of the transformer encoder.
+        feed_forward: Width of the feed-forward part of each layer.
+        dropout: Dropout probability in the encoder, in training only.
         projection_norm: Layer norm before the linear projection of front-end frames to ``hidden_size``.
         projection: Whether there is such a projection; without it the last ``conv_dim`` must be ``hidden_size``.
         positions: ``conv`` (wav2vec 2.0's convolutional embedding), ``sinusoidal`` (Whisper's) or ``none``.
+        position_kernel, position_groups: Kernel and groups of the convolution of ``conv``.
         norm_first: False for post-norm layers (BASE), True for pre-norm layers with a final norm (LARGE, Whisper).
         shared: All ``layers`` use the weights of one layer (ALBERT, Lan et al. 2020).
         encoder_stride: Number of front-end frames that are averaged into one frame for the encoder; 2 means 25 frames a
