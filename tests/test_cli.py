@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("distill own.yaml steps=many", "steps"),
         ("distill own.yaml data.paths=[gone]", "own.yaml: data.paths: gone: no such file or folder"),
         ("distill own.yaml teacher=./gone", "own.yaml: teacher: ./gone: no such file or folder"),
-        ("distill own.yaml student=papper", "own.yaml: student: papper: no such student size"),
+        ("distill own.yaml student=papper", "own.yaml: student: papper: is not a student size; the sizes are edge, paper, "),
         ("distill own.yaml student.layer=2", "own.yaml: student: layer: no such key; did you mean `layers`?"),
         ("distill", "Missing argument 'config'; see `distilled-student distill --help`"),
         ("evaluate gone", "gone: no such folder"),

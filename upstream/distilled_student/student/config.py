@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 
+from distilled_student.common.errors import did_you_mean
+
 # Far beyond any speech encoder. A config.json can ask for any size: it must not fill the memory.
 MAX_SIZE, MAX_LAYERS = 2**16, 256
 
@@ -199,5 +201,5 @@ def named_size(name: str) -> StudentConfig:
 
     files = _size_files()
     if name not in files:
-        raise ValueError(f"{name}: is not a student size; the sizes are {', '.join(files)}")
+        raise ValueError(f"{name}: is not a student size; the sizes are {', '.join(files)}{did_you_mean(name, files)}")
     return StudentConfig(**(yaml.safe_load(files[name].read_text(encoding="utf-8")) or {}))
