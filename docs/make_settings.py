@@ -120,7 +120,7 @@ PARTS: list[tuple[str, list[Section | str]]] = [
         "Benchmark suites: `distilled-student benchmark FILE`",
         [
             Section("The suite", "", suite.SuiteFile),
-            Section("`models.NAME`", "", suite.Model),
+            Section("`models.NAME`", "", suite.SuiteModel),
             Section("`settings.NAME`", "", suite.Setting),
         ],
     ),

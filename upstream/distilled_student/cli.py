@@ -214,7 +214,7 @@ def benchmark(
     check_positive("--seeds", seeds)
     check_positive("--steps", steps)
     if not tflops > 0:
-        raise UserError(f"--tflops {tflops}: needs a positive number")
+        raise UserError(f"--tflops {tflops}: must be a positive number")
     plan(read_suite(suite), 1, only or (), extra)  # raises for a name that is in no run
     has_own_data = suite in ("demo", "sizes")
     if data is None and not has_own_data:

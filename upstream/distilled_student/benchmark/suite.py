@@ -92,6 +92,7 @@ class SuiteFile:
     """Content of a suite's file.
 
     Attributes:
+        title: Heading of the report.
         protocol: What the figures mean; printed at the top of every report.
         results: ``paper`` or ``superb``: the published results that the report compares with. None: no comparison.
         seeds: Number of seeds, from 0, of every run.

@@ -19,7 +19,7 @@ def check_choice(option: str, value: str, known: Iterable[str]) -> None:
 def check_positive(option: str, value: int | None) -> None:
     """Raise UserError for a count below 1; None is an option that was not given."""
     if value is not None and value < 1:
-        raise UserError(f"{option} {value}: needs 1 or more")
+        raise UserError(f"{option} {value}: must be 1 or more")
 
 
 def check_file(option: str, file: Path | None) -> None:
