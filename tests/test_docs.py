@@ -32,7 +32,12 @@ from distilled_student.patches.tables import PATCHES
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCUMENTS = [README, *sorted(ROOT.glob("docs/*.md"))]
-PAGES = [*DOCUMENTS, *sorted(ROOT.glob("configs/**/*.md")), *sorted(ROOT.glob("upstream/**/*.md"))]
+PAGES = [
+    *DOCUMENTS,
+    ROOT / "CHANGELOG.md",
+    *sorted(ROOT.glob("configs/**/*.md")),
+    *sorted(ROOT.glob("upstream/**/*.md")),
+]
 # what a path in a document may be relative to
 BASES = [
     ROOT / folder
