@@ -1,4 +1,4 @@
-"""The runner of exported files: what PyTorch says, without torch, and one clear line where something cannot be used."""
+"""`distilled_student.onnx`: the results of PyTorch without torch, and one clear line for unusable input."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def write(path: Path, frames: bytes, rate: int = 16_000, channels: int = 1, widt
     return path
 
 
-def test_scores_and_embeddings_are_pytorchs(exported: tuple[JointModel, Path]) -> None:
+def test_scores_and_embeddings_are_those_of_pytorch(exported: tuple[JointModel, Path]) -> None:
     model, runner = exported[0], onnx.load(exported[1])
-    for samples in (SOUND[:700], SOUND):  # one of them under the shortest that a graph takes
+    for samples in (SOUND[:700], SOUND):  # the first is shorter than a graph takes
         expected = model(torch.from_numpy(samples / 32768).float()[None], torch.tensor([len(samples)]))
         probabilities = dict(zip(model.labels, expected.keyword_scores[0].tolist(), strict=True))
         assert runner.scores(samples) == pytest.approx(probabilities, abs=1e-4)
@@ -48,7 +48,7 @@ def test_scores_and_embeddings_are_pytorchs(exported: tuple[JointModel, Path]) -
         np.testing.assert_allclose(runner.embed(samples), embedding.numpy(), atol=1e-4)
 
 
-def test_a_keyword_is_said_only_where_it_is_likely_enough(exported: tuple[JointModel, Path]) -> None:
+def test_a_keyword_is_spotted_only_if_its_probability_reaches_the_threshold(exported: tuple[JointModel, Path]) -> None:
     runner = onnx.load(exported[1])
     scores = runner.scores(SOUND)
     keyword = max((label for label in scores if not label.startswith("_")), key=scores.__getitem__)
@@ -56,7 +56,7 @@ def test_a_keyword_is_said_only_where_it_is_likely_enough(exported: tuple[JointM
     assert runner.spot(SOUND) == (keyword, scores[keyword])
     runner.threshold = scores[keyword] + 1e-6
     assert runner.spot(SOUND) == (None, scores[keyword])
-    runner.threshold = None  # none was measured
+    runner.threshold = None  # the export measured none
     likeliest = max(scores, key=scores.__getitem__)
     assert runner.spot(SOUND).label == (None if likeliest.startswith("_") else keyword)
 
@@ -84,17 +84,22 @@ def test_files_of_every_sample_width_and_channel_count_are_read(width: int, chan
     np.testing.assert_allclose(samples, SOUND / 32768, atol=1 / 127 if width == 1 else 1e-6)
 
 
-def test_what_cannot_be_used_is_one_line_that_says_so(exported: tuple[JointModel, Path], tmp_path: Path) -> None:
+def test_unusable_input_is_an_error_of_one_line_that_names_it(
+    exported: tuple[JointModel, Path], tmp_path: Path
+) -> None:
     runner = onnx.load(exported[1])
     (tmp_path / "text.wav").write_text("no audio")
     cases = [
-        (write(tmp_path / "slow.wav", SOUND.tobytes(), rate=8_000), r"slow\.wav: has 8000 Hz; needs 16000 Hz"),
+        (
+            write(tmp_path / "slow.wav", SOUND.tobytes(), rate=8_000),
+            r"slow\.wav: has a sample rate of 8000 Hz; the model needs 16000 Hz",
+        ),
         (write(tmp_path / "empty.wav", b""), r"empty\.wav: expected one channel"),
         (tmp_path / "text.wav", r"text\.wav: not readable as a PCM \.wav"),
         (tmp_path / "gone.wav", r"gone\.wav: not readable as a PCM \.wav"),
         (np.zeros((2, 8_000)), r"samples: expected one channel \(samples,\), found shape \(2, 8000\)"),
         (np.zeros(8_000, np.int64), "samples: expected floats in .* or int16, found int64"),
-        (np.full(8_000, np.nan), "samples: NaN or infinite"),
+        (np.full(8_000, np.nan), "samples: contains NaN or infinity"),
     ]
     for wav, message in cases:
         with pytest.raises(ValueError, match=message) as error:
@@ -107,18 +112,18 @@ def test_what_cannot_be_used_is_one_line_that_says_so(exported: tuple[JointModel
             onnx.load(file)
 
 
-def test_a_student_without_heads_says_what_it_lacks(tmp_path: Path) -> None:
+def test_a_file_without_heads_names_the_missing_output(tmp_path: Path) -> None:
     export_onnx(ds.build_student(ds.StudentConfig(**SMALL, conv_dim=[8] * 7)), tmp_path / "student.onnx")
     runner = onnx.load(tmp_path / "student.onnx")
     assert runner.run(SOUND, "hidden_state").shape == (34, 16)
-    for call, lacking in ((runner.spot, "keyword_scores"), (runner.embed, "speaker_embedding")):
-        with pytest.raises(ValueError, match=rf"student\.onnx: has no {lacking}, only hidden_state, frames"):
+    for call, missing in ((runner.spot, "keyword_scores"), (runner.embed, "speaker_embedding")):
+        with pytest.raises(ValueError, match=rf"student\.onnx: has no {missing}, only hidden_state, frames"):
             call(SOUND)
     with pytest.raises(ValueError, match="has no calibration"):
         runner.verify(SOUND, SOUND)
 
 
-def test_the_file_works_as_a_copy_and_needs_no_torch(exported: tuple[JointModel, Path], tmp_path: Path) -> None:
+def test_the_module_works_as_a_copy_and_needs_no_torch(exported: tuple[JointModel, Path], tmp_path: Path) -> None:
     shutil.copy(onnx.__file__, tmp_path / "runner.py")
     write(tmp_path / "a.wav", SOUND.tobytes())
     for name, own in (("runner", []), ("distilled_student.onnx", ["distilled_student"])):

@@ -1,4 +1,4 @@
-"""Streams: what a causal student says of chunks is what it says of the whole."""
+"""Streams: the results of a causal student on chunks are those on the whole utterance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import distilled_student as ds
 from distilled_student.multitask.device_model import Features, JointModel
 from distilled_student.multitask.heads import LayerChoice
 from distilled_student.multitask.tasks import kws, sv
-from distilled_student.streaming import Step, Stream, StreamOutput, listen
+from distilled_student.streaming import Step, Stream, StreamOutput, spot_keywords
 
 CAUSAL = dataclasses.replace(ds.named_size("tiny"), **SMALL, conv_dim=[8, 16], attention_context=20)
 VARIANTS = {
@@ -30,7 +30,7 @@ CHUNKS = {f"{ms} ms": [16 * ms] for ms in (20, 40, 60, 80, 100)} | {"uneven": [1
 
 
 def joint(config: ds.StudentConfig, key: str = "last_hidden_state", superb: bool = False) -> JointModel:
-    """A model with random weights and both heads, the paper's or SUPERB's."""
+    """A model with random weights and heads for both tasks, ours or SUPERB's."""
     torch.manual_seed(0)
     parts = {"last_hidden_state": 1, "concatenated": config.layers + 1, "predictions": 1}[key]
     width = config.target_size if key == "predictions" else config.hidden_size
@@ -43,7 +43,7 @@ def joint(config: ds.StudentConfig, key: str = "last_hidden_state", superb: bool
 
 
 def feed(stream: Stream, wave: Tensor, sizes: Sequence[int]) -> list[StreamOutput]:
-    """What a stream gives of a waveform in chunks of these sizes, over and over."""
+    """The outputs of a stream for a waveform in chunks of these sizes; the sizes repeat until its end."""
     outputs, begin, turn = [], 0, 0
     while begin < len(wave):
         size = sizes[turn % len(sizes)]
@@ -54,7 +54,7 @@ def feed(stream: Stream, wave: Tensor, sizes: Sequence[int]) -> list[StreamOutpu
 
 @pytest.mark.parametrize("chunks", CHUNKS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_chunks_have_the_hidden_states_and_scores_of_the_whole(variant: str, chunks: str) -> None:
+def test_chunks_have_the_hidden_states_and_scores_of_the_whole_utterance(variant: str, chunks: str) -> None:
     model, wave = joint(VARIANTS[variant]), tone(2.4)  # longer than any context
     stream = Stream(model, window=2.4)
     outputs = feed(stream, wave, CHUNKS[chunks])
@@ -66,10 +66,10 @@ def test_chunks_have_the_hidden_states_and_scores_of_the_whole(variant: str, chu
         torch.testing.assert_close(found, expected[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(outputs[-1].keyword_scores, scores.keyword_scores[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(outputs[-1].speaker_embedding, scores.speaker_embedding[0], atol=1e-5, rtol=1e-5)
-    assert outputs[0].keyword_scores.sub(scores.keyword_scores[0]).abs().max() > 1e-3, "scores depend on what is heard"
+    assert outputs[0].keyword_scores.sub(scores.keyword_scores[0]).abs().max() > 1e-3, "scores depend on the audio"
 
 
-def test_edge_is_the_same_on_chunks() -> None:
+def test_edge_has_the_same_hidden_states_on_chunks() -> None:
     model, wave = joint(ds.named_size("edge")), tone(2.2)
     found = torch.cat([output.hidden_states[-1] for output in feed(Stream(model), wave, [1_600])])
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_edge_is_the_same_on_chunks() -> None:
 
 @pytest.mark.parametrize("key", ["concatenated", "predictions"])
 @pytest.mark.parametrize("superb", [False, True])
-def test_every_choice_of_features_and_heads_scores_a_stream(key: str, superb: bool) -> None:
+def test_all_features_and_heads_work_on_a_stream(key: str, superb: bool) -> None:
     model, wave = joint(CAUSAL, key, superb), tone(0.8)
     scores = model(wave[None], torch.tensor([len(wave)]))
     *_, last = feed(Stream(model), wave, [960])
@@ -88,7 +88,7 @@ def test_every_choice_of_features_and_heads_scores_a_stream(key: str, superb: bo
 
 
 @pytest.mark.parametrize("window", [0.5, None])
-def test_scores_are_those_of_the_frames_in_the_window(window: float | None) -> None:
+def test_scores_depend_on_the_frames_in_the_window_only(window: float | None) -> None:
     model, wave = joint(VARIANTS["strided"]), tone(1.92)
     states = model.student(1.5 * wave[None]).last_hidden_state
     frames = states.shape[1] if window is None else 25
@@ -97,14 +97,14 @@ def test_scores_are_those_of_the_frames_in_the_window(window: float | None) -> N
     torch.testing.assert_close(last.keyword_scores, expected[0], atol=1e-5, rtol=0)
 
 
-def test_samples_wait_for_the_frame_that_they_belong_to() -> None:
+def test_samples_wait_until_their_frame_is_complete() -> None:
     stream = Stream(joint(VARIANTS["strided"]))
     assert stream.feed(torch.zeros(639)) is None
     assert len(stream.feed(torch.zeros(641)).hidden_states[-1]) == 4
     assert stream.feed(torch.zeros(0)) is None
 
 
-def test_a_reset_stream_has_no_past() -> None:
+def test_a_reset_stream_is_as_a_new_one() -> None:
     stream, wave = Stream(joint(CAUSAL)), tone(0.4)
     first = feed(stream, wave, [800])
     stream.reset()
@@ -112,14 +112,14 @@ def test_a_reset_stream_has_no_past() -> None:
     torch.testing.assert_close(again[-1].keyword_scores, first[-1].keyword_scores, atol=0, rtol=0)
 
 
-def test_what_a_stream_remembers_does_not_grow() -> None:
+def test_the_state_of_a_stream_has_a_fixed_size() -> None:
     step = Step(joint(CAUSAL))
     sizes = {name: tensor.shape for name, tensor in step.start().items()}
     state = step(torch.zeros(1, 64_000), step.start()).state
     assert {name: tensor.shape for name, tensor in state.items()} == sizes
 
 
-def test_a_student_alone_streams_its_hidden_states() -> None:
+def test_a_student_without_heads_streams_its_hidden_states() -> None:
     model = JointModel(ds.build_student(CAUSAL).eval(), Features("last_hidden_state"))
     output = Stream(model).feed(tone(0.2))
     assert [tuple(h.shape) for h in output.hidden_states] == [(10, 16)] * 3
@@ -128,22 +128,22 @@ def test_a_student_alone_streams_its_hidden_states() -> None:
 
 
 @pytest.mark.parametrize(("label", "times"), [("yes", [0.1]), ("_silence_", [])])
-def test_a_keyword_is_told_once_and_silence_never(label: str, times: list[float]) -> None:
+def test_a_keyword_is_reported_once_and_silence_never(label: str, times: list[float]) -> None:
     model = joint(CAUSAL)
     model.tasks["kws"].head.linear.bias[model.labels.index(label)] += 100.0
-    spotted = list(listen(Stream(model), tone(0.55), chunk_ms=100))
-    assert [(s.seconds, s.label) for s in spotted] == [(pytest.approx(time), label) for time in times]
+    reported = [(time, spotted.label) for time, spotted in spot_keywords(Stream(model), tone(0.55), chunk_ms=100)]
+    assert reported == [(pytest.approx(time), label) for time in times]
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (ds.StudentConfig(**SMALL), "group norm takes mean and variance over the whole utterance"),
+        (ds.StudentConfig(**SMALL), "group norm computes mean and variance over the whole utterance"),
         (ds.StudentConfig(**SMALL, conv_norm="layer", normalize=True), "normalised over the whole utterance"),
-        (dataclasses.replace(CAUSAL, causal=False), "its frames see later ones"),
+        (dataclasses.replace(CAUSAL, causal=False), "its frames depend on later frames"),
     ],
 )
-def test_a_student_that_hears_the_future_is_refused_with_the_reason(config: ds.StudentConfig, message: str) -> None:
+def test_a_student_that_is_not_causal_is_an_error_that_names_the_reason(config: ds.StudentConfig, message: str) -> None:
     with pytest.raises(ds.UserError, match=message) as error:
         Stream(JointModel(ds.build_student(config).eval(), Features("last_hidden_state")))
     assert "\n" not in str(error.value)

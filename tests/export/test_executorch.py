@@ -1,4 +1,4 @@
-"""Programs for phones: ExecuTorch's runtime says what PyTorch says."""
+"""ExecuTorch programs: ExecuTorch's runtime computes what PyTorch computes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from conftest import SMALL, tone
 from test_streaming import CAUSAL, joint
 
 import distilled_student as ds
-from distilled_student.export import executorch as phone
+from distilled_student.export.executorch import SingleUtterance, check_program, export_executorch
 
 runtime = pytest.importorskip("executorch.runtime").Runtime.get()
 SMALLEST = SMALL | {"layers": 1}
@@ -25,16 +25,16 @@ SIZES = {
 
 @pytest.fixture(scope="module", params=SIZES)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    model, file = joint(SIZES[request.param]), tmp_path_factory.mktemp("phone") / "model.pte"
+    model, file = joint(SIZES[request.param]), tmp_path_factory.mktemp("executorch") / "model.pte"
     model.tasks["sv"].calibration[0] = torch.tensor([20.0, -9.0])
-    phone.export_executorch(model, file, max_seconds=2.0)
+    export_executorch(model, file, max_seconds=2.0)
     return model, file
 
 
-def test_a_program_says_what_pytorch_says_of_any_length(exported: tuple[Any, Path]) -> None:
+def test_a_program_computes_what_pytorch_computes_at_any_length(exported: tuple[Any, Path]) -> None:
     model, file = exported
     method = runtime.load_program(file).load_method("forward")
-    for samples in (1_600, 1_601, 9_999, 32_000, 16_000):  # shorter after longer: nothing is left of what was before
+    for samples in (1_600, 1_601, 9_999, 32_000, 16_000):  # shorter after longer: no state of the longer may remain
         wave = tone(2.0, seed=samples)[None, :samples]
         expected = model(wave, torch.tensor([samples]))
         hidden_state, keyword_scores, speaker_embedding = method.execute([wave])
@@ -43,25 +43,25 @@ def test_a_program_says_what_pytorch_says_of_any_length(exported: tuple[Any, Pat
         torch.testing.assert_close(speaker_embedding, expected.speaker_embedding, atol=1e-4, rtol=0)
 
 
-def test_a_program_tells_its_labels_rate_and_limits(exported: tuple[Any, Path]) -> None:
+def test_a_program_returns_its_labels_rate_and_limits(exported: tuple[Any, Path]) -> None:
     model, file = exported
     program = runtime.load_program(file)
-    told = {name: program.load_method(name).execute([])[0] for name in program.method_names - {"forward"}}
-    assert json.loads(told["labels"]) == model.labels
-    assert json.loads(told["outputs"]) == ["hidden_state", "keyword_scores", "speaker_embedding"]
-    assert (told["sample_rate"], told["shortest"], told["longest"]) == ("16000", "1600", "32000")
-    assert (float(told["sv_slope"]), float(told["sv_offset"])) == (20.0, -9.0)
+    constants = {name: program.load_method(name).execute([])[0] for name in program.method_names - {"forward"}}
+    assert json.loads(constants["labels"]) == model.labels
+    assert json.loads(constants["outputs"]) == ["hidden_state", "keyword_scores", "speaker_embedding"]
+    assert (constants["sample_rate"], constants["shortest"], constants["longest"]) == ("16000", "1600", "32000")
+    assert (float(constants["sv_slope"]), float(constants["sv_offset"])) == (20.0, -9.0)
 
 
-def test_a_program_that_differs_from_its_model_is_refused(exported: tuple[Any, Path]) -> None:
+def test_a_program_that_differs_from_its_model_is_an_error(exported: tuple[Any, Path]) -> None:
     model, file = exported
     other = joint(model.student.config)
     other.tasks["kws"].head.linear.bias += torch.arange(12)
     with pytest.raises(ds.UserError, match=r"keyword_scores: differs by .* from PyTorch on 8000 samples"):
-        phone.check(file.read_bytes(), phone.Utterance(other), [tone(0.5)])
+        check_program(file.read_bytes(), SingleUtterance(other), [tone(0.5)])
 
 
-def test_nothing_is_written_where_the_longest_audio_is_too_short(tmp_path: Path) -> None:
-    with pytest.raises(ds.UserError, match="max_seconds: needs at least 1, found"):
-        phone.export_executorch(joint(CAUSAL), tmp_path / "model.pte", max_seconds=0.5)
+def test_no_file_is_written_if_the_longest_audio_is_too_short(tmp_path: Path) -> None:
+    with pytest.raises(ds.UserError, match="max_seconds: must be at least 1, found"):
+        export_executorch(joint(CAUSAL), tmp_path / "model.pte", max_seconds=0.5)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Exported streams: numpy and onnxruntime say of chunks what PyTorch says of the whole."""
+"""Exported streams: numpy and onnxruntime compute on chunks what PyTorch computes on the whole utterance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distilled_student.multitask.device_model import JointModel
 
 pytest.importorskip("onnxscript")
 from distilled_student import onnx
-from distilled_student.export import stream as streaming_onnx
+from distilled_student.export.stream import check_stream, export_stream
 from distilled_student.speed.streaming import time_chunks
 from distilled_student.streaming import Step
 
@@ -23,43 +23,46 @@ from distilled_student.streaming import Step
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[JointModel, Path]:
     model, file = joint(VARIANTS["strided"]), tmp_path_factory.mktemp("stream") / "stream.onnx"
-    streaming_onnx.export_stream(model, file)
-    assert [found.name for found in file.parent.iterdir()] == ["stream.onnx"], "nothing of the export is left behind"
+    export_stream(model, file)
+    assert [found.name for found in file.parent.iterdir()] == ["stream.onnx"], "no temporary file is left"
     return model, file
 
 
 @pytest.mark.parametrize("sizes", [[640], [1_600], [37, 700, 5_001, 319]])
-def test_an_exported_stream_has_the_states_and_scores_of_the_whole(
+def test_an_exported_stream_has_the_hidden_states_and_scores_of_the_whole_utterance(
     exported: tuple[JointModel, Path], sizes: list[int]
 ) -> None:
     model, file = exported
-    wave, stream, given = tone(0.96), onnx.Stream(file), []
+    wave, stream, outputs = tone(0.96), onnx.Stream(file), []
     ends = np.cumsum(np.tile(sizes, 30))
     for samples in np.split(wave.numpy(), ends[ends < len(wave)]):
-        given += [new for new in [stream.feed(samples)] if new is not None]
+        if (output := stream.feed(samples)) is not None:
+            outputs.append(output)
     whole = model(wave[None], torch.tensor([len(wave)]))
-    assert len(given) > 1
-    states = np.concatenate([new["hidden_state"] for new in given])
-    np.testing.assert_allclose(states, whole.hidden_state[0], atol=1e-4)
-    np.testing.assert_allclose(given[-1]["keyword_scores"], whole.keyword_scores[0], atol=1e-4)
-    np.testing.assert_allclose(given[-1]["speaker_embedding"], whole.speaker_embedding[0], atol=1e-4)
+    assert len(outputs) > 1
+    hidden_states = np.concatenate([output["hidden_state"] for output in outputs])
+    np.testing.assert_allclose(hidden_states, whole.hidden_state[0], atol=1e-4)
+    np.testing.assert_allclose(outputs[-1]["keyword_scores"], whole.keyword_scores[0], atol=1e-4)
+    np.testing.assert_allclose(outputs[-1]["speaker_embedding"], whole.speaker_embedding[0], atol=1e-4)
 
 
-def test_an_exported_stream_names_the_word_and_forgets_at_a_reset(exported: tuple[JointModel, Path]) -> None:
+def test_an_exported_stream_spots_the_keyword_and_discards_its_state_at_a_reset(
+    exported: tuple[JointModel, Path],
+) -> None:
     model, file = exported
     stream, wave = onnx.Stream(file), tone(0.32)
     assert stream.spot(wave[:600].numpy()) is None, "no frame is complete"
     stream.reset()
     spotted = stream.spot((wave * 32_768).to(torch.int16).numpy())
     scores = model(wave[None], torch.tensor([len(wave)])).keyword_scores[0]
-    assert spotted.score == pytest.approx(float(scores[2:].max()), abs=1e-3)  # behind silence and unknown
+    assert spotted.score == pytest.approx(
+        float(scores[2:].max()), abs=1e-3
+    )  # the first two labels are silence and unknown
 
 
-def test_a_stream_and_a_file_for_utterances_are_not_taken_for_each_other(
-    exported: tuple[JointModel, Path], tmp_path: Path
-) -> None:
+def test_stream_and_model_refuse_each_others_files(exported: tuple[JointModel, Path], tmp_path: Path) -> None:
     file = exported[1]
-    with pytest.raises(ValueError, match="is a stream; Stream runs it"):
+    with pytest.raises(ValueError, match="is a stream; run it with Stream"):
         onnx.load(file).spot(tone(0.5).numpy())
     import onnx as library
 
@@ -72,25 +75,25 @@ def test_a_stream_and_a_file_for_utterances_are_not_taken_for_each_other(
         onnx.Stream(tmp_path / "other.onnx")
 
 
-def test_a_stream_that_differs_from_its_model_is_refused(exported: tuple[JointModel, Path]) -> None:
+def test_a_stream_that_differs_from_its_model_is_an_error(exported: tuple[JointModel, Path]) -> None:
     model, file = exported
     other = joint(model.student.config)
     other.tasks["kws"].head.linear.bias += torch.arange(12)
     with pytest.raises(ds.UserError, match=r"keyword_scores: differs by .* from PyTorch in chunks of 320 samples"):
-        streaming_onnx.check(file, Step(other).eval(), [tone(0.5)])
+        check_stream(file, Step(other).eval(), [tone(0.5)])
 
 
-def test_a_student_that_hears_the_future_is_not_exported_as_a_stream(tmp_path: Path) -> None:
+def test_a_student_that_is_not_causal_is_not_exported_as_a_stream(tmp_path: Path) -> None:
     with pytest.raises(ds.UserError, match="group norm"):
-        streaming_onnx.export_stream(joint(ds.StudentConfig(**SMALL)), tmp_path / "stream.onnx")
+        export_stream(joint(ds.StudentConfig(**SMALL)), tmp_path / "stream.onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_cost_of_a_chunk_is_told_for_pytorch_and_onnx(exported: tuple[JointModel, Path]) -> None:
+def test_the_cost_of_a_chunk_is_measured_for_pytorch_and_onnx(exported: tuple[JointModel, Path]) -> None:
     figures = time_chunks(*exported, chunk_ms=(40, 80), seconds=0.4)
     assert list(figures) == ["40", "80"]
     for forms in figures.values():
         assert list(forms) == ["PyTorch", "ONNX"]
-        for of in forms.values():
-            assert 0 < of["median_ms"] <= of["p99_ms"]
-            assert of["cpu_share"] > 0
+        for cost in forms.values():
+            assert 0 < cost["median_ms"] <= cost["p99_ms"]
+            assert cost["cpu_share"] > 0

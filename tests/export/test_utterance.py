@@ -1,4 +1,4 @@
-"""Exported graphs against PyTorch: the same numbers at any length and in any batch, in a file that says what it is."""
+"""Exported graphs against PyTorch: the same outputs at any length and in any batch, and complete metadata."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 import distilled_student as ds
 from distilled_student.common.errors import UserError
-from distilled_student.export import graph as parity
-from distilled_student.export import utterance as export
-from distilled_student.export.utterance import Graph, export_onnx
+from distilled_student.export import graph
+from distilled_student.export.graph import Graph
+from distilled_student.export.utterance import export_onnx
 from distilled_student.multitask.device_model import JointModel
 from distilled_student.student.log_mel import fourier_matrices, power_by_matrices
 
@@ -26,13 +26,20 @@ CNN = ds.StudentConfig(**SMALL, conv_dim=[8] * 7)
 WHISPER = dataclasses.replace(
     CAUSAL, causal=False, positions="sinusoidal", conv_norm="layer", encoder_stride=2, shared=True
 )
-MODELS = {
+MODELS = {  # configuration of the student, features of the tasks, whether the heads are SUPERB's
     "the paper's": (CNN, "last_hidden_state", False),
-    "one that hears predictions": (dataclasses.replace(CNN, normalize=True), "predictions", False),
+    "heads on predictions": (dataclasses.replace(CNN, normalize=True), "predictions", False),
     "with SUPERB's heads": (WHISPER, "concatenated", True),
     "causal": (dataclasses.replace(CAUSAL, encoder_stride=2), "last_hidden_state", False),
 }
-SAMPLES = (1_600, 2_080, 2_400, 7_999, 8_000, 20_001)  # from the shortest; 2,080 and 2,400 lie between two frames
+SAMPLES = (
+    1_600,
+    2_080,
+    2_400,
+    7_999,
+    8_000,
+    20_001,
+)  # the first is the shortest; 2,080 and 2,400 are between two frames
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -43,12 +50,13 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return model, file
 
 
-def test_a_graph_says_what_pytorch_says_alone_and_in_any_batch(exported: tuple[JointModel, Path]) -> None:
-    model, graph = exported[0], Graph(exported[1])
+def test_a_graph_computes_what_pytorch_computes_alone_and_in_any_batch(exported: tuple[JointModel, Path]) -> None:
+    model, exported_graph = exported[0], Graph(exported[1])
     waves, lengths = [tone(1.3, seed=n)[:n] for n in SAMPLES], torch.tensor(SAMPLES)
-    batch = graph(pad_sequence(waves, batch_first=True), lengths)
+    batch = exported_graph(pad_sequence(waves, batch_first=True), lengths)
     for i, wave in enumerate(waves):
-        expected, alone = model(wave[None], lengths[i : i + 1]), graph(wave[None], lengths[i : i + 1])
+        length = lengths[i : i + 1]
+        expected, alone = model(wave[None], length), exported_graph(wave[None], length)
         frames = int(expected.frames)
         assert int(alone.frames) == int(batch.frames[i]) == frames
         for output, at in ((alone, 0), (batch, i)):
@@ -58,7 +66,7 @@ def test_a_graph_says_what_pytorch_says_alone_and_in_any_batch(exported: tuple[J
         assert not batch.hidden_state[i, frames:].any()
 
 
-def test_a_file_says_what_it_is_and_nothing_of_where_it_was_made(exported: tuple[JointModel, Path]) -> None:
+def test_a_file_has_complete_metadata_and_no_local_paths(exported: tuple[JointModel, Path]) -> None:
     model, file = exported
     proto = onnx.load(file)
     about = {entry.key: entry.value for entry in proto.metadata_props}
@@ -66,7 +74,7 @@ def test_a_file_says_what_it_is_and_nothing_of_where_it_was_made(exported: tuple
     assert (about["sv_slope"], about["sv_offset"], about["sv_threshold"]) == ("20.0", "-9.0", "0.45")
     assert (about["checkpoint"], about["version"], about["precision"]) == ("best-dev.ckpt", ds.__version__, "float32")
     assert ds.StudentConfig(**json.loads(about["config"])) == model.student.config
-    assert "keyword_threshold" not in about, "there are no development data to measure it with"
+    assert "keyword_threshold" not in about, "it is measured on development data, and there are none"
     inputs, outputs = (
         {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
         for values in (proto.graph.input, proto.graph.output)
@@ -74,45 +82,49 @@ def test_a_file_says_what_it_is_and_nothing_of_where_it_was_made(exported: tuple
     assert inputs == {"waveforms": ["batch", "samples"], "lengths": ["batch"]}
     assert outputs["hidden_state"] == ["batch", "frames", 16] and outputs["frames"] == ["batch"]
     assert outputs["keyword_scores"] == ["batch", 12] and outputs["speaker_embedding"] == ["batch", 8]
-    assert str(Path(export.__file__).parents[2]).encode() not in file.read_bytes()
+    assert str(Path(graph.__file__).parents[2]).encode() not in file.read_bytes()
 
 
-def test_what_is_read_is_in_the_file_once_and_nothing_else(exported: tuple[JointModel, Path]) -> None:
+def test_a_file_has_all_weights_that_are_used_once_and_no_others(exported: tuple[JointModel, Path]) -> None:
     model, file = exported
-    read = "" if model.select.key == "predictions" else "predictions"
-    weights = sum(p.numel() for name, p in model.named_parameters() if not read or read not in name)
+    used = [
+        weight
+        for name, weight in model.named_parameters()
+        if "predictions" not in name or model.select.key == "predictions"
+    ]
+    weights = sum(weight.numel() for weight in used)
     stored = sum(numpy_helper.to_array(w).size for w in onnx.load(file).graph.initializer)
     config = model.student.config
     spectrum = 20 * 20 * 40 + 40 * 22 + 201 * config.mel_bins if config.frontend == "logmel" else 0
-    magnitudes = 8 if config.positions == "conv" else 0  # weight norm is done
-    assert weights - magnitudes <= stored < 1.01 * weights + spectrum + 1_000  # and shapes, a number each
+    magnitudes = 8 if config.positions == "conv" else 0  # weight norm is computed at export
+    shapes = 1_000  # constants of one number each
+    assert weights - magnitudes <= stored < 1.01 * weights + spectrum + shapes
 
 
-def test_the_spectrum_in_products_is_the_transform() -> None:
+def test_the_power_spectrum_by_matrix_products_is_that_of_the_fourier_transform() -> None:
     x = torch.randn(2, 3, 400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = torch.fft.rfft(x).abs().square()
     torch.testing.assert_close(power_by_matrices(x, *fourier_matrices()), expected, atol=1e-9, rtol=1e-9)
 
 
-def test_a_graph_that_differs_is_refused_and_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parity, "TOLERANCE", 0.0)  # float32 in another order is never the same
+def test_a_graph_that_differs_is_an_error_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "TOLERANCE", 0.0)  # float32 sums in another order always differ
     with pytest.raises(UserError, match=r"hidden_state: differs by .* from PyTorch on \[\d+\] samples"):
         export_onnx(ds.build_student(CNN), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_in_int8_nearly_all_weights_take_one_byte(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_in_int8_nearly_all_weights_have_one_byte(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     torch.manual_seed(0)
     student = ds.build_student(dataclasses.replace(CAUSAL, hidden_size=64, conv_dim=[64, 64], feed_forward=256))
     export_onnx(student, tmp_path / "model.onnx", int8=True)
     assert "cosine with float32: dynamic 0.99" in capsys.readouterr().out
     proto = onnx.load(tmp_path / "model.onnx")
     assert {e.key: e.value for e in proto.metadata_props}["precision"] in ("int8 dynamic", "int8 static")
-    sizes = {w.name: (w.data_type, numpy_helper.to_array(w).size) for w in proto.graph.initializer}
-    large = {name: kind for name, (kind, size) in sizes.items() if size > 1_000 and "mel" not in name}
-    in_float = [name for name, kind in large.items() if kind == TensorProto.FLOAT]
-    assert any(name.endswith("/int8") for name in large), "the positions' convolution too"
-    spectrum = 20 * 20 * 40  # the log-mel's products alone keep their precision
-    assert all(sizes[name][1] <= spectrum for name in in_float) and len(in_float) <= 2
+    sizes = {weight.name: numpy_helper.to_array(weight).size for weight in proto.graph.initializer}
+    types = {weight.name: weight.data_type for weight in proto.graph.initializer}
+    large = [name for name, size in sizes.items() if size > 1_000 and "mel" not in name]
+    in_float = [name for name in large if types[name] == TensorProto.FLOAT]
+    assert any(name.endswith("/int8") for name in large), "the positional convolution is stored in int8, too"
+    spectrum = 20 * 20 * 40  # only the matrix products of the log-mel stay in float32
+    assert all(sizes[name] <= spectrum for name in in_float) and len(in_float) <= 2

@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 import distilled_student as ds
 from distilled_student.common.errors import UserError
-from distilled_student.export.int8 import smallest_loss
-from distilled_student.export.utterance import Graph, recordings, trace, write
+from distilled_student.export.graph import Graph, speech_samples, write_onnx
+from distilled_student.export.int8 import quantize_best
+from distilled_student.export.utterance import trace_model
 from distilled_student.host import launch
 from distilled_student.host.plugin import register
 from distilled_student.host.upstreams import StudentUpstream
@@ -113,12 +114,12 @@ def test_int8_is_refused_if_it_loses_more_than_allowed(
     model, files = open_joint(run), [tmp_path / "a.onnx", tmp_path / "b.onnx"]
     before = model.metadata({})
     for file in files:
-        write(trace(model) if file is files[0] else onnx.load(files[0]), file, {})
-    waveforms = recordings(model, 6)
+        write_onnx(trace_model(model) if file is files[0] else onnx.load(files[0]), file, {})
+    waveforms = speech_samples(model, 6)
     assert {len(wav) for wav in waveforms} == {8_000, 12_000, 14_400, 16_000}, "from the run's development data"
     with pytest.raises(UserError, match=r"int8: loses .* points, more than --max-loss -101"):
-        smallest_loss(model, files[1], waveforms, -101)  # no gain is so large
-    precision, file = smallest_loss(model, files[0], waveforms, 100)
+        quantize_best(model, files[1], waveforms, -101)  # no gain is so large
+    precision, file = quantize_best(model, files[0], waveforms, 100)
     rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if "%" in line]
     assert rows == 2 * [["kws", "dev"], ["kws", "test"], ["sv", "dev"], ["sv", "test"]]
     assert precision.split()[0] == "int8" and model.metadata({}) == before, "measuring changes no calibration"
@@ -138,7 +139,7 @@ def test_int8_needs_development_data(run: Path) -> None:
     model = open_joint(run)
     model.tasks["kws"].settings.train_root = "gone"
     with pytest.raises(UserError, match="train_root: gone: no such folder"):
-        smallest_loss(model, run / "never-read.onnx", [], 0.3)
+        quantize_best(model, run / "never-read.onnx", [], 0.3)
 
 
 def test_the_equal_error_threshold_is_where_both_error_rates_are_nearest() -> None:

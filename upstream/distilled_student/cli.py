@@ -286,11 +286,11 @@ def stream(
 
     from distilled_student.common import audio
     from distilled_student.multitask.device_model import open_joint
-    from distilled_student.streaming import Stream, listen
+    from distilled_student.streaming import Stream, spot_keywords
 
     torch.set_num_threads(1)  # a chunk is too small for several threads
-    listener = Stream(open_joint(model), window)
-    for seconds, label, score in listen(listener, audio.load(recording), chunk_ms, threshold):
+    keywords = spot_keywords(Stream(open_joint(model), window), audio.load(recording), chunk_ms, threshold)
+    for seconds, (label, score) in keywords:
         print(f"{seconds:7.2f} s  {label}  {score:.2f}")
 
 

@@ -1,4 +1,4 @@
-"""Causal students on a stream: chunks in, the frames and keyword scores of the whole utterance out."""
+"""Runs causal students on a stream in PyTorch: results on chunks are those on the whole utterance."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.sample_rate import SAMPLE_RATE
+from distilled_student.corpora.keywords import SILENCE, UNKNOWN
+from distilled_student.onnx import Spotted
 from distilled_student.student.config import StudentConfig
 from distilled_student.student.frontend import LogMelStem
 from distilled_student.student.log_mel import HOP
@@ -19,35 +21,40 @@ from distilled_student.student.positions import ConvPositions
 if TYPE_CHECKING:
     from distilled_student.multitask.device_model import JointModel
 
-WINDOW_SECONDS = 1.0  # what training clips of keywords have
+WINDOW_SECONDS = 1.0  # the length of the keyword clips that models are trained on
 
 
 def check_causal(config: StudentConfig) -> None:
-    """Raise UserError for a student that needs what a stream does not have yet."""
+    """Raise UserError if a student needs later samples; the message names the part that does."""
     if config.causal:
         return
     if config.frontend == "cnn" and config.conv_norm == "group":
-        why = "its group norm takes mean and variance over the whole utterance"
+        reason = "its group norm computes mean and variance over the whole utterance"
     elif config.normalize:
-        why = "its waveforms are normalised over the whole utterance"
+        reason = "its waveforms are normalised over the whole utterance"
     else:
-        why = "its frames see later ones"
-    raise UserError(f"causal: a stream needs a causal student, such as edge or tiny; of this one, {why}")
+        reason = "its frames depend on later frames"
+    raise UserError(f"causal: this student cannot stream: {reason}; use a causal student, such as edge or tiny")
 
 
 def join(past: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """``x`` with its past in front, and the next chunk's past, which is as long; time is dimension 1."""
-    wide = torch.cat([past, x], dim=1)
-    return wide, wide[:, x.shape[1] :]
+    """Put the past in front of ``x``, along dimension 1 (time).
+
+    Returns:
+        Both joined, and the past of the next chunk, which is as long as ``past``.
+    """
+    joined = torch.cat([past, x], dim=1)
+    return joined, joined[:, x.shape[1] :]
 
 
 class StepOutput(NamedTuple):
-    """What one chunk gives; T is its frames, D the student's width.
+    """The outputs of a `Step` for one chunk.
 
     Attributes:
         output: Hidden states and predictions of the chunk's frames, see `StudentOutput`.
-        tasks: The output of each task by name, of the window that ends with the chunk: see `JointModel.heads`.
-        state: For the next chunk.
+        tasks: The output of each task ``(1, outputs)`` by name, of the window that ends with the chunk; see
+            `JointModel.heads`.
+        state: The state that the next chunk needs.
     """
 
     output: StudentOutput
@@ -56,27 +63,31 @@ class StepOutput(NamedTuple):
 
 
 class Step(nn.Module):
-    """One chunk of a stream. It keeps nothing: what it must remember comes and goes as tensors, so that it is a graph.
+    """Processes one chunk of a stream. All state is in arguments and results, so that a step can become a graph.
 
     Args:
         model: Student and heads.
-        window: Seconds that keyword scores are of; None: all since the beginning.
+        window: Length in seconds of the window that heads are applied to; None: everything since the beginning.
+
+    Attributes:
+        chunk: Samples; the length of every chunk is a multiple of it.
+        window: In frames, or None.
 
     Raises:
-        UserError: the student is not causal, or ``window`` is shorter than a chunk.
+        UserError: the student is not causal, or ``window`` is shorter than the shortest chunk.
     """
 
     def __init__(self, model: JointModel, window: float | None = WINDOW_SECONDS) -> None:
         super().__init__()
         check_causal(model.student.config)
         self.model, self.config = model, model.student.config
-        self.chunk = self.config.frame_shift * self.config.encoder_stride  # samples; a chunk is a multiple of these
+        self.chunk = self.config.frame_shift * self.config.encoder_stride
         self.window = None if window is None else round(window * SAMPLE_RATE / self.config.frame_shift)
         if self.window is not None and self.window < self.config.encoder_stride:
-            raise UserError(f"window: needs at least {self.chunk / SAMPLE_RATE} s, found {window}")
+            raise UserError(f"window: must be at least {self.chunk / SAMPLE_RATE} s, found {window}")
 
     def start(self) -> dict[str, Tensor]:
-        """What there is before the first sample. All of it has a fixed size, but for a window of everything."""
+        """The state before the first sample: all zeros, of fixed shapes; only without a window it grows."""
         config, stem = self.config, self.model.student.frontend
         state = {"frames": torch.zeros(1, dtype=torch.int64), "waveform": torch.zeros(1, stem.mel.samples_before)}
         for i, (layer, width) in enumerate(zip(stem.layers, [config.mel_bins, *config.conv_dim], strict=False)):
@@ -91,29 +102,30 @@ class Step(nn.Module):
         return state
 
     def stem(self, samples: Tensor, state: dict[str, Tensor]) -> Tensor:
-        """``(1, samples)`` -> ``(1, frames, features)``; updates ``state``, as `encode` does."""
+        """The front end: ``(1, samples)`` -> ``(1, frames, features)``; updates ``state`` in place."""
         stem: LogMelStem = self.model.student.frontend
         frames = samples.shape[1] // HOP
-        wide, state["waveform"] = join(state["waveform"], samples)
-        x = (stem.mel.log_mel(wide, frames) + 4.0) / 4.0
+        joined, state["waveform"] = join(state["waveform"], samples)
+        x = (stem.mel.log_mel(joined, frames) + 4.0) / 4.0
         for i, layer in enumerate(stem.layers):
-            wide, state[f"stem_{i}"] = join(state[f"stem_{i}"], x)
+            joined, state[f"stem_{i}"] = join(state[f"stem_{i}"], x)
             frames = frames // layer.stride
-            x = layer(wide)[:, :frames]
+            x = layer(joined)[:, :frames]
         return x
 
     def encode(self, samples: Tensor, state: dict[str, Tensor]) -> StudentOutput:
-        """The student on ``(1, samples)``, whole multiples of ``chunk``."""
+        """The student on ``(1, samples)``, a multiple of ``chunk``; updates ``state`` in place."""
         student, config = self.model.student, self.config
         x = student.project(self.stem(self.model.gain * samples, state))
         frames, stride = x.shape[1], config.encoder_stride
         x = x.unflatten(1, (-1, stride)).mean(dim=2) if stride > 1 else x
         if isinstance(student.positions, ConvPositions):
-            wide, state["positions"] = join(state["positions"], x)
-            x = x + student.positions.embed(wide)
+            joined, state["positions"] = join(state["positions"], x)
+            x = x + student.positions.embed(joined)
         past = config.attention_context - 1
-        begun = torch.arange(past + x.shape[1]) >= past - state["frames"] // stride
-        mask = causal_mask(x.shape[1], past, past + 1, x.device) & begun
+        # frames in front of the first sample are zeros in the state, and attention must not see them
+        exists = torch.arange(past + x.shape[1]) >= past - state["frames"] // stride
+        mask = causal_mask(x.shape[1], past, past + 1, x.device) & exists
         hidden_states, key_values = student.run_layers(x, mask, [state[f"layer_{i}"] for i in range(config.layers)])
         for i, key_value in enumerate(key_values):
             state[f"layer_{i}"] = key_value[:, x.shape[1] :]
@@ -124,12 +136,12 @@ class Step(nn.Module):
         return StudentOutput(hidden_states, hidden_states[-1], predictions, torch.full((1,), frames))
 
     def forward(self, samples: Tensor, state: dict[str, Tensor]) -> StepOutput:
-        """``(1, samples)`` float32 at 16 kHz in [-1, 1], a multiple of ``chunk``, and the state before them."""
+        """``(1, samples)`` float32 at 16 kHz in [-1, 1], a multiple of ``chunk``, and the state before the chunk."""
         state = dict(state)
         output = self.encode(samples, state)
-        window, newest = join(state["window"], self.model.features(output))
-        state["window"] = window = window if self.window is None else newest
-        # heads want the valid frames in front; until the window is full they are at its end
+        all_features, newest = join(state["window"], self.model.features(output))
+        state["window"] = window = all_features if self.window is None else newest
+        # Until the window is full, its valid frames are at its end; heads need them at its beginning.
         size = window.shape[1]
         valid = state["frames"].clamp(max=size)
         index = (torch.arange(size) + size - valid).clamp(max=size - 1)
@@ -137,11 +149,12 @@ class Step(nn.Module):
 
 
 class StreamOutput(NamedTuple):
-    """What is new after some samples; D is the student's width.
+    """The outputs of a `Stream` for the frames that some samples complete; D is the student's width.
 
     Attributes:
-        hidden_states: ``layers + 1`` tensors ``(frames, D)`` of the new frames, as of `StudentOutput`.
-        tasks: The output of each task by name, of the window that ends with them: see `JointModel.heads`.
+        hidden_states: ``layers + 1`` tensors ``(frames, D)`` of the new frames, as in `StudentOutput`.
+        tasks: The output of each task ``(outputs,)`` by name, of the window that ends with the last new frame; see
+            `JointModel.heads`.
     """
 
     hidden_states: list[Tensor]
@@ -159,22 +172,23 @@ class StreamOutput(NamedTuple):
 
 
 class Stream:
-    """A causal model on samples as they come, with the results that it has on the whole.
+    """A causal model on samples as they arrive; the results are those on the whole utterance.
 
         stream = Stream(open_joint("exp/joint"))
         for samples in microphone:
-            if (new := stream.feed(samples)) is not None:
-                print(stream.labels[new.keyword_scores.argmax()])
+            if (output := stream.feed(samples)) is not None:
+                print(stream.labels[output.keyword_scores.argmax()])
 
-    Frames are those of the samples so far: each is there with its last sample. Samples that do not fill a frame (two
-    with ``encoder_stride`` 2) wait for the next ones. Model on the CPU, in eval mode.
+    A frame is computed as soon as its last sample arrives. Samples that do not complete a frame (two frames with
+    ``encoder_stride: 2``) wait for the next call. The model must be on the CPU; it is set to eval mode.
 
     Args:
         model: See `distilled_student.multitask.device_model.open_joint`.
-        window: Seconds that scores are of; None: everything since `reset`, which is for short streams alone.
+        window: Length in seconds of the window that heads are applied to; None: everything since `reset`, which is for
+            short streams only.
 
     Raises:
-        UserError: the student is not causal.
+        UserError: the student is not causal, or ``window`` is too short.
     """
 
     def __init__(self, model: JointModel, window: float | None = WINDOW_SECONDS) -> None:
@@ -182,47 +196,47 @@ class Stream:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: the next sample is the first."""
+        """Discard the state: the next sample is the first of a new stream."""
         self.state, self.waiting = self.step.start(), torch.zeros(0)
 
     @torch.no_grad()
     def feed(self, samples: Tensor) -> StreamOutput | None:
-        """Take ``(samples,)`` float32 at 16 kHz in [-1, 1], as many as there are; None where they complete no frame."""
+        """Process any number of samples ``(samples,)``, float32 at 16 kHz in [-1, 1]; None if no frame is complete."""
         samples = torch.cat([self.waiting, samples])
         ready = len(samples) // self.step.chunk * self.step.chunk
         self.waiting = samples[ready:]
         if ready == 0:
             return None
         output, tasks, self.state = self.step(samples[None, :ready], self.state)
-        tasks = {name: x[0] for name, x in tasks.items()}
-        return StreamOutput([h[0] for h in output.hidden_states], tasks)
+        return StreamOutput(
+            [hidden_state[0] for hidden_state in output.hidden_states],
+            {name: task_output[0] for name, task_output in tasks.items()},
+        )
 
 
-class Spotted(NamedTuple):
-    """A keyword, its probability, and the seconds from the beginning at which it was known."""
+def spot_keywords(
+    stream: Stream, waveform: Tensor, chunk_ms: int = 100, threshold: float = 0.5
+) -> Iterator[tuple[float, Spotted]]:
+    """Feed ``waveform (samples,)`` in chunks of ``chunk_ms`` milliseconds and report each keyword once.
 
-    seconds: float
-    label: str
-    score: float
+    A keyword is reported when its probability reaches the threshold, and again only after it was not the result of at
+    least one chunk.
 
-
-def listen(stream: Stream, waveform: Tensor, chunk_ms: int = 100, threshold: float = 0.5) -> Iterator[Spotted]:
-    """Feed ``waveform (samples,)`` in chunks; each keyword once, when it reaches the threshold.
+    Yields:
+        The end in seconds of the chunk that completed the keyword, and the keyword with its probability.
 
     Raises:
-        UserError: the stream's model has no keyword task.
+        UserError: the model has no keyword task.
     """
-    from distilled_student.corpora.keywords import SILENCE, UNKNOWN
-
     if not stream.labels:
-        raise UserError("keywords: the model has no keyword task; a stream of its hidden states is Stream.feed")
-    before, chunk = None, SAMPLE_RATE * chunk_ms // 1000
+        raise UserError("keywords: the model has no keyword task; read its hidden states with Stream.feed")
+    previous, chunk = None, SAMPLE_RATE * chunk_ms // 1000
     for number, samples in enumerate(waveform.split(chunk), start=1):
-        if (new := stream.feed(samples)) is None:
+        if (output := stream.feed(samples)) is None:
             continue
-        score, best = (float(value) for value in new.keyword_scores.max(dim=0))
+        score, best = (float(value) for value in output.keyword_scores.max(dim=0))
         label = stream.labels[int(best)]
-        heard = label if score >= threshold and label not in (SILENCE, UNKNOWN) else None
-        if heard is not None and heard != before:
-            yield Spotted(min(number * chunk, len(waveform)) / SAMPLE_RATE, heard, score)
-        before = heard
+        keyword = label if score >= threshold and label not in (SILENCE, UNKNOWN) else None
+        if keyword is not None and keyword != previous:
+            yield min(number * chunk, len(waveform)) / SAMPLE_RATE, Spotted(keyword, score)
+        previous = keyword

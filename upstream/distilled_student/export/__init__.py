@@ -1,1 +1,1 @@
-"""Models for devices: ONNX graphs of utterances and of streams, int8, ExecuTorch."""
+"""Exports models for devices: ONNX graphs of utterances and of streams, int8 graphs, ExecuTorch programs."""

@@ -1,21 +1,161 @@
-"""Exported models against PyTorch: nothing is written that computes something else."""
+"""What all exports share: ONNX files and their metadata, speech to check them on, the comparison with PyTorch."""
 
 from __future__ import annotations
 
-from torch import Tensor
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from distilled_student import __version__
 from distilled_student.common.errors import UserError
+from distilled_student.common.sample_rate import SAMPLE_RATE
+from distilled_student.corpora.shipped import read_index, read_voice
+from distilled_student.multitask.device_model import JointModel, JointOutput
+from distilled_student.multitask.tasks.base import SHORTEST
 
-TOLERANCE = 1e-4  # largest difference in float32
+OPSET = 23  # the first opset with an attention operator, which onnxruntime runs as one kernel
+INPUTS = ("waveforms", "lengths")  # of the graph of an utterance
+TOLERANCE = 1e-4  # largest difference from PyTorch in float32
+SHIPPED_VOICES = ("af_heart", "am_adam", "bf_emma")  # of the shipped corpus, used where a model has no data of its own
+
+
+def load_onnx() -> tuple[Any, Any]:
+    """The modules onnx and onnxruntime. Raises UserError with the command that installs what is missing."""
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch's exporter uses it
+    except ImportError as error:
+        raise UserError(f"ONNX: {error.name} is not installed; pip install 'distilled-student[export]'") from None
+    return onnx, onnxruntime
+
+
+class Graph:
+    """An ONNX file of an utterance, run by onnxruntime: inputs and outputs are those of `JointModel`."""
+
+    def __init__(self, file: str | Path) -> None:
+        _, onnxruntime = load_onnx()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only; its warnings are about its own optimisations
+        self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self.output_names = [output.name for output in self.session.get_outputs()]
+
+    def __call__(self, waveforms: Tensor, lengths: Tensor) -> JointOutput:
+        inputs = dict(zip(INPUTS, (waveforms.numpy(), lengths.numpy()), strict=True))
+        arrays = self.session.run(self.output_names, inputs)
+        outputs = dict(zip(self.output_names, map(torch.from_numpy, arrays), strict=True))
+        return JointOutput(outputs.pop("hidden_state"), outputs.pop("frames"), outputs)
+
+
+def to_onnx_program(
+    program: torch.export.ExportedProgram, input_names: Sequence[str], output_names: Sequence[str]
+) -> Any:
+    """torch's ``ONNXProgram`` of an exported program; hides the warnings of the libraries about correct graphs."""
+    for library in ("torch.onnx", "onnx_ir", "onnxscript"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    return torch.onnx.export(
+        program, dynamo=True, opset_version=OPSET, input_names=input_names, output_names=output_names, verbose=False
+    )
+
+
+def write_onnx(proto: Any, file: Path, metadata: dict[str, str]) -> None:
+    """Write an onnx ``ModelProto`` with these ``metadata_props`` instead of its own."""
+    del proto.metadata_props[:]
+    for key, value in metadata.items():
+        proto.metadata_props.add(key=key, value=value)
+    file.write_bytes(proto.SerializeToString())
+
+
+def file_metadata(
+    model: JointModel, checkpoint: str, precision: str, thresholds: Mapping[str, float | None]
+) -> dict[str, str]:
+    """The metadata of an exported file; a key that does not apply to the model is left out.
+
+    Args:
+        checkpoint: Name of the checkpoint.
+        precision: ``float32``, ``int8 dynamic`` or ``int8 static``.
+        thresholds: Of each task, see `distilled_student.multitask.device_model.thresholds`.
+    """
+    values: dict[str, Any] = {
+        "version": __version__,
+        "checkpoint": checkpoint or None,
+        "precision": precision,
+        "config": json.dumps(dataclasses.asdict(model.student.config)),
+        "sample_rate": SAMPLE_RATE,
+        "shortest": SHORTEST,  # samples; shorter utterances are padded with silence
+        **model.metadata(thresholds),
+    }
+    return {key: str(value) for key, value in values.items() if value is not None}
+
+
+def file_size(file: Path) -> str:
+    """Size of a file for messages, such as ``15.3 MB``."""
+    return f"{file.stat().st_size / 1e6:.1f} MB"
+
+
+def speech_samples(model: JointModel, count: int = 24) -> list[Tensor]:
+    """Waveforms ``(samples,)`` of many lengths, to check exports on.
+
+    ``count`` utterances of the development data of each task, evenly spaced in order of length; utterances of the
+    shipped corpus if no task has development data.
+    """
+    waveforms: list[Tensor] = []
+    for task in model.tasks.values():
+        try:
+            data = task.evaluation_data("dev")
+        except UserError:
+            continue
+        by_length = sorted(range(len(data)), key=data.samples)
+        waveforms += [data.item(by_length[i]).waveform for i in _evenly_spaced(len(by_length), count)]
+    return waveforms or list(_shipped_speech(count))
+
+
+def _shipped_speech(count: int) -> Iterator[Tensor]:
+    """About ``count`` utterances of the shipped corpus, as many of each voice."""
+    clips = sorted(read_index(), key=lambda clip: clip.samples)
+    for voice in SHIPPED_VOICES:
+        audio = torch.from_numpy(read_voice(voice))
+        of_voice = [clip for clip in clips if clip.voice == voice]
+        for i in _evenly_spaced(len(of_voice), math.ceil(count / len(SHIPPED_VOICES))):
+            yield audio[of_voice[i].start : of_voice[i].start + of_voice[i].samples]
+
+
+def _evenly_spaced(length: int, count: int) -> list[int]:
+    """``count`` evenly spaced indices into a list, from the first to the last."""
+    return np.linspace(0, length - 1, count).astype(int).tolist()
+
+
+def padded_batches(waveforms: Sequence[Tensor], sizes: Sequence[int] = (1, 4)) -> Iterator[tuple[Tensor, Tensor]]:
+    """All waveforms in batches of each of these sizes: ``(batch, samples)``, padded with zeros, and their lengths."""
+    for size in sizes:
+        for start in range(0, len(waveforms), size):
+            batch = waveforms[start : start + size]
+            lengths = torch.tensor([len(waveform) for waveform in batch])
+            padded = pad_sequence(list(batch), batch_first=True)
+            yield nn.functional.pad(padded, (0, max(0, SHORTEST - padded.shape[1]))), lengths
 
 
 def compare(name: str, expected: Tensor, found: Tensor, where: str) -> float:
-    """The largest difference of an output ``name`` from PyTorch's; ``where``: on what, for the message.
+    """The largest difference between an output of PyTorch and that of an exported model.
+
+    Args:
+        name: Of the output, for the message.
+        expected, found: PyTorch's output and that of the exported model.
+        where: The inputs that gave them, for the message.
 
     Raises:
-        UserError: another shape, more than `TOLERANCE`, or not a number.
+        UserError: the shapes differ, the difference is more than `TOLERANCE`, or a value is NaN.
     """
     difference = float((expected - found).abs().max()) if expected.shape == found.shape else float("inf")
-    if not difference <= TOLERANCE:
-        raise UserError(f"{name}: differs by {difference:.1e} from PyTorch {where}; nothing is written")
+    if not difference <= TOLERANCE:  # true for NaN, too
+        raise UserError(f"{name}: differs by {difference:.1e} from PyTorch {where}; no file is written")
     return difference

@@ -1,4 +1,4 @@
-"""One chunk of a stream as an ONNX graph: samples and state in, outputs and the next state out."""
+"""Exports one step of a stream as an ONNX graph: samples and state in, outputs and the next state out."""
 
 from __future__ import annotations
 
@@ -12,94 +12,109 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distilled_student.export.graph import compare
-from distilled_student.export.utterance import as_onnx, describe, load_onnx, recordings, size, write
+from distilled_student.export.graph import (
+    compare,
+    file_metadata,
+    file_size,
+    load_onnx,
+    speech_samples,
+    to_onnx_program,
+    write_onnx,
+)
 from distilled_student.multitask.device_model import JointModel, thresholds
+from distilled_student.onnx import Stream
 from distilled_student.streaming import WINDOW_SECONDS, Step
 
-CHUNKS = (320, 640, 1_600, 777)  # samples of a chunk of which exports are checked
+CHECKED_CHUNKS = (320, 640, 1_600, 777)  # lengths in samples of the chunks that exports are checked with
 
 
-class _Flat(nn.Module):
-    """A step with its state as arguments and results of their own: a graph has no dictionaries and no None."""
+class _FlatStep(nn.Module):
+    """A `Step` whose state is separate arguments and results, because a graph has no dictionaries and no None."""
 
     def __init__(self, step: Step) -> None:
         super().__init__()
-        self.step, self.state = step, list(step.start())
+        self.step, self.state_names = step, list(step.start())
 
-    def named(self, samples: Tensor, *state: Tensor) -> dict[str, Tensor]:
-        """What the graph gives, by name; of the state, ``next_`` and its name."""
-        output = self.step(samples, dict(zip(self.state, state, strict=True)))
-        after = {f"next_{name}": tensor for name, tensor in output.state.items()}
-        return {"hidden_state": output.output.last_hidden_state, **output.tasks, **after}
+    def named_outputs(self, samples: Tensor, *state: Tensor) -> dict[str, Tensor]:
+        """The outputs of the graph by name; each tensor of the next state is named ``next_`` and its name."""
+        output = self.step(samples, dict(zip(self.state_names, state, strict=True)))
+        next_state = {f"next_{name}": tensor for name, tensor in output.state.items()}
+        return {"hidden_state": output.output.last_hidden_state, **output.tasks, **next_state}
 
     def forward(self, samples: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.named(samples, *state).values())
+        return tuple(self.named_outputs(samples, *state).values())
 
 
-def trace(step: Step) -> Any:
-    """The step's graph, an onnx ``ModelProto``, for any multiple of the chunk.
+def trace_step(step: Step) -> Any:
+    """The graph of a step, an onnx ``ModelProto``; it takes any multiple of ``step.chunk`` samples.
 
-    Inputs are ``samples`` and the state, ``state_`` and its name, zeros at first; outputs see `_Flat`.
+    The inputs are ``samples (1, samples)`` and the state: each tensor is named ``state_`` and its name, and is zeros
+    before the first chunk. For the outputs see `_FlatStep.named_outputs`.
     """
-    flat, start = _Flat(step).eval(), step.start()
+    flat, state = _FlatStep(step).eval(), step.start()
     with torch.no_grad():
-        names = list(flat.named(torch.zeros(1, step.chunk), *start.values()))
+        output_names = list(flat.named_outputs(torch.zeros(1, step.chunk), *state.values()))
     length = step.chunk * torch.export.Dim("chunks", min=1)
-    shapes = ({1: length}, tuple({} for _ in start))
-    program = torch.export.export(flat, (torch.zeros(1, 5 * step.chunk), *start.values()), dynamic_shapes=shapes)
-    return as_onnx(program, ["samples", *(f"state_{name}" for name in start)], names).model_proto
+    shapes = ({1: length}, tuple({} for _ in state))
+    program = torch.export.export(flat, (torch.zeros(1, 5 * step.chunk), *state.values()), dynamic_shapes=shapes)
+    input_names = ["samples", *(f"state_{name}" for name in state)]
+    return to_onnx_program(program, input_names, output_names).model_proto
 
 
 @torch.no_grad()
-def check(file: Path, step: Step, waveforms: Sequence[Tensor]) -> float:
-    """The largest difference of a stream's outputs from those of the whole in PyTorch, in chunks of several lengths.
+def check_stream(file: Path, step: Step, waveforms: Sequence[Tensor]) -> float:
+    """The largest difference between a stream's outputs, in chunks, and those of PyTorch for the whole utterance.
+
+    The lengths of the chunks are `CHECKED_CHUNKS` in turn, one for each utterance.
 
     Raises:
-        UserError: it is too large, see `compare`.
+        UserError: the difference is too large, see `compare`.
     """
-    from distilled_student.onnx import Stream  # here: its imports are an extra's
-
-    model, stream, worst = step.model, Stream(file), 0.0
-    for i, wave in enumerate(waveforms):
-        wave, size = wave[: len(wave) // step.chunk * step.chunk], CHUNKS[i % len(CHUNKS)]
+    model, stream, largest = step.model, Stream(file), 0.0
+    for i, waveform in enumerate(waveforms):
+        waveform = waveform[: len(waveform) // step.chunk * step.chunk]
+        chunk_length = CHECKED_CHUNKS[i % len(CHECKED_CHUNKS)]
         stream.reset()
-        given = [new for part in wave.split(size) if (new := stream.feed(part.numpy())) is not None]
-        whole = model.student(model.gain * wave[None])
+        outputs = (stream.feed(chunk.numpy()) for chunk in waveform.split(chunk_length))
+        complete = [output for output in outputs if output is not None]
+        whole = model.student(model.gain * waveform[None])
         window = model.features(whole)[:, -step.window :]
-        heads = model.heads(window, torch.tensor([window.shape[1]]))
-        ours = {"hidden_state": whole.last_hidden_state, **heads}
-        theirs = {**given[-1], "hidden_state": np.concatenate([new["hidden_state"] for new in given])}
-        for name, found in theirs.items():
-            worst = max(worst, compare(name, ours[name][0], torch.from_numpy(found), f"in chunks of {size} samples"))
-    return worst
+        tasks = model.heads(window, torch.tensor([window.shape[1]]))
+        expected = {"hidden_state": whole.last_hidden_state, **tasks}
+        hidden_state = np.concatenate([output["hidden_state"] for output in complete])
+        where = f"in chunks of {chunk_length} samples"
+        for name, found in {**complete[-1], "hidden_state": hidden_state}.items():
+            largest = max(largest, compare(name, expected[name][0], torch.from_numpy(found), where))
+    return largest
 
 
 def export_stream(model: JointModel, path: str | Path, window: float = WINDOW_SECONDS, checkpoint: str = "") -> float:
-    """Write a stream of a causal model, checked on speech against whole utterances; no wrong file is left behind.
+    """Write the stream of a causal model to ``path`` after a comparison with PyTorch on whole utterances.
 
-    Its metadata are those of `export_onnx` and ``chunk``, samples that ``samples`` has a multiple of.
+    The graph is written to a temporary file first: a graph that differs from PyTorch never gets to ``path``. Its
+    metadata are those of `file_metadata`, and ``chunk``, the number of samples that every input must be a multiple of,
+    and ``window``.
 
     Args:
-        window: Seconds that keyword scores are of.
-        checkpoint: Its name, for the metadata.
+        window: Length in seconds of the window that keyword scores and speaker embeddings are computed from.
+        checkpoint: Name of the checkpoint, for the metadata.
 
     Returns:
-        The largest difference.
+        The largest difference from PyTorch.
 
     Raises:
-        UserError: the student is not causal, onnx or onnxruntime are missing, or the graph differs from PyTorch.
+        UserError: the student is not causal, onnx or onnxruntime is not installed, or the graph differs from PyTorch.
     """
     load_onnx()
     model = model.eval()
     path, step = Path(path), Step(model, window).eval()
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = describe(model, checkpoint, "float32", thresholds(model, model))
+    metadata = file_metadata(model, checkpoint, "float32", thresholds(model, model))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder) / "stream.onnx"
-        write(trace(step), file, about | {"chunk": str(step.chunk), "window": str(window)})
-        waveforms = [wave for wave in recordings(model) if len(wave) >= step.chunk]
-        difference = check(file, step, waveforms)
+        write_onnx(trace_step(step), file, metadata | {"chunk": str(step.chunk), "window": str(window)})
+        waveforms = [waveform for waveform in speech_samples(model) if len(waveform) >= step.chunk]
+        difference = check_stream(file, step, waveforms)
         os.replace(file, path)
-    print(f"{path}: {size(path)}, at most {difference:.1e} from PyTorch on {len(waveforms)} utterances")
+    print(f"{path}: {file_size(path)}, differs by at most {difference:.1e} from PyTorch on {len(waveforms)} utterances")
     return difference

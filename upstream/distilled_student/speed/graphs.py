@@ -55,12 +55,13 @@ def _write_own(name: str, plain: Path, int8: Path, bare: Path) -> None:
     """Write a student as `export.utterance` does; ``bare`` is the part of the int8 graph for the hidden state alone."""
     import onnx.utils
 
-    from distilled_student.export.int8 import prepare, quantize
-    from distilled_student.export.utterance import INPUTS, trace, write
+    from distilled_student.export.graph import INPUTS, write_onnx
+    from distilled_student.export.int8 import prepare_matmuls, quantize
+    from distilled_student.export.utterance import trace_model
 
-    write(trace(importer(name)()), plain, {})
+    write_onnx(trace_model(importer(name)()), plain, {})
     prepared = Path(shutil.copy(plain, int8))
-    quantize(prepared, prepare(prepared), "dynamic", []).rename(int8)
+    quantize(prepared, prepare_matmuls(prepared), "dynamic", []).rename(int8)
     onnx.utils.extract_model(int8, bare, list(INPUTS), ["hidden_state"], check_model=False, infer_shapes=False)
 
 

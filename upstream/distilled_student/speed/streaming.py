@@ -17,6 +17,7 @@ from distilled_student import build_student
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.export.stream import export_stream
 from distilled_student.multitask.device_model import Features, JointModel
+from distilled_student.onnx import Stream as OnnxStream
 from distilled_student.speed.measure import threads
 from distilled_student.streaming import Stream
 
@@ -38,8 +39,6 @@ def _call_in_turn(calls: Mapping[str, Callable[[], object]], rounds: int) -> dic
 
 def time_chunks(model: JointModel, file: Path, chunk_ms: Sequence[int], seconds: float) -> dict[str, Any]:
     """As `time_streams`; ``file``: the exported stream of the model."""
-    from distilled_student.onnx import Stream as OnnxStream  # here, because its libraries are an extra
-
     figures: dict[str, Any] = {}
     for length in chunk_ms:
         samples = 0.1 * torch.randn(SAMPLE_RATE * length // 1000, generator=torch.Generator().manual_seed(0))
