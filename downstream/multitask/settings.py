@@ -140,31 +140,35 @@ def read_tasks(settings: ExpertSettings, where: str) -> dict[str, TaskEntry]:
     return entries
 
 
-def check_early(values: Mapping[str, Any], where: str, mode: str) -> None:
+def check_early(config: Mapping[str, Any], selected: str, mode: str, where: str) -> None:
     """Check what can be checked without importing torch: keys, values and, for training, the folders of the data.
 
     A task that has no module ``tasks/NAME_settings.py`` is checked when it is built.
 
     Args:
-        values: ``downstream_expert`` of the YAML file. where: ``FILE: downstream_expert``, for messages.
-        mode: ``train``, ``evaluate`` or ``inference``.
+        config: All sections of the YAML file. selected: The features of ``-s``.
+        mode: ``train``, ``evaluate`` or ``inference``. where: The file, for messages.
 
     Raises:
         UserError: an unknown task or key, a wrong type, an impossible value, a missing folder.
     """
-    settings, checked = typed(ExpertSettings, values, where), {}
+    expert = f"{where}: downstream_expert"
+    settings = typed(ExpertSettings, config["downstream_expert"], expert)
+    checked: dict[str, TaskSettings] = {}
     for name, group in settings.tasks.items():
-        key = f"{where}.tasks.{name}"
+        key = f"{expert}.tasks.{name}"
         if group is not None and not isinstance(group, Mapping):
             raise UserError(f"{key}: expected a group of keys, found '{group}'")
         values = dict(group or {})
-        if values.pop("module", None) or not (TASKS / f"{name}_settings.py").is_file():
-            if "module" not in (group or {}) and not (TASKS / f"{name}.py").is_file():
-                known = [file.stem.removesuffix("_settings") for file in TASKS.glob("*_settings.py")]
-                raise UserError(f"{key}: no task of this name{did_you_mean(name, known)}")
+        if "module" in values:
             continue
-        module = importlib.import_module(f"distilled_student.multitask.tasks.{name}_settings")
-        checked[name] = typed(module.Settings, values, key)
+        if (TASKS / f"{name}_settings.py").is_file():
+            module = importlib.import_module(f"distilled_student.multitask.tasks.{name}_settings")
+            checked[name] = typed(module.Settings, values, key)
+        elif not (TASKS / f"{name}.py").is_file():
+            known = [file.stem.removesuffix("_settings") for file in TASKS.glob("*_settings.py")]
+            raise UserError(f"{key}: no task of this name{did_you_mean(name, known)}")
+    check_runner(settings, config["runner"], selected, where)
     for name in settings.schedule if mode == "train" else ():
         if name in checked:
-            checked[name].check_folders(f"{where}.tasks.{name}")
+            checked[name].check_folders(f"{expert}.tasks.{name}")

@@ -18,7 +18,7 @@ from distilled_student import UserError
 from distilled_student.common.settings import find_config, parse_yaml, read_yaml, typed
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.host.plugin import register
-from distilled_student.host.yaml_sections import check_config
+from distilled_student.host.trial_step import check_config
 from distilled_student.multitask.settings import ExpertSettings
 from distilled_student.multitask.tasks import kws, sv
 

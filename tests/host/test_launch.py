@@ -187,7 +187,7 @@ WARM = "config.scheduler.name=linear_schedule_with_warmup"
         (["-m", "evaluate", "-e", "headless.ckpt"], "headless.ckpt: lacks Downstream: nothing to evaluate"),
         (
             ["-m", "evaluate", "-e", "kinds.ckpt"],
-            "kinds.ckpt: not a checkpoint of run_downstream.py: Args is of another",
+            "kinds.ckpt: not a checkpoint of run_downstream.py: Args has the wrong type",
         ),
         (
             ["-m", "evaluate", "-e", "names.ckpt"],

@@ -37,7 +37,7 @@ def check_early(args: Namespace) -> None:
     check_sections(source(vars(start)), config, start.downstream, evaluated)
     if start.downstream == "multitask":  # by name: it stands above this package
         multitask = importlib.import_module("distilled_student.multitask.settings")
-        multitask.check_early(config["downstream_expert"], f"{source(vars(start))}: downstream_expert", start.mode)
+        multitask.check_early(config, start.upstream_feature_selection, start.mode, source(vars(start)))
     folder = Path(start.expdir or f"result/downstream/{start.expname}")
     check_writable(folder.absolute())
 

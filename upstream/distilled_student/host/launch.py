@@ -34,7 +34,8 @@ def open_runner(checkpoint: str | Path, device: str | None = None, overrides: Se
     from distilled_student.host.plugin import register
     from distilled_student.host.resolve import check_imports
     from distilled_student.host.saved_runs import read_experiment
-    from distilled_student.host.yaml_sections import check_config, source
+    from distilled_student.host.trial_step import check_config
+    from distilled_student.host.yaml_sections import source
 
     register()
     from distilled_student.host.runner import Runner

@@ -19,7 +19,8 @@ from distilled_student.common.files import newest_undamaged
 from distilled_student.host.early_checks import apply_overrides, check_mode, check_names, check_writable, read_start
 from distilled_student.host.s3prl_names import downstream_names
 from distilled_student.host.saved_runs import checkpoints, read_checkpoint, read_experiment
-from distilled_student.host.yaml_sections import check_config, repair_numbers, source
+from distilled_student.host.trial_step import check_config
+from distilled_student.host.yaml_sections import repair_numbers, source
 
 # arguments that must be the same where a command is given again and resumes
 SAME = ("upstream", "upstream_ckpt", "upstream_model_config", "upstream_trainable", "upstream_feature_selection")
