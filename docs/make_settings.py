@@ -16,11 +16,9 @@ from typing import Any, NamedTuple, get_type_hints
 from distilled_student.benchmark import suite
 from distilled_student.common.settings import find_config, parse_yaml
 from distilled_student.distillation.config import DistillConfig
-from distilled_student.multitask.augment import AugmentSettings
-from distilled_student.multitask.losses import LossSettings
 from distilled_student.multitask.settings import ExpertSettings
-from distilled_student.multitask.tasks import kws, sv
-from distilled_student.multitask.tasks.base import TaskSettings
+from distilled_student.multitask.tasks import kws_settings, sv_settings
+from distilled_student.multitask.tasks.settings import AugmentSettings, LossSettings, TaskSettings
 from distilled_student.student.config import StudentConfig
 
 FILE = Path(__file__).with_name("settings.md")
@@ -93,7 +91,7 @@ PARTS: list[tuple[str, list[Section | str]]] = [
             Section(
                 "`downstream_expert.tasks.kws`: keyword spotting",
                 "In addition to the keys of every task:",
-                kws.Settings,
+                kws_settings.Settings,
                 TaskSettings,
                 JOINT,
                 "downstream_expert.tasks.kws.",
@@ -101,7 +99,7 @@ PARTS: list[tuple[str, list[Section | str]]] = [
             Section(
                 "`downstream_expert.tasks.sv`: speaker verification",
                 "In addition to the keys of every task:",
-                sv.Settings,
+                sv_settings.Settings,
                 TaskSettings,
                 JOINT,
                 "downstream_expert.tasks.sv.",
