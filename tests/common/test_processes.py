@@ -100,8 +100,8 @@ def test_two_processes_train_jointly_with_the_same_loss_curve_as_one(tmp_path: P
     change(file, runner__log_step=1, runner__total_steps=12, runner__eval_step=6)
     sizes = ",,".join(f"config.downstream_expert.tasks.{name}.batch_size=8" for name in ("kws", "sv"))
     common = ["-m", "train", "-u", "distilled_student", "-k", "data/student", "-f", "-d", "multitask", "-c", str(file)]
-    finish(tmp_path, "host", [*common, "-p", "two", "--device", "cpu"], 2)
-    finish(tmp_path, "host", [*common, "-p", "one", "--device", "cpu", "-o", sizes], 1)
+    finish(tmp_path, "host.launch", [*common, "-p", "two", "--device", "cpu"], 2)
+    finish(tmp_path, "host.launch", [*common, "-p", "one", "--device", "cpu", "-o", sizes], 1)
     logs = {}
     for name in ("one", "two"):
         lines = map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
