@@ -31,8 +31,11 @@ SLOW = ("torch", "s3prl", "transformers", "torchaudio", "lhotse", "onnxruntime")
         ([*JOINT, "-o", "config.runner.log_step=1,args.seed=2"], "one comma"),
         ([*JOINT, "-o", "config.runnr={}"], "runnr: no such section; did you mean `runner`?"),
         ([*JOINT, "-o", "config.downstream_expert.tasks.kw={}"], "tasks.kw: no task of this name; did you mean `kws`?"),
-        ([*JOINT, "-o", "config.downstream_expert.tasks.sv.rot=1"], "tasks.sv: key 'rot'"),
-        ([*JOINT, "-o", "config.downstream_expert.shedule={}"], "downstream_expert: key 'shedule'"),
+        ([*JOINT, "-o", "config.downstream_expert.tasks.sv.rot=1"], "tasks.sv: rot: no such key; did you mean `root`?"),
+        (
+            [*JOINT, "-o", "config.downstream_expert.shedule={}"],
+            "downstream_expert: shedule: no such key; did you mean `schedule`?",
+        ),
         (JOINT, "downstream_expert.tasks.kws.train_root: data/speech_commands/train: no such folder"),
         (["-m", "evaluate", "-e", "gone"], "-e gone: no such checkpoint or folder"),
         (["-m", "train", "-u", "fbank", "-d", "multitask"], "-p: no experiment folder"),

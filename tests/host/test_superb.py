@@ -215,7 +215,7 @@ def test_silence_is_removed_as_the_program_sox_does(work: Path) -> None:
         ([*KS, "-o", f"{DATA}.speech_commands_root=gone"], "ks.yaml with -o: downstream_expert: datarc.speech_"),
         ([*KS, "-o", f"{DATA}.speech_commands_root=gone"], "speech_commands_root: gone: no such folder"),
         ([*KS, "-o", f"{DATA}.speech_commands_root=data/voxceleb1"], "no _background_noise_/*.wav"),
-        ([*KS, "-o", f"{DATA}.speech_commands_test_root=data/voxceleb1/test"], "wav is none of the twelve classes"),
+        ([*KS, "-o", f"{DATA}.speech_commands_test_root=data/voxceleb1/test"], "wav is not one of the twelve classes"),
         ([*KS, "-o", f"{DATA}.batch_size=0"], "datarc.batch_size: expected a whole number from 1, found 0"),
         ([*KS, "-o", f"{DATA}.batch_size=100000"], "less data to train with than makes one batch"),
         ([*KS, "-o", f"{DATA}.batchsize=3"], "downstream_expert: key 'datarc.batchsize'"),

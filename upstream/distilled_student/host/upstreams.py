@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,60 +12,75 @@ from torch.nn.utils.rnn import pad_sequence
 
 from distilled_student.checkpoints.folder import load_student, shipped_student
 from distilled_student.common.audio import MAX_ENCODED_SECONDS, SAMPLE_RATE
+from distilled_student.student.lengths import ceil_div
 from distilled_student.student.network import Student
 from distilled_student.teachers.open import open_teacher
 
-SINGLE = ("last_hidden_state", "concatenated")  # features that are no list
+TENSORS = ("last_hidden_state", "concatenated")  # features that are one tensor; all others are a list of tensors
 
 
 def match_host(x: Tensor, lengths: Tensor, samples: Sequence[int], shift: int) -> Tensor:
-    """Give each utterance the ``ceil(samples / shift)`` frames that s3prl takes from it, repeating its last valid one.
+    """Give each utterance the ``ceil(samples / shift)`` frames that s3prl expects, by repeating its last valid frame.
 
-    s3prl counts more frames than a front end makes (its runner rounds, its ``S3PRLUpstream`` rounds up): alone an
-    utterance would lack them, in a batch they would be padding. Repeating is what ``S3PRLUpstream`` does.
+    s3prl expects more frames than a front end makes (its runner rounds, its ``S3PRLUpstream`` rounds up). Without this,
+    an utterance alone would have too few frames, and in a batch the missing ones would be padding. ``S3PRLUpstream``
+    repeats the last frame too.
 
-    ``x (batch, frames, features)``, ``lengths`` on the CPU -> ``(batch, max ceil(samples / shift), features)``; behind
-    the frames of an utterance is what was there.
+    Args:
+        x: ``(batch, frames, features)``. lengths: Valid frames, on the CPU. samples: Samples of each utterance.
+        shift: Samples per frame.
+
+    Returns:
+        ``(batch, max ceil(samples / shift), features)``; frames after those of an utterance are not changed.
     """
-    expected = torch.tensor([-(-n // shift) for n in samples])
+    expected = torch.tensor([ceil_div(count, shift) for count in samples])
     x = F.pad(x, (0, 0, 0, int(expected.max()) - x.shape[1]))
-    lacking = torch.arange(x.shape[1])
-    lacking = (lacking >= lengths[:, None]) & (lacking < expected[:, None])
-    if not lacking.any():
+    frame = torch.arange(x.shape[1])
+    is_missing = (frame >= lengths[:, None]) & (frame < expected[:, None])
+    if not is_missing.any():
         return x
-    rows, places = (index.to(x.device, non_blocking=True) for index in lacking.nonzero(as_tuple=True))
+    rows, frames = (index.to(x.device, non_blocking=True) for index in is_missing.nonzero(as_tuple=True))
     last = (lengths.clamp(min=1) - 1).to(x.device, non_blocking=True)[rows]
-    return x.index_put((rows, places), x[rows, last])
+    return x.index_put((rows, frames), x[rows, last])
 
 
-def _pieces(wav: Tensor, frames: int, shift: int) -> Sequence[Tensor]:
-    """``(samples,)`` in the fewest pieces of at most ``frames``, all of the same number of frames but the last."""
-    total = -(-len(wav) // shift)
-    return wav.split(-(-total // -(-total // frames)) * shift)
+def _pieces(wav: Tensor, max_frames: int, shift: int) -> Sequence[Tensor]:
+    """``(samples,)`` in as few pieces of at most ``max_frames`` as possible; all but the last have the same length."""
+    frames = ceil_div(len(wav), shift)
+    pieces = ceil_div(frames, max_frames)
+    return wav.split(ceil_div(frames, pieces) * shift)
 
 
-def _joined(parts: Sequence[dict[str, Any]], dim: int = 0) -> dict[str, Any]:
-    """Features by name, of pieces along time (``dim`` 1) or of utterances (0), which are zero-padded to the longest."""
+def _join_in_time(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Features of the pieces of one utterance, ``(1, frames, features)`` each, as those of the whole."""
+    return _join(pieces, lambda tensors: torch.cat(tensors, dim=1))
 
-    def join(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat(tensors, dim=1) if dim else pad_sequence([x[0] for x in tensors], batch_first=True)
 
-    of = {name: [part[name] for part in parts] for name in parts[0]}
-    return {name: join(x) if name in SINGLE else [join(y) for y in zip(*x, strict=True)] for name, x in of.items()}
+def _join_batch(utterances: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Features of single utterances, ``(1, frames, features)`` each, as a batch, zero-padded to the longest."""
+    return _join(utterances, lambda tensors: pad_sequence([x[0] for x in tensors], batch_first=True))
+
+
+def _join(parts: Sequence[dict[str, Any]], join: Callable[[Sequence[Tensor]], Tensor]) -> dict[str, Any]:
+    joined = {}
+    for name in parts[0]:
+        features = [part[name] for part in parts]
+        joined[name] = join(features) if name in TENSORS else [join(layer) for layer in zip(*features, strict=True)]
+    return joined
 
 
 class Upstream(nn.Module):
-    """What both share: list of waveforms in, padded features of s3prl's lengths out.
+    """What both upstreams share: a list of waveforms in, padded features of the lengths that s3prl expects out.
 
-    Beside the named lists: ``last_hidden_state``, and ``concatenated``, all hidden states side by side, from which each
-    task's head takes the layers it needs where a weighted sum is one for all tasks.
+    In addition to the named lists: ``last_hidden_state``, and ``concatenated``, all hidden states side by side. From
+    the latter each task's head takes the layers it needs; s3prl's weighted sum is one for all tasks.
     """
 
     frame_shift: int
-    selected: str | None = None  # the only features that are asked for, where that is known
+    selected: str | None = None  # the only features that are computed; None: all
 
     def get_downsample_rates(self, key: str | None = None) -> int:
-        """Samples at 16 kHz per frame, the same for every key."""
+        """Samples at 16 kHz per frame; the same for every ``key``."""
         return self.frame_shift
 
     def encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[dict[str, list[Tensor]], Tensor]:
@@ -80,13 +95,17 @@ class Upstream(nn.Module):
         and the convolutions do not reach over the borders of a piece; each has the frames that s3prl's contract wants
         of it, and so has the whole. Batches without such an utterance are encoded as they are.
         """
-        frames = MAX_ENCODED_SECONDS * SAMPLE_RATE // self.frame_shift  # whole ones, so that the pieces' frames add up
-        if self.training or max(map(len, wavs)) <= frames * self.frame_shift:
+        max_frames = MAX_ENCODED_SECONDS * SAMPLE_RATE // self.frame_shift  # whole frames: those of the pieces add up
+        if self.training or max(map(len, wavs)) <= max_frames * self.frame_shift:
             return self._features(wavs)
-        return _joined([_joined([self._features([p]) for p in _pieces(w, frames, self.frame_shift)], 1) for w in wavs])
+        utterances = []
+        for wav in wavs:
+            pieces = _pieces(wav, max_frames, self.frame_shift)
+            utterances.append(_join_in_time([self._features([piece]) for piece in pieces]))
+        return _join_batch(utterances)
 
     def _features(self, wavs: Sequence[Tensor]) -> dict[str, Any]:
-        """A batch, at once."""
+        """Features of a batch that is encoded at once."""
         samples = [len(wav) for wav in wavs]
         lengths = torch.tensor(samples)  # on the CPU, see Student.forward
         found, frames = self.encode(pad_sequence(list(wavs), batch_first=True), lengths)
@@ -95,7 +114,7 @@ class Upstream(nn.Module):
             found["concatenated"] = [torch.cat(found["hidden_states"], dim=2)]
         names = found if self.selected is None else [self.selected]
         matched = {name: [match_host(x, frames, samples, self.frame_shift) for x in found[name]] for name in names}
-        return {name: x[0] if name in SINGLE else x for name, x in matched.items()}
+        return {name: x[0] if name in TENSORS else x for name, x in matched.items()}
 
 
 class StudentUpstream(Upstream):

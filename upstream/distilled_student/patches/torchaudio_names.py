@@ -1,4 +1,4 @@
-"""Stand-ins, made of soundfile and torchaudio.functional, for what s3prl uses of torchaudio before 2.9."""
+"""Functions that torchaudio 2.9 removed and s3prl still uses, made with soundfile and torchaudio.functional."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from torchaudio.functional import gain, resample
 from distilled_student.common import audio
 from distilled_student.common.errors import UserError
 
-# a duration without a point is in samples, and not used by s3prl
+# a duration without a decimal point is in samples; s3prl does not use that
 SILENCE = re.compile(r"silence 1 (\d*\.\d+) (\d*\.?\d+)% -1 (\d*\.\d+) (\d*\.?\d+)%")
 
 
 def _checked(path: Any) -> str | bytes:
-    """A file's name as soundfile takes it. Raises UserError for a header that cannot be true."""
+    """The name of a file as soundfile takes it. Raises UserError if the header has impossible values."""
     audio.header(path)
     return audio.soundfile_path(path)
 
@@ -41,7 +41,7 @@ def load(
 ) -> tuple[Tensor, int]:
     """``torchaudio.load``: ``(channels, samples)`` float32 in [-1, 1], at the file's own rate, and that rate.
 
-    ``normalize`` and the last three do nothing here, as in torchaudio since 2.9.
+    ``normalize`` and the last three arguments have no effect, as in torchaudio since 2.9.
 
     Raises:
         UserError: the file is missing or not readable as audio; names it.
@@ -55,7 +55,7 @@ def load(
 
 
 def save(uri: Any, src: Tensor, sample_rate: int, channels_first: bool = True, **options: Any) -> None:
-    """``torchaudio.save`` of ``(channels, samples)``; the file's name chooses the format."""
+    """``torchaudio.save`` of ``(channels, samples)``; the name of the file decides the format."""
     bits = options.get("bits_per_sample")
     data = (src.T if channels_first else src).cpu().numpy()
     soundfile.write(uri, data, sample_rate, subtype=f"PCM_{bits}" if bits else None, format=options.get("format"))
@@ -84,13 +84,14 @@ def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def without_silence(wave: np.ndarray, rate: int, above: Sequence[float], below: Sequence[float]) -> np.ndarray:
-    """sox's ``silence 1 SECONDS PERCENT% -1 SECONDS PERCENT%``: what is left of ``wave (samples,)``.
+    """sox's ``silence 1 SECONDS PERCENT% -1 SECONDS PERCENT%``: the samples of ``wave (samples,)`` that it keeps.
 
-    A part is kept from where its level has been above the first threshold for the first duration, up to where it stays
-    below the second threshold for the second one; then all begins anew. The level is the root mean square of the last
-    20 ms, of which those before a new beginning count as zeros. After ``sox_silence_flow`` of sox 14.4.2's silence.c.
+    A part starts where the level has been above the first threshold for the first duration. It ends where the level
+    stays below the second threshold for the second duration; then the search for a start begins again. The level is the
+    root mean square of the last 20 ms; samples before the start of a search count as zeros. Follows
+    ``sox_silence_flow`` in silence.c of sox 14.4.2.
     """
-    window, full = rate // 50, 2**31 - 1  # sox compares whole levels of 32 bits
+    window, full = rate // 50, 2**31 - 1  # sox compares levels as 32-bit integers
     loud, quiet = (window * ((np.floor(percent / 100 * full) + 1) / (full + 1)) ** 2 for _, percent in (above, below))
     long, short = (round(seconds * rate) for seconds, _ in (above, below))
     summed = np.concatenate(([0.0], np.cumsum(wave.astype(np.float64) ** 2)))
@@ -101,11 +102,11 @@ def without_silence(wave: np.ndarray, rate: int, above: Sequence[float], below: 
     pauses = pauses[pause_ends - pauses >= short]
     kept, begin = [wave[:0]], 0
     while True:
-        first = np.searchsorted(summed, summed[begin] + loud) - 1  # before it, too little is left of the window
+        first = np.searchsorted(summed, summed[begin] + loud) - 1  # earlier, the window holds too few samples
         speech = np.maximum(starts, first)
         found = np.flatnonzero(ends - speech >= long)
         if not len(found):
-            return np.concatenate(kept)  # as sox, which drops what it has not yet found to be loud
+            return np.concatenate(kept)  # sox, too, drops what has not been loud for long enough
         start = speech[found[0]]
         index = np.searchsorted(pauses, start + long)
         if index == len(pauses):
@@ -117,10 +118,10 @@ def without_silence(wave: np.ndarray, rate: int, above: Sequence[float], below: 
 def apply_effects_tensor(
     tensor: Tensor, sample_rate: int, effects: Sequence[Sequence[str]], channels_first: bool = True
 ) -> tuple[Tensor, int]:
-    """sox's effects that s3prl uses, in the given order, on ``(channels, samples)``.
+    """The effects of sox that s3prl uses, in the given order, on ``(channels, samples)``.
 
-    ``channels 1``, ``rate HZ``, ``gain DB``, ``norm [DB]``; of one channel, :func:`without_silence`. As in sox, samples
-    are clipped to [-1, 1] after a gain.
+    ``channels 1``, ``rate HZ``, ``gain DB``, ``norm [DB]``, and for one channel :func:`without_silence`. As in sox,
+    samples are clipped to [-1, 1] after a gain.
 
     Raises:
         UserError: any other effect.
@@ -141,7 +142,9 @@ def apply_effects_tensor(
                 times = [float(text) for text in found.groups()]
                 wave = torch.from_numpy(without_silence(wave[0].numpy(), sample_rate, times[:2], times[2:]))[None]
             case other:
-                raise UserError(f"sox effect '{' '.join(other)}': torchaudio {torchaudio.__version__} dropped sox")
+                raise UserError(
+                    f"sox effect '{' '.join(other)}': torchaudio {torchaudio.__version__} has no sox any more"
+                )
     return (wave if channels_first else wave.T), sample_rate
 
 
@@ -159,7 +162,7 @@ def apply_effects_file(
 
 
 def add_missing_names() -> None:
-    """Give torchaudio the names it lacks, and reading and writing where they need a torchcodec that does not load."""
+    """Give torchaudio the missing names; replace load and save where they need a torchcodec that does not load."""
     if not hasattr(torchaudio, "set_audio_backend"):
         torchaudio.set_audio_backend = lambda backend: None
     if not hasattr(torchaudio, "sox_effects"):

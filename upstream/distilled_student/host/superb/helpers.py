@@ -20,7 +20,7 @@ AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".aac", ".au")  # librosa's, w
 
 
 class DistributedSamplerWrapper(torch.utils.data.DistributedSampler):
-    """Each process's share of another sampler's draw: the one name s3prl's ``speech_commands`` takes from catalyst."""
+    """Each process's share of what another sampler draws; s3prl's ``speech_commands`` imports it from catalyst."""
 
     def __iter__(self) -> Iterator[int]:
         drawn = list(self.dataset)
@@ -28,7 +28,7 @@ class DistributedSamplerWrapper(torch.utils.data.DistributedSampler):
 
 
 def find_files(folder: str | Path) -> list[str]:
-    """librosa's: absolute paths of all audio files below a folder, sorted."""
+    """``librosa.util.find_files``: absolute paths of all audio files below a folder, sorted."""
     return sorted(str(path.absolute()) for path in Path(folder).rglob("*") if path.suffix.lower() in AUDIO)
 
 
@@ -40,24 +40,24 @@ def _cached(kind: str, ending: str, *parts: Any) -> Path:
 
 
 def lengths_file(root: str | Path) -> Path:
-    """Where the lengths of the utterances below ``root`` are kept: another file as soon as a file there changes."""
+    """The cache file for the lengths of the utterances below ``root``; a changed file there gives another name."""
     files = [(path, os.path.getsize(path)) for path in find_files(root)]
     return _cached("lengths", ".pt", str(Path(root).resolve()), files)
 
 
 def list_file(mode: str, root: str | Path, meta_data: str | Path) -> str:
-    """Where the files of a split are kept: another file for another folder or another list."""
+    """The cache file for the list of a split's files; another folder or list gives another name."""
     return str(_cached(mode, ".pkl", str(Path(root).resolve()), Path(meta_data).read_text(encoding="utf-8")))
 
 
 class _Absent:
-    """In the place of a package that is not installed: only using it is an error."""
+    """Replaces a package that is not installed; using it is an error, importing it is not."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __getattr__(self, attribute: str) -> _Absent:
-        if attribute.startswith("__"):  # inspection is not use
+        if attribute.startswith("__"):  # inspecting an object is not using it
             raise AttributeError(attribute)
         return self
 
@@ -66,7 +66,7 @@ class _Absent:
 
 
 def optional(name: str) -> Any:
-    """The package, or what says on its first call that it is not installed."""
+    """The package; if it is not installed, an object whose first call raises UserError."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -74,5 +74,5 @@ def optional(name: str) -> Any:
 
 
 def load_audio(path: str, sr: int, offset: float = 0.0, duration: float | None = None) -> tuple[np.ndarray, int]:
-    """``librosa.load``: ``(samples,)`` float32 and their rate, of which the recipes ask for 16 kHz alone."""
+    """``librosa.load``: ``(samples,)`` float32 and the rate; the recipes only ask for 16 kHz."""
     return audio.load(path, offset, duration).numpy(), sr

@@ -1,4 +1,4 @@
-"""s3prl's newer, typed recipes (``SuperbKS``, ``SuperbASV``): what :mod:`host` mends of them, and their command."""
+"""s3prl's typed recipes (``SuperbKS``, ``SuperbASV``): the command ``s3prl-main``, and functions that patches use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def parse_overrides(options: Sequence[str]) -> dict[str, Any]:
     Values are Python literals, or YAML's null, true and false; other text is a string.
 
     Raises:
-        UserError: an option without a value, or one that leads through a plain value.
+        UserError: an option without a value, or a path through a plain value.
     """
     config: dict[str, Any] = {}
     for position in range(0, len(options), 2):
@@ -37,7 +37,7 @@ def parse_overrides(options: Sequence[str]) -> dict[str, Any]:
 
 
 def speaker_verification_files(root: Path) -> tuple[list[str], list[str], list[str], dict[str, int]]:
-    """VoxCeleb1's files to train on, to validate on (none) and to test, and a number for each training speaker."""
+    """VoxCeleb1's training, validation (none) and test files, and the number of each training speaker."""
     from distilled_student.corpora.speakers import speaker_files
 
     key = "prepare_data.dataset_root"
@@ -47,7 +47,7 @@ def speaker_verification_files(root: Path) -> tuple[list[str], list[str], list[s
 
 
 def speaker_verification_trials(root: Path) -> list[tuple[int, str, str]]:
-    """Label and s3prl's names of both utterances, for each line of the corpus' ``veri_test.txt``; empty without it."""
+    """For each line of ``veri_test.txt`` the label and s3prl's names of both utterances; empty without that file."""
     from distilled_student.corpora.speakers import read_trials
 
     if not (root / "veri_test.txt").is_file():
@@ -60,7 +60,7 @@ def speaker_verification_trials(root: Path) -> list[tuple[int, str, str]]:
 
 @contextlib.contextmanager
 def _user_errors(recipe: str, hub: ModuleType) -> Iterator[None]:
-    """What a wrong setting or file makes s3prl raise, as one line that names it."""
+    """Turn what s3prl raises for a wrong setting or file into one line that names it."""
     try:
         yield
     except OmegaConfBaseException as error:
@@ -70,7 +70,7 @@ def _user_errors(recipe: str, hub: ModuleType) -> Iterator[None]:
             raise
         suggestion = did_you_mean(error.name, hub.options())
         raise UserError(f"{recipe}: --build_upstream.name {error.name}: no such upstream{suggestion}") from error
-    except TypeError as error:  # settings are the arguments of what they set
+    except TypeError as error:  # s3prl passes settings as keyword arguments
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if not unknown:
             raise
@@ -80,10 +80,10 @@ def _user_errors(recipe: str, hub: ModuleType) -> Iterator[None]:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """s3prl's ``s3prl-main RECIPE --KEY.KEY VALUE ...``, with the plugin's upstreams; ``--device`` need not be given.
+    """s3prl's ``s3prl-main RECIPE --KEY.KEY VALUE ...`` with the plugin's upstreams; ``--device`` is optional.
 
     Raises:
-        UserError: no such recipe, upstream or setting, a missing setting, something that cannot be read; one line.
+        UserError: an unknown recipe, upstream or setting, a missing setting, an unreadable file.
     """
     name, *options = arguments or ["--help"]
     if name in ("-h", "--help"):

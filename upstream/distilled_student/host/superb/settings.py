@@ -1,7 +1,7 @@
-"""SUPERB's tasks that s3prl's own experts train here: the config that ships for each, and what its settings may be.
+"""Settings of SUPERB's tasks in s3prl's own experts: the shipped config of each task, and a check of its values.
 
-s3prl looks the names in them up by running them as code, and reads the data before it looks at the rest: so all is
-checked here first.
+s3prl evaluates names in the settings as code, and reads the data before it looks at the other settings. So everything
+is checked here before s3prl gets it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _check_counts(data: Any) -> None:
 
 @dataclass
 class UtteranceModel:
-    """``modelrc`` of a class per utterance: a projection, pooling over time, a linear layer."""
+    """``modelrc`` of tasks with one class for each utterance: a projection, pooling over time, a linear layer."""
 
     projector_dim: int
     select: str
@@ -93,11 +93,13 @@ class KeywordData:
         _check_counts(self)
         root = _exists("datarc.speech_commands_root", self.speech_commands_root)
         if not any(root.glob("_background_noise_/*.wav")):
-            raise ValueError(f"datarc.speech_commands_root: {root}: no _background_noise_/*.wav, SUPERB's silence")
+            raise ValueError(
+                f"datarc.speech_commands_root: {root}: no _background_noise_/*.wav, which SUPERB's silence needs"
+            )
         test = _exists("datarc.speech_commands_test_root", self.speech_commands_test_root)
         for folder in (path.name for path in test.iterdir() if path.is_dir()):
             if folder not in (*KEYWORDS, UNKNOWN, SILENCE):
-                raise ValueError(f"datarc.speech_commands_test_root: {test}: {folder} is none of the twelve classes")
+                raise ValueError(f"datarc.speech_commands_test_root: {test}: {folder} is not one of the twelve classes")
 
 
 @dataclass
@@ -182,7 +184,7 @@ class IntentClassification:
 
 @dataclass
 class VoiceActivity:
-    min_sec: int  # in samples, whatever its name says
+    min_sec: int  # in samples, although its name says seconds
 
 
 @dataclass
@@ -210,7 +212,7 @@ class VerificationData:
 
 @dataclass
 class VerificationModel:
-    """``modelrc`` of ``-d sv_voxceleb1``: frames, pooling, an utterance's vector, and the loss of training."""
+    """``modelrc`` of ``-d sv_voxceleb1``: frame layers, pooling, the layers of the utterance vector, the loss."""
 
     module: Module
     input_dim: int
@@ -245,10 +247,10 @@ SETTINGS: dict[str, type] = {
 
 
 def check(where: str, downstream: str, settings: Mapping[str, Any], splits: Sequence[str]) -> None:
-    """``downstream_expert`` of one of :data:`SETTINGS`; ``splits`` are those that are to be evaluated.
+    """Check ``downstream_expert`` of one of :data:`SETTINGS`; ``splits`` will be evaluated.
 
     Raises:
-        UserError: a key or a name that s3prl does not have, data that is not there; names ``where`` and the key.
+        UserError: a key or a name that s3prl does not have, missing data; names ``where`` and the key.
     """
     typed(SETTINGS[downstream], settings, f"{where}: downstream_expert")
     if downstream == "sv_voxceleb1" and "dev" in splits and settings["datarc"]["dev_meta_data"] is None:
