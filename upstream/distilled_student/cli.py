@@ -13,6 +13,7 @@ import typer
 from distilled_student import __version__
 from distilled_student.common.early_checks import check_choice, check_file, check_model, check_positive, check_run
 from distilled_student.common.errors import UserError
+from distilled_student.common.known_warnings import suppress_known_warnings
 from distilled_student.common.typer_errors import Commands, run_app
 
 # Importing torch, s3prl and lhotse takes seconds. A command therefore checks what it can first and imports them last.
@@ -312,4 +313,5 @@ def s3prl_main(context: typer.Context) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Console script ``distilled-student``. A user's mistake is one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    suppress_known_warnings()
     run_app(app, sys.argv[1:] if argv is None else argv, "distilled-student")

@@ -7,6 +7,7 @@ from argparse import Namespace
 
 import torch
 
+from distilled_student.common.known_warnings import suppress_known_warnings
 from distilled_student.patches import finder, huggingface_names, torchaudio_names
 from distilled_student.patches.tables import PATCHES
 
@@ -19,6 +20,7 @@ def apply_patches() -> None:
         UserError: a patched module of s3prl is imported already, so its patch would have no effect.
     """
     finder.install(PATCHES)
+    suppress_known_warnings()
     torchaudio_names.add_missing_names()
     huggingface_names.add_missing_names()
     # s3prl stores its arguments in checkpoints; declared safe, so that torch's weights-only check stays on
