@@ -62,7 +62,8 @@ setup(
         "transformers>=4.48",  # teachers
         "omegaconf>=2.3",  # typed settings; s3prl requires it too
         "typer>=0.12",  # the command line
-        "rich>=13",  # progress lines and tables
+        "rich>=13",  # tables on the terminal
+        "tqdm",  # the progress bar
         "tensorboard",  # reads the logs that tensorboardX writes
         "tensorboardX",  # s3prl's runner imports it without requiring it
         "matplotlib",  # plots of the reports
