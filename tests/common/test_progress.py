@@ -69,7 +69,7 @@ def test_log_messages_and_notes_appear_above_the_bar(terminal: Terminal, monkeyp
     handler = logging.StreamHandler(terminal)
     logging.getLogger().addHandler(handler)
     try:
-        with Progress(9, "outer"), Progress(5, "inner"):
+        with Progress(9, "outer"), Progress(8, "middle"), Progress(5, "inner"):
             logging.getLogger("any").warning("a message")
             note("a note")
             assert terminal.screen()[:2] == ["a message", "a note"] and "inner" in terminal.screen()[2]

@@ -89,6 +89,7 @@ class Progress:
             return
         self._open.remove(self)
         if self._bar is not None:
+            self._bar.disable = False
             self._bar.close()
         self._on_close.close()
         if self._open:
@@ -97,9 +98,11 @@ class Progress:
     def _hide(self) -> None:
         if self._bar is not None:
             self._bar.clear()
+            self._bar.disable = True  # otherwise tqdm redraws it after every message
 
     def _show(self) -> None:
         if self._bar is not None:
+            self._bar.disable = False
             self._bar.refresh()
 
     def _print_line(self) -> None:
