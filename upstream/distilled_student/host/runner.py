@@ -1,17 +1,13 @@
-"""The runner: the training loop and the evaluation loop of every downstream, s3prl's and ours."""
+"""The runner and its training loop, which trains every downstream, s3prl's and ours."""
 
 from __future__ import annotations
 
 import contextlib
-import random
-import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from tensorboardX import SummaryWriter
@@ -25,21 +21,20 @@ from distilled_student.common.processes import is_leader, only_run_in, stops_wit
 from distilled_student.common.progress import Progress, note
 from distilled_student.common.provenance import write_provenance
 from distilled_student.common.random_states import seed_all
-from distilled_student.host.runner_parts import RunnerParts, unwrapped
+from distilled_student.host.evaluation_loop import EvaluationLoop
+from distilled_student.host.runner_parts import unwrapped
 from distilled_student.host.saved_runs import checkpoints
 from distilled_student.host.yaml_sections import source
 
 MAX_SKIPPED = 10  # steps in a row without a finite gradient
 
 
-class Runner(RunnerParts):
+class Runner(EvaluationLoop):
     """s3prl's ``Runner`` with training and evaluation that can be read, resumed and interrupted.
 
     On one process and in float32, `train` makes the same updates, checkpoints and log entries as s3prl 0.4.18
     (downstream/runner.py), bit for bit on a CPU: ``tests/host/test_training_loop.py``.
     """
-
-    _in_bf16 = False  # whether the upstream runs in bfloat16: while training with ``runner.bf16``
 
     def train(self) -> None:
         """Train to ``runner.total_steps``, from ``init_ckpt`` where there is one, and save the last step.
@@ -126,7 +121,7 @@ class Runner(RunnerParts):
                         continue
 
                     if step % runner["log_step"] == 0:
-                        self._log("train", records, logger, step, batch_ids, len(loader))
+                        self._log(self._train_split, records, logger, step, batch_ids, len(loader))
                         records, batch_ids = defaultdict(list), []
 
                     # evaluation names the checkpoints to write, such as the best one
@@ -149,46 +144,11 @@ class Runner(RunnerParts):
         if logger is not None:
             logger.close()
 
-    def evaluate(self, split: str | None = None, logger: Any = None, global_step: int = 0) -> list[str]:
-        """Evaluate a split in float32; returns the names of checkpoints to save. Only the leader evaluates.
+    # Parts of the loop, in the order of their use
+    @property
+    def _train_split(self) -> str:
+        return self.config["runner"].get("train_dataloader", "train")
 
-        Without arguments, as the command line calls it: ``args.evaluate_split``, logging to nowhere.
-        """
-        if not is_leader():
-            return []
-        if split is None:
-            folder = tempfile.mkdtemp()
-            try:
-                with contextlib.closing(SummaryWriter(folder)) as logger:
-                    return self.evaluate(self.args.evaluate_split, logger, global_step)
-            finally:
-                shutil.rmtree(folder)
-        calibrate = getattr(self.expert, "calibrate", None)
-        if self._in_bf16 and calibrate is not None:
-            calibrate(self._features_for_evaluation)
-        self._seed_for_evaluation()
-        were_training = [entry.model.training for entry in self.all_entries]
-        for entry in self.all_entries:
-            entry.model.eval()
-        loader = self._batches(split)
-        steps = round(len(loader) * float(self.config["runner"].get("evaluate_ratio", 1)))
-        records, batch_ids = defaultdict(list), []
-        with Progress(steps, f"evaluating {split}") as progress:
-            for batch_id, (wavs, *others) in enumerate(loader):
-                if batch_id > steps:  # one more than the ratio says, as in s3prl
-                    break
-                with torch.no_grad():
-                    wavs = self._on_device(wavs)
-                    features = self.featurizer.model(wavs, self.upstream.model(wavs))
-                    self.downstream.model(split, features, *others, records=records, batch_id=batch_id)
-                batch_ids.append(batch_id)
-                progress.update()
-        names = self._log(split, records, logger, global_step, batch_ids, len(loader))
-        for entry, training in zip(self.all_entries, were_training, strict=True):
-            entry.model.train(training)
-        return names if isinstance(names, list) else []
-
-    # Parts of the loops, in the order of their use
     def _write_provenance(self) -> None:
         if not is_leader():
             return
@@ -213,28 +173,15 @@ class Runner(RunnerParts):
 
     def _training_batches(self, epoch: int) -> Any:
         """The downstream's loader of an epoch; some downstreams of s3prl do not take ``epoch``."""
-        split = self.config["runner"].get("train_dataloader", "train")
         try:
-            return self._batches(split, epoch=epoch)
+            return self._batches(self._train_split, epoch=epoch)
         except TypeError as error:
             if "unexpected keyword argument 'epoch'" not in str(error):
                 raise
-        loader = self._batches(split)
+        loader = self._batches(self._train_split)
         if isinstance(getattr(loader, "sampler", None), DistributedSampler):
             loader.sampler.set_epoch(epoch)
         return loader
-
-    def _batches(self, split: str, **epoch: int) -> Any:
-        try:
-            loader = self.downstream.model.get_dataloader(split, **epoch)
-        except ValueError as error:  # torch samples from no empty data set
-            raise UserError(f"{self.where}: no data to {split} with ({error})") from error
-        if not len(loader):  # the loop would ask for the next epoch's batches forever
-            raise UserError(f"{self.where}: less data to {split} with than makes one batch")
-        return loader
-
-    def _on_device(self, wavs: Sequence[Any]) -> list[Tensor]:
-        return [torch.FloatTensor(wav).to(self.args.device) for wav in wavs]
 
     def _loss(self, wavs: Sequence[Any], others: Sequence[Any], records: Any, specaug: Any) -> Tensor:
         """Upstream, featurizer and downstream on one batch."""
@@ -246,8 +193,7 @@ class Runner(RunnerParts):
             features = self.featurizer.model(wavs, features)
             if specaug is not None:
                 features, _ = specaug(features)
-            split = self.config["runner"].get("train_dataloader", "train")
-            return self.downstream.model(split, features, *others, records=records)
+            return self.downstream.model(self._train_split, features, *others, records=records)
 
     def _skip_batch(self, error: torch.OutOfMemoryError, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Continue without a batch that does not fit into the GPU's memory; several processes cannot."""
@@ -277,11 +223,6 @@ class Runner(RunnerParts):
             raise UserError(f"{where}: {reason}: lower the learning rate or check these files")
         return False
 
-    def _log(self, split: str, records: Any, logger: Any, step: int, batch_ids: list[int], batches: int) -> Any:
-        return self.downstream.model.log_records(
-            split, records=records, logger=logger, global_step=step, batch_ids=batch_ids, total_batch_num=batches
-        )
-
     def _save(
         self, names: Sequence[str], step: int, epoch: int, optimizer: Any, scheduler: Any | None, scaler: Any | None
     ) -> None:
@@ -300,24 +241,3 @@ class Runner(RunnerParts):
             save_torch(state, folder / name)
         for old in checkpoints(folder)[: -int(self.config["runner"]["max_keep"])]:
             old.unlink()
-
-    def _seed_for_evaluation(self) -> None:
-        """The same evaluation at every step: s3prl's experts draw random numbers in theirs."""
-        random.seed(self.args.seed)
-        np.random.seed(self.args.seed)
-        torch.manual_seed(self.args.seed)  # CUDA's generators too
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-    @torch.no_grad()
-    def _features_for_evaluation(self, wavs: Sequence[Any]) -> list[Tensor]:
-        """Features of each utterance as an evaluation computes them: without dropout, in float32."""
-        models = [entry.model for entry in (self.upstream, self.featurizer)]
-        were_training = [model.training for model in models]
-        for model in models:
-            model.eval()
-        wavs = self._on_device(wavs)
-        features = self.featurizer.model(wavs, self.upstream.model(wavs))
-        for model, training in zip(models, were_training, strict=True):
-            model.train(training)
-        return features
