@@ -162,7 +162,7 @@ def test_another_command_does_not_write_over_a_run(
 ) -> None:
     assert launch.main(joint(settings, tmp_path, "-o", "config.runner.total_steps=2")) == 0
     assert launch.main(joint(settings, tmp_path, "-o", "config.runner.total_steps=2,,args.seed=3")) == 2
-    assert "holds another run, of other settings (args.seed)" in capfd.readouterr().err.splitlines()[-1]
+    assert "holds another run, with other settings (args.seed)" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_a_second_run_in_the_same_folder_is_refused(

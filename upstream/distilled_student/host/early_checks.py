@@ -17,6 +17,7 @@ from distilled_student.host.s3prl_names import downstream_names, upstream_names
 from distilled_student.host.superb import settings as superb
 from distilled_student.host.yaml_sections import NAME, SPLITS, check_sections, source
 
+UPSTREAMS = "give distilled_student, teacher, or an upstream of s3prl such as fbank"
 NEED_FILE = ("_local", "_url", "_custom", "_gdriveid")  # endings of upstreams that s3prl builds from a given file
 
 
@@ -24,8 +25,9 @@ def check_early(args: Namespace) -> None:
     """Raise UserError for what is wrong with a command, as far as its arguments and its YAML file show it."""
     if args.expdir is None and args.expname is None and not args.past_exp:
         raise UserError("-p: no experiment folder; give -p EXPDIR or -n NAME")
-    if args.past_exp:
-        if not Path(args.past_exp).exists():
+    folder = Path(args.expdir or f"result/downstream/{args.expname}").absolute()
+    if args.past_exp or (args.auto_resume and any(folder.glob("states-*.ckpt"))):
+        if args.past_exp and not Path(args.past_exp).exists():
             raise UserError(f"-e {args.past_exp}: no such checkpoint or folder")
         if args.override:
             apply_overrides(args, args, {})
@@ -38,19 +40,22 @@ def check_early(args: Namespace) -> None:
     if start.downstream == "multitask":  # by name: it stands above this package
         multitask = importlib.import_module("distilled_student.multitask.settings")
         multitask.check_early(config, start.upstream_feature_selection, start.mode, source(vars(start)))
-    folder = Path(start.expdir or f"result/downstream/{start.expname}")
-    check_writable(folder.absolute())
+    check_writable(Path(start.expdir).absolute() if start.expdir else folder)
 
 
 def check_names(args: Namespace, upstreams: Sequence[str], downstreams: Sequence[str]) -> None:
     """``-u`` and ``-d``: known names, and a file for the upstreams that need one."""
     if args.upstream not in upstreams:
-        hint = did_you_mean(args.upstream, upstreams) or "; `distilled-student` and s3prl's documentation list them"
+        if args.upstream is None:
+            raise UserError(f"-u: missing: {UPSTREAMS}")
+        hint = did_you_mean(args.upstream, upstreams) or f"; {UPSTREAMS}"
         raise UserError(f"-u {args.upstream}: no such upstream{hint}")
     if args.upstream.endswith(NEED_FILE) and not (args.upstream_ckpt or args.upstream_model_config):
         raise UserError(f"-u {args.upstream}: needs -k (a checkpoint) or -g (its configuration)")
     if args.upstream == "distilled_student" and args.upstream_ckpt and not Path(args.upstream_ckpt).exists():
         raise UserError(f"-u distilled_student -k {args.upstream_ckpt}: no such folder or file")
+    if args.downstream is None:
+        raise UserError("-d: missing: give multitask, or a downstream of s3prl such as speech_commands")
     if args.downstream not in downstreams:
         raise UserError(f"-d {args.downstream}: no such downstream{did_you_mean(args.downstream, downstreams)}")
 
