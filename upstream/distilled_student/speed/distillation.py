@@ -96,10 +96,10 @@ def compare_distillation(
     Returns:
         ``s3prl``: its recipe in its own precision, fp32 on a CPU, fp16 for the student on a GPU. ``ours``: our
         distillation in bf16, or in fp32 where bf16 is not fast. ``s3prl_fp32`` and ``ours_fp32``: the same in fp32,
-        where the former is not. Of each: seconds of audio trained per second (median of the rounds), share of padding,
-        precision of student and teacher, FLOP/s spent on valid audio and their share of the device's peak in these
-        precisions.
-        ``ratio``: how many times as fast as ``s3prl`` ``ours`` is; ``ratio_fp32``: the same of both in fp32. Median and
+        unless ``s3prl`` or ``ours`` is in fp32 itself. Each has: seconds of audio trained per second (median of the
+        rounds), share of padding, precision of student and teacher, FLOP/s on valid audio, and their share of the
+        device's peak in these precisions.
+        ``ratio``: speed of ``ours`` relative to ``s3prl``; ``ratio_fp32``: the same with both in fp32. Median and
         quartiles over the rounds.
     """
     sizes = sizes or Sizes()
