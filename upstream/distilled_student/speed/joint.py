@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from distilled_student.checkpoints.folder import save_student
 from distilled_student.demo.run_demo import corpus_folder
 from distilled_student.host import launch as host
+from distilled_student.host.plugin import register
 from distilled_student.multitask.loader import Batch
 from distilled_student.speed.measure import ratio
 from distilled_student.student.config import named_size
@@ -89,7 +90,7 @@ class TimedLoader:
 @contextlib.contextmanager
 def _timing_runner(times: list[tuple[float, ...]]) -> Iterator[None]:
     """Replace the runner of s3prl's launcher by one whose training loader is a `TimedLoader`."""
-    host.register()
+    register()
     from s3prl import run_downstream
 
     class Runner(run_downstream.Runner):
