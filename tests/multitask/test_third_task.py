@@ -36,7 +36,8 @@ LOUDNESS = '''
 from dataclasses import dataclass
 
 import torch
-from distilled_student.multitask.tasks.base import BaseTask, Item, TaskSettings
+from distilled_student.multitask.tasks.base import BaseTask, Item
+from distilled_student.multitask.tasks.settings import TaskSettings
 
 
 @dataclass

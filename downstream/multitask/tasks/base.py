@@ -1,7 +1,7 @@
-"""The contract of a task: its settings, its data, its head and loss, its metrics, and its output on a device.
+"""The contract of a task: its data, its head and loss, its metrics, and its output on a device.
 
-A new task is one module with a dataclass ``Settings`` (a `TaskSettings`) and a class ``Task`` (a `BaseTask`), and one
-entry under ``tasks:`` in the YAML file.
+A new task is one module with a dataclass ``Settings`` (a `TaskSettings`, from ``tasks/settings.py``) and a class
+``Task`` (a `BaseTask`), and one entry under ``tasks:`` in the YAML file.
 """
 
 from __future__ import annotations
