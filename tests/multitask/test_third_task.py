@@ -156,7 +156,7 @@ def test_a_third_task_has_a_column_in_a_benchmark_report(
     suite = {"title": "Suite", "protocol": "Protocol.", "tables": {"All": ["joint"]}, "settings": {"joint": setting}}
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump({**suite, "models": {"fbank": {"upstream": "fbank"}}}))
     bench, run = open_bench(tmp_path / "suite.yaml", tmp_path, tmp_path), Run("fbank", "joint", 0)
-    assert Estimator(bench).run(run).steps == 3
+    assert Estimator(bench).training(run).steps == 3
 
     results = evaluate(folder / "exp", device="cpu") | {"train_seconds": 1.0}
     results["upstream"]["rtf"] = 0.1
