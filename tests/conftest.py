@@ -1,4 +1,4 @@
-"""What several tests share: short real-looking audio, small students, no network."""
+"""Fixtures and helpers of several test folders: synthetic audio, a small corpus, small students."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests do not use the network
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 import pytest
@@ -33,13 +33,13 @@ SMALL = {
 
 @pytest.fixture
 def small_cnn() -> StudentConfig:
-    """A tiny student on the waveform."""
+    """A tiny student with a CNN on the waveform."""
     return StudentConfig(conv_dim=[8] * 7, **SMALL)
 
 
 @pytest.fixture
 def small_logmel() -> StudentConfig:
-    """A tiny student in Whisper's form."""
+    """A tiny student built as Whisper's encoder: log-mel input, pre-norm layers, sinusoidal positions."""
     return StudentConfig(
         **SMALL,
         frontend="logmel",
@@ -58,7 +58,7 @@ def small_logmel() -> StudentConfig:
 
 @pytest.fixture(params=["cnn", "cnn-layer-norm", "cnn-normalized", "logmel", "shared", "slow", "slow-causal", "edge"])
 def student_variant(request: pytest.FixtureRequest, small_cnn: StudentConfig, small_logmel: StudentConfig) -> Student:
-    """A small student with random weights, in eval mode: one of every kind of network."""
+    """A small student with random weights, in eval mode. There is one parameter for each kind of network."""
     configs = {
         "cnn": small_cnn,
         "cnn-layer-norm": dataclasses.replace(small_cnn, conv_norm="layer", norm_first=True),
@@ -73,12 +73,12 @@ def student_variant(request: pytest.FixtureRequest, small_cnn: StudentConfig, sm
     return build_student(configs[request.param]).eval()
 
 
-# four to train on, two for development, two for test
+# Voices of `small_corpus`: four for training, two for development, two for test.
 SMALL_VOICES = ("af_alloy", "af_heart", "am_adam", "am_echo", "af_kore", "am_eric", "af_bella", "am_puck")
 
 
 def tone(seconds: float, rate: int = 16_000, seed: int = 0) -> torch.Tensor:
-    """``(samples,)``: a few drifting harmonics with noise."""
+    """``(samples,)``: five harmonics of a pitch that depends on the seed, with a little noise."""
     generator = torch.Generator().manual_seed(seed)
     time = torch.arange(int(seconds * rate)) / rate
     pitch = 90 + 150 * float(torch.rand(1, generator=generator))
@@ -88,7 +88,7 @@ def tone(seconds: float, rate: int = 16_000, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture
 def audio_folder(tmp_path: Path) -> Path:
-    """A folder with twelve files of 0.5 to 2 s."""
+    """A folder with twelve audio files of 0.5 to 2 s."""
     folder = tmp_path / "audio"
     folder.mkdir()
     for i in range(12):
@@ -96,19 +96,24 @@ def audio_folder(tmp_path: Path) -> Path:
     return folder
 
 
+def packed_subset(folder: Path, voices: tuple[str, ...]) -> Path:
+    """Fill ``folder`` with a packed corpus of these voices of the shipped one."""
+    for voice in voices:
+        os.symlink(shipped.PACKED / f"{voice}.ogg", folder / f"{voice}.ogg")
+    header, *clips = (shipped.PACKED / "index.csv").read_text(encoding="utf-8").splitlines()
+    selected = [clip for clip in clips if clip.startswith(voices)]
+    (folder / "index.csv").write_text("\n".join([header, *selected]) + "\n", encoding="utf-8")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded corpus in both layouts, of eight voices only."""
-    packed, voices = tmp_path_factory.mktemp("packed"), SMALL_VOICES
-    for voice in voices:
-        os.symlink(shipped.PACKED / f"{voice}.ogg", packed / f"{voice}.ogg")
-    lines = (shipped.PACKED / "index.csv").read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines[1:] if line.startswith(voices)]
-    (packed / "index.csv").write_text("\n".join([lines[0], *kept]) + "\n", encoding="utf-8")
+    """Eight voices of the shipped corpus, in the layouts of Speech Commands and VoxCeleb1."""
+    packed = packed_subset(tmp_path_factory.mktemp("packed"), SMALL_VOICES)
     return corpus.expand(tmp_path_factory.mktemp("cache") / "small", packed=packed)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many inputs the fuzz tests have tried, where they ran."""
+    """Report how many inputs the fuzz tests tried, if they ran."""
     if (mutations := sys.modules.get("fuzz.mutations")) is not None:
         terminalreporter.write_line(f"{mutations.TRIED['inputs']} bad inputs tried")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from conftest import packed_subset
 
 from distilled_student.common import progress
 from distilled_student.common.errors import UserError
@@ -19,32 +19,30 @@ from distilled_student.demo import corpus
 
 @pytest.fixture(scope="module")
 def clips() -> list[shipped.PackedClip]:
+    """All clips of the packed corpus."""
     return shipped.read_index()
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole packed corpus, expanded."""
     return corpus.expand(tmp_path_factory.mktemp("cache") / "demo")
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A packed corpus of seven voices, for tests that expand it."""
-    folder = tmp_path_factory.mktemp("packed")
     voices = ("af_alloy", "af_aoede", "af_heart", "af_jessica", "af_kore", "af_bella", "am_puck")
-    for voice in voices:
-        os.symlink(shipped.PACKED / f"{voice}.ogg", folder / f"{voice}.ogg")
-    lines = (shipped.PACKED / "index.csv").read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines[1:] if line.startswith(voices)]
-    (folder / "index.csv").write_text("\n".join([lines[0], *kept]) + "\n", encoding="utf-8")
-    return folder
+    return packed_subset(tmp_path_factory.mktemp("packed"), voices)
 
 
 def names(folder: Path) -> set[str]:
+    """Names of the files and folders directly in ``folder``."""
     return {path.name for path in folder.iterdir()}
 
 
 def speakers(folder: Path, pattern: str) -> set[str]:
+    """Speaker IDs of the Speech Commands files that match ``pattern``."""
     return {path.name.split("_nohash_")[0] for path in folder.glob(pattern) if "_nohash_" in path.name}
 
 
@@ -52,7 +50,7 @@ def test_packed_corpus_is_at_most_12_megabytes() -> None:
     assert sum(path.stat().st_size for path in shipped.PACKED.iterdir()) <= 12e6
 
 
-def test_packed_corpus_has_50_voices_10_commands_15_other_words_and_8_sentences_a_voice(
+def test_packed_corpus_has_50_voices_each_with_10_commands_15_other_words_and_8_sentences(
     clips: list[shipped.PackedClip],
 ) -> None:
     spoken: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -81,7 +79,9 @@ def test_each_clip_is_inside_its_file_and_audible(clips: list[shipped.PackedClip
                 assert np.abs(piece).max() > 0.3
 
 
-def test_speaker_ids_fall_into_their_split_by_the_classic_hash(clips: list[shipped.PackedClip]) -> None:
+def test_the_hash_of_speech_commands_assigns_each_speaker_id_to_the_split_of_its_voice(
+    clips: list[shipped.PackedClip],
+) -> None:
     ids = corpus.speaker_ids(clips)
     assert len(set(ids.values())) == len(ids)
     bounds = {"dev": (0, 10), "test": (10, 20), "train": (20, 101)}
@@ -90,12 +90,12 @@ def test_speaker_ids_fall_into_their_split_by_the_classic_hash(clips: list[shipp
         assert low <= corpus.hash_percentage(ids[clip.voice]) < high
 
 
-def test_hash_percentage_agrees_with_files_of_the_published_validation_and_testing_lists() -> None:
+def test_hash_percentage_agrees_with_the_published_validation_and_testing_lists() -> None:
     assert 0 <= corpus.hash_percentage("026290a7") < 10  # validation_list.txt: bed/026290a7_nohash_0.wav
     assert 10 <= corpus.hash_percentage("0c40e715") < 20  # testing_list.txt: bed/0c40e715_nohash_0.wav
 
 
-def test_speech_commands_train_has_all_words_and_long_background_noises(root: Path) -> None:
+def test_speech_commands_train_has_all_words_and_background_noises_of_20_to_30_seconds(root: Path) -> None:
     train = root / "speech_commands/train"
     words = names(train) - {"_background_noise_"}
     assert set(corpus.COMMANDS) <= words
@@ -105,7 +105,7 @@ def test_speech_commands_train_has_all_words_and_long_background_noises(root: Pa
     assert all(20 <= soundfile.info(path).duration <= 30 for path in noises)
 
 
-def test_speech_commands_test_has_twelve_folders_of_one_size(root: Path) -> None:
+def test_speech_commands_test_has_twelve_folders_with_equally_many_files(root: Path) -> None:
     test = root / "speech_commands/test"
     assert names(test) == {*corpus.COMMANDS, "_unknown_", "_silence_"}
     assert len({len(list(folder.iterdir())) for folder in test.iterdir()}) == 1
@@ -133,7 +133,7 @@ def test_no_test_speaker_is_in_a_training_folder_of_either_layout(root: Path) ->
     assert not commands_train & commands_test
 
 
-def test_voxceleb_utterances_last_a_second_and_a_half_and_come_in_two_sessions(root: Path) -> None:
+def test_each_voxceleb_speaker_has_two_sessions_of_utterances_of_at_least_1_5_seconds(root: Path) -> None:
     for speaker in [*(root / "voxceleb1/dev/wav").iterdir(), *(root / "voxceleb1/test/wav").iterdir()]:
         sessions = [{path.name for path in session.iterdir()} for session in speaker.iterdir()]
         assert len(sessions) == 2
@@ -142,7 +142,7 @@ def test_voxceleb_utterances_last_a_second_and_a_half_and_come_in_two_sessions(r
         assert all(soundfile.info(path).duration >= 1.5 for path in speaker.rglob("*.wav"))
 
 
-def test_trials_are_balanced_unique_correct_and_mostly_of_one_gender(
+def test_trials_are_balanced_unique_and_correct_and_most_impostors_have_the_same_gender(
     root: Path, clips: list[shipped.PackedClip]
 ) -> None:
     gender = {speaker: voice[1] for voice, speaker in corpus.speaker_ids(clips).items()}
@@ -159,7 +159,7 @@ def test_trials_are_balanced_unique_correct_and_mostly_of_one_gender(
     assert all((root / "voxceleb1/test/wav" / path).is_file() for path in paths)
 
 
-def test_a_file_rendered_alone_equals_that_of_the_whole_expansion(root: Path) -> None:
+def test_a_file_rendered_alone_equals_the_file_of_the_whole_expansion(root: Path) -> None:
     train_noises, test_noises = corpus.noise_sets()
     outputs = corpus.plan_files()
     for output in outputs[:: len(outputs) // 12]:
@@ -170,7 +170,7 @@ def test_a_file_rendered_alone_equals_that_of_the_whole_expansion(root: Path) ->
         assert np.abs(alone - written).max() < 1e-4  # one step of 16 bits is 3e-5
 
 
-def test_two_copies_of_one_clip_differ(root: Path) -> None:
+def test_two_files_made_from_one_clip_differ(root: Path) -> None:
     first, second = (soundfile.read(path)[0] for path in sorted((root / "speech_commands/train/yes").iterdir())[:2])
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.9
 
@@ -202,7 +202,7 @@ def test_an_interrupted_expansion_leaves_no_files(small: Path, tmp_path: Path, m
     assert not names(tmp_path)
 
 
-def test_expansion_shows_one_bar_on_a_terminal_and_lines_elsewhere(
+def test_expansion_shows_one_progress_bar_on_a_terminal_and_lines_elsewhere(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)

@@ -57,21 +57,21 @@ def perturbed(model: nn.Module) -> nn.Module:
 
 
 def transformers_model(family: str, **keys: Any) -> nn.Module:
-    """A random HubertModel or Wav2Vec2Model."""
+    """A HubertModel or Wav2Vec2Model with random weights."""
     config, model = FAMILIES[family]
     torch.manual_seed(0)
     return perturbed(model(config(**keys)))
 
 
 def save_transformers(model: nn.Module, folder: Path, normalize: bool = False) -> Path:
-    """Write a `transformers` folder with the settings of its preprocessor."""
+    """Write a `transformers` folder, including the settings of the preprocessor."""
     model.save_pretrained(folder)
     transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize).save_pretrained(folder)
     return folder
 
 
 def torchaudio_model(size: dict[str, Any], form: dict[str, Any]) -> nn.Module:
-    """torchaudio's wav2vec 2.0 model, which is also its HuBERT model."""
+    """torchaudio's wav2vec 2.0 model with random weights; torchaudio uses the same class for HuBERT."""
     import torchaudio
 
     torch.manual_seed(0)
@@ -116,7 +116,7 @@ def _conv_layers(width: int) -> str:
 def save_distiller(
     file: Path, size: dict[str, Any], form: dict[str, Any], targets: tuple[int, ...] = (4, 8, 12), **changes: Any
 ) -> Path:
-    """A DistilHuBERT checkpoint as s3prl's pre-training writes it, with its pickled arguments."""
+    """Write a DistilHuBERT checkpoint as s3prl's pre-training does, including pickled arguments."""
     ds.register()
     from s3prl.upstream.distiller.model import DistillerConfig, DistillerModel
 
@@ -149,7 +149,7 @@ def save_fairseq(
     normalize: bool = False,
     **changes: Any,
 ) -> Path:
-    """fairseq's HuBERT or wav2vec 2.0 as s3prl's ``convert.py`` writes it, with the heads of pre-training."""
+    """Write fairseq's HuBERT or wav2vec 2.0 as s3prl's ``convert.py`` does, including the pre-training heads."""
     ds.register()
     from s3prl.upstream.hubert import hubert_model as hubert
     from s3prl.upstream.wav2vec2 import wav2vec2_model as wav2vec2

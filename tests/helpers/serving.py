@@ -1,4 +1,4 @@
-"""A real local server that loses connections and refuses requests, and the small archives that it serves."""
+"""A local HTTP server whose connections and requests can be made to fail, and small archives for it to serve."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from distilled_student.prepare.catalog import Archive
 
 
 class Server(ThreadingHTTPServer):
-    """An HTTP server.
+    """An HTTP server whose next answers can be made to fail.
 
     Attributes:
         files: Name -> content.
-        cuts: For each request, in order: the number of bytes after which the connection is lost.
-        statuses: For each request, in order: the HTTP status.
-        how: How a connection is lost: ``closed``, ``reset``, or ``silent`` (no data until the client gives up).
+        cuts: For each of the next requests: the number of bytes after which its connection is lost.
+        statuses: For each of the next requests: its HTTP status.
+        failure: How a connection is lost: ``closed``, ``reset``, or ``silent`` (no data until the client gives up).
         ranges: Whether the server supports Range requests.
-        asked: The requests so far: name and Range header.
+        requests: Name and Range header of each request so far.
     """
 
     def __init__(self) -> None:
@@ -36,9 +36,9 @@ class Server(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.cuts: list[int] = []
         self.statuses: list[int] = []
-        self.how = "closed"
+        self.failure = "closed"
         self.ranges = True
-        self.asked: list[tuple[str, str | None]] = []
+        self.requests: list[tuple[str, str | None]] = []
 
     @property
     def url(self) -> str:
@@ -46,18 +46,20 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers GET requests as the attributes of its server say."""
+
     server: Server
 
     def do_GET(self) -> None:
-        server, name, wanted = self.server, self.path.strip("/"), self.headers.get("Range")
-        server.asked.append((name, wanted))
+        server, name, range_header = self.server, self.path.strip("/"), self.headers.get("Range")
+        server.requests.append((name, range_header))
         if server.statuses and (status := server.statuses.pop(0)) != 200:
             return self.send_error(status)
         if name not in server.files:
             return self.send_error(404)
         body, start = server.files[name], 0
-        if wanted and server.ranges:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        if range_header and server.ranges:
+            start = int(range_header.removeprefix("bytes=").removesuffix("-"))
             if start >= len(body):
                 self.send_response(416)
                 self.send_header("Content-Range", f"bytes */{len(body)}")
@@ -67,9 +69,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         cut = server.cuts.pop(0) if server.cuts else None
         self.wfile.write(body[start:] if cut is None else body[start : start + cut])
-        if cut is not None and server.how == "reset":
+        if cut is not None and server.failure == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        if cut is not None and server.how == "silent":
+        if cut is not None and server.failure == "silent":
             self.connection.recv(1)
         return None  # HTTP/1.0: the connection is closed here
 
@@ -79,6 +81,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A running server; downloads retry without a pause."""
     monkeypatch.setattr(download, "PAUSE", 0.0)
     with Server() as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.01,))
@@ -89,13 +92,15 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture
-def nowhere() -> str:
+def unreachable_url() -> str:
+    """A URL of a local port on which no server listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
 def tar(files: Mapping[str, bytes]) -> bytes:
+    """A gzip-compressed tar archive of these files: name -> content."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, content in files.items():
@@ -106,19 +111,22 @@ def tar(files: Mapping[str, bytes]) -> bytes:
 
 
 def published(name: str, content: bytes, *urls: str) -> Archive:
+    """The catalog's description of a published archive: its checksum, size and URLs."""
     return Archive(name, hashlib.sha256(content).hexdigest(), len(content), urls)
 
 
 def noise(name: str) -> bytes:
-    """3,000 bytes that compression does not shrink."""
+    """3,000 bytes, the same for the same name, that gzip cannot compress."""
     return hashlib.shake_128(name.encode()).digest(3000)
 
 
-def whole(root: Path) -> set[str]:
+def files_below(root: Path) -> set[str]:
+    """Relative paths of all files below ``root``."""
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
 
 def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
+    """Run ``distilled-student prepare`` and return its exit code."""
+    with pytest.raises(SystemExit) as stopped:
         cli.main(["prepare", *map(str, arguments)])
-    return int(ended.value.code or 0)
+    return int(stopped.value.code or 0)

@@ -1,4 +1,4 @@
-"""Tiny artificial corpora in the folders of Speech Commands and VoxCeleb1: a pitch per word, a pitch per speaker."""
+"""Tiny synthetic corpora in the layouts of Speech Commands and VoxCeleb1: each word and each speaker has a pitch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ WORDS = ["yes", "no"]
 OTHERS = ["bed", "cat"]
 
 
-def tone(path: Path, pitch: float, seconds: float = 1.0, seed: int = 0, rate: int = RATE, channels: int = 1) -> Path:
-    """Write a sine of ``pitch`` Hz with a little noise."""
+def write_tone(
+    path: Path, pitch: float, seconds: float = 1.0, seed: int = 0, rate: int = RATE, channels: int = 1
+) -> Path:
+    """Write a sine of ``pitch`` Hz with a little noise; returns ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     wave = 0.3 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * rate)) / rate)
@@ -23,28 +25,28 @@ def tone(path: Path, pitch: float, seconds: float = 1.0, seed: int = 0, rate: in
 
 
 def speech_commands(root: Path, speakers: int = 10, takes: int = 1, test: bool = True) -> Path:
-    """``train/WORD/``, and ``test/CLASS/`` if ``test`` is set; returns ``root``."""
+    """Write ``train/WORD/``, and ``test/CLASS/`` if ``test`` is true; returns ``root``."""
     for w, word in enumerate(WORDS + OTHERS):
         for s in range(speakers):
             for take in range(takes):
-                tone(root / "train" / word / f"spk{s}_nohash_{take}.wav", 200 + 150 * w, 1.0 - 0.1 * (s % 2), s)
+                write_tone(root / "train" / word / f"spk{s}_nohash_{take}.wav", 200 + 150 * w, 1.0 - 0.1 * (s % 2), s)
     for i in range(2):
-        tone(root / "train" / "_background_noise_" / f"noise{i}.wav", 50, 3.0, i)
+        write_tone(root / "train" / "_background_noise_" / f"noise{i}.wav", 50, 3.0, i)
     if test:
         for w, word in enumerate(["_silence_", "_unknown_", *WORDS]):
             for s in range(2):
-                tone(root / "test" / word / f"new{s}_nohash_0.wav", 100 + 150 * w, 1.0, s)
+                write_tone(root / "test" / word / f"new{s}_nohash_0.wav", 100 + 150 * w, 1.0, s)
     return root
 
 
 def voxceleb(root: Path, speakers: int = 6, sessions: int = 2, utterances: int = 2, seconds: float = 0.5) -> Path:
-    """``dev/wav/SPEAKER/SESSION/``, two speakers in ``test/wav``, and all pairs of these as ``veri_test.txt``."""
+    """Write ``dev/wav/SPEAKER/SESSION/``, two speakers in ``test/wav`` and their trials in ``veri_test.txt``."""
     for part, prefix, count in (("dev", "id1", speakers), ("test", "id2", 2)):
         for s in range(count):
             for session in range(sessions):
                 for u in range(utterances):
                     path = root / part / "wav" / f"{prefix}{s:03d}" / f"s{session}" / f"{u:05d}.wav"
-                    tone(path, 100 + 40 * s, seconds + 0.25 * u, s)
+                    write_tone(path, 100 + 40 * s, seconds + 0.25 * u, s)
     names = [f"id2{s:03d}/s{i}/00000.wav" for s in range(2) for i in range(2)]
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     lines = [f"{int(a[:6] == b[:6])} {a} {b}\n" for a, b in pairs]
@@ -53,7 +55,7 @@ def voxceleb(root: Path, speakers: int = 6, sessions: int = 2, utterances: int =
 
 
 def tasks(folder: Path) -> dict[str, dict]:
-    """``downstream_expert.tasks`` with both corpora, which are written into ``folder``."""
+    """Write both corpora into ``folder``; returns ``downstream_expert.tasks`` that use them."""
     speech_commands(folder / "sc")
     voxceleb(folder / "vox")
     return {

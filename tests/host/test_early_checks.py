@@ -1,4 +1,4 @@
-"""Simple mistakes are answered before torch and s3prl are imported; the option table is s3prl's."""
+"""Simple mistakes are reported before torch or s3prl is imported; the command-line options are those of s3prl."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distilled_student.host.command_line import make_parser
 from distilled_student.host.s3prl_names import downstream_names, upstream_names
 
 JOINT = ["-m", "train", "-u", "fbank", "-d", "multitask", "-p", "new"]
-SLOW = ("torch", "s3prl", "transformers", "torchaudio", "lhotse", "onnxruntime")
+LARGE_LIBRARIES = ("torch", "s3prl", "transformers", "torchaudio", "lhotse", "onnxruntime")
 
 
 @pytest.mark.parametrize(
@@ -41,12 +41,12 @@ SLOW = ("torch", "s3prl", "transformers", "torchaudio", "lhotse", "onnxruntime")
         (["-m", "train", "-u", "fbank", "-d", "multitask"], "-p: no experiment folder"),
     ],
 )
-def test_a_simple_mistake_is_one_line_before_anything_large_is_imported(
+def test_a_simple_mistake_is_reported_in_one_line_before_a_large_library_is_imported(
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
     code = (
         "import sys; from distilled_student.host.launch import main; code = main(sys.argv[1:]);"
-        f" print(*({set(SLOW)} & set(sys.modules))); sys.exit(code)"
+        f" print(*({set(LARGE_LIBRARIES)} & set(sys.modules))); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout.strip() == ""
@@ -54,34 +54,34 @@ def test_a_simple_mistake_is_one_line_before_anything_large_is_imported(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_options_are_those_of_s3prl(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_options_are_those_of_s3prl(monkeypatch: pytest.MonkeyPatch) -> None:
     register()
     from s3prl import run_downstream
 
-    made = []
+    parsers = []
 
-    class Recorded(argparse.ArgumentParser):
+    class RecordingParser(argparse.ArgumentParser):
         def parse_args(self) -> argparse.Namespace:
-            made.append(self)
+            parsers.append(self)
             return argparse.Namespace(expdir="x", auto_resume=False, past_exp=None, config="/dev/null", override=None)
 
-    monkeypatch.setattr(run_downstream, "argparse", SimpleNamespace(ArgumentParser=Recorded))
+    monkeypatch.setattr(run_downstream, "argparse", SimpleNamespace(ArgumentParser=RecordingParser))
     monkeypatch.setattr(run_downstream.os, "makedirs", lambda *_, **__: None)
-    with pytest.raises(AttributeError):  # it continues with arguments that were not given
+    with pytest.raises(AttributeError):  # s3prl continues with arguments that this Namespace lacks
         run_downstream.get_downstream_args()
 
-    def table(parser: argparse.ArgumentParser) -> set[tuple]:
+    def options_of(parser: argparse.ArgumentParser) -> set[tuple]:
         return {
             (a.dest, tuple(a.option_strings), a.type, tuple(a.choices or ()), a.nargs, a.required, type(a).__name__)
-            + ((a.default,) if a.dest != "device" else ())
+            + ((a.default,) if a.dest != "device" else ())  # our default is the best device of the machine
             for a in parser._actions
-            if a.dest != "version"  # ours
+            if a.dest != "version"  # our addition
         }
 
-    assert table(make_parser()) == table(made[0])
+    assert options_of(make_parser()) == options_of(parsers[0])
 
 
-def test_names_read_from_files_are_those_that_s3prl_has() -> None:
+def test_names_read_from_source_files_include_the_upstreams_and_downstreams_of_s3prl() -> None:
     register()
     from s3prl import hub
 

@@ -1,4 +1,4 @@
-"""The launcher: s3prl's command line on today's libraries, from any folder, and its error lines."""
+"""The launcher: s3prl's command line on today's libraries, in any working folder, with one-line errors."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ SHORT = "config.runner.total_steps=3,,config.runner.save_step=2,,config.runner.e
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished training of three steps."""
     folder = tmp_path_factory.mktemp("trained")
     assert launch.main(["-m", "train", "-u", "fbank", "-d", "example", "-p", str(folder), "-o", SHORT]) == 0
     return folder
@@ -38,18 +39,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two examples in the data set of s3prl's example downstream."""
     register()
     monkeypatch.setattr("s3prl.downstream.example.dataset.EXAMPLE_DATASET_SIZE", 2)
 
 
-def test_training_leaves_a_checkpoint_of_the_last_step(trained: Path) -> None:
-    assert [path.name for path in trained.glob("*.ckpt")] == ["states-3.ckpt"]  # max_keep is 1; save_step is 2
+def test_training_saves_a_checkpoint_at_the_last_step(trained: Path) -> None:
+    assert [path.name for path in trained.glob("*.ckpt")] == ["states-3.ckpt"]  # max_keep is 1, save_step is 2
     state = torch.load(trained / "states-3.ckpt", weights_only=True)
     assert state["Step"] == 3 and Path(state["Args"].config).is_absolute()
 
 
 @pytest.mark.parametrize("flag", ["-e", "-a"])
-def test_training_goes_on_from_another_folder(
+def test_training_resumes_in_another_working_folder(
     trained: Path, flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -57,13 +59,13 @@ def test_training_goes_on_from_another_folder(
     start["Args"].expdir = str(tmp_path / "copy")
     (tmp_path / "copy").mkdir()
     torch.save(start, tmp_path / "copy" / "states-3.ckpt")
-    how = {"-e": ["-e", "copy"], "-a": ["-a", "-u", "fbank", "-d", "example", "-p", "copy"]}[flag]
-    assert launch.main(["-m", "train", *how, "-o", SHORT.replace("total_steps=3", "total_steps=5")]) == 0
+    options = {"-e": ["-e", "copy"], "-a": ["-a", "-u", "fbank", "-d", "example", "-p", "copy"]}[flag]
+    assert launch.main(["-m", "train", *options, "-o", SHORT.replace("total_steps=3", "total_steps=5")]) == 0
     state = torch.load(tmp_path / "copy" / "states-5.ckpt", weights_only=True)
     assert all(entry["step"] == 5 for entry in state["Optimizer"]["state"].values())
 
 
-def test_a_checkpoint_evaluates_from_another_folder(
+def test_a_checkpoint_is_evaluated_in_another_working_folder(
     trained: Path, few_examples: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -74,10 +76,10 @@ def test_a_checkpoint_evaluates_from_another_folder(
     assert runner.config["runner"]["log_step"] == 7
 
 
-def test_two_processes_without_a_gpu_train_and_go_on(tmp_path: Path) -> None:
+def test_two_processes_without_a_gpu_train_and_resume(tmp_path: Path) -> None:
     program = "import sys; from distilled_student.host.launch import main; sys.exit(main())"
     (tmp_path / "run.py").write_text(program)
-    register()  # so that torch reads s3prl's settings below
+    register()  # allows torch.load to read the argparse.Namespace of a checkpoint
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "run.py"]
     options = ["-a", "-m", "train", "-u", "fbank", "-d", "example", "-p", "exp", "--device", "cpu", "-o"]
     for steps in (2, 3):
@@ -88,7 +90,7 @@ def test_two_processes_without_a_gpu_train_and_go_on(tmp_path: Path) -> None:
     assert (state["Step"], state["WorldSize"], state["Args"].local_rank) == (3, 2, 0)
 
 
-def test_builtins_are_left_alone(trained: Path) -> None:
+def test_builtins_are_not_replaced(trained: Path) -> None:
     assert type(builtins.isinstance) is type(len)
 
 
@@ -98,7 +100,7 @@ WARM = "config.scheduler.name=linear_schedule_with_warmup"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "message"),
     [
         (
             ["-m", "train", "-u", "fbnk", "-d", "example", "-p", "new"],
@@ -204,8 +206,8 @@ WARM = "config.scheduler.name=linear_schedule_with_warmup"
         (["-m", "evaluate", "-e", "code.ckpt"], "code.ckpt: refused"),
     ],
 )
-def test_a_users_error_is_one_line_and_writes_nothing(
-    arguments: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_a_users_error_is_reported_in_one_line_and_writes_nothing(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -218,11 +220,11 @@ def test_a_users_error_is_one_line_and_writes_nothing(
     torch.save({"Args": Namespace(), "Config": {"runner": {}}}, "names.ckpt")
     assert launch.main(arguments) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and named in lines[0]
+    assert len(lines) == 1 and message in lines[0]
     assert not (tmp_path / "new").exists() and not Path("/proc/x").exists()
 
 
-def test_numbers_that_yaml_reads_as_strings_train_and_count(tmp_path: Path) -> None:
+def test_numbers_that_yaml_reads_as_strings_are_used_as_numbers(tmp_path: Path) -> None:
     text = Path(find_config("example")).read_text().replace("1.0e-3", "1e-3").replace("steps: 20", "steps: 2e0")
     (tmp_path / "c.yaml").write_text(text)
     assert launch.main([*START[:-1], str(tmp_path / "exp"), "-c", str(tmp_path / "c.yaml")]) == 0
@@ -230,7 +232,7 @@ def test_numbers_that_yaml_reads_as_strings_train_and_count(tmp_path: Path) -> N
     assert state["Optimizer"]["param_groups"][0]["lr"] == 1e-3 and state["Config"]["runner"]["total_steps"] == 2
 
 
-def test_bf16_is_of_training_and_evaluation_is_of_float32(
+def test_bf16_applies_to_training_and_evaluation_stays_in_float32(
     few_examples: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from s3prl.downstream.example.expert import DownstreamExpert
@@ -238,7 +240,7 @@ def test_bf16_is_of_training_and_evaluation_is_of_float32(
     class Upstream(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.linear, self.seen = torch.nn.Linear(1, 4), []
+            self.linear = torch.nn.Linear(1, 4)
 
         def get_downsample_rates(self, key: str) -> int:
             return 160
@@ -247,45 +249,47 @@ def test_bf16_is_of_training_and_evaluation_is_of_float32(
             padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)[:, ::160, None]
             return {"hidden_states": [self.linear(padded)]}
 
-    heard: dict[str, dict[bool, list]] = {}
+    recorded: dict[str, dict[bool, list]] = {}  # bf16 -> whether training -> (dtype, loss) of each batch
     forward = DownstreamExpert.forward
 
-    def listen(self: torch.nn.Module, split: str, features: list, *others: object, **kwargs: object) -> object:
-        here = heard.setdefault(name, {}).setdefault(split == "train", [])
+    def recording_forward(
+        self: torch.nn.Module, split: str, features: list, *others: object, **kwargs: object
+    ) -> object:
+        batches = recorded.setdefault(bf16, {}).setdefault(split == "train", [])
         loss = forward(self, split, [f.float() for f in features], *others, **kwargs)
-        here.append((features[0].dtype, float(loss) if loss is not None else None))
+        batches.append((features[0].dtype, float(loss) if loss is not None else None))
         return loss
 
-    monkeypatch.setattr(DownstreamExpert, "forward", listen)
+    monkeypatch.setattr(DownstreamExpert, "forward", recording_forward)
     monkeypatch.setattr("s3prl.hub.plain", lambda **_: Upstream(), raising=False)
     monkeypatch.setattr("s3prl.hub.options", lambda: ["plain"])
     start = ["-m", "train", "-u", "plain", "-d", "example", "-p"]
-    for name in ("false", "true"):
+    for bf16 in ("false", "true"):
         torch.manual_seed(0)
-        both = f"config.runner.total_steps=2,,config.runner.eval_step=1,,config.runner.bf16={name}"
-        assert launch.main([*start, str(tmp_path / name), "--device", "cpu", "-o", both]) == 0
-    assert {kind for kind, _ in heard["true"][True]} == {torch.bfloat16}
-    assert {kind for kind, _ in heard["true"][False]} == {torch.float32}
-    assert heard["true"][True][0][1] != heard["false"][True][0][1]
+        options = f"config.runner.total_steps=2,,config.runner.eval_step=1,,config.runner.bf16={bf16}"
+        assert launch.main([*start, str(tmp_path / bf16), "--device", "cpu", "-o", options]) == 0
+    assert {dtype for dtype, _ in recorded["true"][True]} == {torch.bfloat16}
+    assert {dtype for dtype, _ in recorded["true"][False]} == {torch.float32}
+    assert recorded["true"][True][0][1] != recorded["false"][True][0][1]
 
 
-def test_the_upstream_learns_at_a_rate_of_its_own(
+def test_the_upstream_has_a_learning_rate_of_its_own(
     few_examples: None, small_logmel: ds.StudentConfig, tmp_path: Path
 ) -> None:
     ds.save_student(ds.build_student(small_logmel), tmp_path / "student")
     before = ds.load_student(tmp_path / "student").state_dict()
     start = ["-m", "train", "-u", "distilled_student", "-k", str(tmp_path / "student"), "-d", "example", "-f", "-p"]
-    for rate, still in (("0", True), ("1e-2", False)):
+    for rate, is_frozen in (("0", True), ("1e-2", False)):
         options = f"config.runner.total_steps=2,,config.runner.upstream_lr={rate}"
         assert launch.main([*start, str(tmp_path / rate), "--device", "cpu", "-o", options]) == 0
         state = torch.load(tmp_path / rate / "states-2.ckpt", weights_only=True)
         assert [group["lr"] for group in state["Optimizer"]["param_groups"]] == [1e-3, float(rate)]
         after = {name.removeprefix("student."): value for name, value in state["Upstream"].items()}
-        moved = [name for name in before if name.startswith("layers.") and not torch.equal(after[name], before[name])]
-        assert bool(moved) is not still
+        changed = [name for name in before if name.startswith("layers.") and not torch.equal(after[name], before[name])]
+        assert bool(changed) is not is_frozen
 
 
-def test_an_upstream_out_of_reach_says_what_to_do(
+def test_the_error_about_an_upstream_that_cannot_be_downloaded_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     register()
@@ -301,17 +305,17 @@ def test_an_upstream_out_of_reach_says_what_to_do(
     assert "-u hubert_local -k FILE, or -u teacher -k FOLDER" in line and not (tmp_path / "new").exists()
 
 
-def test_a_checkpoint_of_another_name_is_no_step(trained: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_with_another_name_is_neither_resumed_nor_deleted(trained: Path, tmp_path: Path) -> None:
     for name in ("states-3.ckpt", "states-foo.ckpt"):
         shutil.copy(trained / "states-3.ckpt", tmp_path / name)
     assert [path.name for path in checkpoints(tmp_path)] == ["states-3.ckpt"]
-    more = ["-o", SHORT.replace("total_steps=3", "total_steps=4") + f",,args.expdir={tmp_path}"]
-    assert launch.main(["-m", "train", "-e", str(tmp_path), *more]) == 0
+    options = ["-o", SHORT.replace("total_steps=3", "total_steps=4") + f",,args.expdir={tmp_path}"]
+    assert launch.main(["-m", "train", "-e", str(tmp_path), *options]) == 0
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["states-4.ckpt", "states-foo.ckpt"]
 
 
 @pytest.mark.parametrize("has_checkpoint", [False, True])
-def test_a_failed_run_takes_its_folder_with_it_unless_a_checkpoint_is_in_it(
+def test_a_failed_run_deletes_its_new_folder_unless_it_has_saved_a_checkpoint(
     has_checkpoint: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register()
@@ -326,7 +330,7 @@ def test_a_failed_run_takes_its_folder_with_it_unless_a_checkpoint_is_in_it(
     assert (tmp_path / "a" / "new").exists() == has_checkpoint
 
 
-def test_overrides_are_literals_never_code(tmp_path: Path) -> None:
+def test_overrides_are_read_as_literals_and_never_run_as_code(tmp_path: Path) -> None:
     args, config = Namespace(seed=0), {"runner": {}}
     override("config.x=null,,config.y=true,,config.z=False,,config.w=None", args, given := {})
     assert given == {"x": None, "y": True, "z": False, "w": None}

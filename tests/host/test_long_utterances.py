@@ -1,9 +1,10 @@
-"""An hour of speech: encoded in pieces, in memory that does not depend on its length."""
+"""Long utterances are encoded in pieces, so that an hour needs little more memory than its waveform."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import ceil
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from distilled_student.host.upstreams import StudentUpstream, TeacherUpstream, U
 from distilled_student.multitask.loader import equal_length_batches
 from distilled_student.teachers.encoders import EqualLengthEncoder, StudentEncoder
 
-RATE = 16_000
+RATE, FRAME_SHIFT = 16_000, 320
 
 
 def student(config: StudentConfig) -> StudentUpstream:
@@ -31,30 +32,25 @@ def teacher(config: StudentConfig) -> TeacherUpstream:
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of a second, so that the tests take none."""
+def one_second_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of at most one second instead of 240, so that the tests are fast."""
     monkeypatch.setattr(upstreams, "MAX_ENCODED_SECONDS", 1)
-
-
-def equal(found: dict, wanted: dict) -> None:
-    assert found.keys() == wanted.keys()
-    for name, value in found.items():
-        torch.testing.assert_close(value, wanted[name], atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("make", [student, teacher])
 @pytest.mark.parametrize("samples", [16_001, 40_000, 48_000, 100_003])
-def test_a_long_utterances_pieces_are_what_separate_calls_give(
-    make: Callable[[StudentConfig], Upstream], samples: int, small_cnn: StudentConfig, short: None
+def test_a_long_utterance_has_the_features_of_its_pieces_in_separate_calls(
+    make: Callable[[StudentConfig], Upstream], samples: int, small_cnn: StudentConfig, one_second_pieces: None
 ) -> None:
     upstream, wave = make(small_cnn), torch.randn(samples)
     with torch.no_grad():
         found = upstream([wave])
-    frames = -(-samples // 320)
-    size = -(-frames // -(-frames // 50)) * 320
-    assert size <= RATE
+    frames = ceil(samples / FRAME_SHIFT)
+    piece_count = ceil(frames * FRAME_SHIFT / RATE)
+    piece_samples = ceil(frames / piece_count) * FRAME_SHIFT
+    assert piece_samples <= RATE
     with torch.no_grad():
-        pieces = [upstream([piece]) for piece in wave.split(size)]
+        pieces = [upstream([piece]) for piece in wave.split(piece_samples)]
     for i, state in enumerate(found["hidden_states"]):
         assert state.shape[:2] == (1, frames)
         torch.testing.assert_close(state, torch.cat([p["hidden_states"][i] for p in pieces], 1), atol=0, rtol=0)
@@ -62,7 +58,7 @@ def test_a_long_utterances_pieces_are_what_separate_calls_give(
     assert found["concatenated"].shape == (1, frames, 16 * 3)
 
 
-def test_a_batch_with_a_long_utterance_is_padded_to_it(small_logmel: StudentConfig, short: None) -> None:
+def test_a_batch_is_padded_to_its_long_utterance(small_logmel: StudentConfig, one_second_pieces: None) -> None:
     upstream, waves = student(small_logmel), [torch.randn(8_000), torch.randn(40_000)]
     with torch.no_grad():
         found, alone = upstream(waves), [upstream([wave]) for wave in waves]
@@ -72,38 +68,40 @@ def test_a_batch_with_a_long_utterance_is_padded_to_it(small_logmel: StudentConf
         torch.testing.assert_close(found["last_hidden_state"][row, :frames], one["last_hidden_state"][0])
 
 
-def test_up_to_the_longest_and_in_training_nothing_is_cut(
-    small_cnn: StudentConfig, short: None, monkeypatch: pytest.MonkeyPatch
+def test_utterances_up_to_the_maximum_and_in_training_are_encoded_whole(
+    small_cnn: StudentConfig, one_second_pieces: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upstream, waves = student(small_cnn), [torch.randn(RATE), torch.randn(5_000)]
-    heard: list[list[int]] = []
+    encoded: list[list[int]] = []  # lengths of each batch
     encode = upstream.encode
-    monkeypatch.setattr(upstream, "encode", lambda w, n: heard.append(n.tolist()) or encode(w, n))
+    monkeypatch.setattr(upstream, "encode", lambda w, n: encoded.append(n.tolist()) or encode(w, n))
     upstream(waves)
     upstream.train()([torch.randn(RATE + 1), *waves])
-    assert heard == [[RATE, 5_000], [RATE + 1, RATE, 5_000]]
+    assert encoded == [[RATE, 5_000], [RATE + 1, RATE, 5_000]]
 
 
-def test_four_minutes_are_encoded_at_once(small_cnn: StudentConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_minutes_are_encoded_at_once_and_an_hour_in_equal_pieces(
+    small_cnn: StudentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     upstream = student(small_cnn)
-    heard: list[int] = []
+    encoded: list[int] = []  # length of each piece
 
     def encode(waveforms: Tensor, lengths: Tensor) -> tuple[dict[str, list[Tensor]], Tensor]:
-        heard.append(int(lengths[0]))
-        frames = int(lengths[0]) // 320
+        encoded.append(int(lengths[0]))
+        frames = int(lengths[0]) // FRAME_SHIFT
         return {"hidden_states": [torch.zeros(1, frames, 2)]}, torch.tensor([frames])
 
     monkeypatch.setattr(upstream, "encode", encode)
     upstream([torch.zeros(MAX_ENCODED_SECONDS * RATE)])
-    assert heard == [MAX_ENCODED_SECONDS * RATE]
-    heard.clear()
+    assert encoded == [MAX_ENCODED_SECONDS * RATE]
+    encoded.clear()
     found = upstream([torch.zeros(3600 * RATE + 1)])
-    assert len(heard) == 16 and max(heard) <= MAX_ENCODED_SECONDS * RATE and sum(heard) == 3600 * RATE + 1
-    assert len(set(heard[:-1])) == 1 and heard[-1] <= heard[0]
+    assert len(encoded) == 16 and max(encoded) <= MAX_ENCODED_SECONDS * RATE and sum(encoded) == 3600 * RATE + 1
+    assert len(set(encoded[:-1])) == 1 and encoded[-1] <= encoded[0]
     assert found["last_hidden_state"].shape[1] == 180_001
 
 
-def test_what_was_selected_is_all_that_is_joined(small_cnn: StudentConfig, short: None) -> None:
+def test_only_the_selected_features_are_returned(small_cnn: StudentConfig, one_second_pieces: None) -> None:
     upstream = student(small_cnn)
     upstream.selected = "last_hidden_state"
     with torch.no_grad():
@@ -111,18 +109,19 @@ def test_what_was_selected_is_all_that_is_joined(small_cnn: StudentConfig, short
 
 
 class Doubling(EqualLengthEncoder):
-    """A teacher of another make."""
+    """A teacher that is not a student: its hidden states are every 320th sample, once and twice its value."""
 
-    hidden_size, num_layers, frame_shift = 1, 1, 320
+    hidden_size, num_layers, frame_shift = 1, 1, FRAME_SHIFT
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
 
     def encode(self, waveforms: Tensor) -> list[Tensor]:
-        return [waveforms[:, : waveforms.shape[1] // 320 * 320 : 320, None] * scale for scale in (1, 2)]
+        whole_frames = waveforms.shape[1] // FRAME_SHIFT * FRAME_SHIFT
+        return [waveforms[:, :whole_frames:FRAME_SHIFT, None] * scale for scale in (1, 2)]
 
 
-def test_teachers_of_another_make_are_cut_too(short: None) -> None:
+def test_a_teacher_of_another_class_encodes_long_utterances_in_pieces_too(one_second_pieces: None) -> None:
     upstream, wave = TeacherUpstream(Doubling()).eval(), torch.arange(100_000.0)
     torch.testing.assert_close(upstream([wave])["hidden_states"][1][0, :312, 0], 2 * wave[: 312 * 320 : 320])
 
@@ -131,13 +130,13 @@ def test_an_hour_takes_little_more_memory_than_its_waveform(small_logmel: Studen
     upstream = student(replace(small_logmel, layers=1, conv_stride=[2, 4], targets=[]))
     with torch.no_grad():
         upstream([torch.randn(5 * RATE)])
-        with at_most(600):  # the waveform has 220 MiB, the spectrum of four minutes 150; that of the hour 2,200
+        with at_most(600):  # waveform: 220 MiB; spectrum of four minutes: 150; of the hour: 2,200
             found = upstream([torch.zeros(3600 * RATE)])
     assert found["last_hidden_state"].shape == (1, 45_000, 16)
 
 
 class Lengths:
-    """Evaluation data of these lengths, in seconds."""
+    """Evaluation data whose utterances last this many seconds."""
 
     def __init__(self, *seconds: float) -> None:
         self.seconds = seconds
@@ -149,7 +148,7 @@ class Lengths:
         return int(self.seconds[index] * RATE)
 
 
-def test_a_batch_holds_four_minutes_at_most_and_a_longer_utterance_is_alone() -> None:
+def test_an_evaluation_batch_has_at_most_four_minutes_or_a_single_longer_utterance() -> None:
     data = Lengths(*[100.0] * 5, *[3600.0] * 2, *[1.0] * 20, *[240.0] * 2, *[120.0] * 3)
     batches = equal_length_batches(data, 16)
     assert sorted(index for batch in batches for index in batch) == list(range(len(data)))

@@ -1,6 +1,6 @@
-"""Which of SUPERB's tasks start here with s3prl's own experts: writes and checks the end of ``docs/superb.md``.
+"""Which of SUPERB's tasks run here with s3prl's own experts; writes and checks the last section of ``docs/superb.md``.
 
-Write it again with ``PYTHONPATH=tests python tests/host/test_superb_tasks.py``.
+To write it again: ``PYTHONPATH=tests python tests/host/test_superb_tasks.py``
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from distilled_student.host.superb import settings as superb
 
 PAGE = Path(__file__).parents[2] / "docs/superb.md"
 SETUP = Path(__file__).parents[2] / "setup.py"
-ROOM = "s3prl.downstream"
+DOWNSTREAMS = "s3prl.downstream"
 
 
 def _wave(path: Path, seconds: float = 1.0, seed: int = 0) -> Path:
@@ -149,7 +149,7 @@ def _snips(data: Path) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """A task of SUPERB; ``tree`` makes a small data set in the public layout, where the task starts on one."""
+    """A task of SUPERB. ``tree`` writes a small corpus in the public layout; None for tasks that are not started."""
 
     name: str
     downstream: str
@@ -161,7 +161,7 @@ class Task:
 PAGE_TEXT = """\
 ## Which tasks start
 s3prl {version}. *Imports*: what `run_downstream.py -d NAME` needs in addition to an installation of this package;
-`pip install '.[superb]'` installs `dtw`, `editdistance`, `h5py` and `lxml`. *Starts*: on a small tree in the public
+`pip install '.[superb]'` installs `dtw`, `editdistance`, `h5py` and `lxml`. *Starts*: on a small corpus in the public
 layout, the expert is built, makes an optimiser step and is evaluated, on a CPU. The configs are SUPERB's published
 settings, in [configs/superb](../configs/superb); `-d NAME` finds them without `-c`.
 
@@ -170,7 +170,7 @@ settings, in [configs/superb](../configs/superb); `-d NAME` finds them without `
 {rows}
 
 This section is written by `PYTHONPATH=tests python tests/host/test_superb_tasks.py` from s3prl's installed sources. One
-test compares it with the sources; another starts every task that starts here and whose packages are installed.
+test compares it with the sources; another runs every task that starts, if its packages are installed.
 """
 VERIFIED = "trained, resumed and evaluated by `tests/host/test_superb.py`"
 SMALL = {"downstream_expert.modelrc.project_dim": 16, "downstream_expert.modelrc.RNNs.dim": [16, 16]}
@@ -196,7 +196,7 @@ TASKS = (
 
 
 def _closure(names: list[str]) -> set[str]:
-    """Distributions that come with these, and they themselves, by their normalised names."""
+    """Normalised names of these distributions and of all that they require."""
     found: set[str] = set()
     while names:
         name = re.sub(r"[-_.]+", "-", names.pop()).lower()
@@ -212,8 +212,8 @@ def _closure(names: list[str]) -> set[str]:
 
 
 @functools.cache
-def _known() -> frozenset[str]:
-    """Top-level modules that any installation without extras has."""
+def _base_modules() -> frozenset[str]:
+    """Top-level modules that an installation without extras has."""
     setup = ast.walk(ast.parse(SETUP.read_text(encoding="utf-8")))
     required = next(node.value for node in setup if getattr(node, "arg", "") == "install_requires")
     ours = _closure([Requirement(text).name for text in ast.literal_eval(required)])
@@ -223,7 +223,7 @@ def _known() -> frozenset[str]:
 
 
 def _imports(body: list[ast.stmt], when_imported: bool = True) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
-    """Import statements that may not fail, and whether they run when their module is imported."""
+    """Import statements outside ``try``, each with whether it runs when its module is imported."""
     for node in body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node, when_imported
@@ -240,8 +240,8 @@ def _find(name: str) -> ModuleSpec | None:
         return None
 
 
-def _named(node: ast.Import | ast.ImportFrom, package: str) -> list[str]:
-    """Full names of the modules that a statement imports."""
+def _imported_modules(node: ast.Import | ast.ImportFrom, package: str) -> list[str]:
+    """Full names of the modules that an import statement imports."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     base = "." * node.level + (node.module or "")
@@ -253,17 +253,17 @@ def _named(node: ast.Import | ast.ImportFrom, package: str) -> list[str]:
 
 @functools.cache
 def _modules(name: str) -> list[tuple[str, bool]] | None:
-    """What a module of s3prl imports, and whether at its own import; None where the package lacks it."""
+    """Modules that a module of s3prl imports, each with whether at its own import; None if s3prl lacks the module."""
     if (spec := _find(name)) is None:
         return None
-    tree = ast.parse(spec.loader.get_data(spec.origin))  # as our launcher mends it
-    return [(module, now) for node, now in _imports(tree.body) for module in _named(node, spec.parent)]
+    tree = ast.parse(spec.loader.get_data(spec.origin))  # with our patches
+    return [(module, now) for node, now in _imports(tree.body) for module in _imported_modules(node, spec.parent)]
 
 
 def needs(downstream: str) -> tuple[list[str], list[str]]:
-    """From the sources: packages that an expert's import needs beside ours, and modules that s3prl's package lacks."""
+    """The packages that an expert's import needs in addition to ours, and the modules that s3prl lacks for it."""
     packages, absent, seen = set(), set(), set()
-    queue = [f"{ROOM}.{downstream}.expert"]
+    queue = [f"{DOWNSTREAMS}.{downstream}.expert"]
     while queue:
         if (name := queue.pop()) in seen:
             continue
@@ -273,41 +273,42 @@ def needs(downstream: str) -> tuple[list[str], list[str]]:
             continue
         for module, when_imported in modules:
             top = module.partition(".")[0]
-            if top == "s3prl" and (when_imported or module.startswith(f"{ROOM}.{downstream}.")):
+            if top == "s3prl" and (when_imported or module.startswith(f"{DOWNSTREAMS}.{downstream}.")):
                 queue.append(module)
-            elif when_imported and top not in {*_known(), "s3prl"}:
+            elif when_imported and top not in {*_base_modules(), "s3prl"}:
                 packages.add(top)
     return sorted(packages), sorted(absent)
 
 
 def page() -> str:
-    """The table, from s3prl's installed sources and the tasks that the test below starts."""
+    """The section, from s3prl's installed sources and the tasks that the test below starts."""
     register()
     rows = []
     for task in TASKS:
         packages, absent = needs(task.downstream)
-        named = ", ".join(f"`{name}`" for name in packages)
-        missing = ", ".join(f"`{name.removeprefix(f'{ROOM}.')}`" for name in absent)
+        package_names = ", ".join(f"`{name}`" for name in packages)
+        missing = ", ".join(f"`{name.removeprefix(f'{DOWNSTREAMS}.')}`" for name in absent)
         starts = "yes" if task.tree else f"no: s3prl's package lacks {missing}" if absent else "not tried"
         config = f"`{superb.CONFIGS[task.downstream]}`" if task.downstream in superb.CONFIGS else ""
-        cells = (task.name, f"`{task.downstream}`", config, f"with {named}" if named else "yes", starts, task.remark)
+        imports = f"with {package_names}" if packages else "yes"
+        cells = (task.name, f"`{task.downstream}`", config, imports, starts, task.remark)
         rows.append(f"| {' | '.join(cells)} |")
     return PAGE_TEXT.format(version=importlib.metadata.version("s3prl"), rows="\n".join(rows))
 
 
 def parts() -> tuple[str, str]:
-    """The document: what was written by hand, and its last section."""
+    """The document: what is written by hand, and its last section."""
     text = PAGE.read_text(encoding="utf-8")
     start = text.index(PAGE_TEXT.partition("\n")[0] + "\n")
     return text[:start], text[start:]
 
 
-def test_the_table_says_what_the_installed_s3prl_needs_and_what_starts() -> None:
+def test_the_table_lists_what_each_expert_of_the_installed_s3prl_needs_and_whether_it_starts() -> None:
     assert parts()[1] == page()
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task.tree], ids=lambda task: task.downstream)
-def test_a_task_that_is_said_to_start_makes_a_step_and_is_evaluated(
+def test_a_task_listed_as_starting_makes_a_step_and_is_evaluated(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register()
@@ -317,10 +318,10 @@ def test_a_task_that_is_said_to_start_makes_a_step_and_is_evaluated(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     task.tree(tmp_path / "data")
     settings = read_yaml(find_config(superb.CONFIGS[task.downstream], "superb"))["downstream_expert"]
-    room = "loaderrc" if "loaderrc" in settings else "datarc"
-    sizes = {key: size for key, size in settings[room].items() if re.fullmatch("(train_)?batch_?size", key)}
-    values = {f"downstream_expert.{room}.{key}": min(size, 2) for key, size in sizes.items()} | task.settings
-    values[f"downstream_expert.{room}.num_workers"] = 0
+    section = "loaderrc" if "loaderrc" in settings else "datarc"
+    sizes = {key: size for key, size in settings[section].items() if re.fullmatch("(train_)?batch_?size", key)}
+    values = {f"downstream_expert.{section}.{key}": min(size, 2) for key, size in sizes.items()} | task.settings
+    values[f"downstream_expert.{section}.num_workers"] = 0
     for key in ("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step"):
         values[f"runner.{key}"] = 1
     options = ",,".join(f"config.{key}={value}" for key, value in values.items())
@@ -332,7 +333,7 @@ def test_a_task_that_is_said_to_start_makes_a_step_and_is_evaluated(
     assert launch.main(["-m", "train", *start]) == 0
     state = torch.load("exp/states-1.ckpt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in state["Downstream"].values())
-    assert state["Optimizer"]["state"], "a step was made"
+    assert state["Optimizer"]["state"], "the optimiser made a step"
     split = "test-clean" if task.downstream == "asr" else "test"
     assert launch.main(["-m", "evaluate", "-t", split, "-e", "exp/states-1.ckpt", "--device", "cpu"]) == 0
 

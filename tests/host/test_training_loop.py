@@ -1,4 +1,4 @@
-"""Our training loop against s3prl's: the same updates, checkpoints and log entries, bit for bit on a CPU."""
+"""Our training loop makes the same updates, checkpoints and log entries as s3prl's, bit for bit on a CPU."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from distilled_student.host import launch
 
-# s3prl as it is installed. It cannot be imported without the names that torchaudio and huggingface_hub removed, nor its
-# speech_commands expert without catalyst, of which it uses one class, in training by several processes only.
+# Runs s3prl as it is installed. Its import needs names that torchaudio and huggingface_hub removed. The import of its
+# speech_commands expert needs catalyst, of which it uses one class, in distributed training only.
 REFERENCE = """
 import sys, types
 from distilled_student.patches import huggingface_names, torchaudio_names
@@ -40,7 +40,7 @@ STEPS, SAVE_STEP = 30, 10
 
 
 def settings(accumulate: int, downstream_expert: dict[str, Any], features: int) -> dict[str, Any]:
-    """Clipping that always acts, a scheduler, SpecAugment, several epochs, evaluations and checkpoints."""
+    """Settings with clipping at every step, a scheduler, SpecAugment, several epochs, evaluations and checkpoints."""
     return {
         "runner": {
             "total_steps": STEPS,
@@ -65,14 +65,14 @@ def example(_: Path) -> dict[str, Any]:
 
 
 def speech_commands(corpus: Path) -> dict[str, Any]:
-    roots = {f"speech_commands_{name}": str(corpus / "speech_commands" / part) for name, part in (
-        ("root", "train"), ("test_root", "test"))}  # fmt: skip
+    folder = corpus / "speech_commands"
+    roots = {"speech_commands_root": str(folder / "train"), "speech_commands_test_root": str(folder / "test")}
     model = {"projector_dim": 8, "select": "UtteranceLevel", "UtteranceLevel": {"pooling": "MeanPooling"}}
     return {"datarc": {**roots, "num_workers": 0, "batch_size": 4}, "modelrc": model}
 
 
 def hubert(folder: Path) -> list[str]:
-    """A small HuBERT with dropout, trained with the task."""
+    """Save a small HuBERT with dropout; returns the arguments that train it with the task."""
     torch.manual_seed(0)
     position = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
     layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "hidden_size": 16}
@@ -82,12 +82,13 @@ def hubert(folder: Path) -> list[str]:
 
 
 def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Tag -> (step, value) of everything in the folder's TensorBoard files."""
+    """Tag -> (step, value) of all scalars in the folder's TensorBoard files."""
     events = EventAccumulator(str(folder)).Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def assert_equal(ours: Any, theirs: Any, where: str) -> None:
+    """Compare two checkpoints exactly; ``where`` is the key in the message."""
     assert type(ours) is type(theirs), where
     if isinstance(ours, torch.Tensor):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), where
@@ -109,7 +110,7 @@ def folder_of(root: Path, case: str, accumulate: int) -> Path:
 
 @pytest.fixture(scope="module")
 def commands(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], list[str]]:
-    """The arguments of each case; s3prl's own loop has run them all, into the folder ``theirs`` of each."""
+    """The arguments of each case. s3prl's own loop has run every case; its output is in the folder ``theirs``."""
     root, found = tmp_path_factory.mktemp("loop"), {}
     for case, accumulate in CASES:
         folder, downstream, is_trained = folder_of(root, case, accumulate), case.partition(",")[0], "trained" in case

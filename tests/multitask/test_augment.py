@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.trees import tone
+from helpers.trees import write_tone
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import typed
@@ -49,7 +49,7 @@ def test_speed_changes_length_and_pitch() -> None:
 
 
 def test_the_same_generator_gives_the_same_utterance(tmp_path: Path) -> None:
-    tone(tmp_path / "n/a.wav", 90, 0.4)
+    write_tone(tmp_path / "n/a.wav", 90, 0.4)
     s = AugmentSettings(speed=1, reverb=1, noise=1, gain=1, noise_root=str(tmp_path / "n"))
     augment = Augmentation(s, "F")
     assert augment(wave(), rng(3)).equal(augment(wave(), rng(3)))

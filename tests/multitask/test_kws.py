@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from helpers.trees import OTHERS, WORDS, speech_commands, tone
+from helpers.trees import OTHERS, WORDS, speech_commands, write_tone
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import typed
@@ -74,8 +74,8 @@ def test_development_silence_is_fixed_and_training_silence_is_random(tmp_path: P
 
 def test_training_clips_have_one_second_padded_at_the_end_or_cut(tmp_path: Path) -> None:
     root = speech_commands(tmp_path, test=False)
-    tone(root / "train/yes/spk3_nohash_9.wav", 300, 2.5)
-    tone(root / "train/yes/spk3_nohash_8.wav", 300, 0.5)
+    write_tone(root / "train/yes/spk3_nohash_9.wav", 300, 2.5)
+    write_tone(root / "train/yes/spk3_nohash_8.wav", 300, 0.5)
     train = kws.Task(settings(root, validation_percentage=0, testing_percentage=0), 4, 0, "F").training_data()
     items = {c.key: train.item(i, np.random.default_rng(0)) for i, c in enumerate(train.clips)}
     assert {len(item.waveform) for item in items.values()} == {16_000}
@@ -90,7 +90,7 @@ def test_unknown_files_of_the_test_archive_have_the_word_before_the_speaker() ->
 
 def test_the_header_gives_the_length_of_eight_kilohertz_and_stereo_files(tmp_path: Path) -> None:
     root = speech_commands(tmp_path)
-    tone(root / "test/yes/low_nohash_0.wav", 300, 1.0, rate=8000, channels=2)
+    write_tone(root / "test/yes/low_nohash_0.wav", 300, 1.0, rate=8000, channels=2)
     task = kws.Task(
         kws.Settings(train_root=str(root / "train"), test_root=str(root / "test"), keywords=WORDS), 4, 0, ""
     )

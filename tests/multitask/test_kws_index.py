@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.trees import tone
+from helpers.trees import write_tone
 
 from distilled_student.multitask.tasks import kws, kws_index
 
@@ -78,7 +78,7 @@ def archive(folder: Path) -> Path:
                 left[part] -= 1
     (folder / "_background_noise_").mkdir()
     for noise in NOISES:
-        tone(folder / f"_background_noise_/{noise}.wav", 50, 1.5)
+        write_tone(folder / f"_background_noise_/{noise}.wav", 50, 1.5)
     (folder / "_background_noise_/README.md").touch()
     (folder / "validation_list.txt").touch()
     return folder

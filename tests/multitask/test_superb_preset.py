@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.trees import speech_commands, tone, voxceleb
+from helpers.trees import speech_commands, voxceleb, write_tone
 
 from distilled_student import StudentConfig, build_student, save_student
 from distilled_student.common.errors import UserError
@@ -169,8 +169,8 @@ def test_gain_lowers_every_waveform_as_in_s3prls_experts(data: Path) -> None:
 
 def test_without_fill_short_clips_stay_short_and_long_ones_are_cut(tmp_path: Path) -> None:
     root, vox = speech_commands(tmp_path / "sc", test=False), voxceleb(tmp_path / "vox")
-    tone(root / "train/yes/spk3_nohash_8.wav", 300, 0.5)
-    tone(root / "train/yes/spk3_nohash_9.wav", 300, 2.5)
+    write_tone(root / "train/yes/spk3_nohash_8.wav", 300, 0.5)
+    write_tone(root / "train/yes/spk3_nohash_9.wav", 300, 2.5)
     task = keyword_task(tmp_path, fill=False, validation_percentage=0, testing_percentage=0)
     data = task.training_data()
     lengths = {c.key: len(data.item(i, np.random.default_rng(0)).waveform) for i, c in enumerate(data.clips)}

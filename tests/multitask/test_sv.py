@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.trees import tone, voxceleb
+from helpers.trees import voxceleb, write_tone
 
 from distilled_student.common.errors import UserError
 from distilled_student.corpora.keywords import hash_percentage
@@ -24,7 +24,7 @@ def test_no_development_or_test_speaker_is_a_training_speaker(tmp_path: Path) ->
     # the same speakers in another corpus; then both parts in one folder, as VoxCeleb1 is often unpacked
     extra = tmp_path / "extra"
     for name in [*(f"id1{i:03d}" for i in range(6)), "id2000", "stranger"]:
-        tone(extra / name / "chapter/a.wav", 200, 1.0)
+        write_tone(extra / name / "chapter/a.wav", 200, 1.0)
     found = index(root, extra=(str(extra),))
     training = {Path(name.rpartition(":")[2]).name for name in found.training}
     assert not training & set(found.development) and "id2000" not in training and "stranger" in training
@@ -66,7 +66,7 @@ def test_scores_equal_a_loop_over_the_trials() -> None:
 
 def test_a_file_of_an_extra_speaker_counts_once_for_each_crop_and_speakers_can_be_balanced(tmp_path: Path) -> None:
     root = voxceleb(tmp_path / "vox")
-    tone(tmp_path / "extra/reader/book/long.wav", 200, 3.0)
+    write_tone(tmp_path / "extra/reader/book/long.wav", 200, 3.0)
     s = sv.Settings(
         root=str(root), dev_speakers=2, dev_trials=8, crop_seconds=0.5, extra_roots=[str(tmp_path / "extra")]
     )

@@ -1,4 +1,4 @@
-"""The patches of s3prl: each finds exactly what it replaces, and none is applied too late."""
+"""The patches of s3prl: each matches exactly the code that it replaces, and a late registration is an error."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from distilled_student.patches.tables import PATCHES
 
 
 @pytest.mark.parametrize("name", PATCHES)
-def test_every_patch_has_a_reason_and_matches_the_installed_s3prl_as_often_as_it_says(name: str) -> None:
-    register()  # finding a module imports the packages around it
+def test_every_patch_has_a_reason_and_matches_the_installed_s3prl_in_the_stated_number_of_places(name: str) -> None:
+    register()  # find_spec imports the parent packages of a module, and these need the patches
     source = Path(importlib.util.find_spec(name).origin).read_text(encoding="utf-8")
     for patch in PATCHES[name]:
         assert patch.reason and source.count(patch.old) == patch.places
@@ -25,7 +25,7 @@ def test_every_patch_has_a_reason_and_matches_the_installed_s3prl_as_often_as_it
 
 
 @pytest.mark.parametrize("places", [1, 3])
-def test_another_number_of_places_is_refused(tmp_path: Path, places: int) -> None:
+def test_a_patch_that_matches_another_number_of_places_is_an_error(tmp_path: Path, places: int) -> None:
     (tmp_path / "m.py").write_text("x = 1\nx = 1\n")
     loader = PatchedLoader("m", str(tmp_path / "m.py"), [Patch("reason", "x = 1", "x = 2", places)])
     with pytest.raises(UserError, match=rf"m\.py: 'x = 1' occurs 2 times, expected {places}: .*s3prl>=0.4.18,<0.5"):
@@ -33,7 +33,7 @@ def test_another_number_of_places_is_refused(tmp_path: Path, places: int) -> Non
 
 
 @pytest.mark.parametrize("module", ["s3prl.downstream.speech_commands.dataset", "s3prl.run_downstream"])
-def test_registering_after_the_import_of_a_patched_module_is_refused_with_its_name(module: str) -> None:
+def test_registering_after_a_patched_module_was_imported_is_an_error_that_names_the_module(module: str) -> None:
     code = (
         "import distilled_student as ds\n"
         "from distilled_student.patches import huggingface_names, torchaudio_names\n"
@@ -45,7 +45,7 @@ def test_registering_after_the_import_of_a_patched_module_is_refused_with_its_na
     assert done.stdout.splitlines()[-1].startswith(f"{module} is imported already: call distilled_student.register()")
 
 
-def test_registering_twice_does_nothing() -> None:
+def test_a_second_registration_changes_nothing() -> None:
     code = "import distilled_student as ds; ds.register(); import s3prl.hub; ds.register(); print(s3prl.hub.teacher)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "function" in done.stdout, done.stderr

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from conftest import tone
 from helpers import serving
-from helpers.serving import Server, published, run, tar, whole
+from helpers.serving import Server, files_below, published, run, tar
 
 import distilled_student
 from distilled_student.common.errors import UserError
@@ -24,7 +24,7 @@ from distilled_student.prepare import counts
 from distilled_student.prepare.catalog import CORPORA, LIBRISPEECH, SPEECH_COMMANDS, VOXCELEB1, Corpus
 from distilled_student.prepare.prepare_corpus import prepare
 
-server, nowhere = serving.server, serving.nowhere  # pytest finds fixtures by name
+server, unreachable_url = serving.server, serving.unreachable_url  # pytest finds fixtures by name
 
 
 @pytest.fixture
@@ -138,10 +138,10 @@ def put(folder: Path, files: Mapping[str, bytes]) -> Path:
     return folder
 
 
-def test_voxceleb_is_arranged_from_pieces_and_a_zip_which_are_kept(nowhere: str, tmp_path: Path) -> None:
+def test_voxceleb_is_arranged_from_pieces_and_a_zip_which_are_kept(unreachable_url: str, tmp_path: Path) -> None:
     home = put(tmp_path / "voxceleb1", {f"from mail/{n}": c for n, c in ASKED_FOR.items()} | {"veri_test.txt": TRIALS})
-    prepare(voxceleb(nowhere), tmp_path)
-    assert whole(home) == ARRANGED | {"veri_test.txt"} | {f"from mail/{name}" for name in ASKED_FOR}
+    prepare(voxceleb(unreachable_url), tmp_path)
+    assert files_below(home) == ARRANGED | {"veri_test.txt"} | {f"from mail/{name}" for name in ASKED_FOR}
     assert (home / "dev/wav/id10002/v1/00002.wav").read_bytes() == b"id1000212"
 
 
@@ -151,37 +151,37 @@ def test_voxceleb_is_arranged_from_the_joined_zip_with_the_lists_from_the_server
     server.files = {"veri_test.txt": TRIALS, "hard.txt": HARD}
     source = put(tmp_path / "downloads", {"vox1_dev_wav.zip": ARCHIVES["dev"], "vox1_test_wav.zip": ARCHIVES["test"]})
     prepare(voxceleb(server.url), tmp_path / "data", source=source)
-    assert whole(tmp_path / "data/voxceleb1") == ARRANGED | {"veri_test.txt", "hard.txt"}
+    assert files_below(tmp_path / "data/voxceleb1") == ARRANGED | {"veri_test.txt", "hard.txt"}
     prepare(voxceleb(server.url), tmp_path / "data", source=source)
-    assert len(server.asked) == 2
+    assert len(server.requests) == 2
 
 
-def test_speakers_unpacked_into_one_folder_are_sorted_by_the_trial_list(nowhere: str, tmp_path: Path) -> None:
+def test_speakers_unpacked_into_one_folder_are_sorted_by_the_trial_list(unreachable_url: str, tmp_path: Path) -> None:
     home = put(tmp_path / "voxceleb1", interviews(DEV + TEST) | {"veri_test.txt": TRIALS})
-    prepare(voxceleb(nowhere), tmp_path)
-    assert whole(home) == ARRANGED | {"veri_test.txt"}
+    prepare(voxceleb(unreachable_url), tmp_path)
+    assert files_below(home) == ARRANGED | {"veri_test.txt"}
 
 
-def test_files_in_another_folder_are_linked_and_not_changed(nowhere: str, tmp_path: Path) -> None:
+def test_files_in_another_folder_are_linked_and_not_changed(unreachable_url: str, tmp_path: Path) -> None:
     source = put(tmp_path / "mine", interviews(DEV + TEST) | {"veri_test.txt": TRIALS})
-    before = whole(source)
-    prepare(voxceleb(nowhere), tmp_path / "data", source=source)
+    before = files_below(source)
+    prepare(voxceleb(unreachable_url), tmp_path / "data", source=source)
     home = tmp_path / "data/voxceleb1"
-    assert whole(source) == before
-    assert whole(home) == ARRANGED | {"veri_test.txt"}
+    assert files_below(source) == before
+    assert files_below(home) == ARRANGED | {"veri_test.txt"}
     walked = {Path(folder, name) for folder, _, names in os.walk(home / "dev") for name in names}  # as s3prl walks
     assert len(walked) == 12
     assert all(path.is_symlink() for path in walked)
 
 
 def test_missing_files_of_voxceleb_are_listed_with_the_page_to_request_them(
-    nowhere: str,
+    unreachable_url: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setitem(CORPORA, "voxceleb1", voxceleb(nowhere))
+    monkeypatch.setitem(CORPORA, "voxceleb1", voxceleb(unreachable_url))
     put(tmp_path / "voxceleb1", {"vox1_dev_wav_partaa": PIECES["vox1_dev_wav_partaa"]})
     assert run("voxceleb1", tmp_path) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -190,21 +190,21 @@ def test_missing_files_of_voxceleb_are_listed_with_the_page_to_request_them(
     assert names[-3:] == ["veri_test.txt", "vox1_dev_wav_partab", "vox1_test_wav.zip"]
 
 
-def test_a_source_that_does_not_exist_or_is_not_needed_is_refused(nowhere: str, tmp_path: Path) -> None:
+def test_a_source_that_does_not_exist_or_is_not_needed_is_refused(unreachable_url: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--source .*gone: no such folder"):
-        prepare(voxceleb(nowhere), tmp_path, source=tmp_path / "gone")
+        prepare(voxceleb(unreachable_url), tmp_path, source=tmp_path / "gone")
     with pytest.raises(UserError, match="--source: LibriSpeech is downloaded"):
         prepare(LIBRISPEECH, tmp_path, source=tmp_path)
 
 
 @pytest.mark.parametrize("what", ["flipped", "cut"])
-def test_a_damaged_piece_is_named_and_not_changed(nowhere: str, tmp_path: Path, what: str) -> None:
+def test_a_damaged_piece_is_named_and_not_changed(unreachable_url: str, tmp_path: Path, what: str) -> None:
     name, content = "vox1_dev_wav_partab", PIECES["vox1_dev_wav_partab"]
     bad = content[:-1] if what == "cut" else bytes([content[0] ^ 1]) + content[1:]
     home = put(tmp_path / "voxceleb1", ASKED_FOR | {"veri_test.txt": TRIALS, name: bad})
     with pytest.raises(UserError, match=f"{name}: not the published file"):
-        prepare(voxceleb(nowhere), tmp_path)
-    assert whole(home) == {*ASKED_FOR, "veri_test.txt"}
+        prepare(voxceleb(unreachable_url), tmp_path)
+    assert files_below(home) == {*ASKED_FOR, "veri_test.txt"}
 
 
 def one_file_less(home: Path) -> None:
@@ -226,32 +226,32 @@ def one_trial_less(home: Path) -> None:
     ],
 )
 def test_counts_that_differ_from_the_published_are_errors(
-    nowhere: str, tmp_path: Path, spoil: Callable[[Path], None], message: str
+    unreachable_url: str, tmp_path: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     home = put(tmp_path / "voxceleb1", interviews(DEV + TEST) | {"veri_test.txt": TRIALS})
-    prepare(voxceleb(nowhere), tmp_path)
+    prepare(voxceleb(unreachable_url), tmp_path)
     spoil(home)
     with pytest.raises(UserError, match=message):
-        prepare(voxceleb(nowhere), tmp_path)
+        prepare(voxceleb(unreachable_url), tmp_path)
 
 
-def test_a_deleted_speaker_is_unpacked_again(nowhere: str, tmp_path: Path) -> None:
+def test_a_deleted_speaker_is_unpacked_again(unreachable_url: str, tmp_path: Path) -> None:
     home = put(tmp_path / "voxceleb1", ASKED_FOR | {"veri_test.txt": TRIALS})
-    prepare(voxceleb(nowhere), tmp_path)
+    prepare(voxceleb(unreachable_url), tmp_path)
     for path in sorted((home / "dev/wav/id10003").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     (home / "dev/wav/id10003").rmdir()
-    prepare(voxceleb(nowhere), tmp_path)
-    assert whole(home) > ARRANGED
+    prepare(voxceleb(unreachable_url), tmp_path)
+    assert files_below(home) > ARRANGED
 
 
-def test_the_test_speakers_alone_are_enough_to_evaluate(nowhere: str, tmp_path: Path) -> None:
+def test_the_test_speakers_alone_are_enough_to_evaluate(unreachable_url: str, tmp_path: Path) -> None:
     lists = {"veri_test.txt": TRIALS, "hard.txt": HARD}
     home = put(tmp_path / "voxceleb1", {"vox1_test_wav.zip": ARCHIVES["test"]} | lists)
-    prepare(voxceleb(nowhere), tmp_path, parts=["test"])
+    prepare(voxceleb(unreachable_url), tmp_path, parts=["test"])
     assert not (home / "dev").exists()
     with pytest.raises(UserError, match="2 files are missing"):
-        prepare(voxceleb(nowhere), tmp_path)
+        prepare(voxceleb(unreachable_url), tmp_path)
 
 
 # published figures ------------------------------------------------------------------------------------------------

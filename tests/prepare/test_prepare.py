@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import serving
-from helpers.serving import Server, noise, published, run, tar, whole
+from helpers.serving import Server, files_below, noise, published, run, tar
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +19,7 @@ from distilled_student.prepare.catalog import CORPORA, Corpus, Part
 from distilled_student.prepare.prepare_corpus import prepare
 from distilled_student.prepare.unpack import Pieces
 
-server, nowhere = serving.server, serving.nowhere  # pytest finds fixtures by name
+server, unreachable_url = serving.server, serving.unreachable_url  # pytest finds fixtures by name
 NAME = "train.tar.gz"
 
 
@@ -56,21 +56,21 @@ def half(server: Server, root: Path, content: bytes | None = None) -> int:
 
 def test_a_corpus_is_downloaded_unpacked_and_counted_and_the_archive_is_deleted(small: Corpus, tmp_path: Path) -> None:
     prepare(small, tmp_path)
-    assert whole(tmp_path) == set(READ)
+    assert files_below(tmp_path) == set(READ)
     assert all((tmp_path / name).read_bytes() == content for name, content in READ.items())
 
 
 def test_a_second_run_makes_no_request(small: Corpus, server: Server, tmp_path: Path) -> None:
     prepare(small, tmp_path)
     prepare(small, tmp_path)
-    assert server.asked == [(NAME, None)]
+    assert server.requests == [(NAME, None)]
 
 
 def test_a_lost_connection_is_resumed_at_its_last_byte(small: Corpus, server: Server, tmp_path: Path) -> None:
     server.cuts = [1000, 2500]
     prepare(small, tmp_path)
-    assert server.asked == [(NAME, None), (NAME, "bytes=1000-"), (NAME, "bytes=3500-")]
-    assert whole(tmp_path) == set(READ)
+    assert server.requests == [(NAME, None), (NAME, "bytes=1000-"), (NAME, "bytes=3500-")]
+    assert files_below(tmp_path) == set(READ)
 
 
 @pytest.mark.parametrize("how", ["reset", "silent"])
@@ -78,22 +78,22 @@ def test_a_connection_that_is_reset_or_times_out_is_resumed(
     small: Corpus, server: Server, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "TIMEOUT", 0.3)
-    server.how, server.cuts = how, [1000, 2500]
+    server.failure, server.cuts = how, [1000, 2500]
     prepare(small, tmp_path)
-    assert len(server.asked) == 3
-    assert whole(tmp_path) == set(READ)
+    assert len(server.requests) == 3
+    assert files_below(tmp_path) == set(READ)
 
 
 def test_a_later_run_resumes_the_download_of_an_interrupted_one(small: Corpus, server: Server, tmp_path: Path) -> None:
     size = half(server, tmp_path)
     prepare(small, tmp_path)
-    assert server.asked == [(NAME, f"bytes={size}-")]
+    assert server.requests == [(NAME, f"bytes={size}-")]
 
 
 def test_a_complete_file_is_not_downloaded_again(small: Corpus, server: Server, tmp_path: Path) -> None:
     half(server, tmp_path, server.files[NAME])
     prepare(small, tmp_path)
-    assert server.asked == []
+    assert server.requests == []
 
 
 def test_without_a_published_size_the_server_is_asked_for_the_missing_bytes(
@@ -103,7 +103,7 @@ def test_without_a_published_size_the_server_is_asked_for_the_missing_bytes(
     (part,) = small.parts
     unsized = replace(part, archives=(replace(part.archives[0], size=0),))
     prepare(replace(small, parts=(unsized,)), tmp_path)
-    assert server.asked == [(NAME, f"bytes={len(server.files[NAME])}-")]
+    assert server.requests == [(NAME, f"bytes={len(server.files[NAME])}-")]
 
 
 def test_a_partial_file_longer_than_the_servers_is_downloaded_again(
@@ -111,15 +111,15 @@ def test_a_partial_file_longer_than_the_servers_is_downloaded_again(
 ) -> None:
     half(server, tmp_path, server.files[NAME] + b"tail")
     prepare(small, tmp_path)
-    assert [wanted for _, wanted in server.asked] == [f"bytes={len(server.files[NAME]) + 4}-", None]
+    assert [wanted for _, wanted in server.requests] == [f"bytes={len(server.files[NAME]) + 4}-", None]
 
 
 def test_a_server_without_ranges_sends_the_whole_file_again(small: Corpus, server: Server, tmp_path: Path) -> None:
     half(server, tmp_path)
     server.ranges, server.cuts = False, [3000]
     prepare(small, tmp_path)
-    assert len(server.asked) == 2
-    assert whole(tmp_path) == set(READ)
+    assert len(server.requests) == 2
+    assert files_below(tmp_path) == set(READ)
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -129,32 +129,32 @@ def test_retries_without_new_bytes_are_bounded_and_the_partial_file_is_kept(
     server.ranges, server.cuts = ranges, [1000, *[0 if ranges else 1000] * 99]
     with pytest.raises(UserError, match=rf"{NAME}: cannot be downloaded \(.*: connection lost after 1,000 of "):
         prepare(small, tmp_path)
-    assert len(server.asked) == 2 + download.RETRIES
-    assert whole(tmp_path) == {f"LibriSpeech/{NAME}.part"}
+    assert len(server.requests) == 2 + download.RETRIES
+    assert files_below(tmp_path) == {f"LibriSpeech/{NAME}.part"}
     server.cuts = []
     prepare(small, tmp_path)
-    assert whole(tmp_path) == set(READ)
+    assert files_below(tmp_path) == set(READ)
 
 
 def test_a_busy_server_is_retried_and_a_refusal_is_not(small: Corpus, server: Server, tmp_path: Path) -> None:
     server.statuses = [503, 429, 403]
     with pytest.raises(UserError, match=rf"{NAME}: .* 403: Forbidden"):
         prepare(small, tmp_path)
-    assert len(server.asked) == 3
-    assert whole(tmp_path) == set()
+    assert len(server.requests) == 3
+    assert files_below(tmp_path) == set()
 
 
-def test_the_next_address_is_tried_when_one_fails(server: Server, nowhere: str, tmp_path: Path) -> None:
+def test_the_next_address_is_tried_when_one_fails(server: Server, unreachable_url: str, tmp_path: Path) -> None:
     server.files[NAME] = tar(READ)
-    addresses = (f"{nowhere}/{NAME}", f"{server.url}/gone", f"{server.url}/{NAME}")
+    addresses = (f"{unreachable_url}/{NAME}", f"{server.url}/gone", f"{server.url}/{NAME}")
     prepare(corpus_of(server.files[NAME], *addresses), tmp_path)
-    assert [name for name, _ in server.asked] == ["gone", NAME]
+    assert [name for name, _ in server.requests] == ["gone", NAME]
 
 
-def test_a_mirror_replaces_the_published_addresses(server: Server, nowhere: str, tmp_path: Path) -> None:
+def test_a_mirror_replaces_the_published_addresses(server: Server, unreachable_url: str, tmp_path: Path) -> None:
     server.files[f"pub/{NAME}"] = tar(READ)
-    prepare(corpus_of(server.files[f"pub/{NAME}"], f"{nowhere}/{NAME}"), tmp_path, mirror=f"{server.url}/pub/")
-    assert whole(tmp_path) == set(READ)
+    prepare(corpus_of(server.files[f"pub/{NAME}"], f"{unreachable_url}/{NAME}"), tmp_path, mirror=f"{server.url}/pub/")
+    assert files_below(tmp_path) == set(READ)
 
 
 def test_a_wrong_checksum_deletes_the_file_and_the_next_run_downloads_it_again(
@@ -163,7 +163,7 @@ def test_a_wrong_checksum_deletes_the_file_and_the_next_run_downloads_it_again(
     right, server.files[NAME] = server.files[NAME], tar({"LibriSpeech/train/1/1.flac": noise("another")})
     with pytest.raises(UserError, match=rf"{NAME}\.part: not the published file \(sha256 [0-9a-f]{{64}}, .* deleted"):
         prepare(small, tmp_path)
-    assert whole(tmp_path) == set()
+    assert files_below(tmp_path) == set()
     server.files[NAME] = right
     prepare(small, tmp_path)
 
@@ -174,24 +174,24 @@ def test_a_file_that_changed_on_the_server_between_two_runs_is_detected(
     half(server, tmp_path, noise("another"))
     with pytest.raises(UserError, match="not the published file"):
         prepare(small, tmp_path)
-    assert whole(tmp_path) == set()
+    assert files_below(tmp_path) == set()
 
 
-def test_the_users_own_archive_is_used_offline_and_kept(nowhere: str, tmp_path: Path) -> None:
+def test_the_users_own_archive_is_used_offline_and_kept(unreachable_url: str, tmp_path: Path) -> None:
     archive = tar(READ)
     own = tmp_path / "LibriSpeech" / NAME
     own.parent.mkdir()
     own.write_bytes(archive)
-    prepare(corpus_of(archive, nowhere), tmp_path)
-    assert whole(tmp_path) == {*READ, f"LibriSpeech/{NAME}"}
+    prepare(corpus_of(archive, unreachable_url), tmp_path)
+    assert files_below(tmp_path) == {*READ, f"LibriSpeech/{NAME}"}
 
 
-def test_the_users_own_archive_with_a_wrong_checksum_is_refused_and_kept(nowhere: str, tmp_path: Path) -> None:
+def test_the_users_own_archive_with_a_wrong_checksum_is_refused_and_kept(unreachable_url: str, tmp_path: Path) -> None:
     own = tmp_path / "LibriSpeech" / NAME
     own.parent.mkdir()
     own.write_bytes(b"something else")
     with pytest.raises(UserError, match=f"{NAME}: not the published file"):
-        prepare(corpus_of(tar(READ), nowhere), tmp_path)
+        prepare(corpus_of(tar(READ), unreachable_url), tmp_path)
     assert own.read_bytes() == b"something else"
 
 
@@ -208,12 +208,12 @@ def test_the_command_prepares_and_logs_each_count(
 
 
 def test_offline_the_command_ends_in_one_line(
-    nowhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    unreachable_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(CORPORA, "librispeech", corpus_of(tar(READ), nowhere))
+    monkeypatch.setitem(CORPORA, "librispeech", corpus_of(tar(READ), unreachable_url))
     assert run("librispeech", tmp_path) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {NAME}: cannot be downloaded ({nowhere}: ")
+    assert line.startswith(f"error: {NAME}: cannot be downloaded ({unreachable_url}: ")
     assert "refused" in line
 
 
@@ -234,7 +234,7 @@ def test_too_little_disk_space_is_an_error_before_the_download(server: Server, t
     server.files[NAME] = tar(READ)
     with pytest.raises(UserError, match=r"LibriSpeech: needs 1,000,000,000\.0 GB of disk, [\d,.]+ GB are free"):
         prepare(corpus_of(server.files[NAME], f"{server.url}/{NAME}", unpacked=10**18), tmp_path)
-    assert server.asked == []
+    assert server.requests == []
 
 
 def test_bytes_that_are_already_downloaded_need_no_more_disk_space(server: Server, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_a_member_that_leads_out_of_the_folder_is_refused(server: Server, tmp_pa
     server.files[NAME] = tar(READ | {"../../escaped": b"x"})
     with pytest.raises(UserError, match=rf"{NAME}\.part: cannot be unpacked .*escaped"):
         prepare(corpus_of(server.files[NAME], f"{server.url}/{NAME}"), tmp_path / "root")
-    assert whole(tmp_path) == {f"root/LibriSpeech/{NAME}.part"}
+    assert files_below(tmp_path) == {f"root/LibriSpeech/{NAME}.part"}
 
 
 def test_half_an_archive_leaves_no_folder_and_files_of_a_killed_run_are_deleted(server: Server, tmp_path: Path) -> None:
