@@ -11,7 +11,7 @@ demo: $(STAMP)
 	.venv/bin/distilled-student demo
 
 test: $(STAMP)
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto
 
 # kills, damaged files, bad inputs and a large corpus: twenty minutes; prints what was tried and the failures
 stress: $(STAMP)
