@@ -353,3 +353,26 @@ def test_the_sizes_in_the_readme_cost_what_the_speed_document_measured() -> None
         torch, int8 = measured[name, "PyTorch"], measured[name, "ONNX int8"]
         found = [row["parameters M"], row["M MAC per s"], row["RTF float32"], row["RTF int8"]]
         assert found == [torch["M par."], torch["MMAC/s"], torch["RTF 4 s, 1 thr."], int8["RTF 4 s, 1 thr."]]
+
+
+# Words
+
+# metaphors and old words that many readers have to look up; each has a plain equivalent
+UNCLEAR = re.compile(
+    r"\b(amiss|anew|parted|as ever|told|hears?|heard|taught|untaught|go(?:es)? on from|not to be had|affairs?"
+    r"|for want of|in the place of|of the one that|mends?|mended|mending|passed over)\b",
+    re.IGNORECASE,
+)
+SPOKEN = ROOT / "upstream/distilled_student/demo/make_corpus.py"  # has the sentences that the demo's voices say
+FOLDERS = ("configs", "docs", "downstream", "tests", "upstream")
+
+
+def test_code_documents_and_configs_have_no_unclear_words() -> None:
+    files = {path for folder in FOLDERS for path in (ROOT / folder).rglob("*")} | set(ROOT.glob("*"))
+    files = {path for path in files if path.suffix in (".py", ".md", ".yaml")} - {Path(__file__), SPOKEN}
+    found = []
+    for path in sorted(files):
+        for number, line in enumerate(text_of(path).splitlines(), 1):
+            words = [word for word in UNCLEAR.findall(line) if not word.isupper()]  # HEAR is a benchmark
+            found += [f"{named(path)}:{number}: {word}" for word in words]
+    assert not found, "\n".join(found)
