@@ -221,7 +221,10 @@ def test_the_same_silence_is_removed_as_the_installed_sox_removes(output: Path) 
         ([*KS, "-o", f"{DATA}.speech_commands_test_root=data/voxceleb1/test"], "wav is not one of the twelve classes"),
         ([*KS, "-o", f"{DATA}.batch_size=0"], "datarc.batch_size: expected a whole number from 1, found 0"),
         ([*KS, "-o", f"{DATA}.batch_size=100000"], "less data to train with than makes one batch"),
-        ([*KS, "-o", f"{DATA}.batchsize=3"], "downstream_expert: key 'datarc.batchsize'"),
+        (
+            [*KS, "-o", f"{DATA}.batchsize=3"],
+            "downstream_expert: datarc.batchsize: no such key; did you mean `datarc.batch_size`?",
+        ),
         ([*KS, "-o", f"{MODEL}={{}}"], "downstream_expert: key 'modelrc.projector_dim'"),
         ([*KS, "-o", f"{MODEL}.select=print"], "modelrc.select: expected UtteranceLevel, found 'print'"),
         ([*KS, "-o", f"{MODEL}.UtteranceLevel.pooling=MaxPooling"], "s3prl has no pooling 'MaxPooling'"),
