@@ -126,7 +126,7 @@ PARTS: list[tuple[str, list[Section | str]]] = [
 
 
 def meanings(schema: Any) -> dict[str, str]:
-    """Key -> its entry in the section ``Attributes`` of the docstring; several keys may share an entry.
+    r"""Key -> its entry in the section ``Attributes`` of the docstring; several keys may share an entry.
 
     A key without an entry of its own may have a part of another one that starts with ``\`\`key\`\`: ``.
     """

@@ -15,7 +15,7 @@ import distilled_student as ds
 from distilled_student.multitask.device_model import Features, JointModel
 from distilled_student.multitask.heads import LayerChoice
 from distilled_student.multitask.tasks import kws, sv
-from distilled_student.streaming import Step, Stream, StreamOutput, spot_keywords
+from distilled_student.streaming import Step, Stream, StreamOutput, listen
 
 CAUSAL = dataclasses.replace(ds.named_size("tiny"), **SMALL, conv_dim=[8, 16], attention_context=20)
 VARIANTS = {
@@ -131,7 +131,7 @@ def test_a_student_without_heads_streams_its_hidden_states() -> None:
 def test_a_keyword_is_reported_once_and_silence_never(label: str, times: list[float]) -> None:
     model = joint(CAUSAL)
     model.tasks["kws"].head.linear.bias[model.labels.index(label)] += 100.0
-    reported = [(time, spotted.label) for time, spotted in spot_keywords(Stream(model), tone(0.55), chunk_ms=100)]
+    reported = [(found.seconds, found.label) for found in listen(Stream(model), tone(0.55), chunk_ms=100)]
     assert reported == [(pytest.approx(time), label) for time in times]
 
 

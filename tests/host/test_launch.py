@@ -257,7 +257,7 @@ def test_bf16_applies_to_training_and_evaluation_stays_in_float32(
     ) -> object:
         batches = recorded.setdefault(bf16, {}).setdefault(split == "train", [])
         loss = forward(self, split, [f.float() for f in features], *others, **kwargs)
-        batches.append((features[0].dtype, float(loss) if loss is not None else None))
+        batches.append((features[0].dtype, loss.item() if loss is not None else None))
         return loss
 
     monkeypatch.setattr(DownstreamExpert, "forward", recording_forward)

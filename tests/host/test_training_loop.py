@@ -76,7 +76,7 @@ def hubert(folder: Path) -> list[str]:
     torch.manual_seed(0)
     position = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
     layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "hidden_size": 16}
-    HubertModel(HubertConfig(conv_dim=[8] * 7, **layers, **position)).save_pretrained(folder)
+    HubertModel(HubertConfig(conv_dim=[8] * 7, layerdrop=0.0, **layers, **position)).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
     return ["-u", "hf_hubert_custom", "-k", str(folder), "-f"]
 

@@ -215,7 +215,10 @@ def test_an_unreadable_file_in_a_worker_gives_one_line_with_its_name(tmp_path: P
 @pytest.mark.parametrize(
     "change, match",
     [
-        ({"tasks": {"kws": {"poling": "mean"}}}, r"my\.yaml: downstream_expert\.tasks\.kws: key 'poling'"),
+        (
+            {"tasks": {"kws": {"poling": "mean"}}},
+            r"my\.yaml: downstream_expert\.tasks\.kws: poling: no such key; did you mean `pooling`\?",
+        ),
         ({"tasks": {"kws": {"batch_size": "many"}}}, r"tasks\.kws: key 'batch_size'"),
         ({"tasks": {"kws": {"pooling": "max"}}}, r"tasks\.kws: pooling: 'max' is not one of"),
         ({"tasks": {"sv": {"loss": {"name": "arc"}}}}, r"tasks\.sv: loss\.name: 'arc'"),
@@ -227,7 +230,7 @@ def test_an_unreadable_file_in_a_worker_gives_one_line_with_its_name(tmp_path: P
         ({"schedule": {"asr": 1}}, r"downstream_expert: schedule\.asr: no such task"),
         ({"schedule": {"kws": 0}}, r"schedule: needs 1 or more"),
         ({"update": "both"}, r"update: 'both'"),
-        ({"updat": "sum"}, r"downstream_expert: key 'updat'"),
+        ({"updat": "sum"}, r"downstream_expert: updat: no such key; did you mean `update`\?"),
         ({"tasks": {"upstream": {}}}, r"tasks\.upstream: is a key of results\.json"),
     ],
 )

@@ -30,7 +30,7 @@ def test_mean_and_deviation_equal_torchs() -> None:
 def test_attention_equals_the_formula_of_the_paper() -> None:
     pooling, x = Pooling("attentive", 4, hidden=3), torch.randn(1, 6, 4)
     w, v = pooling.attention[0], pooling.attention[2]
-    scores = [float(v.weight[0] @ torch.tanh(w.weight @ frame + w.bias)) for frame in x[0]]
+    scores = [(v.weight[0] @ torch.tanh(w.weight @ frame + w.bias)).item() for frame in x[0]]
     weights = torch.tensor(scores).exp() / torch.tensor(scores).exp().sum()
     torch.testing.assert_close(pooling(x, torch.tensor([6]))[0], (weights[:, None] * x[0]).sum(0))
 

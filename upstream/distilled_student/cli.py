@@ -287,11 +287,11 @@ def stream(
 
     from distilled_student.common import audio
     from distilled_student.multitask.device_model import open_joint
-    from distilled_student.streaming import Stream, spot_keywords
+    from distilled_student.streaming import Stream, listen
 
     torch.set_num_threads(1)  # a chunk is too small for several threads
-    keywords = spot_keywords(Stream(open_joint(model), window), audio.load(recording), chunk_ms, threshold)
-    for seconds, (label, score) in keywords:
+    keywords = listen(Stream(open_joint(model), window), audio.load(recording), chunk_ms, threshold)
+    for seconds, label, score in keywords:
         print(f"{seconds:7.2f} s  {label}  {score:.2f}")
 
 

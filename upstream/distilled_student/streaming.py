@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from distilled_student.common.errors import UserError
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.corpora.keywords import SILENCE, UNKNOWN
-from distilled_student.onnx import Spotted
 from distilled_student.student.config import StudentConfig
 from distilled_student.student.frontend import LogMelStem
 from distilled_student.student.log_mel import HOP
@@ -214,16 +213,19 @@ class Stream:
         )
 
 
-def spot_keywords(
-    stream: Stream, waveform: Tensor, chunk_ms: int = 100, threshold: float = 0.5
-) -> Iterator[tuple[float, Spotted]]:
+class TimedKeyword(NamedTuple):
+    """A keyword, its probability ``score``, and the end in ``seconds`` of the chunk that completed it."""
+
+    seconds: float
+    label: str
+    score: float
+
+
+def listen(stream: Stream, waveform: Tensor, chunk_ms: int = 100, threshold: float = 0.5) -> Iterator[TimedKeyword]:
     """Feed ``waveform (samples,)`` in chunks of ``chunk_ms`` milliseconds and report each keyword once.
 
     A keyword is reported when its probability reaches the threshold, and again only after it was not the result of at
     least one chunk.
-
-    Yields:
-        The end in seconds of the chunk that completed the keyword, and the keyword with its probability.
 
     Raises:
         UserError: the model has no keyword task.
@@ -238,5 +240,5 @@ def spot_keywords(
         label = stream.labels[int(best)]
         keyword = label if score >= threshold and label not in (SILENCE, UNKNOWN) else None
         if keyword is not None and keyword != previous:
-            yield min(number * chunk, len(waveform)) / SAMPLE_RATE, Spotted(keyword, score)
+            yield TimedKeyword(min(number * chunk, len(waveform)) / SAMPLE_RATE, keyword, score)
         previous = keyword

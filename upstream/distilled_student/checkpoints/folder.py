@@ -76,7 +76,11 @@ def _read_own_folder(folder: Path) -> StudentCheckpoint:
         config = StudentConfig(**values)
     except (TypeError, ValueError) as error:
         raise UserError(f"{file}: {error}") from None
-    state = {name: value.float() for name, value in read_safetensors(weights).items()}
+    stored = read_safetensors(weights)
+    for name, value in stored.items():
+        if value.is_complex():
+            raise UserError(f"{weights}: {name}: complex numbers; a student has real weights")
+    state = {name: value.float() for name, value in stored.items()}
     return StudentCheckpoint(config, state, str(weights))
 
 

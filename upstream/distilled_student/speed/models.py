@@ -44,6 +44,10 @@ class Outputs(NamedTuple):
     hidden_state: Tensor | None
     predictions: Tensor | None = None
 
+    def named(self) -> dict[str, Tensor]:
+        """All outputs that are not None, by the names that they have in exported files."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
 
 class ComparedModel(nn.Module):
     """A network of any library on waveforms ``(batch, samples)`` without padding."""
