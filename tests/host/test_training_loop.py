@@ -13,6 +13,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
+from distilled_student import register
 from distilled_student.host import launch
 
 # Runs s3prl as it is installed. Its import needs names that torchaudio and huggingface_hub removed. The import of its
@@ -28,6 +29,8 @@ sys.modules |= {"catalyst": types.ModuleType("catalyst"), "catalyst.data": types
 sys.modules["catalyst.data.sampler"] = sampler
 from s3prl import run_downstream
 from s3prl.downstream import runner
+from s3prl.downstream.example import dataset
+vars(dataset).update(EXAMPLE_DATA)
 assert run_downstream.Runner is runner.Runner and runner.Runner.__module__ == "s3prl.downstream.runner"
 for line in sys.stdin:
     sys.argv = ["run_downstream.py", *line.rstrip("\\n").split("\\t")]
@@ -37,6 +40,8 @@ CASES = [
     (name, accumulate) for name in ("example", "speech_commands", "example, upstream trained") for accumulate in (1, 3)
 ]
 STEPS, SAVE_STEP = 30, 10
+# the random utterances of the example downstream: few and short, so that there are several epochs in little time
+EXAMPLE_DATA = {"EXAMPLE_DATASET_SIZE": 20, "EXAMPLE_WAV_MIN_SEC": 1, "EXAMPLE_WAV_MAX_SEC": 3}
 
 
 def settings(accumulate: int, downstream_expert: dict[str, Any], features: int) -> dict[str, Any]:
@@ -51,7 +56,7 @@ def settings(accumulate: int, downstream_expert: dict[str, Any], features: int) 
             "save_step": SAVE_STEP,
             "max_keep": 2,
             "eval_dataloaders": ["dev"],
-            "evaluate_ratio": 0.05,
+            "evaluate_ratio": 0.5,
         },
         "optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": 1e-3},
         "scheduler": {"name": "linear_schedule_with_warmup", "num_warmup_steps": 5},
@@ -122,15 +127,19 @@ def commands(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         options = ["-c", str(folder / "config.yaml"), "--device", "cpu"]
         found[case, accumulate] = ["-m", "train", *upstream, "-d", downstream, *options, "-p", str(folder / "theirs")]
     lines = "\n".join("\t".join(command) for command in found.values())
-    done = subprocess.run([sys.executable, "-c", REFERENCE], input=lines, capture_output=True, text=True, timeout=600)
+    program = REFERENCE.replace("EXAMPLE_DATA", repr(EXAMPLE_DATA))
+    done = subprocess.run([sys.executable, "-c", program], input=lines, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return found
 
 
 @pytest.mark.parametrize(("case", "accumulate"), CASES)
 def test_thirty_steps_equal_those_of_s3prls_own_loop(
-    case: str, accumulate: int, commands: dict[tuple[str, int], list[str]]
+    case: str, accumulate: int, commands: dict[tuple[str, int], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    register()
+    for name, value in EXAMPLE_DATA.items():
+        monkeypatch.setattr(f"s3prl.downstream.example.dataset.{name}", value)
     *command, theirs = commands[case, accumulate]
     folders = {"ours": Path(theirs).with_name("ours"), "theirs": Path(theirs)}
     assert launch.main([*command, str(folders["ours"])]) == 0
