@@ -37,6 +37,13 @@ LARGE_LIBRARIES = ("torch", "s3prl", "transformers", "torchaudio", "lhotse", "on
             "downstream_expert: shedule: no such key; did you mean `schedule`?",
         ),
         (JOINT, "downstream_expert.tasks.kws.train_root: data/speech_commands/train: no such folder"),
+        (["-m", "evaluate", "-e", "."], "-e .: no states-*.ckpt in this folder"),
+        ([*JOINT, "-i", "gone.ckpt"], "-i gone.ckpt: no such checkpoint"),
+        (
+            ["-m", "train", "-u", "teacher", "-s", "hidden_state", "-d", "example", "-p", "new"],
+            "-s hidden_state: -u teacher has only hidden_states, predictions, last_hidden_state, concatenated;"
+            " did you mean `hidden_states`?",
+        ),
         (["-m", "evaluate", "-e", "gone"], "-e gone: no such checkpoint or folder"),
         (["-m", "train", "-u", "fbank", "-d", "multitask"], "-p: no experiment folder"),
     ],

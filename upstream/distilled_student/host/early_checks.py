@@ -13,11 +13,12 @@ from typing import Any
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.settings import find_config, read_yaml
 from distilled_student.host.overrides import override
-from distilled_student.host.s3prl_names import downstream_names, upstream_names
+from distilled_student.host.s3prl_names import OURS, downstream_names, upstream_names
 from distilled_student.host.superb import settings as superb
 from distilled_student.host.yaml_sections import NAME, SPLITS, check_sections, source
 
 UPSTREAMS = "give distilled_student, teacher, or an upstream of s3prl such as fbank"
+FEATURES = ("hidden_states", "predictions", "last_hidden_state", "concatenated")  # of our upstreams
 NEED_FILE = ("_local", "_url", "_custom", "_gdriveid")  # endings of upstreams that s3prl builds from a given file
 
 
@@ -29,10 +30,18 @@ def check_early(args: Namespace) -> None:
     if args.past_exp or (args.auto_resume and any(folder.glob("states-*.ckpt"))):
         if args.past_exp and not Path(args.past_exp).exists():
             raise UserError(f"-e {args.past_exp}: no such checkpoint or folder")
+        if args.past_exp and Path(args.past_exp).is_dir() and not any(Path(args.past_exp).glob("states-*.ckpt")):
+            raise UserError(f"-e {args.past_exp}: no states-*.ckpt in this folder")
         if args.override:
             apply_overrides(args, args, {})
         return
     check_names(args, upstream_names(), downstream_names())
+    selected = args.upstream_feature_selection
+    if args.upstream in OURS and selected not in FEATURES:
+        hint = did_you_mean(selected, FEATURES)
+        raise UserError(f"-s {selected}: -u {args.upstream} has only {', '.join(FEATURES)}{hint}")
+    if args.init_ckpt and not Path(args.init_ckpt).exists():
+        raise UserError(f"-i {args.init_ckpt}: no such checkpoint")
     start, config = read_start(args)
     check_mode(start)
     evaluated = [start.evaluate_split] if start.mode == "evaluate" else []
