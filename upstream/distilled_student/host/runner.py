@@ -188,7 +188,9 @@ class Runner(EvaluationLoop):
         wavs = self._on_device(wavs)
         device = torch.device(self.args.device).type
         with torch.autocast("cuda", enabled=self.config["runner"].get("fp16", False)):
-            with torch.set_grad_enabled(self.upstream.trainable), torch.autocast(device, torch.bfloat16, self._in_bf16):
+            # no `enabled=False` here: inside the autocast of fp16 it would run the upstream in float32
+            bf16 = torch.autocast(device, torch.bfloat16) if self._in_bf16 else contextlib.nullcontext()
+            with torch.set_grad_enabled(self.upstream.trainable), bf16:
                 features = self.upstream.model(wavs)
             features = self.featurizer.model(wavs, features)
             if specaug is not None:
