@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -165,7 +165,7 @@ def check_early(config: Mapping[str, Any], selected: str, mode: str, where: str)
         if (TASKS / f"{name}_settings.py").is_file():
             module = importlib.import_module(f"distilled_student.multitask.tasks.{name}_settings")
             checked[name] = typed(module.Settings, values, key)
-        elif not (TASKS / f"{name}.py").is_file():
+        elif importlib.util.find_spec(f"distilled_student.multitask.tasks.{name}") is None:
             known = [file.stem.removesuffix("_settings") for file in TASKS.glob("*_settings.py")]
             raise UserError(f"{key}: no task of this name{did_you_mean(name, known)}")
     check_runner(settings, config["runner"], selected, where)

@@ -12,6 +12,7 @@ import pytest
 
 from distilled_student import register
 from distilled_student.host.command_line import make_parser
+from distilled_student.host.overrides import parse_overrides
 from distilled_student.host.s3prl_names import downstream_names, upstream_names
 
 JOINT = ["-m", "train", "-u", "fbank", "-d", "multitask", "-p", "new"]
@@ -41,10 +42,17 @@ LARGE_LIBRARIES = ("torch", "s3prl", "transformers", "torchaudio", "lhotse", "on
         ([*JOINT, "-i", "gone.ckpt"], "-i gone.ckpt: no such checkpoint"),
         (
             ["-m", "train", "-u", "teacher", "-s", "hidden_state", "-d", "example", "-p", "new"],
-            "-s hidden_state: -u teacher has only hidden_states, predictions, last_hidden_state, concatenated;"
+            "-s hidden_state: -u teacher has only hidden_states, last_hidden_state, concatenated;"
             " did you mean `hidden_states`?",
         ),
         (["-m", "evaluate", "-e", "gone"], "-e gone: no such checkpoint or folder"),
+        (["-m", "evaluate", "-e", "x" * 300], "File name too long"),
+        ([*JOINT[:-1], "x" * 300], "File name too long"),
+        ([*JOINT, "-o", "args.upstream=fbnk"], "-u fbnk: no such upstream"),
+        (
+            [*JOINT, "-o", "args.upstream=teacher,,args.upstream_feature_selection=predictions"],
+            "-s predictions: -u tea",
+        ),
         (["-m", "train", "-u", "fbank", "-d", "multitask"], "-p: no experiment folder"),
     ],
 )
@@ -94,3 +102,27 @@ def test_names_read_from_source_files_include_the_upstreams_and_downstreams_of_s
 
     assert {name for name in hub.options() if name[0].islower()} <= set(upstream_names())
     assert {"multitask", "speech_commands", "sv_voxceleb1", "example"} <= set(downstream_names())
+
+
+def test_a_quoted_value_may_hold_a_comma_and_an_equals_sign() -> None:
+    assert parse_overrides("config.a.b='x, config.c=1'") == [(["config", "a", "b"], "x, config.c=1")]
+
+
+def test_help_lists_upstreams_and_downstreams() -> None:
+    text = make_parser().format_help()
+    assert "distilled_student" in text and "hubert_base" in text and "speech_commands" in text and "multitask" in text
+
+
+def test_a_downstream_in_a_folder_that_a_program_adds_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register()
+    import s3prl.downstream
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/expert.py").write_text("")
+    monkeypatch.setattr(s3prl.downstream, "__path__", [*s3prl.downstream.__path__, str(tmp_path)])
+    assert {"mine", "speech_commands"} <= set(downstream_names())
+
+
+@pytest.mark.parametrize("module", ["runner", "runner_parts", "evaluation_loop"])
+def test_each_module_of_the_runner_can_be_the_first_import(module: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import distilled_student.host.{module}"], check=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +155,31 @@ def test_thirty_steps_equal_those_of_s3prls_own_loop(
             del state["Args"], state["Config"]
         assert_equal(ours, theirs, name)
     assert logged(folders["ours"]) == logged(folders["theirs"]) != {}
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+def test_the_upstream_computes_in_half_precision_with_fp16_alone(fp16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distilled_student.host.runner import Runner
+
+    entered: list[bool] = []
+
+    @contextlib.contextmanager
+    def autocast(device: str, dtype: object = None, *, enabled: bool = True) -> Iterator[None]:
+        entered.append(enabled)
+        yield
+        entered.pop()
+
+    seen: list[bool] = []
+
+    def upstream(wavs: list[torch.Tensor]) -> list[torch.Tensor]:
+        seen.append(entered[-1])  # the innermost decides
+        return wavs
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+    runner = Runner.__new__(Runner)
+    runner.args, runner.config = Namespace(device="cpu"), {"runner": {"fp16": fp16}}
+    runner.upstream = Namespace(model=upstream, trainable=True)
+    runner.featurizer = Namespace(model=lambda wavs, features: features)
+    runner.downstream = Namespace(model=lambda split, features, *others, records: features[0].sum())
+    assert float(runner._loss([[1.0, 2.0]], [], {}, None)) == 3.0
+    assert seen == [fp16]

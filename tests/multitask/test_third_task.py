@@ -36,8 +36,7 @@ LOUDNESS = '''
 from dataclasses import dataclass
 
 import torch
-from distilled_student.multitask.tasks.base import BaseTask, Item
-from distilled_student.multitask.tasks.settings import TaskSettings
+from distilled_student.multitask.tasks import BaseTask, Item, TaskSettings
 
 
 @dataclass

@@ -221,6 +221,9 @@ class TimedKeyword(NamedTuple):
     score: float
 
 
+Spotted = TimedKeyword  # its name in 0.1
+
+
 def listen(stream: Stream, waveform: Tensor, chunk_ms: int = 100, threshold: float = 0.5) -> Iterator[TimedKeyword]:
     """Feed ``waveform (samples,)`` in chunks of ``chunk_ms`` milliseconds and report each keyword once.
 

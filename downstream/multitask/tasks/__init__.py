@@ -1,11 +1,28 @@
-"""Finds the module of a task: ``tasks/NAME.py``, or the module that the settings name. The contract is in `base`."""
+"""What a task of your own imports, and the search for a task's module: ``tasks/NAME.py``, or one that settings name."""
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 from distilled_student.common.errors import UserError
+
+# Public names and their modules; each is imported at its first use, since settings are checked without torch.
+_TASKS = "distilled_student.multitask.tasks"
+_MODULES = {
+    **dict.fromkeys(("Item", "TrainingData", "EvaluationData", "BaseTask"), f"{_TASKS}.base"),
+    **dict.fromkeys(("SHORTEST", "balanced_order", "pad_to", "samples_of"), f"{_TASKS}.base"),
+    **dict.fromkeys(("TaskSettings", "need_finite"), f"{_TASKS}.settings"),
+    **dict.fromkeys(("HASH_RANGE", "hash_percentage"), "distilled_student.corpora.keywords"),
+}
+__all__ = [*_MODULES, "task_module"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def task_module(name: str, module: str | None, where: str) -> ModuleType:

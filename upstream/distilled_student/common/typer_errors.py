@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from distilled_student.common.errors import UserError, did_you_mean
+from distilled_student.common.errors import UserError, did_you_mean, message_of
 
 # what typer raises for any wrong command line; not all versions of typer export it
 UsageError: Any = typer.BadParameter.__base__
@@ -42,8 +42,8 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None, name: str) -> None:
     command = typer.main.get_command(app)
     try:
         code = command.main(args=argv, prog_name=name, standalone_mode=False)
-    except (UserError, UsageError) as error:
-        error = error if isinstance(error, UserError) else UserError(_describe(error))
+    except (UserError, UsageError, OSError) as error:  # OSError: a full disk, a folder that may not be read
+        error = UserError(_describe(error) if isinstance(error, UsageError) else message_of(error))
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except typer.Abort:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import NoReturn
@@ -11,6 +12,7 @@ from typing import NoReturn
 from distilled_student import __version__
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.host.overrides import MODES
+from distilled_student.host.s3prl_names import downstream_names, upstream_names
 
 DESCRIPTION = """Train and evaluate a downstream task on an upstream in s3prl's runner, with this package's upstreams
 (distilled_student, teacher) and its joint task (multitask). The options are those of s3prl 0.4.18."""
@@ -30,6 +32,12 @@ class Parser(argparse.ArgumentParser):
             option = choice[1].partition("/")[0]
             message = f"{option} {choice[2]}: expected {' or '.join(known)}{did_you_mean(choice[2], known)}"
         raise UserError(message)
+
+    def format_help(self) -> str:
+        """The options, and what ``-u`` and ``-d`` can be; read only now, since s3prl's files are read for it."""
+        named = (("upstreams (-u)", upstream_names()), ("downstreams (-d)", downstream_names()))
+        lists = [textwrap.fill(f"{what}: {', '.join(names)}", 100) for what, names in named]
+        return "\n\n".join([super().format_help().rstrip(), *lists]) + "\n"
 
 
 def make_parser() -> Parser:

@@ -13,12 +13,13 @@ from typing import Any
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.settings import find_config, read_yaml
 from distilled_student.host.overrides import override
-from distilled_student.host.s3prl_names import OURS, downstream_names, upstream_names
+from distilled_student.host.s3prl_names import downstream_names, upstream_names
 from distilled_student.host.superb import settings as superb
 from distilled_student.host.yaml_sections import NAME, SPLITS, check_sections, source
 
 UPSTREAMS = "give distilled_student, teacher, or an upstream of s3prl such as fbank"
-FEATURES = ("hidden_states", "predictions", "last_hidden_state", "concatenated")  # of our upstreams
+TEACHER_FEATURES = ("hidden_states", "last_hidden_state", "concatenated")
+FEATURES = {"distilled_student": (*TEACHER_FEATURES, "predictions"), "teacher": TEACHER_FEATURES}
 NEED_FILE = ("_local", "_url", "_custom", "_gdriveid")  # endings of upstreams that s3prl builds from a given file
 
 
@@ -35,13 +36,7 @@ def check_early(args: Namespace) -> None:
         if args.override:
             apply_overrides(args, args, {})
         return
-    check_names(args, upstream_names(), downstream_names())
-    selected = args.upstream_feature_selection
-    if args.upstream in OURS and selected not in FEATURES:
-        hint = did_you_mean(selected, FEATURES)
-        raise UserError(f"-s {selected}: -u {args.upstream} has only {', '.join(FEATURES)}{hint}")
-    if args.init_ckpt and not Path(args.init_ckpt).exists():
-        raise UserError(f"-i {args.init_ckpt}: no such checkpoint")
+    check_arguments(apply_overrides(args, args, {})[0])
     start, config = read_start(args)
     check_mode(start)
     evaluated = [start.evaluate_split] if start.mode == "evaluate" else []
@@ -52,9 +47,20 @@ def check_early(args: Namespace) -> None:
     check_writable(Path(start.expdir).absolute() if start.expdir else folder)
 
 
+def check_arguments(args: Namespace) -> None:
+    """What the arguments alone show, after ``-o`` has replaced some of them."""
+    check_names(args, upstream_names(), downstream_names())
+    selected, known = args.upstream_feature_selection, FEATURES.get(args.upstream)
+    if known and selected not in known:
+        hint = did_you_mean(selected, known)
+        raise UserError(f"-s {selected}: -u {args.upstream} has only {', '.join(known)}{hint}")
+    if args.init_ckpt and not Path(args.init_ckpt).exists():
+        raise UserError(f"-i {args.init_ckpt}: no such checkpoint")
+
+
 def check_names(args: Namespace, upstreams: Sequence[str], downstreams: Sequence[str]) -> None:
     """``-u`` and ``-d``: known names, and a file for the upstreams that need one."""
-    if args.upstream not in upstreams:
+    if args.upstream not in upstreams and not (args.upstream and args.hub == "huggingface"):  # there: any repository
         if args.upstream is None:
             raise UserError(f"-u: missing: {UPSTREAMS}")
         hint = did_you_mean(args.upstream, upstreams) or f"; {UPSTREAMS}"

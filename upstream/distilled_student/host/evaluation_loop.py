@@ -61,6 +61,8 @@ class EvaluationLoop(RunnerParts):
                 batch_ids.append(batch_id)
                 progress.update()
         names = self._log(split, records, logger, global_step, batch_ids, len(loader))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         for entry, training in zip(self.all_entries, were_training, strict=True):
             entry.model.train(training)
         return names if isinstance(names, list) else []
@@ -69,6 +71,8 @@ class EvaluationLoop(RunnerParts):
         try:
             loader = self.downstream.model.get_dataloader(split, **epoch)
         except ValueError as error:  # torch samples from no empty data set
+            if "num_samples" not in str(error):
+                raise
             raise UserError(f"{self.where}: no data to {split} with ({error})") from error
         if not len(loader):  # the loop would ask for the next epoch's batches forever
             raise UserError(f"{self.where}: less data to {split} with than makes one batch")

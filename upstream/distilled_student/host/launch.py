@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,10 +60,17 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: something that was given cannot be used; one line.
     """
-    args = parse(arguments)
-    check_early(args)
-    if "--device=cpu" in arguments or ("--device", "cpu") in itertools.pairwise(arguments):
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # s3prl's experts use a GPU where they find one
+    try:
+        args = parse(arguments)
+        check_early(args)
+        if "--device=cpu" in arguments or ("--device", "cpu") in itertools.pairwise(arguments):
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # s3prl's experts use a GPU where they find one
+        _run_s3prl(args)
+    except OSError as error:  # a name that is too long, a folder that may not be read, a full disk
+        raise UserError(message_of(error)) from error
+
+
+def _run_s3prl(args: Namespace) -> None:
     import torch.distributed as dist
 
     from distilled_student.host.plugin import register

@@ -48,7 +48,7 @@ def parse_overrides(string: str) -> list[tuple[list[str], Any]]:
             hint = did_you_mean(path[0], ("args", "config")) if path[0] not in ("args", "config") else ""
             raise UserError(f"-o {option}: {FORM}{hint}")
         value = literal(text)
-        if isinstance(value, str) and re.search(r",\s*(args|config)\.[\w.]+\s*=", value):
+        if value == text and re.search(r",\s*(args|config)\.[\w.]+\s*=", value):
             raise UserError(f"-o {option}: one comma between two settings: {FORM}")
         if path[0] == "args" and len(path) > 2:
             raise UserError(f"-o {option}: no such argument")

@@ -55,7 +55,8 @@ class Runner(EvaluationLoop):
             self._write_provenance()
             if is_leader() and hasattr(self.expert, "forget"):
                 self.expert.forget(self.init_ckpt.get("Step", 0))
-            self._train(interruption)
+            logger = stack.enter_context(contextlib.closing(SummaryWriter(folder))) if is_leader() else None
+            self._train(interruption, logger)
             if dist.is_initialized():
                 dist.barrier()
         if self.skipped_steps:
@@ -63,9 +64,9 @@ class Runner(EvaluationLoop):
         if self.args.push_to_hf_hub:
             self.push_to_huggingface_hub()
 
-    def _train(self, interruption: Interruption) -> None:
-        """The training loop."""
-        runner, leader = self.config["runner"], is_leader()
+    def _train(self, interruption: Interruption, logger: SummaryWriter | None) -> None:
+        """The training loop; the leader of several processes has a logger."""
+        runner, leader = self.config["runner"], logger is not None
         total, accumulate = runner["total_steps"], runner["gradient_accumulate_steps"]
         step, epoch = self.init_ckpt.get("Step", 0), self.init_ckpt.get("Epoch", 0)
         trained = self._set_modes()
@@ -73,7 +74,6 @@ class Runner(EvaluationLoop):
         scaler, optimizer = self._get_scaler(), self._get_optimizer(trained)
         scheduler = self._get_scheduler(optimizer) if self.config.get("scheduler") else None
         specaug = self._get_specaug()
-        logger = SummaryWriter(self.args.expdir) if leader else None
         if not leader:
             seed_all(self.args.seed, dist.get_rank(), step)
         records, batch_ids, batches = defaultdict(list), [], 0
@@ -89,11 +89,11 @@ class Runner(EvaluationLoop):
                     # yields kws, sv, kws, sv, ...; with accumulate = 1 each makes a step: the paper's alternation.
                     try:
                         loss = self._loss(wavs, others, records, specaug) / accumulate
+                        batch_ids.append(batch_id)
                         (loss if scaler is None else scaler.scale(loss)).backward()
                     except torch.OutOfMemoryError as error:
                         self._skip_batch(error, step + 1, optimizer)
                         continue
-                    batch_ids.append(batch_id)
 
                     # accumulation: only the last of these batches is followed by a step
                     batches += 1
@@ -141,8 +141,6 @@ class Runner(EvaluationLoop):
                             f"saved step {step}; resume: run_downstream.py -m train -e {self.args.expdir}"
                         )
                 epoch += 1
-        if logger is not None:
-            logger.close()
 
     # Parts of the loop, in the order of their use
     @property

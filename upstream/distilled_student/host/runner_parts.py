@@ -10,13 +10,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from s3prl.downstream import runner as s3prl_runner
-from s3prl.optimizers import get_optimizer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distilled_student.common.errors import UserError
 from distilled_student.host.yaml_sections import repair_numbers, source
+from distilled_student.patches.apply import apply_patches
+
+apply_patches()  # before the first import of s3prl
+
+from s3prl.downstream import runner as s3prl_runner  # noqa: E402
+from s3prl.optimizers import get_optimizer  # noqa: E402
 
 DOWNLOADERS = {"urllib", "requests", "http", "huggingface_hub"}
 

@@ -46,6 +46,8 @@ def upstream_names() -> list[str]:
 
 def downstream_names() -> list[str]:
     """What ``-d`` may be; where s3prl is imported, also what a program has added to ``s3prl.downstream``."""
-    names = {file.parent.name for file in s3prl_folder().glob("downstream/*/expert.py")}
+    package = sys.modules.get("s3prl.downstream")
+    folders = [Path(folder) for folder in package.__path__] if package else [s3prl_folder() / "downstream"]
+    names = {file.parent.name for folder in folders for file in folder.glob("*/expert.py")}
     added = {name.split(".")[2] for name in sys.modules if re.fullmatch(r"s3prl\.downstream\.\w+\.expert", name)}
     return sorted(names | {"multitask"} | added)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distilled_student.checkpoints.folder import MODEL_TYPE, load_student
+from distilled_student.checkpoints.folder import MODEL_TYPE, load_student, shipped_student
 from distilled_student.checkpoints.foreign import CONFIG, PREPROCESSOR, PROCESSOR, WEIGHTS, read_normalization
 from distilled_student.checkpoints.foreign_config import why_not_a_student
 from distilled_student.common.errors import UserError
@@ -24,7 +24,8 @@ def open_teacher(name: str | Path) -> Encoder:
     Args:
         name: The first of these that exists:
 
-            * ``shipped``: the small teacher that is part of this package;
+            * ``shipped`` or ``teacher``: the small teacher that is part of this package;
+            * ``distilled_student``: the student that is part of this package;
             * a folder or file that `load_student` reads;
             * a folder of another `transformers` encoder of waveforms;
             * the name of an s3prl upstream (``hubert_base``);
@@ -34,7 +35,8 @@ def open_teacher(name: str | Path) -> Encoder:
         UserError: none of these, or it cannot be loaded or downloaded; says what to do instead.
     """
     name = str(name)
-    path = shipped_teacher() if name == "shipped" else Path(name)
+    shipped = {"shipped": shipped_teacher, "teacher": shipped_teacher, "distilled_student": shipped_student}
+    path = shipped[name]() if name in shipped else Path(name)
     if path.exists():
         encoder = _open_path(path, name)
     elif "/" not in name and name in upstream_names():
