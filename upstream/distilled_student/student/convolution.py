@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distilled_student.student.lengths import ceil_div
+from distilled_student.common.arithmetic import ceil_div
 from distilled_student.student.run_mode import is_exporting
 
 SPECTRAL_KERNEL_SIZE = 64  # kernel size from which `convolve_by_spectra` is faster on a CPU

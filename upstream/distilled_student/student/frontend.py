@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distilled_student.common.arithmetic import ceil_div
 from distilled_student.student.config import StudentConfig
 from distilled_student.student.convolution import (
     convolution_and_group_norm,
@@ -15,7 +16,7 @@ from distilled_student.student.convolution import (
     sliding_windows,
     split_kernel,
 )
-from distilled_student.student.lengths import ceil_div, conv_lengths, mask_if_padded, zero_padding
+from distilled_student.student.lengths import conv_lengths, mask_if_padded, zero_padding
 from distilled_student.student.log_mel import LogMel
 from distilled_student.student.packed_linear import gelu
 from distilled_student.student.run_mode import is_exporting

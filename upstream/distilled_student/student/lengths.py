@@ -6,19 +6,11 @@ for the GPU.
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor
 
+from distilled_student.common.arithmetic import ceil_div as ceil_div  # host.upstreams imports it from here
 from distilled_student.student.run_mode import is_exporting
-
-Count = TypeVar("Count", int, Tensor)
-
-
-def ceil_div(count: Count, divisor: int) -> Count:
-    """``count / divisor``, rounded up to a whole number."""
-    return (count + divisor - 1) // divisor
 
 
 def frame_mask(lengths: Tensor, frames: int, device: torch.device | None = None) -> Tensor:

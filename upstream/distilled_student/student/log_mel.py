@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distilled_student.common.arithmetic import ceil_div
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.student.convolution import sliding_windows
-from distilled_student.student.lengths import ceil_div, mask_if_padded, zero_padding
+from distilled_student.student.lengths import mask_if_padded, zero_padding
 from distilled_student.student.run_mode import is_exporting
 
 WINDOW, HOP = 400, 160  # samples: 25 ms and 10 ms, as in Whisper and most of the field

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distilled_student.common.arithmetic import ceil_div
 from distilled_student.student.config import StudentConfig, named_size
 from distilled_student.student.frontend import build_frontend, normalize_waveforms
-from distilled_student.student.lengths import ceil_div, frame_mask, mask_if_padded, zero_padding
+from distilled_student.student.lengths import frame_mask, mask_if_padded, zero_padding
 from distilled_student.student.packed_linear import apply_weight, linear
 from distilled_student.student.positions import build_positions
 from distilled_student.student.run_mode import is_exporting

@@ -10,7 +10,7 @@ from distilled_student.checkpoints.foreign_config import why_not_a_student
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json
 from distilled_student.teachers.encoders import Encoder, StudentEncoder, TransformersEncoder
-from distilled_student.teachers.s3prl_encoder import open_upstream, upstream_names
+from distilled_student.teachers.s3prl_encoder import names_on_s3prl_hub, open_upstream
 
 
 def shipped_teacher() -> Path:
@@ -39,7 +39,7 @@ def open_teacher(name: str | Path) -> Encoder:
     path = shipped[name]() if name in shipped else Path(name)
     if path.exists():
         encoder = _open_path(path, name)
-    elif "/" not in name and name in upstream_names():
+    elif "/" not in name and name in names_on_s3prl_hub():
         encoder = _open_s3prl(name)
     else:
         encoder = _open_path(_download(name), name)
