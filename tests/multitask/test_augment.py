@@ -1,3 +1,5 @@
+"""Augmentation: noise at the given ratio, reverberation and speed as their definitions, seeded results."""
+
 from __future__ import annotations
 
 from pathlib import Path

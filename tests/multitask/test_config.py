@@ -1,3 +1,5 @@
+"""The config of the paper's setting: known keys, the paper's values, and numbers that must be finite."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""The joint downstream: order of batches, losses, evaluation, the best checkpoint, and wrong settings."""
+
 from __future__ import annotations
 
 import itertools

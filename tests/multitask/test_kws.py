@@ -1,3 +1,5 @@
+"""Keyword spotting: the split and the classes of TensorFlow's index, lengths of clips, and wrong data."""
+
 from __future__ import annotations
 
 import hashlib

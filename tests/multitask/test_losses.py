@@ -1,3 +1,5 @@
+"""Losses of speaker verification against the formulas of their papers, and their gradients at the limits."""
+
 from __future__ import annotations
 
 import math

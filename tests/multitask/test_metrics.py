@@ -1,3 +1,5 @@
+"""EER, detection costs, DET curve and Cllr against scikit-learn, scipy and plain loops."""
+
 from __future__ import annotations
 
 import itertools

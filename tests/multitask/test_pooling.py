@@ -1,3 +1,5 @@
+"""Pooling over time: independent of padding, equal to its formulas, with finite gradients."""
+
 from __future__ import annotations
 
 import pytest

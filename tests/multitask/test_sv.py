@@ -1,3 +1,5 @@
+"""Speaker verification: who is trained on, development trials, scores, crops, and wrong data."""
+
 from __future__ import annotations
 
 from pathlib import Path
