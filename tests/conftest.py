@@ -108,7 +108,7 @@ def packed_subset(folder: Path, voices: tuple[str, ...]) -> Path:
 
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight voices of the shipped corpus, in the layouts of Speech Commands and VoxCeleb1."""
+    """Eight voices of the embedded corpus, in the layouts of Speech Commands and VoxCeleb1."""
     packed = packed_subset(tmp_path_factory.mktemp("packed"), SMALL_VOICES)
     return corpus.expand(tmp_path_factory.mktemp("cache") / "small", packed=packed)
 

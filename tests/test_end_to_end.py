@@ -1,4 +1,4 @@
-"""The commands one after the other, on seconds of the embedded speech."""
+"""The commands one after the other, on seconds of the embedded corpus."""
 
 from __future__ import annotations
 

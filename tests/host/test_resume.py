@@ -140,6 +140,12 @@ def test_a_damaged_checkpoint_is_skipped_and_the_previous_one_used(
     assert (tmp_path / "exp" / "log.jsonl").read_text() == log, "no line is logged twice"
 
 
+def test_distillation_keeps_as_many_checkpoints_as_its_setting_says(settings: Path, tmp_path: Path) -> None:
+    assert distil(settings, f"output={tmp_path}", "steps=4", "save_every=1", "keep=2") == 0
+    names = sorted(path.name for path in (tmp_path / "checkpoints").glob("*.pt"))
+    assert names == ["step-00000003.pt", "step-00000004.pt"]
+
+
 def test_a_copied_folder_resumes_in_itself_and_the_original_does_not_change(settings: Path, tmp_path: Path) -> None:
     assert launch.main(joint_arguments(settings, tmp_path / "old", "-o", "config.runner.total_steps=6")) == 0
     shutil.copytree(tmp_path / "old", tmp_path / "new")

@@ -1,6 +1,6 @@
 """The cost of a corpus of shards: bytes, speed of reading and decoding on one core, and the models' operations.
 
-    python tests/stress/rates.py [SHARD.tar ...]    # without shards: the embedded speech, as FLAC
+    python tests/stress/rates.py [SHARD.tar ...]    # without shards: the embedded corpus, as FLAC
 
 Prints the figures from which docs/scale.md computes.
 """
@@ -39,7 +39,7 @@ HOURS, GPU, SHARE = (
 
 
 def write_shard(path: Path, seconds: float = 10.0) -> None:
-    """Write a shard of the embedded speech, each voice in pieces of ``seconds``."""
+    """Write a shard of the embedded corpus, each voice in pieces of ``seconds``."""
     with tarfile.open(path, "w") as archive:
         for file in sorted(PACKED.glob("*.ogg")):
             for number, block in enumerate(soundfile.blocks(file, int(seconds * SAMPLE_RATE), dtype="int16")):

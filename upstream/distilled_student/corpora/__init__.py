@@ -1,1 +1,1 @@
-"""Layouts of corpora on disk: keyword clips, speakers and their trial lists, the corpus that ships."""
+"""Layouts of corpora on disk: keyword clips, speakers and their trial lists, the embedded corpus."""

@@ -1,4 +1,4 @@
-"""The corpus that ships with the package, ``assets/corpus``: synthetic speech, one file per voice, and an index."""
+"""The embedded corpus, which ships in ``assets/corpus``: synthetic speech, one file per voice, and an index."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The demo: distils, trains and evaluates in minutes, on the corpus that ships with the package."""
+"""The demo: distils, trains and evaluates in minutes, on the embedded corpus."""

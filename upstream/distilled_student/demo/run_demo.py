@@ -1,4 +1,4 @@
-"""``distilled-student demo``: runs the benchmark's suite ``demo`` from the start, on the shipped corpus."""
+"""``distilled-student demo``: runs the benchmark's suite ``demo`` from the start, on the embedded corpus."""
 
 from __future__ import annotations
 

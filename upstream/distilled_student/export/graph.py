@@ -25,7 +25,7 @@ from distilled_student.multitask.tasks.base import SHORTEST
 OPSET = 23  # the first opset with an attention operator, which onnxruntime runs as one kernel
 INPUTS = ("waveforms", "lengths")  # of the graph of an utterance
 TOLERANCE = 1e-4  # largest difference from PyTorch in float32
-SHIPPED_VOICES = ("af_heart", "am_adam", "bf_emma")  # of the shipped corpus, used where a model has no data of its own
+SHIPPED_VOICES = ("af_heart", "am_adam", "bf_emma")  # of the embedded corpus, used where a model has no data of its own
 
 
 def load_onnx() -> tuple[Any, Any]:
@@ -106,7 +106,7 @@ def speech_samples(model: JointModel, count: int = 24) -> list[Tensor]:
     """Waveforms ``(samples,)`` of many lengths, to check exports on.
 
     ``count`` utterances of the development data of each task, evenly spaced in order of length; utterances of the
-    shipped corpus if no task has development data.
+    embedded corpus if no task has development data.
     """
     waveforms: list[Tensor] = []
     for task in model.tasks.values():
@@ -120,7 +120,7 @@ def speech_samples(model: JointModel, count: int = 24) -> list[Tensor]:
 
 
 def _shipped_speech(count: int) -> Iterator[Tensor]:
-    """About ``count`` utterances of the shipped corpus, as many of each voice."""
+    """About ``count`` utterances of the embedded corpus, as many of each voice."""
     clips = sorted(read_index(), key=lambda clip: clip.samples)
     for voice in SHIPPED_VOICES:
         audio = torch.from_numpy(read_voice(voice))

@@ -18,7 +18,7 @@ from distilled_student.common.errors import UserError
 from distilled_student.common.provenance import git_output
 from distilled_student.speed.compare import COMPARED
 
-# Entries with the same values here are of one machine. Versions are not listed: a slower torch has to show.
+# Entries with the same values here are of one machine. Versions are left out, so that a slower torch is reported too.
 SAME = ("cpu", "cores", "threads")
 KEPT = 3  # a run is compared with the median of so many entries
 VERSIONS = ("torch", "onnxruntime", "transformers", "s3prl")

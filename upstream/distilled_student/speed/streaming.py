@@ -1,4 +1,4 @@
-"""Times streams: seconds from a chunk's last sample to its scores, on one thread."""
+"""Times streams: seconds from a chunk's last sample to its features, on one thread."""
 
 from __future__ import annotations
 
