@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Iterator
@@ -35,8 +36,9 @@ A wrong key, type or value is one line that names the file and the key. `distill
 configs that ship with the package; SUPERB's own tasks are in [superb.md](superb.md).
 
 The last column, where there is one, is the value in the config of the paper's setting and where the value comes from:
-"paper" for Kerpicci et al. (Interspeech 2023), "ours" for what the paper does not state, with the reason. An empty cell
-means that this config keeps the default.
+"paper" for Kerpicci et al. (Interspeech 2023), "ours" for what the paper does not state, in some rows with the reason.
+"ours: DistilHuBERT's" is the value that DistilHuBERT's authors published (Chang et al. 2022). An empty cell means that
+this config keeps the default.
 """
 
 RUNNER = """\
@@ -126,28 +128,11 @@ PARTS: list[tuple[str, list[Section | str]]] = [
 
 
 def meanings(schema: Any) -> dict[str, str]:
-    r"""Key -> its entry in the section ``Attributes`` of the docstring; several keys may share an entry.
-
-    A key without an entry of its own may have a part of another one that starts with ``\`\`key\`\`: ``.
-    """
-    keys = [field.name for field in dataclasses.fields(schema)]
+    """Key -> its entry in the section ``Attributes`` of the docstring. Every key needs an entry of its own."""
     _, _, block = (inspect.getdoc(schema) or "").partition("Attributes:\n")
     block = textwrap.dedent(block.partition("\n\n")[0])
-    entries = {}
-    for names, text in re.findall(r"^(\w+(?:, \w+)*): (.*(?:\n[ ]+.*)*)", block, re.MULTILINE):
-        entries |= dict.fromkeys(names.split(", "), " ".join(text.split()))
-    for name, text in list(entries.items()):
-        start, *parts = re.split(r"(?:^|(?<=[.;]) )``(\w+)``: ", text)
-        if parts and all(key in keys and key not in entries for key in parts[::2]):
-            entries[name] = start
-            entries |= {
-                key: meaning[0].upper() + meaning[1:] for key, meaning in zip(parts[::2], parts[1::2], strict=True)
-            }
-    for key in keys:
-        mentions = [name for name, text in entries.items() if f"``{key}``" in text]
-        if key not in entries and mentions:
-            entries[key] = f"See ``{mentions[0]}``."
-    return entries
+    entries = re.findall(r"^(\w+): (.*(?:\n[ ]+.*)*)", block, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
 
 
 def type_name(kind: Any) -> str:
@@ -156,7 +141,8 @@ def type_name(kind: Any) -> str:
     words = {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "None": "null", "Any": "any"}
     found = re.fullmatch(r"(list|dict)\[(.*)\]", text)
     if found and found[1] == "list":
-        return f"list of {type_name(found[2])}"
+        items = type_name(found[2])
+        return f"list of {items}" if items == "text" else f"list of {items}s"
     if found or text.endswith(("Config", "Settings")):
         return "group"
     return " or ".join(words.get(part, part) for part in text.split(" | "))
@@ -174,14 +160,17 @@ def default_of(field: dataclasses.Field) -> str:
 
 
 def as_yaml(value: Any) -> str:
-    """A value on one line, as a settings file has it."""
+    """A value on one line, as a settings file has it: YAML reads it as the same value."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
-        return f"[{', '.join(map(as_yaml, value))}]"
+        # with quotes: without them YAML reads the keywords yes, no, on and off as booleans
+        return f"[{', '.join(json.dumps(item) if isinstance(item, str) else as_yaml(item) for item in value)}]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {as_yaml(inner)}" for key, inner in value.items()) + "}"
-    return value or '""' if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return re.sub(r"^(-?\d+)e", r"\1.0e", f"{value:g}")  # YAML reads 1e-07 as text, 1.0e-07 as a number
+    return str(value) if value != "" else '""'
 
 
 def config_values(config: Path) -> dict[str, str]:
@@ -221,8 +210,6 @@ def table(section: Section) -> Iterator[str]:
         if field.name in left_out:
             continue
         cells = [f"`{field.name}`", type_name(field.type), default_of(field), explained.get(field.name, "")]
-        if not cells[3] and cells[1] == "group":
-            cells[3] = f"The keys of `{field.name}` have a table below."
         cells += [values.get(section.prefix + field.name, "")] if section.config else []
         yield f"| {' | '.join(map(cell, cells))} |"
 

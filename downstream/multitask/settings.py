@@ -24,13 +24,14 @@ class ExpertSettings:
     """``downstream_expert`` in the YAML file.
 
     Attributes:
-        tasks: Settings of each task by name; ``module`` names a module that is not in ``tasks/``.
+        tasks: A group of settings for each task, by the task's name. ``module`` in a group names the task's Python
+            module; it is needed for a task that is not part of this package.
         schedule: Batches of each task in a cycle, in this order. Only the tasks named here are used: one name means
             single-task training. Empty: one batch of each task.
         update: ``alternate`` (an optimizer step for each batch) or ``sum`` (a step for each cycle, on the sum of its
             losses).
-        layers: Hidden states in the features of ``-s concatenated``, counted from 0; a task's ``layer`` chooses one, or
-            the sum of all with the task's own weights.
+        layers: Number of hidden states in the features of ``-s concatenated``. If it is more than 1, each task can use
+            one of them, or a weighted sum of its own: see ``layer`` of the tasks.
         gain_db: Gain of every waveform in decibels, in training and evaluation.
         score: Weight of each task's score in the choice of the best checkpoint; 1 for tasks that are not named.
         num_workers: Processes that read data, for each task.

@@ -16,17 +16,20 @@ class Settings(TaskSettings):
 
     Attributes:
         train_root: Folder with ``WORD/SPEAKER_nohash_TAKE.wav`` and ``_background_noise_/``.
-        test_root: Folder with ``KEYWORD/``, ``_unknown_/`` and ``_silence_/``; None: the utterances in ``train_root``
-            that the hash of their name puts into the testing set.
+        test_root: Folder with ``KEYWORD/``, ``_unknown_/`` and ``_silence_/``; None: the testing set
+            of ``train_root``.
         keywords: The words to recognise; each other word is ``_unknown_``.
-        validation_percentage, testing_percentage: Percentage of the speakers in these sets, by the hash.
-        silence_percentage, unknown_percentage: Silent and unknown utterances of each set, as a percentage of its
-            keyword utterances, rounded up (TensorFlow). None: each background noise once, and all unknown words
-            (SUPERB).
+        validation_percentage: Percentage of the speakers of ``train_root`` in the development set; a hash of a
+            speaker's name decides.
+        testing_percentage: Percentage of the speakers of ``train_root`` in the testing set, by the same hash.
+        silence_percentage: Silent utterances of each set, as a percentage of its keyword utterances, rounded up
+            (TensorFlow). None: each background noise once (SUPERB).
+        unknown_percentage: Utterances of other words in each set, as a percentage of its keyword utterances, rounded up
+            (TensorFlow). None: all of them (SUPERB).
         silence_volume: The lowest and the highest factor that background noise is multiplied by.
         sampling: ``utterance`` (each once in a pass) or ``class`` (each class equally often, as in SUPERB).
-        crop_seconds: Length of a training clip.
-        fill: Whether shorter clips are zero-padded at the end to this length.
+        crop_seconds: Length of a training clip; longer recordings are cut.
+        fill: Whether shorter training clips are padded with zeros at the end, to ``crop_seconds``.
     """
 
     train_root: str = "data/speech_commands/train"

@@ -27,12 +27,17 @@ class AugmentSettings:
     """Each effect has a probability (0 turns it off) and a range. All are off by default.
 
     Attributes:
-        speed: Probability of a change of speed by one of ``speed_factors`` (the pitch changes too, as in Kaldi).
-        reverb: Probability of reverberation: an impulse response from ``rir_root``, or without it decaying noise with a
-            reverberation time in the range ``rt60`` (seconds) and a direct-to-reverberant ratio in ``drr`` (dB).
-        noise: Probability of noise at a signal-to-noise ratio in the range ``snr`` (dB): a random cut of a file in
-            ``noise_root``; without it of the task's background noises; without these white noise.
-        gain: Probability of a gain in the range ``gain_db`` (dB).
+        speed: Probability that an utterance is played faster or slower; the pitch changes too, as in Kaldi.
+        speed_factors: The speeds, of which one is drawn; 1.1 is 10 % faster.
+        reverb: Probability that reverberation is added.
+        rt60: Lowest and highest reverberation time in seconds of a generated impulse response, which is decaying noise.
+        drr: Lowest and highest ratio of direct to reverberant sound in dB, of a generated impulse response.
+        rir_root: Folder of recorded impulse responses; None: they are generated, see ``rt60`` and ``drr``.
+        noise: Probability that noise is added.
+        snr: Lowest and highest signal-to-noise ratio in dB.
+        noise_root: Folder of noise recordings; None: the task's background noises, or white noise if it has none.
+        gain: Probability that the loudness is changed.
+        gain_db: Lowest and highest gain in dB.
     """
 
     speed: float = 0.0
@@ -68,10 +73,14 @@ class LossSettings:
     Attributes:
         name: ``softmax``, ``angular`` (the paper's), ``am`` or ``aam``.
         margin: ``angular``: a whole number from 1 to 4 that multiplies the angle; ``am``: subtracted from the cosine;
-            ``aam``: added to the angle, in radians. None: 4 (as published), 0.4 and 0.2.
-        scale: What cosines are multiplied by. None: the norm of the embedding for ``angular`` (SphereFace), 30 for
-            ``am`` and ``aam``.
-        anneal_start, anneal_decay, anneal_stop: ``angular`` only: lambda = max(stop, start / (1 + decay * step)).
+            ``aam``: added to the angle, in radians. ``softmax`` has no margin. None: 4 for ``angular`` (as published),
+            0.4 for ``am``, 0.2 for ``aam``.
+        scale: Factor of the cosines. None: the norm of the embedding for ``angular`` (SphereFace), 30 for ``am`` and
+            ``aam``. ``softmax`` multiplies its outputs by it; None: by 1.
+        anneal_start: Only for ``angular``: weight lambda of the cosine without margin, at the first step. At each step
+            lambda = max(``anneal_stop``, ``anneal_start`` / (1 + ``anneal_decay`` * step)).
+        anneal_decay: Only for ``angular``: how fast lambda falls, see ``anneal_start``.
+        anneal_stop: Only for ``angular``: the smallest lambda, see ``anneal_start``.
     """
 
     name: str = "angular"
@@ -102,16 +111,17 @@ class TaskSettings:
 
     Attributes:
         batch_size: Utterances in a training batch.
-        eval_batch_size: Most utterances in an evaluation batch; all have the same length.
+        eval_batch_size: Largest number of utterances in an evaluation batch; all of a batch have the same length.
         head: ``linear`` (the paper's), ``projection`` (SUPERB's for keywords) or ``xvector`` (SUPERB's for speakers).
-        pooling: ``mean``, ``mean_std`` or ``attentive``.
-        layer: The number of the layer that this task uses, of the expert's ``layers``; ``weighted``: the sum of all
-            layers with learned weights; None: all features. Early layers describe the speaker best, late layers the
-            word.
+        pooling: How frames become one vector: ``mean``, ``mean_std`` (mean and standard deviation) or ``attentive``
+            (a mean weighted by learned attention).
+        layer: With ``-s concatenated`` and ``layers``: the number of the hidden state that this task uses, counted from
+            0 (the front end), or ``weighted``, their sum with learned weights. None: all features. Early layers
+            describe the speaker best, late layers the word.
         standardize: Bring each pooled feature to zero mean and unit variance (batch norm without weights) before the
             linear layer of the ``linear`` head. The head then needs a tenth of the steps: the differences between
             classes are small compared with what all utterances have in common.
-        augment: See `AugmentSettings`.
+        augment: Augmentation of the training data; these keys have a table of their own.
     """
 
     # `head` must be one of these. In evaluation an x-vector head has another output than the one that the loss gets in

@@ -19,17 +19,18 @@ class Settings(TaskSettings):
             training speaker, who is a class, needs one utterance; a development speaker needs two for a target trial.
         trials: File of test trials, relative to ``root``, with a line ``1|0 a.wav b.wav`` for each; None: no test.
         dev_speakers: Number of development speakers, who are not trained on: those with the lowest hash of the name.
-        dev_trials: Number of development trials made from them.
-        extra_roots: Folders ``SPEAKER/**/*`` of further training speakers. A file counts once for each
-            ``crop_seconds`` in it.
+        dev_trials: Number of development trials, made from the utterances of the development speakers.
+        extra_roots: Folders of further training speakers, one folder per speaker in each of them. A file counts once
+            for each ``crop_seconds`` in it.
         sampling: ``utterance`` (each once in a pass) or ``speaker`` (each speaker equally often).
         crop_seconds: Length of a training crop.
-        longest_crop_seconds: If set, the length of each crop is drawn between ``crop_seconds`` and this. An upstream's
-            features depend on the position in the utterance, so a head trained on one length fails on others.
+        longest_crop_seconds: The length of each crop is drawn between ``crop_seconds`` and this. An upstream's
+            features depend on the position in the utterance, so a head trained on one length fails on others. None:
+            every crop has ``crop_seconds``.
         fill: Whether an utterance shorter than its crop is repeated to fill it.
         embedding_size: Features of a speaker embedding.
         as_norm_top: Number of nearest training speakers that adaptive s-norm compares each utterance with.
-        loss: See `LossSettings`.
+        loss: The loss; its keys have a table of their own.
     """
 
     heads: ClassVar[tuple[str, ...]] = HEADS

@@ -22,18 +22,18 @@ class SuiteModel:
     """An upstream of the suite.
 
     Attributes:
-        upstream: Its name in s3prl (``-u``).
+        upstream: The model's upstream in s3prl (``-u``).
         weights: ``-k``: a folder or a name on a hub. If ``data/teachers/LAST-PART`` exists, it is used instead.
         distill: The configuration that distils the student, instead of ``weights``.
         student: A named size, instead of the student that ``distill`` configures.
         untrained: Start from the student of ``distill`` with random weights.
-        shape: Size of ``weights``, or of the teacher of ``distill``, for an estimate of the cost: one of `SHAPES`.
-            None: hardly any operations.
+        shape: Size of ``weights``, or of the teacher of ``distill``, from which the cost of a run is estimated:
+            ``paper``, ``hubert-base`` or ``shipped``. None: the upstream costs nothing (filterbanks).
         select: ``-s``, the features of the upstream that the heads use; None: as the setting says.
-        settings: The settings to train it with; empty: all.
-        published: Its name in the published results.
-        extra: Runs only with ``--all``.
-        override: ``KEY=VALUE`` overrides of the run's configuration.
+        settings: Names of the settings to train the model with; empty: all.
+        published: The model's name in the published results; None: it has none.
+        extra: Whether runs of this model need the option ``--all``.
+        override: ``KEY=VALUE`` overrides of the configuration of this model's runs.
     """
 
     upstream: str
@@ -65,12 +65,13 @@ class Setting:
 
     Attributes:
         downstream: s3prl's downstream (``-d``).
-        config: Its configuration (``-c``).
+        config: The downstream's configuration (``-c``).
         trainable: Fine-tune the upstream (``-f``).
         select: ``-s``, the features of the upstream that the heads use.
         label: Added to the model's name in the report.
-        published: The setting's name in the published results.
-        extra, override: As those of `SuiteModel`.
+        published: The setting's name in the published results; None: it has none.
+        extra: Whether runs of this setting need the option ``--all``.
+        override: ``KEY=VALUE`` overrides of the configuration of this setting's runs.
     """
 
     downstream: str
@@ -96,10 +97,12 @@ class SuiteFile:
         protocol: What the figures mean; printed at the top of every report.
         results: ``paper`` or ``superb``: the published results that the report compares with. None: no comparison.
         seeds: Number of seeds, from 0, of every run.
-        distill: ``once`` (one student for all seeds) or ``seeds`` (one for each).
-        models, settings: `SuiteModel` and `Setting` by name.
-        tables: The report's tables: heading -> settings. Settings of different tasks share the line of a model.
-            Settings of the same task need a ``label``, which gives each of them a line of its own.
+        distill: ``once`` (one student for all seeds) or ``seeds`` (one student for each seed).
+        models: A group of keys for each model, by the model's name; they have a table of their own.
+        settings: A group of keys for each setting, a way to train, by its name; they have a table of their own.
+        tables: The report's tables: the names of the settings in a table, by its heading. Settings of different tasks
+            share the line of a model. Settings of the same task need a ``label``, which gives each of them a line of
+            its own.
     """
 
     title: str

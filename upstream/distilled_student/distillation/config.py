@@ -19,16 +19,23 @@ class DistillConfig:
     """One distillation run.
 
     Attributes:
-        teacher: What `open_teacher` opens.
+        teacher: ``shipped`` (the small teacher of this package), a folder or file with a checkpoint, the name of an
+            s3prl upstream, or a name on the hub of `transformers`.
         output: Folder for the student, its checkpoints and logs.
+        data: The corpus and its batches; these keys have a table of their own.
         targets: The teacher's layers whose hidden states the student predicts, counted from 1.
-        student: A named size, or the fields of `StudentConfig` (``targets`` and ``target_size`` follow the teacher).
+        student: The name of a size, or a group of keys, which have a table of their own. ``targets`` and
+            ``target_size`` of that group are not used: the keys above and the teacher determine them.
         initialize: Copy the teacher's front end and first layers into the student where the shapes match.
-        steps: Training steps. ``clip``: largest norm of the gradient.
-        learning_rate: Peak learning rate of AdamW; ``weight_decay``, ``betas`` and ``eps`` are AdamW's too.
+        steps: Number of training steps.
+        learning_rate: Peak learning rate of the optimiser, AdamW.
         copied_learning_rate: Peak learning rate of the copied weights; None: ``learning_rate``. A short run needs a
             smaller one: the first gradients of the random prediction layers destroy the copied weights.
         warmup: Share of ``steps`` with a linearly rising learning rate; then it falls linearly to zero.
+        weight_decay: AdamW's weight decay.
+        betas: AdamW's decay rates of the running means of the gradient and of its square.
+        eps: AdamW's epsilon, added to the denominator of the update.
+        clip: Largest norm of the gradient; a larger gradient is scaled down to it.
         reduction: ``frame`` divides the paper's sum by the number of valid frames, ``sum`` does not. The choice changes
             gradient clipping, but not Adam's update.
         precision: ``fp32``, ``bf16`` or, on a GPU, ``fp16``.
@@ -37,9 +44,11 @@ class DistillConfig:
         compile: Compile the student's transformer layers (`torch.compile`): takes a minute at the start; for GPUs.
         cache: Folder for the teacher's targets in half precision, for repeated epochs over a small set.
         seed: Seed of the initial weights, of dropout and of the order of the data.
-        log_every, save_every: Steps between two log lines and between two checkpoints.
-        keep: Number of checkpoints that are kept.
-        max_skipped: Training stops after this many steps in a row without a finite loss. Such steps are skipped.
+        log_every: Number of steps between two log lines.
+        save_every: Number of steps between two checkpoints.
+        keep: Number of checkpoints that are kept; older ones are deleted.
+        max_skipped: Training stops after this many steps in a row whose loss or gradient is not finite. Such
+            steps are skipped.
         weights: Type of the weights in the student folder, ``float32`` or ``float16``.
         description: A sentence for the model card.
     """

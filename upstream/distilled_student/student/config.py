@@ -42,20 +42,25 @@ class StudentConfig:
         frontend: ``cnn`` (wav2vec 2.0's, on the waveform) or ``logmel`` (80 log-mel bins at 100 frames a second and
             strided convolutions: far fewer operations on a CPU).
         normalize: Scale each waveform to zero mean and unit variance first, as several public encoders expect.
-            ``normalize_epsilon``: added to the variance; 1e-7 in `transformers`, 1e-5 in fairseq and s3prl.
+        normalize_epsilon: Added to that variance; 1e-7 in `transformers`, 1e-5 in fairseq and s3prl.
         mel_bins: Number of mel bins of ``logmel``.
-        conv_dim: Output width of each front-end convolution.
-        conv_kernel, conv_stride: Kernel and stride of each front-end convolution; as many numbers as in ``conv_dim``.
+        conv_dim: Number of output channels of each front-end convolution.
+        conv_kernel: Kernel size of each front-end convolution; as many numbers as in ``conv_dim``.
+        conv_stride: Stride of each front-end convolution; as many numbers as in ``conv_dim``.
         conv_bias: Whether the front-end convolutions have a bias.
         conv_norm: ``group`` (after the first convolution, as in the BASE models), ``layer`` (after each convolution, as
             in LARGE) or ``none``.
-        hidden_size, layers, heads: Width, number of layers and attention heads of the transformer encoder.
+        hidden_size: Features of each hidden state: the width of the transformer encoder.
+        layers: Number of transformer layers.
+        heads: Number of attention heads of each layer; divides ``hidden_size``.
         feed_forward: Width of the feed-forward part of each layer.
         dropout: Dropout probability in the encoder, in training only.
-        projection_norm: Layer norm before the linear projection of front-end frames to ``hidden_size``.
-        projection: Whether there is such a projection; without it the last ``conv_dim`` must be ``hidden_size``.
+        projection: Whether a linear layer maps the front end's channels to ``hidden_size``. Without it the last number
+            in ``conv_dim`` must be ``hidden_size``.
+        projection_norm: Whether a layer norm follows the last front-end convolution, before ``projection``.
         positions: ``conv`` (wav2vec 2.0's convolutional embedding), ``sinusoidal`` (Whisper's) or ``none``.
-        position_kernel, position_groups: Kernel and groups of the convolution of ``conv``.
+        position_kernel: Kernel size of the positional convolution (``positions: conv``), in frames of the encoder.
+        position_groups: Number of groups of the positional convolution; divides ``hidden_size``.
         norm_first: False for post-norm layers (BASE), True for pre-norm layers with a final norm (LARGE, Whisper).
         shared: All ``layers`` use the weights of one layer (ALBERT, Lan et al. 2020).
         encoder_stride: Number of front-end frames that are averaged into one frame for the encoder; 2 means 25 frames a
@@ -66,7 +71,8 @@ class StudentConfig:
         attention_context: Number of frames that a frame attends to in a layer of a causal student, itself included
             (frames of the encoder).
         targets: Teacher layers that the prediction layers imitate, counted from 1; empty for no prediction layers.
-        target_size: Features of the teacher. ``prediction_size``: hidden features of each prediction layer.
+        target_size: Features of the teacher's hidden states.
+        prediction_size: Hidden features of each prediction layer.
 
     Raises:
         ValueError: a wrong type or an impossible value; the message begins with the key.

@@ -10,13 +10,13 @@ class DataConfig:
     """Where the audio is and how it is batched.
 
     Attributes:
-        paths: Folders of audio, such as LibriSpeech's, or lhotse manifests of cuts or recordings (.jsonl[.gz]). These
-            are streamed: WebDataset shards (.tar), large manifests, and patterns or URLs of both, see `shards`.
+        paths: Folders of audio, lhotse manifests of cuts or recordings (.jsonl, .jsonl.gz), or WebDataset shards
+            (.tar). Shards, manifests of more than 64 MB, and patterns or URLs of either are streamed.
         min_seconds: Shorter files are skipped.
         max_seconds: Longer files are cut into pieces.
         batch_seconds: Seconds of audio in a batch of each process, padding included.
         buckets: Number of groups by duration. A batch is drawn from one group, so that it needs little padding.
-        workers: Data worker processes of each process.
+        workers: Number of processes that read data, for each training process; 0: the training process reads.
         streams: Number of parts of a streamed corpus that each process reads in turn. The batches depend on it, but
             not on the number of workers.
     """
