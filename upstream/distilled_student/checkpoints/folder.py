@@ -12,12 +12,13 @@ from torch import Tensor
 
 from distilled_student.checkpoints.foreign import (
     CONFIG,
-    WEIGHTS,
     StudentCheckpoint,
     read_torch_checkpoint,
     read_transformers,
     write_transformers,
 )
+from distilled_student.checkpoints.hub import hub_folder, may_be_on_hub
+from distilled_student.checkpoints.weight_files import WEIGHTS
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, read_safetensors, write_files
 from distilled_student.student.config import StudentConfig
@@ -85,6 +86,8 @@ def _read_own_folder(folder: Path) -> StudentCheckpoint:
 
 
 def _read(path: Path) -> StudentCheckpoint:
+    if not path.exists() and may_be_on_hub(str(path)):
+        path = hub_folder(str(path))
     if path.is_file():
         return read_torch_checkpoint(path)
     if not (path / CONFIG).is_file():
@@ -118,7 +121,9 @@ def load_student(path: str | Path) -> Student:
             * a folder from `save_student`;
             * a `transformers` folder of HuBERT, wav2vec 2.0, DistilHuBERT or Whisper (its encoder);
             * a ``.ckpt`` of s3prl's DistilHuBERT;
-            * a HuBERT or wav2vec 2.0 checkpoint that s3prl converted from fairseq.
+            * a HuBERT or wav2vec 2.0 checkpoint that s3prl converted from fairseq;
+            * the name on the `transformers` hub of a folder of the first two kinds (``ntu-spml/distilhubert``), which
+              is downloaded if it is not in the hub's local cache.
 
             Only the first and the third have prediction layers.
 

@@ -19,17 +19,18 @@ from distilled_student.checkpoints.foreign_config import (
     config_from_transformers,
     config_to_hubert,
 )
+from distilled_student.checkpoints.weight_files import WEIGHTS, checked_mapping, checked_tensors, read_weights
 from distilled_student.checkpoints.weight_names import hubert_weights, student_weights
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, read_safetensors, read_torch, write_files
 from distilled_student.common.sample_rate import SAMPLE_RATE
-from distilled_student.common.untrusted import leads_outside
 from distilled_student.student.config import StudentConfig
 from distilled_student.student.network import Student
+from distilled_student.student.positions import SinusoidalPositions
 
 log = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS, PREDICTIONS = "config.json", "model.safetensors", "predictions.safetensors"
+CONFIG, PREDICTIONS = "config.json", "predictions.safetensors"
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 
 # Weights in these formats that do not belong to the encoder and are ignored: embeddings of masked frames, quantisers
@@ -37,10 +38,13 @@ PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 # is an error.
 IGNORED_WEIGHTS = {
     "transformers": r"masked_spec_embed$|quantizer\.|project_q\.|project_hid\.|lm_head\.|projector\.|classifier\."
-    r"|layer_weights|tdnn\.|feature_extractor\.(?:weight|bias)$|objective\.",
-    "whisper": r"(?:encoder\.)?embed_positions\.|decoder\.|proj_out\.",
+    r"|layer_weights|tdnn\.|feature_extractor\.(?:weight|bias)$|objective\.|final_proj\.|adapter\.",
+    "whisper": r"(?:encoder\.)?embed_positions\.|decoder\.|proj_out\.|projector\.|classifier\.|layer_weights",
     "fairseq": r"mask_emb$|label_embs_concat$|final_proj\.|quantizer\.|project_q\.|target_glu\.",
 }
+
+# The settings of Whisper's log-mel, besides the number of mel bins.
+WHISPER_LOG_MEL = {"hop_length": 160, "n_fft": 400}
 
 FAIRSEQ_HINT = ": was written by fairseq; convert it first with s3prl's upstream/hubert or wav2vec2/convert.py"
 
@@ -68,66 +72,60 @@ def _encoder_weights(state: dict[str, Tensor], format: str) -> dict[str, Tensor]
     return {name: value for name, value in weights.items() if not re.match(IGNORED_WEIGHTS[format], name)}
 
 
-def _checked_mapping(value: Any, source: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{source}: is not a mapping")
-    return value
+def _read_preprocessor(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """The preprocessor's settings in a `transformers` folder, None without any, and their place for messages.
 
+    `transformers` 5 may write them into ``processor_config.json``.
 
-def _checked_tensors(value: Any, source: str) -> dict[str, Tensor]:
-    for name, tensor in _checked_mapping(value, source).items():
-        if not isinstance(tensor, Tensor):
-            raise UserError(f"{source}: {name}: is not a tensor")
-        # a file of a few bytes can declare a tensor of any size
-        if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise UserError(f"{source}: {name}: the file does not store all values of this tensor")
-    return value
-
-
-def _read_folder_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
-    """The state dict in a `transformers` folder, and the file to name in messages."""
-    whole, index, pickled = folder / WEIGHTS, folder / f"{WEIGHTS}.index.json", folder / "pytorch_model.bin"
-    if whole.is_file():
-        return read_safetensors(whole), whole
-    if index.is_file():
-        return _read_shards(folder, index), index
-    if pickled.is_file():
-        return _checked_tensors(read_torch(pickled), str(pickled)), pickled
-    raise UserError(f"{folder}: has no {whole.name}, {index.name} or {pickled.name}")
-
-
-def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
-    """The state dict in several files, which ``index`` lists."""
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise UserError(f"{index}: weight_map: missing, or not a mapping of weights to files")
-    if outside := [name for name in shards.values() if leads_outside(name)]:
-        raise UserError(f"{index}: weight_map: {outside[0]}: is outside the folder")
-    state: dict[str, Tensor] = {}
-    for name in sorted(set(shards.values())):
-        state |= read_safetensors(folder / name)
-    return state
-
-
-def read_normalization(folder: Path) -> dict[str, Any]:
-    """``normalize`` and ``normalize_epsilon`` from the preprocessor's settings in a `transformers` folder.
-
-    `transformers` 5 may write them into ``processor_config.json``. Its default is to normalise.
+    Raises:
+        UserError: they cannot be read, or the model is not one of audio at 16 kHz.
     """
     values: Any = None
-    file = folder / PREPROCESSOR
-    if file.is_file():
-        values = read_json(file)
-    elif (file := folder / PROCESSOR).is_file():
-        values = read_json(file).get("feature_extractor")
+    place = str(folder / PREPROCESSOR)
+    if (folder / PREPROCESSOR).is_file():
+        values = read_json(folder / PREPROCESSOR)
+    elif (folder / PROCESSOR).is_file():
+        values = read_json(folder / PROCESSOR).get("feature_extractor")
+        place = f"{folder / PROCESSOR}: feature_extractor"
     if values is None:
-        log.warning("%s: no %s; waveforms are not normalised", folder, PREPROCESSOR)
-        return {"normalize": False}
-    values = _checked_mapping(values, f"{file}: feature_extractor")
+        return None, place
+    rate = checked_mapping(values, place).get("sampling_rate", SAMPLE_RATE)
+    if rate != SAMPLE_RATE:
+        raise UserError(
+            f"{place}: sampling_rate: {rate}: the model expects audio of another rate than {SAMPLE_RATE} Hz"
+        )
+    return values, place
+
+
+def read_normalization(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """``normalize`` and ``normalize_epsilon`` from the preprocessor's settings in a `transformers` folder.
+
+    The preprocessor's own default is to normalise. Without its settings, models with layer norm in the front end (the
+    LARGE ones, WavLM LARGE, data2vec) are taken as trained on normalised waveforms, and others not, as in fairseq.
+
+    Args:
+        config: The values of ``config.json``.
+    """
+    values, _ = _read_preprocessor(folder)
+    if values is None:
+        normalize = config.get("feat_extract_norm") == "layer"
+        why = f"as usual with feat_extract_norm: {config.get('feat_extract_norm')}"
+        does = "are normalised" if normalize else "are not normalised"
+        log.warning("%s: no %s; waveforms %s, %s", folder, PREPROCESSOR, does, why)
+        return {"normalize": normalize}
     return {
         "normalize": values.get("do_normalize", True),
         "normalize_epsilon": values.get("normalize_epsilon", 1e-7),  # our own key, see write_transformers
     }
+
+
+def _read_whispers_normalization(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """``normalize`` of Whisper's preprocessor, whose log-mel must be the student's. Raises UserError naming the key."""
+    values, place = _read_preprocessor(folder)
+    for key, wanted in {"feature_size": config["num_mel_bins"], **WHISPER_LOG_MEL}.items():
+        if values is not None and values.get(key, wanted) != wanted:
+            raise UserError(f"{place}: {key}: '{values[key]}' is not supported by a student, which has {wanted}")
+    return {"normalize": bool(values.get("do_normalize"))} if values else {}
 
 
 def read_transformers(folder: Path) -> StudentCheckpoint:
@@ -141,16 +139,47 @@ def read_transformers(folder: Path) -> StudentCheckpoint:
     values = read_json(folder / CONFIG)
     model_type = values.get("model_type")
     config = _convert_config(f"{folder / CONFIG}: model_type {model_type}", config_from_transformers, values)
-    state, file = _read_folder_weights(folder)
+    state, file = read_weights(folder)
     is_whisper = model_type == "whisper"
+    changes: dict[str, Any]
+    if is_whisper:
+        _check_positions(state, file)
+        changes = _read_whispers_normalization(folder, values)
+    else:
+        changes = read_normalization(folder, values)
+    if values.get("add_adapter"):
+        log.info("%s: the adapter after the last layer is left out: the layers are those before it", folder)
     weights = _encoder_weights(state, "whisper" if is_whisper else "transformers")
-    changes: dict[str, Any] = {} if is_whisper else read_normalization(folder)
     if (folder / PREDICTIONS).is_file():
         predictions = read_safetensors(folder / PREDICTIONS)
         changes |= _prediction_settings(folder / PREDICTIONS, predictions)
         weights |= {f"predictions.{name}": value.float() for name, value in predictions.items()}
     config = _convert_config(str(folder), lambda: replace(config, **changes))
     return StudentCheckpoint(config, weights, f"{file} (transformers' {model_type})")
+
+
+def _check_positions(state: dict[str, Tensor], file: Path) -> None:
+    """Raise UserError if the positions of Whisper's encoder are not the sinusoids that a student computes."""
+    for name, table in state.items():
+        if not re.search(r"(?:^|encoder\.)embed_positions\.weight$", name) or name.endswith(
+            "decoder.embed_positions.weight"
+        ):
+            continue
+        if table.dim() != 2 or table.shape[1] % 2 or table.shape[1] < 4:
+            continue  # the wrong width is reported with the other weights
+        expected = SinusoidalPositions()(torch.zeros(1, *table.shape))[0]
+        table = table.float()
+        # published weights are rounded to half precision, and some files of float32 were made from these
+        exact = {torch.float32: 1e-5, torch.float16: 2**-11, torch.bfloat16: 2**-8}
+        if not any(
+            torch.equal(table.to(dtype).float(), table) and float((table - expected).abs().max()) <= error
+            for dtype, error in exact.items()
+        ):
+            apart = float((table - expected).abs().max())
+            raise UserError(
+                f"{file}: {name}: trained positions, up to {apart:.3g} from the sinusoids that a student has: "
+                "this model cannot be read"
+            )
 
 
 def _prediction_settings(file: Path, predictions: dict[str, Tensor]) -> dict[str, Any]:
@@ -246,14 +275,18 @@ def read_torch_checkpoint(file: Path) -> StudentCheckpoint:
 
 def _from_distiller(content: dict[str, Any], source: str) -> StudentCheckpoint:
     key = f"{source}: Config.distiller"
-    values = _checked_mapping(_checked_mapping(content["Config"], f"{source}: Config").get("distiller"), key)
+    values = checked_mapping(checked_mapping(content["Config"], f"{source}: Config").get("distiller"), key)
     config = _convert_config(key, config_from_distiller, values)
-    weights = student_weights(_checked_tensors(content["Distiller"], f"{source}: Distiller"))
+    weights = student_weights(checked_tensors(content["Distiller"], f"{source}: Distiller"))
     return StudentCheckpoint(config, weights, source)
 
 
 def _from_fairseq(content: dict[str, Any], source: str) -> StudentCheckpoint:
-    model, task = (_checked_mapping(content[key], f"{source}: {key}") for key in ("model_cfg", "task_cfg"))
+    model, task = (checked_mapping(content[key], f"{source}: {key}") for key in ("model_cfg", "task_cfg"))
+    if (rate := task.get("sample_rate", SAMPLE_RATE)) != SAMPLE_RATE:
+        raise UserError(
+            f"{source}: task_cfg: sample_rate: {rate}: the model expects another rate than {SAMPLE_RATE} Hz"
+        )
     config = _convert_config(f"{source}: model_cfg", config_from_fairseq, model, task)
-    state = _checked_tensors(content["model_weight"], f"{source}: model_weight")
+    state = checked_tensors(content["model_weight"], f"{source}: model_weight")
     return StudentCheckpoint(config, _encoder_weights(state, "fairseq"), source)

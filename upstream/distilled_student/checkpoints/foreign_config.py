@@ -16,7 +16,6 @@ TRANSFORMERS_FIXED = {
     "activation_function": "gelu",
     "layer_norm_eps": 1e-5,
     "conv_pos_batch_norm": False,
-    "add_adapter": False,
     "adapter_attn_dim": None,
 }
 FAIRSEQ_FIXED = {

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distilled_student.checkpoints.hub import may_be_on_hub
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.settings import find_config, read_yaml
 from distilled_student.host.overrides import override
@@ -67,8 +68,9 @@ def check_names(args: Namespace, upstreams: Sequence[str], downstreams: Sequence
         raise UserError(f"-u {args.upstream}: no such upstream{hint}")
     if args.upstream.endswith(NEED_FILE) and not (args.upstream_ckpt or args.upstream_model_config):
         raise UserError(f"-u {args.upstream}: needs -k (a checkpoint) or -g (its configuration)")
-    if args.upstream == "distilled_student" and args.upstream_ckpt and not Path(args.upstream_ckpt).exists():
-        raise UserError(f"-u distilled_student -k {args.upstream_ckpt}: no such folder or file")
+    student = args.upstream_ckpt if args.upstream == "distilled_student" else None
+    if student and not Path(student).exists() and not may_be_on_hub(student):
+        raise UserError(f"-u distilled_student -k {student}: no such folder or file")
     if args.downstream is None:
         raise UserError("-d: missing: give multitask, or a downstream of s3prl such as speech_commands")
     if args.downstream not in downstreams:

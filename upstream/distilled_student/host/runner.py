@@ -24,6 +24,7 @@ from distilled_student.common.random_states import seed_all
 from distilled_student.host.evaluation_loop import EvaluationLoop
 from distilled_student.host.runner_parts import unwrapped
 from distilled_student.host.saved_runs import checkpoints
+from distilled_student.host.upstreams import front_end_warning
 from distilled_student.host.yaml_sections import source
 
 MAX_SKIPPED = 10  # steps in a row without a finite gradient
@@ -160,6 +161,9 @@ class Runner(EvaluationLoop):
         """Put every model into training or evaluation mode; those that are trained."""
         for entry in self.all_entries:
             entry.model.train(entry.trainable).to(self.args.device)
+        name, ckpt = self.args.upstream, self.args.upstream_ckpt
+        if self.upstream.trainable and (warning := front_end_warning(self.upstream.model, name, ckpt)):
+            note(warning)
         return [entry.model for entry in self.all_entries if entry.trainable]
 
     def _get_specaug(self) -> Any:

@@ -15,6 +15,7 @@ from distilled_student.common.audio import MAX_ENCODED_SECONDS, SAMPLE_RATE
 from distilled_student.student.lengths import ceil_div
 from distilled_student.student.network import Student
 from distilled_student.teachers.open import open_teacher
+from distilled_student.teachers.s3prl_encoder import FRONT_END_GRADIENT
 
 TENSORS = ("last_hidden_state", "concatenated")  # features that are one tensor; all others are a list of tensors
 
@@ -154,3 +155,16 @@ def student_upstream(ckpt: str | None = None, **_: Any) -> StudentUpstream:
 def teacher_upstream(ckpt: str | None = None, **_: Any) -> TeacherUpstream:
     """s3prl's factory of ``teacher``; ``ckpt`` (-k): see `open_teacher`; by default the shipped one."""
     return TeacherUpstream(open_teacher(ckpt or "shipped"))
+
+
+def front_end_warning(upstream: nn.Module, name: str, ckpt: str | None) -> str | None:
+    """The warning that ``-f`` trains the front end of an s3prl upstream less than the rest, or not at all; or None.
+
+    s3prl sets the factor of its gradient to 0 in HuBERT, wav2vec 2.0, WavLM and others; the paper trains everything.
+    ``name`` and ``ckpt``: ``-u`` and ``-k``.
+    """
+    factors = [getattr(module, FRONT_END_GRADIENT, 1.0) for module in upstream.modules()]
+    if not factors or min(factors) >= 1:
+        return None
+    effect = "gets no gradient" if min(factors) == 0 else f"gets {min(factors):g} of its gradient"
+    return f"-u {name} -f: the front end {effect} in s3prl; to train all of it: -u teacher -k {ckpt or name}"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_student.checkpoints.weight_names import student_weights
@@ -124,22 +125,36 @@ class EqualLengthEncoder(Encoder):
 
 
 class TransformersEncoder(EqualLengthEncoder):
-    """A `transformers` encoder of waveforms whose network no student has: WavLM, data2vec and others."""
+    """A `transformers` encoder of waveforms whose network no student has: WavLM, data2vec and others.
+
+    Its layers are those of the encoder: an adapter after them, which shortens the output, is deleted. SEW's layers run
+    at a lower rate than its front end and its output; their frames are those of the lower rate.
+    """
 
     def __init__(self, model: nn.Module, normalize: bool) -> None:
         super().__init__()
         self.model, self.normalize = model, normalize
         config = model.config
         config.layerdrop, config.apply_spec_augment = 0.0, False
+        if getattr(model, "adapter", None) is not None:
+            model.adapter = None
         self.hidden_size, self.num_layers = config.hidden_size, config.num_hidden_layers
-        self.frame_shift = 1
-        for stride in config.conv_stride:
-            self.frame_shift *= stride
+        self.squeeze = getattr(config, "squeeze_factor", 1)  # SEW: frames that are averaged into one before the layers
+        shift, self.shortest = 1, 1
+        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+            self.shortest += (kernel - 1) * shift
+            shift *= stride
+        self.shortest += (self.squeeze - 1) * shift  # samples of the first frame
+        self.frame_shift = shift * self.squeeze
 
     def encode(self, waveforms: Tensor) -> Sequence[Tensor]:
+        """As if silence followed an utterance that is shorter than a frame, as in a student's front end."""
         if self.normalize:
             waveforms = normalize_waveforms(waveforms)
+        waveforms = F.pad(waveforms, (0, max(0, self.shortest - waveforms.shape[1])))
         output = self.model(waveforms, output_hidden_states=True)
+        if self.squeeze > 1:
+            return output.hidden_states
         # in pre-norm models of transformers 5, only last_hidden_state is taken after the final norm
         return [*output.hidden_states[:-1], output.last_hidden_state]
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from distilled_student.checkpoints.folder import MODEL_TYPE, load_student, shipped_student
-from distilled_student.checkpoints.foreign import CONFIG, PREPROCESSOR, PROCESSOR, WEIGHTS, read_normalization
+from distilled_student.checkpoints.foreign import CONFIG, read_normalization
 from distilled_student.checkpoints.foreign_config import why_not_a_student
-from distilled_student.common.errors import UserError
+from distilled_student.checkpoints.hub import ELSEWHERE, hub_folder
+from distilled_student.checkpoints.weight_files import find_weights
+from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.files import read_json
 from distilled_student.teachers.encoders import Encoder, StudentEncoder, TransformersEncoder
 from distilled_student.teachers.s3prl_encoder import names_on_s3prl_hub, open_upstream
+
+UNUSED_WEIGHTS = r"masked_spec_embed$|(?:^|\.)adapter\."  # of `transformers` models: read in training only, or deleted
 
 
 def shipped_teacher() -> Path:
@@ -42,7 +50,7 @@ def open_teacher(name: str | Path) -> Encoder:
     elif "/" not in name and name in names_on_s3prl_hub():
         encoder = _open_s3prl(name)
     else:
-        encoder = _open_path(_download(name), name)
+        encoder = _open_path(_hub_folder(name), name)
     return encoder.eval()
 
 
@@ -50,7 +58,7 @@ def _cannot_load(name: str, error: Exception) -> UserError:
     reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:160]}"
     message = f"teacher {name}: cannot be loaded ({reason})"
     if not Path(name).exists():
-        message += ". Without a connection to its hub, download it on another machine and give the folder instead"
+        message += f". {ELSEWHERE}"
     return UserError(message)
 
 
@@ -60,43 +68,62 @@ def _open_path(path: Path, name: str) -> Encoder:
         if path.is_file():
             return StudentEncoder(load_student(path))
         values = read_json(path / CONFIG)
-        if values.get("model_type") == MODEL_TYPE or why_not_a_student(values) is None:
+        reason = why_not_a_student(values)
+        if values.get("model_type") == MODEL_TYPE or reason is None:
             return StudentEncoder(load_student(path))
-        return _open_transformers(path)
+        return _open_transformers(path, values, reason)
     except UserError as error:
         raise _cannot_load(name, error) from None
 
 
-def _open_transformers(folder: Path) -> TransformersEncoder:
+def _open_transformers(folder: Path, values: dict[str, Any], why_not_a_student: str) -> TransformersEncoder:
+    """Another encoder of `transformers`.
+
+    Args:
+        values: The values of ``config.json``.
+        why_not_a_student: For the message if it is no encoder of waveforms either.
+    """
     import transformers
 
+    variant = find_weights(folder).variant
     try:
-        model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=False, weights_only=True).float()
+        model, loading = transformers.AutoModel.from_pretrained(
+            folder, variant=variant, trust_remote_code=False, weights_only=True, output_loading_info=True
+        )
     except Exception as error:  # a damaged folder, or one of another library, can raise anything
-        raise UserError(f"{folder}: {type(error).__name__}: {str(error)[:160]}") from None
-    if not hasattr(model.config, "conv_stride"):
-        raise UserError(f"'{model.config.model_type}' is not a speech encoder of waveforms")
-    return TransformersEncoder(model, read_normalization(folder)["normalize"])
+        raise UserError(f"{folder}: {short_reason(error)}") from None
+    # transformers gives random values to weights that are not in the file, with a warning
+    if missing := sorted(name for name in loading["missing_keys"] if not re.search(UNUSED_WEIGHTS, name)):
+        raise UserError(f"{folder}: weights are missing: {', '.join(missing[:3])}, {len(missing)} in all")
+    if model.main_input_name != "input_values" or not hasattr(model.config, "conv_stride"):
+        raise UserError(f"'{model.config.model_type}' is not a speech encoder of waveforms; {why_not_a_student}")
+    encoder = TransformersEncoder(model.float(), read_normalization(folder, values)["normalize"]).eval()
+    _check_frames(encoder, folder)
+    return encoder
+
+
+@torch.no_grad()
+def _check_frames(encoder: TransformersEncoder, folder: Path) -> None:
+    """Raise UserError unless the encoder has the layers and the frame shift that its configuration says."""
+    try:
+        states = encoder.encode(torch.zeros(1, encoder.shortest + 2 * encoder.frame_shift))
+        found = [tuple(state.shape[1:]) for state in states]
+    except Exception as error:  # a network that is no encoder can raise anything
+        raise UserError(f"{folder}: is not a speech encoder of waveforms: {short_reason(error)}") from None
+    if found != [(3, encoder.hidden_size)] * (encoder.num_layers + 1):
+        kind = encoder.model.config.model_type
+        raise UserError(f"{folder}: hidden states of '{kind}' have other lengths than its configuration says: {found}")
+
+
+def _hub_folder(name: str) -> Path:
+    try:
+        return hub_folder(name)
+    except UserError as error:
+        raise UserError(f"teacher {error}") from None
 
 
 def _open_s3prl(name: str) -> Encoder:
     try:
         return open_upstream(name)
     except (OSError, RuntimeError, ValueError, AssertionError, TypeError, AttributeError) as error:
-        raise _cannot_load(name, error) from None
-
-
-def _download(name: str) -> Path:
-    """The folder of a model on the `transformers` hub, downloaded or from the local cache of the hub."""
-    from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache
-
-    try:
-        if not isinstance(try_to_load_from_cache(name, CONFIG), str):
-            model_info(name, timeout=10)  # fails at once, where snapshot_download would retry many times
-        wanted = [CONFIG, PREPROCESSOR, PROCESSOR, f"{WEIGHTS}*", "model-*.safetensors"]
-        folder = Path(snapshot_download(name, allow_patterns=wanted))
-        if not any(folder.glob(f"{WEIGHTS}*")):
-            snapshot_download(name, allow_patterns=["pytorch_model*"])
-        return folder
-    except Exception as error:  # of the network, of the hub or for the name: in each case there is no such teacher
         raise _cannot_load(name, error) from None

@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_student.checkpoints.weight_names import student_weights
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.patches.apply import apply_patches
 from distilled_student.teachers.encoders import EqualLengthEncoder
+
+FRONT_END_GRADIENT = "feature_grad_mult"  # what s3prl's models multiply the gradient of their CNN by
 
 
 class S3prlEncoder(EqualLengthEncoder):
@@ -24,6 +27,10 @@ class S3prlEncoder(EqualLengthEncoder):
             for name in ("layerdrop", "encoder_layerdrop"):
                 if hasattr(module, name):
                     setattr(module, name, 0.0)
+            if hasattr(module, FRONT_END_GRADIENT):  # s3prl sets 0: no gradient reaches the CNN, even with -f
+                setattr(module, FRONT_END_GRADIENT, 1.0)
+            if hasattr(config := getattr(module, "config", None), "apply_spec_augment"):  # a model of transformers
+                config.layerdrop, config.apply_spec_augment = 0.0, False
         was_training = upstream.training
         with torch.no_grad():
             states = self.encode(torch.zeros(1, SAMPLE_RATE))
@@ -32,6 +39,8 @@ class S3prlEncoder(EqualLengthEncoder):
         self.frame_shift = int(upstream.get_downsample_rates("hidden_states"))
 
     def encode(self, waveforms: Tensor) -> Sequence[Tensor]:
+        """As if silence followed an utterance shorter than 50 ms, as in s3prl's own nn/upstream.py."""
+        waveforms = F.pad(waveforms, (0, max(0, SAMPLE_RATE // 20 - waveforms.shape[1])))
         return self.upstream(list(waveforms))["hidden_states"]
 
     def weights(self) -> dict[str, Tensor]:
