@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from distilled_student.common import audio
 from distilled_student.common.errors import UserError
-from distilled_student.multitask.tasks.settings import AugmentSettings
+from distilled_student.multitask.tasks.settings import AugmentSettings, speed_ratio
 
 
 def _files_of(root: Path, key: str) -> list[Path]:
@@ -61,7 +60,7 @@ def change_speed(waveform: Tensor, factor: float) -> Tensor:
     """``waveform`` ``(samples,)`` played ``factor`` times as fast."""
     from torchaudio.functional import resample
 
-    ratio = Fraction(factor).limit_denominator(20)
+    ratio = speed_ratio(factor)
     return resample(waveform, ratio.numerator, ratio.denominator)
 
 

@@ -55,6 +55,7 @@ def evaluate(
     device: str | None = None,
     overrides: Sequence[str] = (),
     trials: str | None = None,
+    trials_root: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a split and write ``results.json``, ``scores-SPLIT.npz`` and ``det-SPLIT.png`` into ``expdir``.
 
@@ -68,6 +69,7 @@ def evaluate(
         overrides: ``config.KEY=VALUE`` in the saved configuration.
         trials: Another list of test trials of the task ``sv``, such as VoxCeleb1's E and H: a file, or a name in the
             task's ``root``. The names of the files that are written then end with its name: ``results-LIST.json``.
+        trials_root: Folder of this list's files, where it is not the task's ``root``.
 
     Returns:
         ``{"split", "checkpoint", TASK: {...}, ..., "upstream": {"name", "parameters", "macs_per_second"},
@@ -86,6 +88,12 @@ def evaluate(
             raise UserError(f"--trials {trials}: a list of test trials cannot be used with --split {split}")
         suffix, file = f"-{Path(trials).stem}", Path(trials).absolute()
         overrides = [*overrides, f"config.downstream_expert.tasks.sv.trials={file if file.is_file() else trials}"]
+    if trials_root is not None:
+        if trials is None:
+            raise UserError(f"--trials-root {trials_root}: needs --trials, the list whose files are in this folder")
+        if not Path(trials_root).is_dir():
+            raise UserError(f"--trials-root {trials_root}: no such folder")
+        overrides = [*overrides, f"config.downstream_expert.tasks.sv.trials_root={Path(trials_root).absolute()}"]
     path = find_checkpoint(expdir, checkpoint)
     runner = open_runner(path, device=device, overrides=overrides)
     expert, upstream = runner.downstream.model, runner.upstream.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +27,12 @@ from distilled_student.multitask.alternation import AlternationLoader
 from distilled_student.multitask.heads import LayerChoice
 from distilled_student.multitask.loader import Batch, EvaluationLoader
 from distilled_student.multitask.precise_batch_norm import measure_statistics
-from distilled_student.multitask.resume import EpochPosition
+from distilled_student.multitask.resume import EpochPosition, saved_classes
 from distilled_student.multitask.settings import ExpertSettings, check_runner, read_tasks
 from distilled_student.multitask.tasks.base import SHORTEST, TrainingData, pad_to
 from distilled_student.multitask.training_log import TrainingLog
+
+log = logging.getLogger(__name__)
 
 BEST = "best-dev.ckpt"  # the checkpoint with the best score on development data
 
@@ -259,7 +262,8 @@ class DownstreamExpert(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """torch's hook of `state_dict`: see `EpochPosition`."""
-        return self._position.state()
+        classes = {name: task.class_names for name, task in self.tasks.items() if task.class_names is not None}
+        return self._position.state(classes)
 
     def set_extra_state(self, state: Tensor) -> None:
         """torch's hook of `load_state_dict`."""
@@ -267,8 +271,37 @@ class DownstreamExpert(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # a state dict that other code has saved may lack the position: only the heads are needed
-        state_dict.setdefault(f"{prefix}_extra_state", torch.empty(0, dtype=torch.uint8))
+        state = state_dict.setdefault(f"{prefix}_extra_state", torch.empty(0, dtype=torch.uint8))
+        saved = saved_classes(state)
+        for name, task in self.tasks.items():
+            if name in saved:
+                task.check_classes(saved[name])
+                task.class_names = saved[name]
+            elif task.class_names != task.settings.class_names():  # names of the data
+                reason = "the checkpoint does not hold the names of the classes: only their number is compared"
+                log.warning("%s: %s", task.key, reason)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def check_saved(self, config: Mapping[str, Any]) -> None:
+        """Refuse the heads of a checkpoint whose configuration names other classes, such as other keywords.
+
+        Checkpoints of versions before 0.2 do not hold the names of the classes themselves.
+
+        Args:
+            config: The configuration in the checkpoint.
+
+        Raises:
+            UserError: the classes have other names, or another order; names the key.
+        """
+        groups = (config.get("downstream_expert") or {}).get("tasks") or {}
+        for name, task in self.tasks.items():
+            values = {key: value for key, value in (groups.get(name) or {}).items() if key != "module"}
+            try:
+                saved = typed(type(task.settings), values, "checkpoint").class_names()
+            except UserError:  # settings of another version
+                continue
+            if saved is not None:
+                task.check_classes(saved)
 
     # s3prl's inference mode
     def load_audio(self, path: str | Path) -> Tensor:

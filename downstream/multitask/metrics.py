@@ -122,9 +122,12 @@ def eer_interval(
         left, right: ``(trials,)``, the speakers of the two sides, counted from 0.
 
     Returns:
-        Its bounds in [0, 1], or None if all draws are skipped.
+        Its bounds in [0, 1]; None for fewer than three speakers, whose draws vary too little, or if all draws are
+        skipped.
     """
     systems, left, right = [], np.asarray(left), np.asarray(right)
+    if len(np.union1d(left, right)) < 3:
+        return None
     for of_system in np.atleast_2d(np.asarray(scores)):
         order, last_of_ties = _by_score(of_system, labels)  # once, because no draw changes the order
         systems.append((np.asarray(labels)[order] == 1, left[order], right[order], last_of_ties))

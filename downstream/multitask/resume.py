@@ -1,8 +1,12 @@
-"""Where training stands in its epoch: every checkpoint holds it, and a resumed run continues with the next batch."""
+"""What a checkpoint holds in addition to weights: where training stands in its epoch, and the names of the classes.
+
+A resumed run continues with the next batch, and its classes must have the same names.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,11 +37,27 @@ class EpochPosition:
         if loaded and is_leader():  # a checkpoint has the random states of the leader only
             set_random_states(loaded["random"])
 
-    def state(self) -> Tensor:
-        """The position as JSON in ``(bytes,)`` uint8: code that reads state dicts expects tensors."""
-        state = {"epoch": self.epoch, "used": self.used, "random": random_states()}
+    def state(self, classes: Mapping[str, Sequence[str]]) -> Tensor:
+        """The position and each task's classes as JSON in ``(bytes,)`` uint8, as state dicts hold tensors only."""
+        state = {"epoch": self.epoch, "used": self.used, "random": random_states(), "classes": dict(classes)}
         return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
 
     def load(self, state: Tensor) -> None:
         """Take the position from a checkpoint; an empty tensor stands for a checkpoint without one."""
-        self._loaded = json.loads(bytes(state.tolist())) if len(state) else {}
+        self._loaded = _read(state)
+
+
+def saved_classes(state: Tensor) -> dict[str, list[str]]:
+    """The names of each task's classes in `EpochPosition.state`; empty for checkpoints of versions before 0.2.
+
+    Raises:
+        ValueError: they are not lists of text.
+    """
+    classes = _read(state).get("classes", {})
+    if not isinstance(classes, dict) or not all(isinstance(names, list) for names in classes.values()):
+        raise ValueError("the names of the classes are not lists")
+    return {task: list(map(str, names)) for task, names in classes.items()}
+
+
+def _read(state: Tensor) -> dict[str, Any]:
+    return json.loads(bytes(state.tolist())) if len(state) else {}

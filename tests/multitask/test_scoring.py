@@ -102,7 +102,8 @@ def test_the_interval_contains_the_eer_and_is_wider_than_a_bootstrap_over_trials
     over_trials = [M.eer(scores, labels, rng.multinomial(4000, np.full(4000, 1 / 4000))) for _ in range(100)]
     assert high - low > 1.5 * (np.quantile(over_trials, 0.975) - np.quantile(over_trials, 0.025))
     assert M.eer_interval(scores, labels, left, right) == (low, high)
-    assert M.eer_interval([1.0, 0.0], [1, 0], np.array([0, 0]), np.array([0, 1])) is not None
+    assert M.eer_interval([1.0, 0.0, 0.0], [1, 0, 0], np.array([0, 0, 1]), np.array([0, 1, 2])) is not None
+    assert M.eer_interval([1.0, 0.0], [1, 0], np.array([0, 0]), np.array([0, 1])) is None, "of two speakers"
 
 
 LARGE = """

@@ -110,13 +110,16 @@ def evaluate(
     checkpoint: Annotated[str, typer.Option(help="Checkpoint file in the folder.")] = BEST,
     device: Annotated[str | None, typer.Option(help="Device, such as cpu or cuda; default: the best one here.")] = None,
     trials: Annotated[str | None, typer.Option(help="Another list of test trials, such as VoxCeleb1-H.")] = None,
+    trials_root: Annotated[
+        str | None, typer.Option(help="Folder of this list's files; default: tasks.sv.root of the run.")
+    ] = None,
 ) -> None:
     """Evaluate a joint training run on its tasks and write results.json (with --trials: results-LIST.json) there."""
     check_choice("--split", split, ("dev", "test"))
     check_run(expdir, checkpoint, BEST)
     from distilled_student.multitask.evaluate import evaluate as run
 
-    run(expdir, split=split, checkpoint=checkpoint, device=device, trials=trials)
+    run(expdir, split=split, checkpoint=checkpoint, device=device, trials=trials, trials_root=trials_root)
 
 
 @app.command()

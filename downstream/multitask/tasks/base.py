@@ -7,6 +7,7 @@ A new task is one module with a dataclass ``Settings`` (a `TaskSettings`, from `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -72,6 +73,8 @@ class BaseTask(nn.Module):
         det_scores: The curves of a DET plot: a curve's label -> the key of its scores in the arrays of `metrics`, which
             then hold the trials' ``labels`` too.
         has_threshold: Whether a device decides by a threshold: `device_threshold`.
+        class_names: The names of the classes in the order of their numbers; None where the task does not know them.
+            A checkpoint holds them, and refuses to be loaded with other names.
     """
 
     output_name: ClassVar[str] = ""
@@ -80,14 +83,27 @@ class BaseTask(nn.Module):
     has_threshold: ClassVar[bool] = False
 
     settings: Any  # the task's own `TaskSettings`
+    key: str = "tasks"  # ``FILE: dotted.key`` for messages
 
     def __init__(self, settings: Any, features: int, output_size: int) -> None:
         super().__init__()
         self.head = make_head(settings, features, output_size)
+        self.class_names: list[str] | None = settings.class_names()
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """``(batch, frames, features)`` and lengths ``(batch,)`` in frames -> the head's ``(batch, outputs)``."""
         return self.head(features.float(), lengths)
+
+    def check_classes(self, saved: Sequence[str]) -> None:
+        """Raise UserError if a checkpoint's classes have other names, or another order, than those of this task."""
+        for number, (here, there) in enumerate(zip_longest(self.class_names or saved, saved)):
+            if here != there:
+                names = [f"'{name}'" if name is not None else "missing" for name in (here, there)]
+                settings = self.settings.classes_from
+                reason = (
+                    f"class {number} is {names[0]}, but {names[1]} in the checkpoint, whose classes cannot be replaced"
+                )
+                raise UserError(f"{self.key}.{settings[0]}: {reason}: use the {', '.join(settings)} of its training")
 
     # Training
     def prepare_training(self) -> None:

@@ -16,10 +16,19 @@ from torch.nn import functional as F
 from distilled_student.common import audio
 from distilled_student.common.errors import UserError
 from distilled_student.corpora.keywords import SILENCE, UNKNOWN, speaker_of
+from distilled_student.corpora.speaker_names import match_speaker
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed
 from distilled_student.multitask.tasks.base import SHORTEST, BaseTask, Item, balanced_order, pad_to, samples_of
-from distilled_student.multitask.tasks.kws_index import KeywordClip, class_index, cut_silence, test_index
+from distilled_student.multitask.tasks.kws_index import (
+    KeywordClip,
+    check_training,
+    class_index,
+    cut_silence,
+    no_speaker,
+    test_index,
+    warn_of_tested_speakers,
+)
 from distilled_student.multitask.tasks.kws_settings import Settings
 
 
@@ -97,11 +106,9 @@ class Task(BaseTask):
         return self.index[0]["testing"] if self.settings.test_root is None else test_index(self.settings, self.key)
 
     def prepare_training(self) -> None:
-        if not self.index[0]["training"]:
-            root = self.settings.train_root
-            raise UserError(f"{self.key}.train_root: {root}: the hash of the file names leaves no training speaker")
-        if self.settings.test_root is not None:
-            _ = self.testing  # find missing test data now, not after the training
+        check_training(self.index[0], self.settings, self.key)
+        if self.settings.test_root is not None:  # find missing test data now, not after the training
+            warn_of_tested_speakers(self.index[0]["training"], self.testing, self.key)
 
     def training_data(self) -> Training:
         sets, noises = self.index
@@ -110,9 +117,7 @@ class Task(BaseTask):
     def evaluation_data(self, split: str) -> Evaluation:
         clips = self.index[0]["validation"] if split == "dev" else self.testing
         if not clips:
-            name = "validation_percentage" if split == "dev" else "testing_percentage"
-            reason = f"the hash of the file names puts no speaker into {split}"
-            raise UserError(f"{self.key}.{name}: {self.settings.train_root}: {reason}")
+            raise no_speaker(split, self.settings, self.key)
         return Evaluation(clips, self.settings.crop_seconds)
 
     def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -135,7 +140,7 @@ class Task(BaseTask):
             "confusion": confusion.tolist(),
             "labels": self.labels,
             "utterances": len(keys),
-            "speakers": len(_speakers(keys)),
+            "speakers": len(_speakers(keys, self.settings.speaker_pattern)),
         }
         return results, {"labels": np.array(labels), "predicted": np.array(predicted)}
 
@@ -174,8 +179,10 @@ class Task(BaseTask):
         return {"labels": json.dumps(self.labels), "keyword_threshold": threshold}
 
 
-def _speakers(keys: Sequence[str]) -> set[str]:
+def _speakers(keys: Sequence[str], pattern: str | None) -> set[str]:
     """The speakers of ``CLASS/FILE`` keys. The test archive names unknown files ``WORD_SPEAKER_nohash_TAKE``."""
+    if pattern is not None:
+        return {speaker for key in keys if not key.startswith(SILENCE) and (speaker := match_speaker(pattern, key))}
     files = [key.split("/", 1) for key in keys if "_nohash_" in key]
     speakers = {speaker_of(name) for word, name in files if word != UNKNOWN}
     for name in {speaker_of(name) for word, name in files if word == UNKNOWN} - speakers:

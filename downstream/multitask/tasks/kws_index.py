@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from distilled_student.common import audio
-from distilled_student.common.errors import UserError
-from distilled_student.corpora.keywords import BACKGROUND, SILENCE, UNKNOWN, which_set
+from distilled_student.common.errors import UserError, one_line
+from distilled_student.common.progress import note
+from distilled_student.corpora.keywords import (
+    BACKGROUND,
+    NO_WORDS,
+    SILENCE,
+    UNKNOWN,
+    normal_word,
+    set_of_speaker,
+    speaker_of,
+)
+from distilled_student.corpora.speaker_names import speaker_by_pattern
 
 if TYPE_CHECKING:
     from distilled_student.multitask.tasks.kws import Settings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,7 @@ class KeywordClip:
     key: str
     start: float = 0.0
     volume: float | None = None
+    speaker: str = ""
 
 
 def class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, list[KeywordClip]], list[Path]]:
@@ -42,13 +57,15 @@ def class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, list
     index is SUPERB's (s3prl, downstream/speech_commands): every word and each noise file.
 
     Raises:
-        UserError: no folder, a keyword without files, or no background noise to cut silence from.
+        UserError: no folder, a keyword without files, a folder that is neither a word nor background noise, clips in
+            further folders, or no background noise to cut silence from.
     """
     root = Path(settings.train_root)
-    if not root.is_dir():
-        raise UserError(f"{key}.train_root: {root}: no such folder")
+    words = word_clips(root, settings, f"{key}.train_root")
     labels = {word: i for i, word in enumerate([SILENCE, UNKNOWN, *settings.keywords])}
-    sets, unknown = _read_words(root, settings, labels)
+    noises = [noise.path for noise in words.pop(BACKGROUND, [])]
+    _check_words(words, settings, key)
+    sets, unknown = _read_words(words, settings, labels, key)
     found = {clip.label for clips in sets.values() for clip in clips}
     for word in settings.keywords:
         if labels[word] not in found:
@@ -56,7 +73,6 @@ def class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, list
     if settings.unknown_percentage != 0 and not any(unknown.values()):
         reason = f"class '{UNKNOWN}' has no files: all words are keywords"
         raise UserError(f"{key}.unknown_percentage: {root}: {reason}")
-    noises = sorted(p for p in (root / BACKGROUND).glob("*") if p.suffix.lower() in audio.SUFFIXES)
     if settings.silence_percentage != 0 and not noises:
         raise UserError(f"{key}.silence_percentage: {root / BACKGROUND}: no files to cut silence from")
     for part, clips in sets.items():
@@ -71,21 +87,118 @@ def class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, list
     return sets, noises
 
 
+class FolderClip(NamedTuple):
+    """A file in a word's folder: its path, the folder's name, and its path in the folder."""
+
+    path: Path
+    folder: str
+    inside: str
+
+
+def word_clips(root: Path, settings: Settings, key: str) -> dict[str, list[FolderClip]]:
+    """`normal_word` of each folder in ``root`` -> the audio files in the folders of this word, sorted by path.
+
+    Logs audio files that lie in ``root`` itself.
+
+    Raises:
+        UserError: no such folder, or clips in further folders where no ``speaker_pattern`` says what those are.
+    """
+    if not root.is_dir():
+        raise UserError(f"{key}: {root}: no such folder")
+    words: dict[str, list[FolderClip]] = {}
+    loose = []
+    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in audio.SUFFIXES and not p.is_dir()):
+        folder, _, inside = path.relative_to(root).as_posix().partition("/")
+        if not inside:
+            loose.append(folder)
+            continue
+        word = normal_word(folder)
+        if "/" in inside and word != BACKGROUND and settings.speaker_pattern is None:
+            remedy = f"{key.rpartition('.')[0]}.speaker_pattern: '([^/]+)/[^/]+$'"
+            raise UserError(f"{key}: {path}: is deeper than WORD/FILE: if its folder is the speaker, set {remedy}")
+        words.setdefault(word, []).append(FolderClip(path, folder, inside))
+    if loose:
+        reason = f"{len(loose)} audio files are in no word's folder and are not used; the first is {one_line(loose[0])}"
+        log.warning("%s: %s: %s", key, root, reason)
+    return words
+
+
+def _check_words(words: Mapping[str, Sequence[FolderClip]], settings: Settings, key: str) -> None:
+    """Refuse folders that are neither words nor background noise, and log the words taken as unknown."""
+    keywords = set(map(normal_word, settings.keywords))
+    others = {word: clips[0].folder for word, clips in words.items() if word not in keywords}
+    for word, folder in others.items():
+        if re.sub("[ -]", "_", word).strip("_") in NO_WORDS or (word.startswith("_") and word != UNKNOWN):
+            reason = f"{one_line(folder)}: is no word, but would be trained as '{UNKNOWN}'"
+            remedy = f"move silence and noise to {BACKGROUND}, from which silence is cut, or rename the folder"
+            raise UserError(f"{key}.train_root: {settings.train_root}/{reason}: {remedy}")
+    if settings.unknown_percentage != 0 and others:
+        names = one_line(", ".join(others.values()))
+        note(f"{key}.train_root: {len(others)} words are taken as '{UNKNOWN}': {names}")
+
+
 def _read_words(
-    root: Path, settings: Settings, labels: Mapping[str, int]
+    words: Mapping[str, Sequence[FolderClip]], settings: Settings, labels: Mapping[str, int], key: str
 ) -> tuple[dict[str, list[KeywordClip]], dict[str, list[KeywordClip]]]:
     """The keyword utterances of each set, and the utterances of all other words of each set."""
     sets: dict[str, list[KeywordClip]] = {"validation": [], "testing": [], "training": []}
     unknown: dict[str, list[KeywordClip]] = {name: [] for name in sets}
-    for path in sorted(p for p in root.glob("*/*") if p.suffix.lower() in audio.SUFFIXES):
-        word = path.parent.name.lower()
-        if word == BACKGROUND:
-            continue
-        part = which_set(path.name, settings.validation_percentage, settings.testing_percentage)
-        known = word in settings.keywords
-        clip = KeywordClip(path, labels[word if known else UNKNOWN], f"{path.parent.name}/{path.name}")
+    keywords = {normal_word(word): word for word in settings.keywords}
+    clips = [(clip, word) for word, of_word in words.items() for clip in of_word]
+    nameless = []
+    for found, word in sorted(clips):
+        name = f"{found.folder}/{found.inside}"
+        speaker = _speaker(found, name, settings, key)
+        if speaker == found.path.name:
+            nameless.append(name)
+        part = set_of_speaker(speaker, settings.validation_percentage, settings.testing_percentage)
+        known = word in keywords
+        clip = KeywordClip(found.path, labels[keywords[word] if known else UNKNOWN], name, speaker=speaker)
         (sets if known else unknown)[part].append(clip)
+    if nameless:
+        reason = f"{len(nameless)} clips are not named SPEAKER_nohash_TAKE, such as {one_line(nameless[0])}"
+        effect = "each counts as a speaker of its own, so one person can be in training and in development"
+        log.warning("%s.train_root: %s: %s: set %s.speaker_pattern", key, reason, effect, key)
     return sets, unknown
+
+
+def _speaker(clip: FolderClip, name: str, settings: Settings, key: str) -> str:
+    if settings.speaker_pattern is not None:
+        return speaker_by_pattern(settings.speaker_pattern, name, key)
+    return speaker_of(clip.path.name)
+
+
+def check_training(sets: Mapping[str, Sequence[KeywordClip]], settings: Settings, key: str) -> None:
+    """Raise UserError where the hash of the speakers' names leaves a keyword without training clips."""
+    root, clips = settings.train_root, sets["training"]
+    smaller = "set smaller validation_percentage and testing_percentage, or record more speakers"
+    if not clips:
+        raise UserError(f"{key}.train_root: {root}: the hash of the file names leaves no training speaker: {smaller}")
+    trained = {clip.label for clip in clips}
+    for label, word in enumerate(settings.keywords, start=2):
+        if label not in trained:
+            reason = f"the hash of the speakers' names leaves keyword '{word}' no training clip"
+            raise UserError(f"{key}.train_root: {root}: {reason}: {smaller}")
+
+
+def warn_of_tested_speakers(training: Sequence[KeywordClip], test: Sequence[KeywordClip], key: str) -> None:
+    """Log speakers of the test archive who are trained on too."""
+    trained = {clip.speaker for clip in training if clip.speaker}
+    # the test archive names unknown files WORD_SPEAKER_nohash_TAKE
+    names = {clip.speaker for clip in test if clip.speaker} | {
+        clip.speaker.partition("_")[2] for clip in test if clip.label == 1
+    }
+    if both := sorted(names & trained):
+        reason = f"{len(both)} test speakers are training speakers, such as '{one_line(both[0])}'"
+        log.warning("%s.test_root: %s: the results do not hold for new speakers", key, reason)
+
+
+def no_speaker(part: str, settings: Settings, key: str) -> UserError:
+    """The error about a set, ``dev`` or ``test``, into which the hash of the names puts no speaker."""
+    name = "validation_percentage" if part == "dev" else "testing_percentage"
+    value = getattr(settings, name)
+    reason = f"the hash of the speakers' names puts no speaker into {part} at {value:g} %"
+    return UserError(f"{key}.{name}: {settings.train_root}: {reason}: set a larger percentage, or record more speakers")
 
 
 def _share(size: int, percentage: float | None) -> int | None:
@@ -101,16 +214,24 @@ def cut_silence(noises: Sequence[Path], settings: Settings, rng: Any) -> tuple[P
 
 
 def test_index(settings: Settings, key: str) -> list[KeywordClip]:
-    """The clips of the test archive, which has a folder per class. Raises UserError naming a class without files."""
-    root = Path(str(settings.test_root))
-    if not root.is_dir():
-        raise UserError(f"{key}.test_root: {root}: no such folder")
-    clips = []
+    """The clips of the test archive, which has a folder per class; logs folders that are no class.
+
+    Raises:
+        UserError: no folder, a class without files, or clips in further folders.
+    """
+    root, clips = Path(str(settings.test_root)), []
+    words = word_clips(root, settings, f"{key}.test_root")
     for label, word in enumerate([SILENCE, UNKNOWN, *settings.keywords]):
-        files = sorted(p for p in (root / word).glob("*") if p.suffix.lower() in audio.SUFFIXES)
+        files = words.pop(normal_word(word), [])
         if not files:
             raise UserError(f"{key}.test_root: {root / word}: class '{word}' has no files")
-        clips += [KeywordClip(path, label, f"{word}/{path.name}") for path in files]
+        for file in files:
+            name = f"{word}/{file.inside}"
+            speaker = "" if word == SILENCE else _speaker(file, name, settings, key)
+            clips.append(KeywordClip(file.path, label, name, speaker=speaker))
+    if words:
+        names = one_line(", ".join(of_word[0].folder for of_word in words.values()))
+        log.warning("%s.test_root: %s: these folders are no class and are not tested: %s", key, root, names)
     return clips
 
 

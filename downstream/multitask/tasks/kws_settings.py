@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from distilled_student.common.errors import UserError
-from distilled_student.corpora.keywords import KEYWORDS
+from distilled_student.corpora.keywords import KEYWORDS, SILENCE, UNKNOWN, normal_word
+from distilled_student.corpora.speaker_names import check_speaker_pattern
 from distilled_student.multitask.tasks.settings import TaskSettings
 
 
@@ -18,7 +20,10 @@ class Settings(TaskSettings):
         train_root: Folder with ``WORD/SPEAKER_nohash_TAKE.wav`` and ``_background_noise_/``.
         test_root: Folder with ``KEYWORD/``, ``_unknown_/`` and ``_silence_/``; None: the testing set
             of ``train_root``.
-        keywords: The words to recognise; each other word is ``_unknown_``.
+        keywords: The words to recognise; each other word is ``_unknown_``. Case does not matter.
+        speaker_pattern: Regular expression with one group, which finds the speaker in ``WORD/FILE``, such as
+            ``([^/]+)/[^/]+$`` for the folder of the file in ``WORD/SPEAKER/FILE``. None: the name of the file up to
+            ``_nohash_``.
         validation_percentage: Percentage of the speakers of ``train_root`` in the development set; a hash of a
             speaker's name decides.
         testing_percentage: Percentage of the speakers of ``train_root`` in the testing set, by the same hash.
@@ -32,9 +37,12 @@ class Settings(TaskSettings):
         fill: Whether shorter training clips are padded with zeros at the end, to ``crop_seconds``.
     """
 
+    classes_from: ClassVar[tuple[str, ...]] = ("keywords",)
+
     train_root: str = "data/speech_commands/train"
     test_root: str | None = "data/speech_commands/test"
     keywords: list[str] = field(default_factory=lambda: list(KEYWORDS))
+    speaker_pattern: str | None = None
     validation_percentage: float = 10.0
     testing_percentage: float = 10.0
     silence_percentage: float | None = 10.0
@@ -52,8 +60,13 @@ class Settings(TaskSettings):
                 raise ValueError(f"{name}: needs a number in [0, 100], not {value}")
         if self.validation_percentage + self.testing_percentage >= 100:
             raise ValueError("validation_percentage: together with testing_percentage it leaves no training data")
-        if not self.keywords or len(set(self.keywords)) != len(self.keywords):
-            raise ValueError("keywords: need one or more different words")
+        check_speaker_pattern(self.speaker_pattern)
+        if not self.keywords or len(set(map(normal_word, self.keywords))) != len(self.keywords):
+            raise ValueError("keywords: need one or more different words; upper and lower case are the same")
+        for word in self.keywords:
+            if word.startswith("_") or word in ("", ".", "..") or "/" in word or word != word.strip():
+                reason = "expected the name of a folder that does not begin with _, as the classes that are no words do"
+                raise ValueError(f"keywords: '{word}': {reason}")
         if {"True", "False"} & set(self.keywords):
             raise ValueError("keywords: YAML reads yes, no, on and off as true and false: put them in quotes")
         if len(self.silence_volume) != 2 or not 0 <= self.silence_volume[0] <= self.silence_volume[1]:
@@ -62,6 +75,9 @@ class Settings(TaskSettings):
             raise ValueError(f"sampling: '{self.sampling}' is not utterance or class")
         if self.crop_seconds < 0.1:
             raise ValueError("crop_seconds: needs at least 0.1")
+
+    def class_names(self) -> list[str]:
+        return [SILENCE, UNKNOWN, *self.keywords]
 
     def check_folders(self, key: str) -> None:
         if not Path(self.train_root).is_dir():

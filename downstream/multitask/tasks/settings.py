@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from typing import Any, ClassVar
 
 WEIGHTED = "weighted"  # a task's `layer`: the sum of all layers with learned weights
@@ -22,12 +23,18 @@ def need_finite(values: Any, key: str = "") -> None:
         need_finite(value, f"{key}.{name}".lstrip("."))
 
 
+def speed_ratio(factor: float) -> Fraction:
+    """The ratio of sampling rates that stands for a factor of speed; its denominator is at most 20."""
+    return Fraction(factor).limit_denominator(20)
+
+
 @dataclass
 class AugmentSettings:
     """Each effect has a probability (0 turns it off) and a range. All are off by default.
 
     Attributes:
-        speed: Probability that an utterance is played faster or slower; the pitch changes too, as in Kaldi.
+        speed: Probability that an utterance is played faster or slower; the pitch changes too, as in Kaldi. In speaker
+            verification a speaker at another speed is a class of its own.
         speed_factors: The speeds, of which one is drawn; 1.1 is 10 % faster.
         reverb: Probability that reverberation is added.
         rt60: Lowest and highest reverberation time in seconds of a generated impulse response, which is decaying noise.
@@ -127,6 +134,8 @@ class TaskSettings:
     # `head` must be one of these. In evaluation an x-vector head has another output than the one that the loss gets in
     # training: only speaker verification can use it.
     heads: ClassVar[tuple[str, ...]] = ("linear", "projection")
+    # the settings that determine the classes and their order, for messages
+    classes_from: ClassVar[tuple[str, ...]] = ("settings",)
 
     batch_size: int = 32
     eval_batch_size: int = 16
@@ -152,6 +161,10 @@ class TaskSettings:
             raise ValueError(f"standardize: works with the linear head only, not with {self.head}")
         if isinstance(self.layer, str) and self.layer != WEIGHTED:
             raise ValueError(f"layer: '{self.layer}' is neither a number nor {WEIGHTED}")
+
+    def class_names(self) -> list[str] | None:
+        """The names of the classes in the order of their numbers; None where the settings alone do not name them."""
+        return None
 
     def check_folders(self, key: str) -> None:
         """Check that the folders that training needs exist.

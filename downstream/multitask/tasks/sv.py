@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,15 +15,20 @@ from torch import Tensor
 
 from distilled_student.common import audio
 from distilled_student.common.errors import UserError
+from distilled_student.corpora.speaker_names import identity
 from distilled_student.corpora.speakers import Trials
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed, fill
 from distilled_student.multitask.losses import SpeakerLoss
 from distilled_student.multitask.scoring import as_norm, cllr, cosine_scores, fit_calibration
 from distilled_student.multitask.tasks.base import SHORTEST, BaseTask, Item, balanced_order, pad_to, samples_of
-from distilled_student.multitask.tasks.sv_index import SpeakerIndex
+from distilled_student.multitask.tasks.settings import speed_ratio
+from distilled_student.multitask.tasks.sv_index import EXTRA, SpeakerIndex
 from distilled_student.multitask.tasks.sv_settings import Settings
 
+log = logging.getLogger(__name__)
+
+AT_SPEED = " at speed "  # in the name of a class: a speaker whose utterances are played faster or slower
 KINDS = ("cosine", "as_norm")  # of scores
 PRIORS = (0.01, 0.05)  # prior probabilities of a target trial in the detection costs; papers on VoxCeleb1 use either
 
@@ -29,8 +36,10 @@ PRIORS = (0.01, 0.05)  # prior probabilities of a target trial in the detection 
 class Training:
     """Random crops of the training speakers' utterances."""
 
-    def __init__(self, items: list[tuple[Path, int]], settings: Settings, key: str) -> None:
+    def __init__(self, items: list[tuple[Path, int]], settings: Settings, key: str, speakers: int) -> None:
         self.items, self.settings = items, settings
+        # what a speed adds to the number of a speaker's class: the speakers at each further speed follow those before
+        self._first_class = {speed_ratio(speed): (1 + i) * speakers for i, speed in enumerate(settings.speeds)}
         self.augment = Augmentation(settings.augment, f"{key}.augment")
         self.labels = np.array([label for _, label in items])
 
@@ -53,7 +62,7 @@ class Training:
         waveform = audio.load(path, rng.uniform(0.0, spare), length + 0.01)
         waveform, samples = change_speed(waveform, speed), int(seconds * audio.SAMPLE_RATE)
         waveform = fill(waveform, samples) if self.settings.fill else pad_to(waveform[:samples], SHORTEST)
-        return Item(self.augment(waveform, rng), label, str(path))
+        return Item(self.augment(waveform, rng), label + self._first_class.get(speed_ratio(speed), 0), str(path))
 
 
 class Evaluation:
@@ -129,12 +138,19 @@ class Task(BaseTask):
         # slope and offset for each kind of scores, fitted at each evaluation on dev; slope 0: not fitted yet
         self.register_buffer("calibration", torch.zeros(len(KINDS), 2, dtype=torch.float64))
         self.index = SpeakerIndex(
-            Path(settings.root), settings.trials, settings.dev_speakers, settings.extra_roots, key
+            Path(settings.root),
+            settings.trials,
+            settings.dev_speakers,
+            settings.extra_roots,
+            key,
+            settings.speaker_pattern,
+            settings.trials_root,
         )
 
     def prepare_training(self) -> None:
-        speakers = len(self.index.training)
-        self.objective = SpeakerLoss(self.settings.loss, self.settings.embedding_size, speakers)
+        names = self.index.training_names
+        self.class_names = names + [f"{name}{AT_SPEED}{s:g}" for s in self.settings.speeds for name in names]
+        self.objective = SpeakerLoss(self.settings.loss, self.settings.embedding_size, len(self.class_names))
         if self.settings.dev_speakers:
             _ = self.development  # find missing development data now
 
@@ -143,17 +159,26 @@ class Task(BaseTask):
         if saved is not None and self.objective is None:  # an evaluation: only the checkpoint knows the speakers
             objective = SpeakerLoss(self.settings.loss, self.settings.embedding_size, len(saved))
             self.objective = objective.to(self.calibration.device)
-        elif saved is not None and len(saved) != (here := len(self.index.training)):
+        elif saved is not None and len(saved) != len(self.class_names or ()):
             # without this check torch's message would name the shapes of weights
-            folders = ", ".join([self.settings.root, *self.settings.extra_roots])
-            raise UserError(
-                f"{self.key}.root, extra_roots: {folders}: {here} training speakers, but the checkpoint has "
-                f"{len(saved)}: give the folders and the dev_speakers that it was trained with"
-            )
+            raise UserError(self._other_number(len(saved)))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def check_classes(self, saved: Sequence[str]) -> None:
+        if self.class_names is not None and len(saved) != len(self.class_names):
+            raise UserError(self._other_number(len(saved)))
+        super().check_classes(saved)
+
+    def _other_number(self, saved: int) -> str:
+        folders = ", ".join([self.settings.root, *self.settings.extra_roots])
+        speeds = f" (at {1 + len(self.settings.speeds)} speeds)" if self.settings.speeds else ""
+        reason = f"{len(self.class_names or ())} training speakers{speeds}, but the checkpoint has {saved}"
+        remedy = "give the folders and the dev_speakers that it was trained with"
+        return f"{self.key}.root, extra_roots: {folders}: {reason}: {remedy}"
+
     def training_data(self) -> Training:
-        return Training(self.index.training_items(self.settings.crop_seconds), self.settings, self.key)
+        items = self.index.training_items(self.settings.crop_seconds)
+        return Training(items, self.settings, self.key, len(self.index.training))
 
     @functools.cached_property
     def development(self) -> Trials:
@@ -199,20 +224,33 @@ class Task(BaseTask):
             "speakers": len(np.unique(trials.speakers)),
             "trials": len(trials.labels),
         }
+        if trained := self._trained_among(trials):
+            results["trained_speakers"] = len(trained)
+            reason = f"{len(trained)} of {results['speakers']} speakers are training speakers, such as '{trained[0]}'"
+            log.warning("%s: %s: %s: the results do not hold for new speakers", self.key, split, reason)
         arrays = {"scores" if kind == "cosine" else f"{kind}_scores": scores for kind, scores in kinds.items()}
         sides = {"left": trials.speakers[trials.left], "right": trials.speakers[trials.right]}
         return results, arrays | sides | {"labels": trials.labels}
+
+    def _trained_among(self, trials: Trials) -> list[str]:
+        """The speakers of trials who are classes of the checkpoint."""
+        classes = {
+            identity(re.split(f"{re.escape(AT_SPEED)}|{re.escape(EXTRA)}", n)[0]) for n in self.class_names or ()
+        }
+        return [name for name in trials.speaker_names if identity(name) in classes]
 
     def cohort(self) -> Tensor:
         """``(speakers, embedding)``: the loss's weights of the training speakers, the impostors of adaptive s-norm.
 
         A speaker's weights stand for the mean of the speaker's embeddings. They are in the checkpoint, so evaluation
-        needs no training audio. Empty for the ``xvector`` head: its embedding is the output of an earlier layer than
-        the one before the loss.
+        needs no training audio. Classes at another speed are left out: they are no natural voices. Empty for the
+        ``xvector`` head: its embedding is the output of an earlier layer than the one before the loss.
         """
         if self.objective is None or self.settings.head == "xvector":
             return torch.empty(0, self.settings.embedding_size)
-        return self.objective.weight.detach().cpu()
+        weight = self.objective.weight.detach().cpu()
+        natural = sum(AT_SPEED not in name for name in self.class_names or ())
+        return weight[:natural] if natural else weight
 
     def scores(self, embeddings: Tensor, trials: Trials) -> dict[str, np.ndarray]:
         """Scores ``(trials,)`` of each kind in `KINDS`; ``as_norm`` needs at least two training speakers."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,16 @@ import numpy as np
 from distilled_student.common import audio
 from distilled_student.common.errors import UserError
 from distilled_student.corpora.keywords import hash_percentage
-from distilled_student.corpora.speakers import Trials, read_trials, speaker_files
+from distilled_student.corpora.speaker_names import identity
+from distilled_student.corpora.speakers import (
+    Trials,
+    find_agreeing_pattern,
+    read_trials,
+    relative_to_roots,
+    speaker_files,
+)
+
+EXTRA = " in extra_roots["  # ends the name of a training speaker, before the number of the folder
 
 
 class SpeakerIndex:
@@ -19,7 +29,10 @@ class SpeakerIndex:
 
     Only the test trials are read at once: a test needs no training folders. The development speakers are those with the
     lowest hash of the name (the hash that splits Speech Commands): the choice does not depend on the seed, and hardly
-    changes when speakers are added.
+    changes when speakers are added. Names that differ only in case or Unicode normal form are one speaker.
+
+    Args:
+        speaker_pattern, trials_root: See `Settings`.
 
     Attributes:
         training, development: The files of each speaker, by name.
@@ -27,26 +40,54 @@ class SpeakerIndex:
         test_speakers: Their names.
     """
 
-    def __init__(self, root: Path, trials: str | None, dev_speakers: int, extra_roots: Sequence[str], key: str) -> None:
-        self.root, self.key = root, key
-        if not root.is_dir():
-            raise UserError(f"{key}.root: {root}: no such folder")
+    def __init__(
+        self,
+        root: Path,
+        trials: str | None,
+        dev_speakers: int,
+        extra_roots: Sequence[str],
+        key: str,
+        speaker_pattern: str | None = None,
+        trials_root: str | None = None,
+    ) -> None:
+        self.root, self.key, self.pattern = root, key, speaker_pattern
+        files = root if trials_root is None else Path(trials_root)
+        if not files.is_dir():
+            raise UserError(f"{key}.{'root' if trials_root is None else 'trials_root'}: {files}: no such folder")
         self.dev_speakers, self.extra_roots = dev_speakers, extra_roots
+        self._trial_roots = [files / "test" / "wav", files / "wav", files / "dev" / "wav", files]
         self.test, self.test_speakers = None, set[str]()
         if trials is not None:
-            self.test, self.test_speakers = read_trials(
-                root / trials, [root / "test" / "wav", root / "wav", root / "dev" / "wav"]
-            )
+            self.test, self.test_speakers = read_trials(files / trials, self._trial_roots, key, speaker_pattern)
+        self._test_identities = set(map(identity, self.test_speakers))
 
     @functools.cached_property
     def _speakers(self) -> dict[str, list[Path]]:
+        """The speakers of training and development."""
         folder = self.root / "dev" / "wav" if (self.root / "dev" / "wav").is_dir() else self.root / "wav"
-        found = speaker_files(folder, f"{self.key}.root")
-        speakers = {name: files for name, files in found.items() if name not in self.test_speakers}
+        found = speaker_files(folder, f"{self.key}.root", self.pattern)
+        self._check_other_folders(found)
+        speakers = {name: files for name, files in found.items() if identity(name) not in self._test_identities}
         if self.dev_speakers >= len(speakers):
             reason = f"{self.dev_speakers} of {len(speakers)} speakers leave no training speaker"
             raise UserError(f"{self.key}.dev_speakers: {reason}")
         return speakers
+
+    def _check_other_folders(self, speakers: Mapping[str, list[Path]]) -> None:
+        """Refuse a test list whose further folders have the names of training speakers, and agree with its labels.
+
+        An example is ``FEMALE/ALICE/1.wav`` where ``ALICE`` is a training speaker: ``ALICE`` would stay in training.
+        """
+        if self.test is None or self.pattern is not None:
+            return
+        found = find_agreeing_pattern(self.test, relative_to_roots(self.test.paths, self._trial_roots))
+        if found is None or found[1]:
+            return
+        others = set(map(identity, found[2])) - self._test_identities
+        if both := sorted(name for name in speakers if identity(name) in others):
+            reason = f"{len(both)} training speakers, such as '{both[0]}', are folders of the test trials, whose first"
+            remedy = f"is taken for the speaker: set {self.key}.speaker_pattern, such as '{found[0]}'"
+            raise UserError(f"{self.key}.root: {self.root}: {reason} folder {remedy}")
 
     @functools.cached_property
     def development(self) -> dict[str, list[Path]]:
@@ -54,25 +95,46 @@ class SpeakerIndex:
         return {name: self._speakers[name] for name in sorted(lowest)}
 
     @functools.cached_property
-    def extra(self) -> dict[str, list[Path]]:
-        """Training speakers of ``extra_roots``, without those that are also in development or test."""
-        found = {}
+    def _extra(self) -> dict[tuple[str, str], list[Path]]:
+        """``(folder, name)`` -> files, of `extra`."""
+        found, held_out = {}, self._test_identities | set(map(identity, self.development))
+        tested = set(map(_file_number, self.test.paths if self.test is not None else ()))
         for folder in self.extra_roots:
-            for name, files in speaker_files(Path(folder), f"{self.key}.extra_roots").items():
-                if name not in self.development and name not in self.test_speakers:
-                    found[f"{folder}:{name}"] = files
+            for name, files in speaker_files(Path(folder), f"{self.key}.extra_roots", self.pattern).items():
+                if identity(name) in held_out:
+                    continue
+                if tested and (same := next((file for file in files if _file_number(file) in tested), None)):
+                    reason = f"speaker '{name}' has {same}, a file of the test trials, whose speaker has another name"
+                    raise UserError(f"{self.key}.extra_roots: {folder}: {reason}: expected a folder for each speaker")
+                found[folder, name] = files
         return found
+
+    @property
+    def extra(self) -> dict[str, list[Path]]:
+        """Training speakers of ``extra_roots``, without those that are also in development or test.
+
+        Raises:
+            UserError: a speaker with another name has a file of the test trials.
+        """
+        return {f"{folder}:{name}": files for (folder, name), files in self._extra.items()}
 
     @functools.cached_property
     def training(self) -> dict[str, list[Path]]:
         return {name: files for name, files in self._speakers.items() if name not in self.development} | self.extra
 
+    @property
+    def training_names(self) -> list[str]:
+        """The name of each training speaker, in the order of the classes; the same wherever the folders are."""
+        names = [name for name in self._speakers if name not in self.development]
+        numbers = {folder: number for number, folder in reversed(list(enumerate(self.extra_roots)))}
+        return names + [f"{name}{EXTRA}{numbers[folder]}]" for folder, name in self._extra]
+
     def training_items(self, crop_seconds: float) -> list[tuple[Path, int]]:
         """``(file, class)`` of one pass; a file of an extra speaker once for each crop that fits into it."""
-        items = []
+        items, extra = [], self.extra
         for label, (name, files) in enumerate(self.training.items()):
             for file in files:
-                times = max(1, int(audio.seconds(file) / crop_seconds)) if name in self.extra else 1
+                times = max(1, int(audio.seconds(file) / crop_seconds)) if name in extra else 1
                 items += [(file, label)] * times
         return items
 
@@ -102,7 +164,14 @@ class SpeakerIndex:
         labels = np.repeat([1, 0], [len(target), len(other)])
         used, positions = np.unique(pairs, return_inverse=True)
         left, right = positions.reshape(-1, 2).T
-        return Trials([paths[i] for i in used], left, right, labels, speakers[used])
+        names = list(self.development)
+        return Trials([paths[i] for i in used], left, right, labels, speakers[used], speaker_names=names)
+
+
+def _file_number(path: Path) -> tuple[int, int]:
+    """Equal for two paths of the same file, links included."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _target_pairs(speakers: np.ndarray) -> np.ndarray:

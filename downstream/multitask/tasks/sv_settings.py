@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from distilled_student.common.errors import UserError
-from distilled_student.multitask.tasks.settings import HEADS, LossSettings, TaskSettings
+from distilled_student.corpora.speaker_names import check_speaker_pattern
+from distilled_student.multitask.tasks.settings import HEADS, LossSettings, TaskSettings, speed_ratio
 
 
 @dataclass
@@ -18,6 +19,10 @@ class Settings(TaskSettings):
         root: Folder with ``dev/wav/SPEAKER/SESSION/*.wav`` and ``test/wav/...``, or both in ``wav/SPEAKER/...``. A
             training speaker, who is a class, needs one utterance; a development speaker needs two for a target trial.
         trials: File of test trials, relative to ``root``, with a line ``1|0 a.wav b.wav`` for each; None: no test.
+        trials_root: Folder of the list and its files, in the layout of ``root``; None: ``root``.
+        speaker_pattern: Regular expression with one group, which finds the speaker in the path of a file below
+            ``dev/wav``, ``test/wav``, ``wav`` or an extra root, such as ``^[^/]+/([^/]+)/`` for the second folder.
+            None: the first folder.
         dev_speakers: Number of development speakers, who are not trained on: those with the lowest hash of the name.
         dev_trials: Number of development trials, made from the utterances of the development speakers.
         extra_roots: Folders of further training speakers, one folder per speaker in each of them. A file counts once
@@ -31,12 +36,18 @@ class Settings(TaskSettings):
         embedding_size: Features of a speaker embedding.
         as_norm_top: Number of nearest training speakers that adaptive s-norm compares each utterance with.
         loss: The loss; its keys have a table of their own.
+
+    With ``augment.speed`` each training speaker is a further class at each of the ``speed_factors``: the pitch changes,
+    so it is another voice (Kaldi's and SpeechBrain's recipes do the same).
     """
 
     heads: ClassVar[tuple[str, ...]] = HEADS
+    classes_from: ClassVar[tuple[str, ...]] = ("root", "extra_roots", "dev_speakers", "trials", "augment.speed_factors")
 
     root: str = "data/voxceleb1"
     trials: str | None = "veri_test.txt"
+    trials_root: str | None = None
+    speaker_pattern: str | None = None
     dev_speakers: int = 40
     dev_trials: int = 10_000
     extra_roots: list[str] = field(default_factory=list)
@@ -52,6 +63,10 @@ class Settings(TaskSettings):
         super().__post_init__()
         if self.sampling not in ("utterance", "speaker"):
             raise ValueError(f"sampling: '{self.sampling}' is not utterance or speaker")
+        check_speaker_pattern(self.speaker_pattern)
+        if self.augment.speed == 1 and 1 not in map(speed_ratio, self.augment.speed_factors):
+            reason = "1 leaves no utterance at its own speed: use a smaller probability, or 1.0 in speed_factors"
+            raise ValueError(f"augment.speed: {reason}")
         if self.dev_speakers == 1 or self.dev_speakers < 0:
             raise ValueError(f"dev_speakers: trials need at least 2 speakers (0: no trials), not {self.dev_speakers}")
         if self.dev_trials < 2 or self.embedding_size < 1 or self.as_norm_top < 2:
@@ -60,6 +75,12 @@ class Settings(TaskSettings):
             raise ValueError("crop_seconds: needs at least 0.1")
         if self.longest_crop_seconds is not None and self.longest_crop_seconds < self.crop_seconds:
             raise ValueError(f"longest_crop_seconds: needs at least crop_seconds, {self.crop_seconds:g}")
+
+    @property
+    def speeds(self) -> list[float]:
+        """The speeds whose utterances are further classes of speakers."""
+        factors = self.augment.speed_factors if self.augment.speed else []
+        return list({ratio: float(ratio) for ratio in map(speed_ratio, factors) if ratio != 1}.values())
 
     def check_folders(self, key: str) -> None:
         for name, folder in (("root", self.root), *(("extra_roots", root) for root in self.extra_roots)):

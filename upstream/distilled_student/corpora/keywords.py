@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 
 KEYWORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
 SILENCE, UNKNOWN, BACKGROUND = "_silence_", "_unknown_", "_background_noise_"
 HASH_RANGE = 2**27 - 1
+# names of folders of silence and noise, which are no words; only `BACKGROUND` is read
+NO_WORDS = {"silence", "noise", "noises", "background", "background_noise", "background_noises"}
+
+
+def normal_word(name: str) -> str:
+    """A word or a folder's name in one case and one Unicode normal form, by which words and folders are compared."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def speaker_of(name: str) -> str:
@@ -17,7 +25,12 @@ def speaker_of(name: str) -> str:
 
 def which_set(name: str, validation_percentage: float, testing_percentage: float) -> str:
     """``validation``, ``testing`` or ``training``, by the hash of the speaker (TensorFlow's function of this name)."""
-    percentage = hash_percentage(speaker_of(name))
+    return set_of_speaker(speaker_of(name), validation_percentage, testing_percentage)
+
+
+def set_of_speaker(speaker: str, validation_percentage: float, testing_percentage: float) -> str:
+    """`which_set` of a speaker's name."""
+    percentage = hash_percentage(speaker)
     if percentage < validation_percentage:
         return "validation"
     return "testing" if percentage < testing_percentage + validation_percentage else "training"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +14,9 @@ import numpy as np
 from distilled_student.common import audio
 from distilled_student.common.errors import UserError
 from distilled_student.common.untrusted import leads_outside
+from distilled_student.corpora.speaker_names import COMMON_PATTERNS, match_speaker, speaker_by_pattern
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class Trials:
         labels: ``(trials,)``, 1 for a target trial (both sides are of one speaker), else 0.
         speakers: ``(utterances,)`` index of the speaker of each path.
         groups: Further columns of the list: ``column N`` (from 4) -> ``(trials,)`` values.
+        speaker_names: The name of each speaker that ``speakers`` counts.
     """
 
     paths: list[Path]
@@ -32,62 +38,190 @@ class Trials:
     labels: np.ndarray
     speakers: np.ndarray
     groups: dict[str, np.ndarray] = field(default_factory=dict)
+    speaker_names: list[str] = field(default_factory=list)
 
 
-def read_trials(path: Path, roots: Sequence[Path]) -> tuple[Trials, set[str]]:
+MAX_GROUPS = 200  # different values in a further column of a trial list; more are scores or names of utterances
+
+
+def read_trials(
+    path: Path, roots: Sequence[Path], key: str = "", pattern: str | None = None
+) -> tuple[Trials, set[str]]:
     """Read lines of ``1|0 FILE FILE``; files are relative to one of ``roots``. Also returns the names of the speakers.
 
-    VoxCeleb1's lists O, E and H have this format. The first folder of a file is its speaker. Further columns, the same
-    number in each line, become groups. White space separates columns, so file names cannot contain any.
+    VoxCeleb1's lists O, E and H have this format. The first folder of a file, below the innermost of the roots that
+    hold it, is its speaker; with ``pattern`` it is what that finds in this path. Further columns, the same number in
+    each line, become groups. White space separates columns, so file names cannot contain any.
+
+    Args:
+        key: ``FILE: dotted.key`` of the task, for messages; empty where there is no setting ``speaker_pattern``.
 
     Raises:
-        UserError: no such list, a malformed line, a file that does not exist or is outside the roots, or a list without
-            target or without non-target trials.
+        UserError: no such list, a malformed line, a file that does not exist or is outside the roots, a list without
+            target or without non-target trials, labels that contradict the speakers, or a further column with more than
+            `MAX_GROUPS` values.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a trial list ({error})") from None
     found: dict[str, int] = {}
-    paths, labels, pairs, further = [], [], [], []
+    utterances: dict[str, int] = {}  # the paths of the files -> their indices
+    labels, pairs, further, numbers = [], [], [], []
     for number, line in enumerate(lines, start=1):
         if not (fields := line.split()):
             continue
         if len(fields) < 3 or fields[0] not in ("0", "1"):
-            raise UserError(f"{path}: line {number}: expected '1|0 FILE FILE', found '{line[:80]}'")
+            raise UserError(f"{path}: line {number}: {_malformed(fields, line)}")
         further.append(fields[3:])
         if len(further[-1]) != len(further[0]):
             columns = f"{len(fields)} columns, but the first line has {len(further[0]) + 3}"
             raise UserError(f"{path}: line {number}: {columns}; file names cannot contain white space")
         for name in fields[1:3]:
-            if name in found:
-                continue
-            if leads_outside(name):
-                raise UserError(f"{path}: line {number}: {name}: leads out of the folder of the files: refused")
-            file = next(filter(os.path.isfile, (f"{root}/{name}" for root in roots)), None)
-            if file is None:
-                hint = "" if len(fields) == 3 else "; file names cannot contain white space"
-                raise UserError(f"{path}: line {number}: no file {name} under {' or '.join(map(str, roots))}{hint}")
-            found[name] = len(paths)
-            paths.append(Path(file))
+            if name not in found:
+                file = _find_file(name, roots, f"{path}: line {number}", len(fields) > 3)
+                found[name] = utterances.setdefault(file, len(utterances))
         labels.append(int(fields[0]))
         pairs.append((found[fields[1]], found[fields[2]]))
+        numbers.append(number)
     if len(set(labels)) != 2:
         raise UserError(f"{path}: needs both target (1) and non-target (0) trials")
-    names, speakers = np.unique([Path(name).parts[0] for name in found], return_inverse=True)
+    relative = relative_to_roots(utterances, roots)
+    of_files = [name.split("/")[0] if pattern is None else speaker_by_pattern(pattern, name, key) for name in relative]
+    names, speakers = np.unique([unicodedata.normalize("NFC", name) for name in of_files], return_inverse=True)
     left, right = np.array(pairs).T
     groups = {f"column {4 + i}": values for i, values in enumerate(np.array(further).T)}
-    return Trials(paths, left, right, np.array(labels), speakers, groups), set(names.tolist())
+    for column, values in groups.items():
+        _check_group(f"{path}: {column}", values)
+    trials = Trials(list(map(Path, utterances)), left, right, np.array(labels), speakers, groups, names.tolist())
+    _check_labels(path, trials, relative, numbers, key)
+    return trials, set(names.tolist())
 
 
-def speaker_files(root: Path, key: str) -> dict[str, list[Path]]:
-    """Speaker -> audio files, of each folder in ``root``. Raises UserError naming ``key`` and a folder without any."""
+def _malformed(fields: Sequence[str], line: str) -> str:
+    """What is wrong with a line that does not begin with 1 or 0 and two files, and the remedy."""
+    expected = f"expected '1|0 FILE FILE', found '{line[:80]}'"
+    if len(fields) >= 3 and (fields[2] in ("0", "1") or fields[2].lower() in ("target", "nontarget", "imposter")):
+        label = "$3" if fields[2] in ("0", "1") else '($3 == "target")'
+        return f"{expected}: the label is last; reorder the columns: awk '{{print {label}, $1, $2}}' LIST"
+    if "," in line and len(fields) < 3:
+        return f"{expected}: columns are separated by white space, not by commas"
+    return expected
+
+
+def _find_file(name: str, roots: Sequence[Path], where: str, has_further: bool) -> str:
+    """The path of a file of a trial list, under the first of the roots that holds it.
+
+    Reads absolute paths into a root too, and names with Windows' separators or in another Unicode normal form.
+    """
+    inside = next(
+        (name[len(f"{root}/") :] for root in map(os.path.abspath, roots) if name.startswith(f"{root}/")), name
+    )
+    if leads_outside(inside):
+        remedy = ""
+        if os.path.isabs(name):
+            remedy = f"; give a path relative to {' or '.join(map(str, roots))}, or another folder (--trials-root)"
+        raise UserError(f"{where}: {name}: leads out of the folder of the files: refused{remedy}")
+    forms = [inside, inside.replace("\\", "/")]
+    forms += [unicodedata.normalize(form, forms[1]) for form in ("NFC", "NFD")]
+    for form in dict.fromkeys(forms):
+        if leads_outside(form):
+            continue
+        for root in roots:
+            if os.path.isfile(file := f"{root}/{form}"):
+                return os.path.normpath(file)
+    hint = "; file names cannot contain white space" if has_further else ""
+    raise UserError(f"{where}: no file {name} under {' or '.join(map(str, roots))}{hint}")
+
+
+def relative_to_roots(files: Iterable[str | Path], roots: Sequence[Path]) -> list[str]:
+    """The path of each file below the innermost of ``roots`` that holds it, with ``/``."""
+    prefixes = sorted((f"{os.path.abspath(root)}/" for root in roots), key=len, reverse=True)
+    absolute = map(os.path.abspath, files)
+    return [next(file[len(prefix) :] for prefix in prefixes if file.startswith(prefix)) for file in absolute]
+
+
+def _check_group(where: str, values: np.ndarray) -> None:
+    different = len(np.unique(values))
+    if different > MAX_GROUPS or (different > 10 and 2 * different > len(values)):
+        reason = f"{different} different values in {len(values)} trials, but groups are few (at most {MAX_GROUPS})"
+        raise UserError(f"{where}: {reason}: remove a column of scores or names: cut -d' ' -f1-3 LIST")
+
+
+def _check_labels(path: Path, trials: Trials, relative: Sequence[str], numbers: Sequence[int], key: str) -> None:
+    """Raise UserError for a target trial of two speakers, or a non-target trial of one; names the first such line."""
+    agreement = _agreement(trials, trials.speakers)
+    if agreement.all():
+        return
+    i = int(np.flatnonzero(~agreement)[0])
+    sides = [trials.speaker_names[trials.speakers[side[i]]] for side in (trials.left, trials.right)]
+    if trials.labels[i]:
+        reason = f"1 marks a trial of one speaker, but its files are of two, '{sides[0]}' and '{sides[1]}'"
+    else:
+        reason = f"0 marks a trial of two speakers, but both files are of one, '{sides[0]}'"
+    remedy, agreeing = "", find_agreeing_pattern(trials, relative)
+    if not agreement.any() or (agreeing is not None and agreeing[1]):
+        remedy = "; all labels are reversed: 1 must mark a trial of one speaker, and 0 of two"
+    elif key:
+        example = f", such as '{agreeing[0]}', which agrees with all lines" if agreeing else ""
+        remedy = f"; if the speaker is another part of the path, set {key}.speaker_pattern{example}"
+    raise UserError(f"{path}: line {numbers[i]}: {reason}{remedy}")
+
+
+def _agreement(trials: Trials, speakers: np.ndarray) -> np.ndarray:
+    """Whether each trial's label agrees with ``speakers (utterances,)``: ``(trials,)``."""
+    return (speakers[trials.left] == speakers[trials.right]) == (trials.labels == 1)
+
+
+def find_agreeing_pattern(trials: Trials, relative: Sequence[str]) -> tuple[str, bool, list[str]] | None:
+    """The first of `COMMON_PATTERNS` whose speakers agree with all labels, or with all labels reversed.
+
+    Args:
+        relative: The path of each utterance as `relative_to_roots` gives it.
+
+    Returns:
+        The pattern, whether labels are reversed, and the speaker of each utterance; None if no pattern agrees.
+    """
+    for pattern in COMMON_PATTERNS:
+        speakers = [match_speaker(pattern, name) for name in relative]
+        if None in speakers:
+            continue
+        agreement = _agreement(trials, np.unique(speakers, return_inverse=True)[1])
+        if agreement.all() or not agreement.any():
+            return pattern, not agreement.any(), [str(name) for name in speakers]
+    return None
+
+
+def speaker_files(root: Path, key: str, pattern: str | None = None) -> dict[str, list[Path]]:
+    """Speaker -> audio files, of each folder in ``root``; with ``pattern``: of what it finds in each path below it.
+
+    Args:
+        key: ``FILE: dotted.key`` of the setting that names ``root``, for messages.
+
+    Raises:
+        UserError: no such folder, a folder without files, or a file in which the pattern finds no speaker.
+    """
     if not root.is_dir():
         raise UserError(f"{key}: {root}: no such folder")
-    speakers = {}
+    speakers: dict[str, list[Path]] = {}
+    if pattern is not None:
+        for file in _audio_files(root):
+            name = speaker_by_pattern(pattern, file.relative_to(root).as_posix(), key.rpartition(".")[0])
+            speakers.setdefault(name, []).append(file)
+        return dict(sorted(speakers.items()))
+    loose = [p for p in sorted(root.iterdir()) if p.is_file() and p.suffix.lower() in audio.SUFFIXES]
+    if loose:
+        reason = (
+            f"{len(loose)} audio files in it are in no speaker's folder and are not used, the first is {loose[0].name}"
+        )
+        log.warning("%s: %s: %s", key, root, reason)
     for folder in sorted(p for p in root.iterdir() if p.is_dir()):
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in audio.SUFFIXES)
+        files = _audio_files(folder)
         if not files:
             raise UserError(f"{key}: {folder}: speaker '{folder.name}' has no files")
         speakers[folder.name] = files
     return speakers
+
+
+def _audio_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in audio.SUFFIXES)

@@ -70,8 +70,10 @@ class RunnerParts(s3prl_runner.Runner):
 
     def _load_weight(self, model: Any, name: str) -> None:
         try:
+            if name in self.init_ckpt and hasattr(model, "check_saved"):  # ours
+                model.check_saved(self.init_ckpt.get("Config") or {})
             super()._load_weight(model, name)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, AttributeError) as error:
             raise UserError(f"{self.args.init_ckpt}: {name}: does not fit this experiment: {error}") from None
 
     def _get_upstream(self) -> Any:
