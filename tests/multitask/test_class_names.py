@@ -148,9 +148,9 @@ def test_a_speaker_at_another_speed_is_a_class_of_its_own(tmp_path: Path) -> Non
         path = Path(item.key)
         speaker, pitch = path.parents[1].name, 100 + 40 * int(path.parents[1].name[-3:])
         spectrum = np.abs(np.fft.rfft(item.waveform.numpy(), 1 << 16))
-        heard = spectrum.argmax() * audio.SAMPLE_RATE / (1 << 16)
+        measured = spectrum.argmax() * audio.SAMPLE_RATE / (1 << 16)
         speed = [1, 0.8, 1.25][item.label // 4]
-        assert item.label % 4 == speakers.index(speaker) and heard == pytest.approx(pitch * speed, rel=0.03)
+        assert item.label % 4 == speakers.index(speaker) and measured == pytest.approx(pitch * speed, rel=0.03)
         seen.add(item.label // 4)
     assert seen == {0, 1, 2}
 

@@ -179,7 +179,7 @@ class Task(BaseTask):
         return {"labels": json.dumps(self.labels), "keyword_threshold": threshold}
 
 
-def _speakers(keys: Sequence[str], pattern: str | None) -> set[str]:
+def _speakers(keys: Sequence[str], pattern: str | None = None) -> set[str]:
     """The speakers of ``CLASS/FILE`` keys. The test archive names unknown files ``WORD_SPEAKER_nohash_TAKE``."""
     if pattern is not None:
         return {speaker for key in keys if not key.startswith(SILENCE) and (speaker := match_speaker(pattern, key))}
