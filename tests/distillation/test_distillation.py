@@ -20,12 +20,15 @@ from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data.cuts import DataConfig, make_loader, read_cuts
 from distilled_student.distillation.initialize import initialize
 from distilled_student.distillation.trainer import Distillation
+from distilled_student.teachers.encoders import StudentEncoder
 from distilled_student.teachers.open import open_teacher
 
 
 def test_front_end_and_first_layers_of_the_same_shape_are_copied(small_cnn: ds.StudentConfig) -> None:
     teacher, student = ds.build_student(small_cnn), ds.build_student(small_cnn)
-    assert list(initialize(student, teacher.state_dict())) == ["front end", "layer 1", "layer 2"]
+    found = initialize(student, StudentEncoder(teacher))
+    parts = ["front end", "projection norm", "projection", "positions", "first norm", "layer 1", "layer 2"]
+    assert (list(found.copied), found.refused) == (parts, {})
     wave = tone(0.5)[None]
     torch.testing.assert_close(
         student.eval()(wave).last_hidden_state, teacher.eval()(wave).last_hidden_state, atol=0, rtol=0
@@ -37,7 +40,8 @@ def test_a_student_of_another_shape_keeps_its_random_weights(
 ) -> None:
     student = ds.build_student(small_cnn)
     before = {n: v.clone() for n, v in student.state_dict().items()}
-    assert initialize(student, ds.build_student(small_logmel).state_dict()) == {}
+    found = initialize(student, StudentEncoder(ds.build_student(small_logmel)))
+    assert found.copied == {} and found.refused["front end"] == "kind: teacher logmel, student cnn"
     assert all(torch.equal(v, before[n]) for n, v in student.state_dict().items())
 
 

@@ -18,6 +18,7 @@ from distilled_student.checkpoints.foreign_config import (
     config_from_fairseq,
     config_from_transformers,
     config_to_hubert,
+    front_end_norm,
 )
 from distilled_student.checkpoints.weight_files import WEIGHTS, checked_mapping, checked_tensors, read_weights
 from distilled_student.checkpoints.weight_names import hubert_weights, student_weights
@@ -108,8 +109,8 @@ def read_normalization(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """
     values, _ = _read_preprocessor(folder)
     if values is None:
-        normalize = config.get("feat_extract_norm") == "layer"
-        why = f"as usual with feat_extract_norm: {config.get('feat_extract_norm')}"
+        normalize = front_end_norm(config) == "layer"
+        why = f"as usual with feat_extract_norm: {front_end_norm(config)}"
         does = "are normalised" if normalize else "are not normalised"
         log.warning("%s: no %s; waveforms %s, %s", folder, PREPROCESSOR, does, why)
         return {"normalize": normalize}

@@ -51,6 +51,11 @@ def _list(values: Mapping[str, Any], key: str) -> list[Any]:
     return list(values[key])
 
 
+def front_end_norm(values: Mapping[str, Any]) -> str | None:
+    """The norm in the front end of a `transformers` encoder, ``group`` or ``layer``; data2vec does not say its own."""
+    return "layer" if values.get("model_type") == "data2vec-audio" else values.get("feat_extract_norm")
+
+
 def why_not_a_student(values: Mapping[str, Any]) -> str | None:
     """Why no `StudentConfig` describes the network of a `transformers` configuration; None if one does.
 

@@ -26,7 +26,8 @@ class DistillConfig:
         targets: The teacher's layers whose hidden states the student predicts, counted from 1.
         student: The name of a size, or a group of keys, which have a table of their own. ``targets`` and
             ``target_size`` of that group are not used: the keys above and the teacher determine them.
-        initialize: Copy the teacher's front end and first layers into the student where the shapes match.
+        initialize: Copy the teacher's front end and first layers into the student where they are of the same kind. The
+            log and the model card say what was copied, what not, and why.
         steps: Number of training steps.
         learning_rate: Peak learning rate of the optimiser, AdamW.
         copied_learning_rate: Peak learning rate of the copied weights; None: ``learning_rate``. A short run needs a

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distilled_student.common.arithmetic import ceil_div
 from distilled_student.common.untrusted import escape_markdown
+from distilled_student.distillation.initialize import Initialization
 from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.student.cost import macs_per_second, parameters
 from distilled_student.student.network import Student
@@ -24,6 +24,10 @@ def _curve_table(curve: list[list[float]], rows: int = 12) -> str:
     return "\n".join(f"| {int(step)} | {loss:.4f} |" for step, loss in points)
 
 
+def _initialized(initialization: Initialization) -> str:
+    return initialization.describe() if initialization.refused or initialization.copied else "nothing (random weights)"
+
+
 def write_card(
     folder: Path,
     student: Student,
@@ -31,7 +35,7 @@ def write_card(
     curve: list[list[float]],
     audio_seconds: float,
     corpus_size: str,
-    copied: Iterable[str],
+    initialization: Initialization,
 ) -> None:
     """Write ``README.md`` into the student folder.
 
@@ -39,13 +43,15 @@ def write_card(
         curve: ``[step, loss per frame]`` of each log line.
         audio_seconds: Seconds of audio in all training batches.
         corpus_size: Size of the corpus in words.
-        copied: Parts that were copied from the teacher, see `initialize`.
+        initialization: What was copied from the teacher.
     """
     prediction = parameters(student.predictions) if student.predictions is not None else 0
     kept = parameters(student) - prediction
     macs = macs_per_second(StudentUpstream(student))
     rate = config.copied_learning_rate
-    copied_rate = f" ({rate:g} for the weights copied from the teacher)" if rate is not None and copied else ""
+    copied_rate = (
+        f" ({rate:g} for the weights copied from the teacher)" if rate is not None and initialization.copied else ""
+    )
     learning_rate = f"{config.learning_rate:g}{copied_rate}"
     name = os.path.basename(os.path.normpath(config.teacher))
     text = f"""# Distilled speech student
@@ -55,7 +61,7 @@ def write_card(
 | | |
 |---|---|
 | teacher | {escape_markdown(name)}, layers {", ".join(map(str, config.targets))} |
-| initialised from the teacher | {escape_markdown(", ".join(copied)) or "nothing (random weights)"} |
+| initialised from the teacher | {escape_markdown(_initialized(initialization))} |
 | data | {corpus_size}; trained on {audio_seconds / 3600:.2f} hours of audio in {int(curve[-1][0])} steps |
 | parameters | {kept / 1e6:.2f} M + {prediction / 1e6:.2f} M in the prediction layers |
 | multiply-accumulates | {macs / 1e6:.0f} M per second of audio, prediction layers included |

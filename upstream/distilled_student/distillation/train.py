@@ -88,7 +88,7 @@ def _distill(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles) -> N
     if main:
         student = run.accelerator.unwrap_model(run.model)
         state = run.state
-        write_card(output, student.eval(), config, state.curve, state.audio_seconds, corpus_size, run.copied)
+        write_card(output, student.eval(), config, state.curve, state.audio_seconds, corpus_size, run.initialization)
         save_student(student, output, getattr(torch, config.weights))
         if len(skipped):
             log.warning("%d files were skipped: %s", len(skipped), ", ".join(map(one_line, list(skipped.reasons)[:10])))

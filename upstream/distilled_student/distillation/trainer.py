@@ -27,7 +27,7 @@ from distilled_student.distillation.config import DistillConfig, settings_fixed_
 from distilled_student.distillation.data.cuts import Batch, make_loader
 from distilled_student.distillation.data.shards import Unit
 from distilled_student.distillation.data.stream import make_stream
-from distilled_student.distillation.initialize import initialize
+from distilled_student.distillation.initialize import Initialization, initialize
 from distilled_student.distillation.loss import distillation_loss
 from distilled_student.distillation.optimizer import make_optimizer, make_scheduler
 from distilled_student.distillation.target_cache import TargetCache
@@ -87,8 +87,7 @@ class Distillation:
             self.cache = TargetCache(config.cache, self.teacher.fingerprint(), f"{where}: cache")
 
         self.state = TrainingState()
-        copied_names = {name for names in self.copied.values() for name in names}
-        optimizer = make_optimizer(self.student, copied_names, config)
+        optimizer = make_optimizer(self.student, self.initialization.names, config)
         self.scheduler = make_scheduler(optimizer, config)
         if config.compile:
             for layer in self.student.layers:  # the rest of the student depends on the lengths
@@ -112,7 +111,7 @@ class Distillation:
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         self.student = Student(student_config_for(config, encoder.hidden_size, where, encoder.normalization()))
-        self.copied = initialize(self.student, encoder.weights()) if config.initialize else {}
+        self.initialization = initialize(self.student, encoder) if config.initialize else Initialization()
         try:
             check_frame_shifts(encoder.frame_shift, self.student.config.frame_shift)
             self.teacher = Teacher(encoder, config.targets, config.teacher_precision).to(self.accelerator.device)

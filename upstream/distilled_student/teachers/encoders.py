@@ -14,6 +14,7 @@ from distilled_student.checkpoints.weight_names import student_weights
 from distilled_student.student.frontend import normalize_waveforms
 from distilled_student.student.lengths import mask_if_padded
 from distilled_student.student.network import Student
+from distilled_student.teachers.parts import Parts, parts_of_student, parts_of_transformers
 
 
 class Encoded(NamedTuple):
@@ -49,6 +50,10 @@ class Encoder(nn.Module):
         """Parameters under a student's names. A parameter that no student has keeps its own name or is left out."""
         return {}
 
+    def parts(self) -> Parts | None:
+        """What the parts of the network are, see `teachers.parts`; None if it is not known."""
+        return None
+
     def normalization(self) -> dict[str, Any]:
         """How waveforms are normalised first, as fields of `StudentConfig`; empty if unknown."""
         return {}
@@ -76,6 +81,9 @@ class StudentEncoder(Encoder):
 
     def weights(self) -> dict[str, Tensor]:
         return self.student.state_dict()
+
+    def parts(self) -> Parts:
+        return parts_of_student(self.student.config)
 
     def normalization(self) -> dict[str, Any]:
         return {name: getattr(self.student.config, name) for name in ("normalize", "normalize_epsilon")}
@@ -160,6 +168,12 @@ class TransformersEncoder(EqualLengthEncoder):
 
     def weights(self) -> dict[str, Tensor]:
         return student_weights(self.model.state_dict())
+
+    def parts(self) -> Parts | None:
+        try:
+            return parts_of_transformers(self.model.config.to_dict())
+        except KeyError:  # a model of another family
+            return None
 
     def normalization(self) -> dict[str, Any]:
         return {"normalize": self.normalize}

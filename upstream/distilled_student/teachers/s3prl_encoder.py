@@ -13,6 +13,7 @@ from distilled_student.checkpoints.weight_names import student_weights
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.patches.apply import apply_patches
 from distilled_student.teachers.encoders import EqualLengthEncoder
+from distilled_student.teachers.parts import Parts, parts_of_fairseq
 
 FRONT_END_GRADIENT = "feature_grad_mult"  # what s3prl's models multiply the gradient of their CNN by
 
@@ -45,6 +46,10 @@ class S3prlEncoder(EqualLengthEncoder):
 
     def weights(self) -> dict[str, Tensor]:
         return student_weights(self.upstream.state_dict())
+
+    def parts(self) -> Parts | None:
+        found = (parts_of_fairseq(module) for module in self.upstream.modules())
+        return next((parts for parts in found if parts is not None), None)
 
     def normalization(self) -> dict[str, Any]:
         task = getattr(self.upstream, "task_cfg", None)  # s3prl's HuBERT and wav2vec 2.0 have one
