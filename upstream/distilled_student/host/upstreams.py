@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from distilled_student.checkpoints.folder import load_student, shipped_student
-from distilled_student.common.audio import MAX_ENCODED_SECONDS, SAMPLE_RATE
 from distilled_student.common.arithmetic import ceil_div
+from distilled_student.common.audio import MAX_ENCODED_SECONDS, SAMPLE_RATE
 from distilled_student.student.network import Student
 from distilled_student.teachers.open import open_teacher
 from distilled_student.teachers.s3prl_encoder import FRONT_END_GRADIENT
