@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from distilled_student.common.errors import UserError
+from distilled_student.corpora.keywords import BACKGROUND, which_set
 
 T = TypeVar("T")
 
@@ -50,8 +51,8 @@ def speech_commands_training(folder: Path) -> dict[str, int]:
     from distilled_student.multitask.tasks import kws, kws_index  # import torch
 
     index, noises = _build_index(kws_index.class_index, kws.Settings(train_root=str(folder)), seed=0)
-    words = [path for path in folder.iterdir() if path.is_dir() and path.name != kws_index.BACKGROUND]
-    sets = Counter(kws_index.which_set(name, 10, 10) for word in words for name in relative_audio_paths(word))
+    words = [path for path in folder.iterdir() if path.is_dir() and path.name != BACKGROUND]
+    sets = Counter(which_set(name, 10, 10) for word in words for name in relative_audio_paths(word))
     return {
         "words": sets.total(),
         "background noises": len(noises),
