@@ -74,6 +74,7 @@ def test_resuming_with_another_number_of_processes_is_an_error_in_one_line(disti
     assert line.startswith("error: ") and "processes: was 2, is 1" in line
 
 
+@pytest.mark.slow
 def test_when_one_process_is_killed_the_other_stops_with_a_message_and_the_run_can_be_resumed(distilled: Path) -> None:
     command = ["distill", "distill.yaml", "output=killed", "steps=100000", "save_every=5"]
     process = start(distilled, "cli", command, 2)
@@ -92,6 +93,7 @@ def test_when_one_process_is_killed_the_other_stops_with_a_message_and_the_run_c
     assert (saved / f"step-{newest + 3:08d}.pt").is_file()
 
 
+@pytest.mark.slow
 def test_two_processes_train_jointly_with_the_same_loss_curve_as_one(tmp_path: Path) -> None:
     kills.joint(tmp_path / "data")
     file = tmp_path / "data" / "joint.yaml"

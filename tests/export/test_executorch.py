@@ -21,9 +21,10 @@ SIZES = {
     "causal": dataclasses.replace(CAUSAL, **SMALLEST),
     "waveform": ds.StudentConfig(**SMALLEST, conv_dim=[8] * 7),
 }
+FORMS = ["causal", pytest.param("waveform", marks=pytest.mark.slow)]
 
 
-@pytest.fixture(scope="module", params=SIZES)
+@pytest.fixture(scope="module", params=FORMS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     model, file = joint(SIZES[request.param]), tmp_path_factory.mktemp("executorch") / "model.pte"
     model.tasks["sv"].calibration[0] = torch.tensor([20.0, -9.0])

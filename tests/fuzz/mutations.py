@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from distilled_student.common.errors import UserError
 
-CASES = os.environ.get("FUZZ_CASES")  # number of random inputs per test; without it, always the same 500
+CASES = os.environ.get("FUZZ_CASES")  # number of random inputs per test; without it, always the same 200
 MANY = settings(
-    max_examples=int(CASES or 500),
+    max_examples=int(CASES or 200),
     derandomize=CASES is None,
     deadline=None,
     database=None,

@@ -47,7 +47,7 @@ LARGE_LIBRARIES = ("torch", "s3prl", "transformers", "torchaudio", "lhotse", "on
         ),
         (["-m", "evaluate", "-e", "gone"], "-e gone: no such checkpoint or folder"),
         (["-m", "evaluate", "-e", "x" * 300], "File name too long"),
-        ([*JOINT[:-1], "x" * 300], "File name too long"),
+        (["-m", "train", "-u", "fbank", "-d", "example", "-p", "x" * 300], "File name too long"),
         ([*JOINT, "-o", "args.upstream=fbnk"], "-u fbnk: no such upstream"),
         (
             [*JOINT, "-o", "args.upstream=teacher,,args.upstream_feature_selection=predictions"],
@@ -123,6 +123,5 @@ def test_a_downstream_in_a_folder_that_a_program_adds_is_known(tmp_path: Path, m
     assert {"mine", "speech_commands"} <= set(downstream_names())
 
 
-@pytest.mark.parametrize("module", ["runner", "runner_parts", "evaluation_loop"])
-def test_each_module_of_the_runner_can_be_the_first_import(module: str) -> None:
-    subprocess.run([sys.executable, "-c", f"import distilled_student.host.{module}"], check=True)
+def test_the_runner_can_be_the_first_import() -> None:
+    subprocess.run([sys.executable, "-c", "import distilled_student.host.runner_parts"], check=True)

@@ -30,10 +30,11 @@ from distilled_student.multitask.evaluate import evaluate
 KILLS = Path(kills.__file__)
 
 
+@pytest.mark.slow
 def test_a_training_that_is_killed_several_times_ends_bit_for_bit_as_an_uninterrupted_one() -> None:
     command = [sys.executable, str(KILLS), "--kills", "4"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # a process with several computing threads cannot be forked
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     for name, result in json.loads(done.stdout.splitlines()[-1]).items():
         assert len(result["kills"]) >= 3 and result["lost"] == [], name

@@ -111,6 +111,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, _models(folder, rounds=1, names=["tiny"])
 
 
+@pytest.mark.slow
 def test_every_form_of_a_model_is_measured(measured: tuple[Path, dict[str, Any]]) -> None:
     rows = {row["form"]: row for row in measured[1]["rows"]}
     assert list(rows) == [TORCH, BARE_TORCH, ONNX, INT8, BARE_INT8]
@@ -123,6 +124,7 @@ def test_every_form_of_a_model_is_measured(measured: tuple[Path, dict[str, Any]]
     assert set(rows[TORCH]["times"]["1"]["4 s"]["speed"].values()) == {1.0}
 
 
+@pytest.mark.slow
 def test_a_profile_is_written_where_a_target_is_not_reached(measured: tuple[Path, dict[str, Any]]) -> None:
     folder, figures = measured
     found = targets({"parts": {"models": {"figures": figures}}})

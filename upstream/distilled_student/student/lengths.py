@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distilled_student.common.arithmetic import ceil_div as ceil_div  # host.upstreams imports it from here
 from distilled_student.student.run_mode import is_exporting
 
 
