@@ -77,7 +77,7 @@ setup(
         "executorch": EXECUTORCH,
         "dev": [
             "pytest",
-            "pytest-xdist",
+            "pytest-xdist>=3.8",  # --no-loadscope-reorder
             "hypothesis",  # generates the damaged files of tests/fuzz
             "ruff",
             "build",
