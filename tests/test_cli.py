@@ -55,6 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
     (folder / "run" / "states-3.ckpt").touch()
     (folder / "recording.wav").touch()
+    (folder / "data" / "speech.wav").touch()
+    (folder / "tab.yaml").write_text("data:\n\tpaths: [data]\n")
     settings = {"teacher": "shipped", "output": "out", "data": {"paths": ["data"]}, "targets": [1, 2]}
     (folder / "own.yaml").write_text(yaml.safe_dump(settings))
     return folder
@@ -70,7 +72,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("distill own.yaml stepps=3", "own.yaml: stepps: no such key; did you mean `steps`?"),
         ("distill own.yaml data.path=[a]", "own.yaml: data.path: no such key; did you mean `data.paths`?"),
         ("distill own.yaml path=[a]", "own.yaml: path: no such key; did you mean `data.paths`?"),
-        ("distill own.yaml steps=many", "steps"),
+        ("distill own.yaml steps=many", "own.yaml: steps: expected a whole number, found 'many'"),
+        ("distill own.yaml learning_rate=fast", "own.yaml: learning_rate: expected a number, found 'fast'"),
+        (
+            "distill own.yaml data.paths=/nope",
+            "own.yaml: data.paths: expected a list of texts, found '/nope': write [/nope]",
+        ),
+        ("distill own.yaml data.paths=[empty]", "own.yaml: data.paths: empty: no audio files in this folder"),
+        ("distill own.yaml data.paths=[own.yaml]", "own.yaml: is neither a folder nor a manifest or shard (.jsonl, "),
+        (
+            "distill own.yaml teacher=hubert_bas",
+            "own.yaml: teacher: hubert_bas: no such file or folder or s3prl upstream, and the hub is switched off"
+            " (HF_HUB_OFFLINE); did you mean `hubert_base`?",
+        ),
+        ("distill own.yaml teacher=some/where", "own.yaml: teacher: some/where: no such file or folder or s3prl "),
+        ("distill own.yaml teacher=empty", "own.yaml: teacher: empty: is not a model: the folder has no config.json"),
+        ("distill own.yaml teacher=own.yaml", "own.yaml: teacher: own.yaml: is not a model: neither a folder with"),
+        ("distill own.yaml targets=[1,20]", "own.yaml: targets: [1, 20]: the teacher has layers 1 to 2"),
+        ("distill own.yaml targets=[0]", "own.yaml: targets: [0]: the teacher has layers 1 to 2"),
+        ("distill own.yaml output=recording.wav/x", "own.yaml: output: recording.wav/x: cannot be written: "),
+        ("distill tab.yaml", "tab.yaml: cannot be read as YAML: line 2, column 1: a tab in the indentation, where"),
+        ("distill empty", "empty: is a folder; give a YAML file or the name of a config"),
+        ("distill multitask/demo", "multitask/demo: is a config of another kind, for run_downstream.py -d multitask"),
+        ("distill distill/demo stepps=3", "demo.yaml: stepps: no such key; did you mean `steps`?"),
+        ("distill own.yaml --steps=5", "--steps: no such option; a setting is given as `steps=5`"),
+        ("distill own.yaml --save-every 5", "--save-every: no such option; a setting is given as `save_every=VALUE`"),
         ("distill own.yaml data.paths=[gone]", "own.yaml: data.paths: gone: no such file or folder"),
         ("distill own.yaml teacher=./gone", "own.yaml: teacher: ./gone: no such file or folder"),
         (
@@ -78,28 +104,44 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "own.yaml: student: papper: is not a student size; the sizes are edge, paper, ",
         ),
         ("distill own.yaml student.layer=2", "own.yaml: student: layer: no such key; did you mean `layers`?"),
-        ("distill", "Missing argument 'config'; see `distilled-student distill --help`"),
+        ("distill", "CONFIG: missing; see `distilled-student distill --help`"),
         ("evaluate gone", "gone: no such folder"),
         ("evaluate empty", "empty: has no checkpoint: neither best-dev.ckpt nor states-*.ckpt"),
         ("evaluate run --split tset", "--split tset: not one of dev, test; did you mean `test`?"),
         ("evaluate run --checkpoint states-4.ckpt", "states-4.ckpt: no such checkpoint; did you mean `states-3.ckpt`?"),
         ("evaluate run --splt dev", "--splt: no such option; did you mean `--split`?"),
+        ("evaluate run --steps=5", "--steps: no such option; `distilled-student evaluate --help` lists the options"),
+        ("evaluate run run", "run: more arguments than the command takes; see `distilled-student evaluate --help`"),
+        ("evaluate run --split", "--split: a value is missing; see `distilled-student evaluate --help`"),
+        ("evaluate own.yaml", "own.yaml: is a file; give the folder of the run, and the file with --checkpoint"),
+        ("evaluate run --trials /gone.txt", "--trials /gone.txt: no such file"),
         ("export gone -o model.onnx", "gone: no such file or folder"),
         (
             "export empty -o model.onnx",
             "empty: has neither a checkpoint of a joint training run (*.ckpt) nor a student",
         ),
         ("export run -o model.onx", "--output model.onx: expected a name that ends with .onnx or .pte"),
+        ("export run -o model", "--output model: expected a name that ends with .onnx or .pte"),
+        ("export run -o gone/model.onnx", "--output gone/model.onnx: gone: no such folder; make it first"),
+        ("export own.yaml -o model.onnx", "own.yaml: is not a student: neither a folder with config.json nor a"),
+        ("export run", "--output: missing; see `distilled-student export --help`"),
         ("export run -o model.pte --int8", "--int8, --streaming, .pte: only one of them"),
         ("stream gone recording.wav", "gone: no such file or folder"),
         ("stream run gone.wav", "gone.wav: no such file"),
         ("stream run recording.wav --chunk-ms 0", "--chunk-ms 0: must be 1 or more"),
-        ("stream run recording.wav --chunk-ms ten", "--chunk-ms"),
+        ("stream run data", "data: is a folder; give a file"),
+        ("stream run recording.wav --chunk-ms ten", "--chunk-ms ten: expected a whole number"),
+        ("stream run recording.wav --window long", "--window long: expected a number"),
+        ("prepare librispeech own.yaml", "own.yaml: cannot be written: "),
+        ("prepare voxceleb1 data --source own.yaml", "--source own.yaml: is a file; give a folder"),
         ("prepare librispech data", "librispech: not one of librispeech, "),
         ("prepare librispech data", "; did you mean `librispeech`?"),
         ("prepare librispeech data --parts train-clean-10", "--parts train-clean-10: not one of"),
         ("benchmark papper --data data", "papper: no such config file; did you mean `paper`?"),
         ("benchmark paper", "--data: no folder given; `distilled-student prepare` fills one"),
+        ("benchmark benchmark/paper", "--data: no folder given; `distilled-student prepare` fills one"),
+        ("benchmark paper --data gone", "--data gone: no such folder"),
+        ("benchmark paper --data data --output own.yaml", "--output own.yaml: cannot be written: "),
         ("benchmark paper --data data --only hubert/kw", "--only hubert/kw: no such run"),
         ("benchmark paper --data data --seeds 0", "--seeds 0: must be 1 or more"),
         ("benchmark own.yaml --data data", "own.yaml: data: no such key"),
@@ -108,6 +150,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "--only modls: not one of models, distillation, joint, startup, streaming; did you mean",
         ),
         ("speed --report gone.json", "--report gone.json: no such file"),
+        ("speed --report own.yaml --into gone.md", "--into gone.md: no such file"),
+        ("speed --history data", "--history data: is a folder; give the name of a file"),
+        ("speed --output own.yaml", "--output own.yaml: cannot be written: "),
+        ("demo --output own.yaml", "--output own.yaml: cannot be written: "),
         ("demo --seeds 0", "--seeds 0: must be 1 or more"),
         ("s3prl-main SuperbK", "SuperbK: no such recipe; did you mean `SuperbKS`?"),
         ("configs shw", "shw: no such command; did you mean `show`?"),
@@ -125,7 +171,7 @@ def test_a_mistake_is_one_line_and_exit_code_2_without_a_large_import(command: s
     code, out, err, imported = run(*command.split(), folder=folder)
     assert err.startswith("error: ") and message in err and err.count("\n") == 1 and err.endswith("\n")
     assert (code, out, imported) == (2, "", "")
-    assert not (folder / "out").exists()
+    assert not (folder / "out").exists() and not (folder / "gone").exists()
 
 
 def test_without_a_command_the_help_lists_all(folder: Path) -> None:

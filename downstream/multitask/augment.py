@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from distilled_student.common import audio
+from distilled_student.common.audio_suffixes import SUFFIXES
 from distilled_student.common.errors import UserError
 from distilled_student.multitask.tasks.settings import AugmentSettings, speed_ratio
 
 
 def _files_of(root: Path, key: str) -> list[Path]:
     """All audio files under ``root``, sorted. Raises UserError naming ``key`` if there are none."""
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in audio.SUFFIXES)
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(f"{key}: {root}: {'holds no audio files' if root.is_dir() else 'no such folder'}")
     return files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from distilled_student.student.lengths import mask_if_padded, zero_padding
 from distilled_student.student.network import Student, StudentOutput
 from distilled_student.student.run_mode import is_exporting
 
+log = logging.getLogger(__name__)
 KEYWORD_SCORES = "keyword_scores"
 SPEAKER_EMBEDDING = "speaker_embedding"
 
@@ -265,7 +267,9 @@ def measure(model: JointModel, run: Callable[[Tensor, Tensor], JointOutput], spl
 
 
 def thresholds(model: JointModel, run: Callable[[Tensor, Tensor], JointOutput]) -> dict[str, float | None]:
-    """The threshold of each task that has one, from the outputs of ``run`` on development data; None without these.
+    """The threshold of each task that has one, from the outputs of ``run`` on development data.
+
+    None, and a warning, without these.
 
     ``run``: the model itself, or an exported graph of it.
     """
@@ -273,6 +277,7 @@ def thresholds(model: JointModel, run: Callable[[Tensor, Tensor], JointOutput]) 
     for name in (name for name, task in model.tasks.items() if task.has_threshold):
         try:
             found[name] = measure(model, run, "dev", name).threshold
-        except UserError:
+        except UserError as error:
+            log.warning("no threshold of %s, which takes development data: %s", name, error)
             found[name] = None
     return found

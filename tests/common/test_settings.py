@@ -10,7 +10,9 @@ import pytest
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import find_config, read_yaml, typed
+from distilled_student.common.shipped_configs import shipped_configs
 from distilled_student.distillation.config import DistillConfig
+from distilled_student.student.config import named_size
 
 
 @dataclass
@@ -42,7 +44,16 @@ def test_values_and_overrides_fill_the_schema() -> None:
         ({"sise": 1}, [], "sise: no such key; did you mean `inner.size`?"),
         ({1: 1}, [], "1: no such key"),
         ({"inner": {"sise": 1}}, [], "inner.sise: no such key; did you mean `inner.size`?"),
-        ({"rate": "fast"}, [], "rate"),
+        ({"rate": "fast"}, [], "x.yaml: rate: expected a number, found 'fast'"),
+        ({"names": "a"}, [], "x.yaml: names: expected a list of texts, found 'a': write [a]"),
+        ({"names": {"a": 1}}, [], "x.yaml: names: expected a list of texts, found {'a': 1}"),
+        ({"names": None}, [], "x.yaml: names: expected a list of texts, found None"),
+        ({"inner": {"size": [3]}}, [], "x.yaml: inner.size: expected a whole number, found [3]"),
+        ({"inner": {"size": "big"}}, [], "x.yaml: inner.size: expected a whole number, found 'big'"),
+        ({}, ["names=a"], "x.yaml: names: expected a list of texts, found 'a': write [a]"),
+        ({}, ["inner={size: big}"], "x.yaml: inner.size: expected a whole number, found 'big'"),
+        ({}, ["inner=3"], "x.yaml: inner: expected a group of keys, found 3"),
+        ({}, ["rate={a: 1}"], "x.yaml: rate: expected a number, found {'a': 1}"),
         ({"inner": {"size": 0}}, [], "inner.size: needs at least 1"),
         ({"inner": 5}, [], "inner"),
         ({}, ["inner.sise=2"], "inner.sise: no such key; did you mean `inner.size`?"),
@@ -64,6 +75,45 @@ def test_a_file_without_a_mapping_is_named(content: str, tmp_path: Path) -> None
     path.write_text(content)
     with pytest.raises(UserError, match=r"bad\.yaml"):
         read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a:\n\tb: 1", "line 2, column 1: a tab in the indentation"),
+        ("a: 1\n\tb: 2", "a tab in the indentation"),
+        ("a: b: c", "line 1, column 5: a colon where no key can be"),
+        ("a: [1, 2\nb: 3", "is a comma missing, or the bracket at the end?"),
+        ("a: @b", "line 1, column 4: a value cannot start with '@': put it in quotes"),
+        ("a: 'b", "a quotation mark is missing"),
+        ("a: 1\nb", "expected a colon after the key"),
+        ("a: *b", "line 1, column 4: no value above is marked with &b"),
+        ("a: !b c", "line 1, column 4: the tag !b is not supported: remove it"),
+        ("a: \x00", "a character that YAML does not allow"),
+    ],
+)
+def test_an_error_in_a_yaml_file_is_in_plain_english_with_its_line(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        read_yaml(path)
+    assert message in str(error.value) and str(error.value).startswith(f"{path}: cannot be read as YAML: ")
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_bytes(b"a: \xff\xfe")
+    with pytest.raises(UserError, match=r"bad\.yaml: cannot be read as YAML: is not text in UTF-8"):
+        read_yaml(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize(("kind", "name"), [(full.rpartition("/")[0], full) for full in shipped_configs()])
+def test_a_config_is_found_by_each_name_that_the_list_prints(kind: str, name: str) -> None:
+    for word in (name, f"{name}.yaml", name.rpartition("/")[2]):
+        assert find_config(word, kind) == shipped_configs()[name]
+
+
+def test_a_size_is_found_by_the_name_that_the_list_prints() -> None:
+    assert named_size("student/tiny") == named_size("tiny")
 
 
 def test_a_missing_config_names_the_shipped_ones() -> None:

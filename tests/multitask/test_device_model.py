@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import onnx
 import pytest
+import soundfile
 import torch
 from conftest import tone
-from helpers.trees import tasks
+from helpers.trees import speech_commands, tasks
 from torch.nn.utils.rnn import pad_sequence
 
 import distilled_student as ds
+from distilled_student import cli
 from distilled_student.common.errors import UserError
 from distilled_student.export.graph import Graph, speech_samples, write_onnx
 from distilled_student.export.int8 import quantize_best
@@ -133,6 +137,39 @@ def test_measure_gives_the_scores_of_an_evaluation(run: Path) -> None:
     model, results = open_joint(run), evaluate(run, device="cpu")
     assert measure(model, model, "test", "kws").score == results["kws"]["accuracy"]
     assert measure(model, model, "test", "sv").score == pytest.approx(-results["sv"]["eer"])
+
+
+def test_a_run_is_exported_and_streamed_without_its_data(
+    tmp_path: Path, small_logmel: ds.StudentConfig, capsys: pytest.CaptureFixture
+) -> None:
+    config = dataclasses.replace(small_logmel, positions="conv", causal=True)
+    torch.manual_seed(0)
+    ds.save_student(ds.build_student(config), tmp_path / "student")
+    trained = train(tmp_path, "-u", "distilled_student", "-k", str(tmp_path / "student"))
+    before = open_joint(trained)
+    for corpus in ("sc", "vox"):
+        shutil.rmtree(tmp_path / corpus)
+    soundfile.write(tmp_path / "recording.wav", tone(2.0).numpy(), 16_000)
+    model, waveform = open_joint(trained), tone(1.0)[None]
+    lengths = torch.tensor([16_000])
+    assert model.labels == ["_silence_", "_unknown_", "yes", "no"] and model.metadata({}) == before.metadata({})
+    for name, expected in before(waveform, lengths).tasks.items():
+        assert torch.equal(model(waveform, lengths).tasks[name], expected)
+    for arguments in (
+        ["export", str(trained), "-o", str(tmp_path / "model.onnx")],
+        ["export", str(trained), "-o", str(tmp_path / "stream.onnx"), "--streaming"],
+        ["stream", str(trained), str(tmp_path / "recording.wav"), "--threshold", "0"],
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        assert end.value.code == 0, capsys.readouterr().err
+    assert (tmp_path / "model.onnx").is_file() and (tmp_path / "stream.onnx").is_file()
+    with pytest.raises(UserError, match=r"tasks\.kws\.test_root: .*sc/test: no such folder"):
+        evaluate(trained, device="cpu")
+    (tmp_path / "sc").mkdir()
+    speech_commands(tmp_path / "sc")
+    with pytest.raises(UserError, match=r"tasks\.sv\.root: .*vox: no such folder"):
+        evaluate(trained, device="cpu")
 
 
 def test_int8_needs_development_data(run: Path) -> None:

@@ -54,7 +54,7 @@ def test_training_and_evaluation_write_results_and_scores(tmp_path: Path, capsys
     assert {value: found["trials"] for value, found in hard["sv"]["groups"]["column 4"].items()} == {"f": 5, "m": 4}
     for kind in (hard["sv"], hard["sv"]["as_norm"]):
         assert kind["groups"]["column 5"]["GB"]["eer"] == kind["eer"]
-    with pytest.raises(UserError, match=r"best-dev\.ckpt with -o: downstream_expert\.tasks\.kws: key 'batch_size'"):
+    with pytest.raises(UserError, match=r"best-dev\.ckpt with -o: downstream_expert\.tasks\.kws: batch_size: expected"):
         evaluate(exp, device="cpu", overrides=["config.downstream_expert.tasks.kws.batch_size=many"])
     shutil.rmtree(next(iter(sorted((tmp_path / "vox/dev/wav").iterdir()))))
     assert launch.main(["-m", "train", "-e", str(exp / "states-4.ckpt"), "--device", "cpu"]) == 2

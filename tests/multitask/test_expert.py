@@ -221,7 +221,7 @@ def test_an_unreadable_file_in_a_worker_gives_one_line_with_its_name(tmp_path: P
             {"tasks": {"kws": {"poling": "mean"}}},
             r"my\.yaml: downstream_expert\.tasks\.kws: poling: no such key; did you mean `pooling`\?",
         ),
-        ({"tasks": {"kws": {"batch_size": "many"}}}, r"tasks\.kws: key 'batch_size'"),
+        ({"tasks": {"kws": {"batch_size": "many"}}}, r"tasks\.kws: batch_size: expected a whole number, found 'many'"),
         ({"tasks": {"kws": {"pooling": "max"}}}, r"tasks\.kws: pooling: 'max' is not one of"),
         ({"tasks": {"sv": {"loss": {"name": "arc"}}}}, r"tasks\.sv: loss\.name: 'arc'"),
         ({"tasks": {"emotion": {}}}, r"tasks\.emotion: no task of this name"),

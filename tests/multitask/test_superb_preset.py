@@ -118,7 +118,7 @@ def test_weighted_layers_without_their_number_give_one_line(
         (kws, {"head": "projection", "standardize": True}, "FILE: standardize: works with the linear head only"),
         (sv, {"layer": "last"}, r"FILE: layer: 'last' is neither a number nor weighted"),
         (kws, {"sampling": "word"}, r"FILE: sampling: 'word' is not utterance or class"),
-        (kws, {"fill": "maybe"}, r"FILE: key 'fill'"),
+        (kws, {"fill": "maybe"}, r"FILE: fill: expected true or false, found 'maybe'"),
     ],
 )
 def test_a_wrong_choice_gives_one_line_with_file_and_key(task: object, change: dict, match: str) -> None:

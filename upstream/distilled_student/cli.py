@@ -11,7 +11,16 @@ from typing import Annotated, Any
 import typer
 
 from distilled_student import __version__
-from distilled_student.common.early_checks import check_choice, check_file, check_model, check_positive, check_run
+from distilled_student.common.early_checks import (
+    check_choice,
+    check_file,
+    check_folder,
+    check_model,
+    check_output_file,
+    check_output_folder,
+    check_positive,
+    check_run,
+)
 from distilled_student.common.errors import UserError
 from distilled_student.common.known_warnings import suppress_known_warnings
 from distilled_student.common.typer_errors import Commands, run_app
@@ -117,6 +126,8 @@ def evaluate(
     """Evaluate a joint training run on its tasks and write results.json (with --trials: results-LIST.json) there."""
     check_choice("--split", split, ("dev", "test"))
     check_run(expdir, checkpoint, BEST)
+    if trials is not None and Path(trials).is_absolute():  # others can be in the task's folder
+        check_file("--trials", Path(trials))
     from distilled_student.multitask.evaluate import evaluate as run
 
     run(expdir, split=split, checkpoint=checkpoint, device=device, trials=trials, trials_root=trials_root)
@@ -144,6 +155,7 @@ def export(
     if int8 + streaming + is_program > 1:
         raise UserError("--int8, --streaming, .pte: only one of them can be chosen")
     check_model(source, checkpoint, BEST)
+    check_output_file("--output", output)
     from distilled_student.multitask.device_model import open_joint
 
     model = open_joint(source, checkpoint)
@@ -168,6 +180,7 @@ def demo(
 ) -> None:
     """Run the whole pipeline offline in some minutes: distil, train jointly, evaluate, compare."""
     check_positive("--seeds", seeds)
+    check_output_folder("--output", output)
     from distilled_student.demo.run_demo import run_demo
 
     run_demo(output, seeds)
@@ -187,6 +200,8 @@ def prepare(
     from distilled_student.prepare.catalog import CORPORA
 
     check_choice("", corpus, CORPORA)
+    check_folder("--source", source)
+    check_output_folder("", root)
     from distilled_student.prepare.prepare_corpus import prepare as run
 
     run(CORPORA[corpus], root, parts or (), mirror, source)
@@ -214,15 +229,23 @@ def benchmark(
 ) -> None:
     """Run a benchmark suite, resume what was interrupted, and report the results next to the published ones."""
     from distilled_student.benchmark.suite import plan, read_suite
+    from distilled_student.common.settings import find_config
+    from distilled_student.common.shipped_configs import shipped_configs
 
     check_positive("--seeds", seeds)
     check_positive("--steps", steps)
     if not tflops > 0:
         raise UserError(f"--tflops {tflops}: must be a positive number")
     plan(read_suite(suite), 1, only or (), extra)  # raises for a name that is in no run
-    has_own_data = suite in ("demo", "sizes")
+    shipped = shipped_configs()
+    has_own_data = find_config(suite, "benchmark") in (shipped["benchmark/demo"], shipped["benchmark/sizes"])
     if data is None and not has_own_data:
         raise UserError("--data: no folder given; `distilled-student prepare` fills one")
+    home, name = Path("exp/benchmark"), Path(suite).stem
+    if not dry_run:
+        check_folder("--data", data)
+        check_output_folder("--output", output or home)
+        check_output_folder("--students", students)
     from distilled_student.benchmark.run_suite import benchmark as run
     from distilled_student.benchmark.run_suite import open_bench
 
@@ -231,8 +254,7 @@ def benchmark(
         from distilled_student.demo.run_demo import corpus_folder, precision
 
         data, more = data or corpus_folder(), precision()
-    home, name = Path("exp/benchmark"), Path(suite).stem
-    if output is None and steps is None and suite != "demo":
+    if output is None and steps is None and name != "demo":
         students = students or home / "distill"
     # a trial (--steps) has a folder of its own: its runs must not be taken for complete ones
     output = output or home / (name if steps is None else f"{name}-{steps}-steps")
@@ -264,8 +286,14 @@ def speed(
         check_choice("--only", name, PART_NAMES)
     check_positive("--rounds", rounds)
     check_file("--report", report)
+    for document in into or ():
+        check_file("--into", document)
     for pair in accuracy or ():
         check_file("--accuracy", Path(pair.partition("=")[2]) if "=" in pair else None)
+    if report is None:
+        check_output_folder("--output", output)
+    if history is not None and history.is_dir():
+        raise UserError(f"--history {history}: is a folder; give the name of a file")
     from distilled_student.speed.measure_all import measure_parts, write_tables
 
     if report is not None:

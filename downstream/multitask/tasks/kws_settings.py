@@ -80,5 +80,11 @@ class Settings(TaskSettings):
         return [SILENCE, UNKNOWN, *self.keywords]
 
     def check_folders(self, key: str) -> None:
-        if not Path(self.train_root).is_dir():
-            raise UserError(f"{key}.train_root: {self.train_root}: no such folder")
+        super().check_folders(key)
+        for name, folder in (("train_root", self.train_root), ("test_root", self.test_root)):
+            if folder is not None and not Path(folder).is_dir():
+                raise UserError(f"{key}.{name}: {folder}: no such folder")
+        found = {normal_word(entry.name) for entry in Path(self.train_root).iterdir() if entry.is_dir()}
+        for word in self.keywords:
+            if normal_word(word) not in found:
+                raise UserError(f"{key}.keywords: {Path(self.train_root, word)}: class '{word}' has no files")

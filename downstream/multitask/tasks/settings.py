@@ -6,7 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, ClassVar
+
+from distilled_student.common.errors import UserError
 
 WEIGHTED = "weighted"  # a task's `layer`: the sum of all layers with learned weights
 HEADS = ("linear", "projection", "xvector")
@@ -167,7 +170,7 @@ class TaskSettings:
         return None
 
     def check_folders(self, key: str) -> None:
-        """Check that the folders that training needs exist.
+        """Check that the files and folders that training needs exist, as far as that takes no time.
 
         Args:
             key: ``FILE: dotted.key`` of the task, for messages.
@@ -175,3 +178,7 @@ class TaskSettings:
         Raises:
             UserError: one of them does not.
         """
+        for name in ("rir_root", "noise_root"):
+            folder = getattr(self.augment, name)
+            if folder is not None and not Path(folder).is_dir():
+                raise UserError(f"{key}.augment.{name}: {folder}: no such folder")

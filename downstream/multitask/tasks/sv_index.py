@@ -27,9 +27,9 @@ EXTRA = " in extra_roots["  # ends the name of a training speaker, before the nu
 class SpeakerIndex:
     """Speakers of training, of development and of the test trials: no speaker is in two of them.
 
-    Only the test trials are read at once: a test needs no training folders. The development speakers are those with the
-    lowest hash of the name (the hash that splits Speech Commands): the choice does not depend on the seed, and hardly
-    changes when speakers are added. Names that differ only in case or Unicode normal form are one speaker.
+    Everything is read at its first use: a test needs no training folders, and an export no folder at all. The
+    development speakers are those with the lowest hash of the name (the hash that splits Speech Commands): the choice
+    does not depend on the seed, and hardly changes when speakers are added. Names that differ only in case or Unicode normal form are one speaker.
 
     Args:
         speaker_pattern, trials_root: See `Settings`.
@@ -51,23 +51,41 @@ class SpeakerIndex:
         trials_root: str | None = None,
     ) -> None:
         self.root, self.key, self.pattern = root, key, speaker_pattern
-        files = root if trials_root is None else Path(trials_root)
-        if not files.is_dir():
-            raise UserError(f"{key}.{'root' if trials_root is None else 'trials_root'}: {files}: no such folder")
         self.dev_speakers, self.extra_roots = dev_speakers, extra_roots
+        self.trials, self.trials_root = trials, trials_root
+        files = root if trials_root is None else Path(trials_root)
         self._trial_roots = [files / "test" / "wav", files / "wav", files / "dev" / "wav", files]
-        self.test, self.test_speakers = None, set[str]()
-        if trials is not None:
-            self.test, self.test_speakers = read_trials(files / trials, self._trial_roots, key, speaker_pattern)
-        self._test_identities = set(map(identity, self.test_speakers))
+
+    @functools.cached_property
+    def _test(self) -> tuple[Trials | None, set[str]]:
+        """The test trials and the names of their speakers."""
+        name, folder = "root" if self.trials_root is None else "trials_root", self._trial_roots[-1]
+        if not folder.is_dir():
+            raise UserError(f"{self.key}.{name}: {folder}: no such folder")
+        if self.trials is None:
+            return None, set()
+        return read_trials(folder / self.trials, self._trial_roots, self.key, self.pattern)
+
+    @property
+    def test(self) -> Trials | None:
+        return self._test[0]
+
+    @property
+    def test_speakers(self) -> set[str]:
+        return self._test[1]
+
+    @functools.cached_property
+    def _test_identities(self) -> set[str]:
+        return set(map(identity, self.test_speakers))
 
     @functools.cached_property
     def _speakers(self) -> dict[str, list[Path]]:
         """The speakers of training and development."""
+        test_identities = self._test_identities  # first: a missing root is reported as such
         folder = self.root / "dev" / "wav" if (self.root / "dev" / "wav").is_dir() else self.root / "wav"
         found = speaker_files(folder, f"{self.key}.root", self.pattern)
         self._check_other_folders(found)
-        speakers = {name: files for name, files in found.items() if identity(name) not in self._test_identities}
+        speakers = {name: files for name, files in found.items() if identity(name) not in test_identities}
         if self.dev_speakers >= len(speakers):
             reason = f"{self.dev_speakers} of {len(speakers)} speakers leave no training speaker"
             raise UserError(f"{self.key}.dev_speakers: {reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -83,6 +84,20 @@ class Settings(TaskSettings):
         return list({ratio: float(ratio) for ratio in map(speed_ratio, factors) if ratio != 1}.values())
 
     def check_folders(self, key: str) -> None:
-        for name, folder in (("root", self.root), *(("extra_roots", root) for root in self.extra_roots)):
+        super().check_folders(key)
+        folders = [("root", self.root), *(("extra_roots", root) for root in self.extra_roots)]
+        folders += [("trials_root", self.trials_root)] if self.trials_root is not None else []
+        for name, folder in folders:
             if not Path(folder).is_dir():
                 raise UserError(f"{key}.{name}: {folder}: no such folder")
+        root, trials = Path(self.root), Path(self.trials_root or self.root, self.trials or "")
+        if self.trials is not None and not trials.is_file():
+            raise UserError(f"{key}.trials: {trials}: no such file; without test trials give null")
+        folder = root / "dev" / "wav" if (root / "dev" / "wav").is_dir() else root / "wav"
+        if not folder.is_dir():
+            raise UserError(f"{key}.root: {self.root}: has neither dev/wav nor wav, the folder of the speakers")
+        # this number includes the speakers of the trials: the index, which reads the trials, checks it again
+        speakers = sum(entry.is_dir() for entry in os.scandir(folder))
+        if self.speaker_pattern is None and self.dev_speakers >= speakers:
+            reason = f"{self.dev_speakers} of {speakers} speakers leave no training speaker"
+            raise UserError(f"{key}.dev_speakers: {reason}")

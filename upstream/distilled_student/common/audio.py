@@ -25,7 +25,6 @@ SAMPLES_PER_BLOCK = 2**20  # samples of all channels that are decoded before the
 MAX_RESAMPLING_WEIGHTS = 2**22
 # longest excerpt that an upstream encodes at once; the longest utterance of VoxCeleb1 has 145 s
 MAX_ENCODED_SECONDS = 240
-SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"}
 
 
 class Header(NamedTuple):

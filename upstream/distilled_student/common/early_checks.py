@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from distilled_student.common.errors import UserError, did_you_mean
+from distilled_student.common.files import read_json
+
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
 def check_choice(option: str, value: str, known: Iterable[str]) -> None:
@@ -25,7 +30,38 @@ def check_positive(option: str, value: int | None) -> None:
 def check_file(option: str, file: Path | None) -> None:
     """Raise UserError for a path that is not a file; None is an option that was not given."""
     if file is not None and not file.is_file():
-        raise UserError(f"{option} {file}: no such file".strip())
+        reason = "is a folder; give a file" if file.is_dir() else "no such file"
+        raise UserError(f"{option} {file}: {reason}".strip())
+
+
+def check_folder(option: str, folder: Path | None) -> None:
+    """Raise UserError for a path that is not a folder; None is an option that was not given."""
+    if folder is not None and not folder.is_dir():
+        reason = "is a file; give a folder" if folder.exists() else "no such folder"
+        raise UserError(f"{option} {folder}: {reason}".strip())
+
+
+def check_output_folder(option: str, folder: Path | None) -> None:
+    """Raise UserError for a folder that a command cannot make or write in; None is an option that was not given."""
+    if folder is None:
+        return
+    parent = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    if not parent.is_dir():
+        raise UserError(f"{option} {folder}: cannot be written: {parent} is a file; give a folder".strip())
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"{option} {folder}: cannot be written: {parent} is not a writable folder".strip())
+
+
+def check_output_file(option: str, file: Path | None) -> None:
+    """Raise UserError for a file that a command cannot write: its folder must exist. None: it was not given."""
+    if file is None:
+        return
+    if file.is_dir():
+        raise UserError(f"{option} {file}: is a folder; give the name of a file")
+    if not file.parent.is_dir():
+        raise UserError(f"{option} {file}: {file.parent}: no such folder; make it first")
+    if not os.access(file.parent, os.W_OK):
+        raise UserError(f"{option} {file}: {file.parent} is not a writable folder")
 
 
 def check_run(folder: Path, checkpoint: str, default: str) -> None:
@@ -34,8 +70,9 @@ def check_run(folder: Path, checkpoint: str, default: str) -> None:
     Args:
         checkpoint: File in the folder. If it is the ``default`` name and missing, a ``states-STEP.ckpt`` can be used.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file; give the folder of the run, and the file with --checkpoint")
+    check_folder("", folder)
     if (folder / checkpoint).is_file():
         return
     if checkpoint != default:
@@ -47,11 +84,40 @@ def check_run(folder: Path, checkpoint: str, default: str) -> None:
 
 def check_model(path: Path, checkpoint: str, default: str) -> None:
     """Raise UserError for a path that is neither the folder of a joint training run nor a student (folder or file)."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
     if path.is_dir() and any(path.glob("*.ckpt")):
         check_run(path, checkpoint, default)
     elif path.is_dir() and not (path / "config.json").is_file():
         raise UserError(
             f"{path}: has neither a checkpoint of a joint training run (*.ckpt) nor a student (config.json)"
         )
+    else:
+        check_student("", path)
+
+
+def check_student(option: str, path: Path) -> None:
+    """Raise UserError for a path that `load_student` cannot read, as far as names and the configuration show it.
+
+    ``option`` is empty for an argument.
+    """
+    where = f"{option} {path}".strip()
+    if path.is_dir():
+        if not (path / CONFIG).is_file():
+            raise UserError(f"{where}: is not a student: the folder has no {CONFIG}")
+        if "model_type" not in read_json(path / CONFIG):
+            raise UserError(f"{path / CONFIG}: model_type: missing: not the configuration of a student")
+        if not any((path / name).is_file() for name in WEIGHTS):
+            raise UserError(f"{where}: is not a student: the folder has no weights ({WEIGHTS[0]})")
+    elif not path.is_file():
+        raise UserError(f"{where}: no such file or folder")
+    elif not is_torch_file(path):
+        raise UserError(f"{where}: is not a student: neither a folder with {CONFIG} nor a checkpoint of torch")
+
+
+def is_torch_file(file: Path) -> bool:
+    """Whether a file begins as ``torch.save`` begins one: a zip archive, or a pickle of torch before 1.6."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(2)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    return start == b"PK" or start[:1] == b"\x80"

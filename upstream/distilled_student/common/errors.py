@@ -33,6 +33,13 @@ def closest(name: object, known: Iterable[str]) -> str | None:
     return by_lower_case[close[0]] if close else None
 
 
+def closest_option(name: str, known: Iterable[str]) -> str | None:
+    """The known ``--option`` that is most like ``name``. The dashes, which all have, do not count."""
+    by_word = {option.lstrip("-"): option for option in known}
+    found = closest(name.lstrip("-"), by_word)
+    return by_word[found] if found else None
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: ``; did you mean `x`?`` for the closest known name, or nothing."""
     found = closest(name, known)

@@ -13,12 +13,14 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from distilled_student.common.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# torch is imported by the functions that need it: JSON files are checked before it is imported
 
 log = logging.getLogger(__name__)
 CHECKSUM_PREFIX = b"sha256:"
@@ -63,6 +65,8 @@ def read_torch(file: Path) -> Any:
     Raises:
         UserError: damaged, or with any other pickled object, because loading one can run code; names the file.
     """
+    import torch
+
     known = argparse.Namespace in torch.serialization.get_safe_globals()
     # torch's context manager removes the class when it ends, even a class that was already registered before
     safe = contextlib.nullcontext() if known else torch.serialization.safe_globals([argparse.Namespace])
@@ -141,6 +145,8 @@ def save_torch(content: Any, file: str | Path) -> None:
     Raises:
         UserError: the disk is full, or the folder cannot be written; an existing file is unchanged.
     """
+    import torch
+
     part = Path(f"{file}.{os.getpid()}.part")
     try:
         with part.open("w+b") as out:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from distilled_student.common.errors import UserError, did_you_mean
+from distilled_student.common.expected_values import expected_value, value_at
+from distilled_student.common.shipped_configs import KINDS, shipped_configs
 from distilled_student.common.unknown_keys import check_keys, check_override
+from distilled_student.common.yaml_errors import yaml_reason
 
 T = TypeVar("T")
 
@@ -31,20 +33,26 @@ def cache_folder() -> Path:
 def find_config(name: str | Path, kind: str = "") -> Path:
     """Path of a YAML file, given by its path or by the name of a config that ships with the package.
 
-    ``find_config("demo", kind="distill")`` finds ``configs/distill/demo.yaml``.
+    ``find_config("demo", kind="distill")`` and ``find_config("distill/demo", kind="distill")`` find
+    ``configs/distill/demo.yaml``.
 
     Raises:
-        UserError: there is no such file and no shipped config of that name.
+        UserError: there is no such file and no shipped config of that name and kind.
     """
     path = Path(name)
     if path.is_file():
         return path
-    folder = Path(str(resources.files("distilled_student.configs"))) / kind
-    shipped = folder / f"{path.name.removesuffix('.yaml')}.yaml"
-    if path.name == str(name) and shipped.is_file():
-        return shipped
-    known = sorted(p.stem for p in folder.glob("*.yaml"))
-    suggestion = did_you_mean(name, known) or f"; the shipped {kind} configs are {', '.join(known)}"
+    if path.is_dir():
+        raise UserError(f"{name}: is a folder; give a YAML file or the name of a config")
+    configs, word = shipped_configs(), str(name).removesuffix(".yaml")
+    full_name = word if kind and word.startswith(f"{kind}/") else f"{kind}/{word}".lstrip("/")
+    if full_name.rpartition("/")[0] == kind and full_name in configs:
+        return configs[full_name]
+    if word in configs:
+        raise UserError(f"{name}: is a config of another kind, for {KINDS[word.rpartition('/')[0]]}")
+    known = [full.rpartition("/")[2] for full in configs if full.rpartition("/")[0] == kind]
+    suggestion = did_you_mean(word.removeprefix(f"{kind}/"), known)
+    suggestion = suggestion or f"; the shipped {kind} configs are {', '.join(known)}"
     raise UserError(f"{name}: no such config file{suggestion}")
 
 
@@ -96,7 +104,7 @@ def parse_yaml(text: str) -> Any:
         _check_size(text)
         return _Loader(text).get_single_data()
     except Exception as error:  # for a wrong date, number or tag PyYAML passes on any exception of Python
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+        raise ValueError(yaml_reason(error, text)) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -104,7 +112,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8") as file:
             content = parse_yaml(file.read(MAX_CHARACTERS + 1))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as YAML: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: cannot be read as YAML: is not text in UTF-8") from None
+    except ValueError as error:
         raise UserError(f"{path}: cannot be read as YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping of keys to values, found {type(content).__name__}")
@@ -130,6 +142,7 @@ def typed(schema: type[T], values: Mapping[str, Any], where: str | Path, overrid
     Raises:
         UserError: unknown key, wrong type, missing or impossible value; one line that names ``where`` and the key.
     """
+    given, at = values, ""  # the values that are used now: those of the file, or an override's at its key
     try:
         check_keys(schema, values)
         _check_mappings(schema, values)
@@ -137,17 +150,33 @@ def typed(schema: type[T], values: Mapping[str, Any], where: str | Path, overrid
         for pair in overrides:
             if "=" not in pair:
                 raise UserError(f"{pair}: overrides are written key=value")
-            key, value = pair.split("=", 1)
-            check_override(schema, key)
+            at, value = pair.split("=", 1)
+            check_override(schema, at)
             try:
-                value = parse_yaml(value)
-            except ValueError:
-                raise UserError(f"{pair}: the value is not YAML") from None
-            OmegaConf.update(config, key, value, merge=True)
+                given = parse_yaml(value)
+            except ValueError as error:
+                raise UserError(f"{pair}: the value is not YAML: {error}") from None
+            OmegaConf.update(config, at, given, merge=True)
+        given, at = {}, ""
         return OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        key = f"key '{error.full_key}': " if error.full_key else ""
-        reason = str(error.msg or error).splitlines()[0]
-        raise UserError(f"{where}: {key}{reason}") from None
+        raise UserError(f"{where}: {_omegaconf_reason(error, schema, given, at)}") from None
     except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def _omegaconf_reason(error: OmegaConfBaseException, schema: Any, given: Any, at: str) -> str:
+    """The key and what is wrong with its value. ``given``: the value at the key ``at``, or all values for no key."""
+    key = str(error.full_key or at)
+    key = key if key.startswith(at) else at
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key or str(error).rpartition(' ')[2]}: missing"
+    if isinstance(error, ValidationError) and key:
+        try:
+            return expected_value(schema, key, value_at(given, key.removeprefix(at)))
+        except LookupError:  # the value comes from a reference ${...}, or it is a default
+            pass
+    reason = str(error.msg or error).splitlines()[0]
+    if isinstance(error, ConfigKeyError):
+        reason = f"cannot be used ({reason})"
+    return f"{key}: {reason}" if key else reason

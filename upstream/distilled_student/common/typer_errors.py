@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from distilled_student.common.errors import UserError, did_you_mean, message_of
+from distilled_student.common.errors import UserError, closest_option, did_you_mean, message_of
 
 # what typer raises for any wrong command line; not all versions of typer export it
 UsageError: Any = typer.BadParameter.__base__
+SETTINGS = "overrides"  # the name of the argument of a command that takes settings, key=value
 
 
 class Commands(TyperGroup):
@@ -26,24 +28,47 @@ class Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-def _describe(error: Any) -> str:
-    """What is wrong with the command line, and the closest option or where to look."""
-    context = error.ctx
+def _describe_unknown(option: str, context: Any, argv: Sequence[str]) -> str:
+    """An unknown option: the closest one, or where the command takes ``key=value``, how a setting is given."""
+    params = context.command.get_params(context) if context else []
+    found = closest_option(option, [name for param in params for name in param.opts if name.startswith("-")])
+    if found:
+        return f"{option}: no such option; did you mean `{found}`?"
+    if any(param.name == SETTINGS for param in params):
+        given = next((word for word in argv if word.partition("=")[0] == option), option)
+        value = given.partition("=")[2] or "VALUE"
+        return f"{option}: no such option; a setting is given as `{option.lstrip('-').replace('-', '_')}={value}`"
     path = context.command_path if context else "distilled-student"
-    if hasattr(error, "possibilities"):  # an unknown option
-        known = [name for option in context.command.get_params(context) for name in option.opts] if context else []
-        suggestion = did_you_mean(error.option_name, known) or f"; `{path} --help` lists the options"
-        return f"{error.option_name}: no such option{suggestion}"
-    return f"{error.format_message().rstrip('.')}; see `{path} --help`"
+    return f"{option}: no such option; `{path} --help` lists the options"
 
 
-def run_app(app: typer.Typer, argv: Sequence[str] | None, name: str) -> None:
+def _describe(error: Any, argv: Sequence[str]) -> str:
+    """What is wrong with the command line, and the closest option or where to look."""
+    if hasattr(error, "possibilities"):
+        return _describe_unknown(error.option_name, error.ctx, argv)
+    message, param = error.format_message().rstrip("."), getattr(error, "param", None)
+    see = f"see `{error.ctx.command_path if error.ctx else 'distilled-student'} --help`"
+    if re.match("Missing (argument|option|parameter)", message) and param is not None:
+        name = param.opts[-1] if param.opts[-1].startswith("-") else param.opts[-1].upper()
+        return f"{name}: missing; {see}"
+    if found := re.match(r"Option '(\S+)' requires an argument", message):
+        return f"{found[1]}: a value is missing; {see}"
+    if found := re.match(r"Got unexpected extra arguments? \((.*)\)", message):
+        return f"{found[1]}: more arguments than the command takes; {see}"
+    if found := re.match(r"Invalid value for (.*?): '(.*)' is not a valid (\w+)", message):
+        name = re.findall(r"'([^']+)'", found[1])[-1]
+        kind = {"integer": "a whole number", "int": "a whole number", "float": "a number"}.get(found[3], found[3])
+        return f"{name} {found[2]}: expected {kind}"
+    return f"{message}; {see}"
+
+
+def run_app(app: typer.Typer, argv: Sequence[str], name: str) -> None:
     """Run a command line and exit: 0 for success, 2 with one line on stderr for a user's mistake, 130 for Ctrl-C."""
     command = typer.main.get_command(app)
     try:
         code = command.main(args=argv, prog_name=name, standalone_mode=False)
     except (UserError, UsageError, OSError) as error:  # OSError: a full disk, a folder that may not be read
-        error = UserError(_describe(error) if isinstance(error, UsageError) else message_of(error))
+        error = UserError(_describe(error, argv) if isinstance(error, UsageError) else message_of(error))
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except typer.Abort:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distilled_student.common import audio
+from distilled_student.common.audio_suffixes import SUFFIXES
 from distilled_student.common.errors import UserError
 from distilled_student.common.untrusted import leads_outside
 from distilled_student.corpora.speaker_names import COMMON_PATTERNS, match_speaker, speaker_by_pattern
@@ -209,7 +209,7 @@ def speaker_files(root: Path, key: str, pattern: str | None = None) -> dict[str,
             name = speaker_by_pattern(pattern, file.relative_to(root).as_posix(), key.rpartition(".")[0])
             speakers.setdefault(name, []).append(file)
         return dict(sorted(speakers.items()))
-    loose = [p for p in sorted(root.iterdir()) if p.is_file() and p.suffix.lower() in audio.SUFFIXES]
+    loose = [p for p in sorted(root.iterdir()) if p.is_file() and p.suffix.lower() in SUFFIXES]
     if loose:
         reason = (
             f"{len(loose)} audio files in it are in no speaker's folder and are not used, the first is {loose[0].name}"
@@ -224,4 +224,4 @@ def speaker_files(root: Path, key: str, pattern: str | None = None) -> dict[str,
 
 
 def _audio_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in audio.SUFFIXES)
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)

@@ -1,31 +1,49 @@
-"""Checks of a distillation's settings that need no torch: a wrong path or student is reported within a second."""
+"""Checks of a distillation's settings that need no torch: a wrong path, teacher or student is reported quickly."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from distilled_student.common.audio_suffixes import has_audio
+from distilled_student.common.early_checks import check_output_folder
 from distilled_student.common.errors import UserError
 from distilled_student.distillation.config import DistillConfig, student_config_for
-
-
-def _is_folder_name(teacher: str) -> bool:
-    """Whether the name of a teacher can only be a folder: names on a hub have at most one slash, inside."""
-    return teacher.startswith(("/", ".", "~")) or teacher.endswith("/") or teacher.count("/") > 1
+from distilled_student.distillation.data.config import MANIFESTS, TARS
+from distilled_student.host.s3prl_names import upstream_names
+from distilled_student.teachers.early_checks import check_teacher
 
 
 def check_settings(config: DistillConfig, where: str | Path) -> None:
-    """Check folders, the teacher's and those of the data, and the student's configuration.
+    """Check the data, the teacher and its layers, the student's configuration and the output folder.
 
-    URLs, patterns and names on a hub are checked when they are opened.
+    URLs and patterns are checked when they are opened.
 
     Raises:
-        UserError: a folder or file is missing, or the student is wrong; begins with ``where`` and names the key.
+        UserError: a folder or file is missing or holds no audio, the teacher cannot be found or lacks a layer, the
+            student is wrong, or a folder cannot be written; begins with ``where`` and names the key.
     """
     for name in config.data.paths:
-        is_url_or_pattern = re.search(r"://|[*?\[{]", name)
-        if not is_url_or_pattern and not Path(name).exists():
-            raise UserError(f"{where}: data.paths: {name}: no such file or folder")
-    if _is_folder_name(config.teacher) and not Path(config.teacher).exists():
-        raise UserError(f"{where}: teacher: {config.teacher}: no such file or folder")
+        _check_data(name, f"{where}: data.paths")
     student_config_for(config, target_size=1, where=where)  # raises for an unknown size or a wrong field
+    layers = check_teacher(config.teacher, f"{where}: teacher", upstream_names())
+    wrong = not config.targets or min(config.targets) < 1 or (layers is not None and max(config.targets) > layers)
+    if wrong:
+        known = "layers, counted from 1" if layers is None else f"layers 1 to {layers}"
+        raise UserError(f"{where}: targets: {config.targets}: the teacher has {known}")
+    check_output_folder(f"{where}: output:", Path(config.output))
+    check_output_folder(f"{where}: cache:", Path(config.cache) if config.cache else None)
+
+
+def _check_data(name: str, where: str) -> None:
+    """An entry of ``data.paths``."""
+    path = Path(name)
+    if path.is_dir():
+        if not has_audio(path):
+            raise UserError(f"{where}: {name}: no audio files in this folder")
+    elif path.exists():
+        if not name.lower().endswith(MANIFESTS + TARS):
+            known = ", ".join(MANIFESTS + TARS)
+            raise UserError(f"{where}: {name}: is neither a folder nor a manifest or shard ({known})")
+    elif not re.search(r"://|[*?\[{]", name):
+        raise UserError(f"{where}: {name}: no such file or folder")

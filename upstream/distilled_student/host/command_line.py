@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from distilled_student import __version__
-from distilled_student.common.errors import UserError, did_you_mean
+from distilled_student.common.errors import UserError, closest_option, did_you_mean
 from distilled_student.host.overrides import MODES
 from distilled_student.host.s3prl_names import downstream_names, upstream_names
 
@@ -22,10 +22,19 @@ class Parser(argparse.ArgumentParser):
     """Reports an error as one line, with the closest known option or choice."""
 
     def error(self, message: str) -> NoReturn:
-        unknown = re.search(r"unrecognized arguments: (\S+)", message)
-        if unknown:
+        if found := re.search(r"unrecognized arguments: (\S+)", message):
             options = [name for action in self._actions for name in action.option_strings if len(name) > 2]
-            message = f"{unknown[1]}: no such option{did_you_mean(unknown[1].partition('=')[0], options)}"
+            close = closest_option(found[1].partition("=")[0], options)
+            hint = f"did you mean `{close}`?" if close else "settings of the YAML file: -o config.KEY=VALUE"
+            message = f"{found[1]}: no such option; {hint}"
+        elif found := re.search(r"the following arguments are required: (\S+?)/", message):
+            message = f"{found[1]}: missing: give {', '.join(MODES[:-1])} or {MODES[-1]}"
+        elif found := re.search(r"argument (-\w)?.*: expected one argument", message):
+            message = f"{found[1] or message.split()[1].rstrip(':')}: a value is missing"
+        elif found := re.search(r"argument (\S+): invalid int value: '(.*)'", message):
+            message = f"{found[1].partition('/')[0]} {found[2]}: expected a whole number"
+        elif found := re.search(r"ambiguous option: (\S+) could match (.*)", message):
+            message = f"{found[1]}: can be {found[2].replace(', ', ' or ')}: write it out"
         choice = re.search(r"argument (\S+): invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if choice:
             known = re.findall(r"[\w-]+", choice[3])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distilled_student.common.errors import UserError, did_you_mean
+from distilled_student.host.optimizer_names import names_of, torch_optimizer_names
 from distilled_student.host.superb import settings as superb
 
 COUNTS = ("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step", "max_keep")
@@ -78,6 +80,34 @@ def _check_runner(where: str, runner: Mapping[str, Any], downstream: str) -> Non
         raise UserError(f"{where}: runner.train_dataloader: expected train, found {runner['train_dataloader']!r}")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_optimizer(where: str, config: Mapping[str, Any]) -> None:
+    """Optimizer and scheduler: known names; finite numbers; nothing negative where it must not be."""
+    for section in ("optimizer", "scheduler"):
+        values = config.get(section) or {}
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: {section}: expected a group of keys, found {values!r}")
+        is_used = bool(values) or section == "optimizer"
+        name = values.get("name")
+        if is_used and name not in (known := names_of(section)):  # s3prl evaluates the name as code
+            raise UserError(f"{where}: {section}.name: s3prl has no {section} {name!r}{did_you_mean(name, known)}")
+        for key, value in values.items():
+            must_be_number = key == "lr" or (section == "scheduler" and key != "name")
+            if must_be_number and not (_is_number(value) and value >= 0):
+                raise UserError(f"{where}: {section}.{key}: expected a number of at least 0, found {value!r}")
+            if _is_number(value) and not math.isfinite(value):
+                raise UserError(f"{where}: {section}.{key}: expected a finite number, found {value!r}")
+    optimizer = config["optimizer"]
+    name, known = optimizer.get("torch_optim_name"), torch_optimizer_names()
+    is_unknown = name not in known and "torch" not in sys.modules  # a program can add its own to torch.optim
+    if optimizer["name"] == "TorchOptim" and known and is_unknown:
+        reason = f"torch.optim has no {name}{did_you_mean(name, known)}"
+        raise UserError(f"{where}: optimizer.torch_optim_name: {reason}")
+
+
 def _check_code(where: str, key: str, value: Any) -> None:
     """Allow only names where s3prl evaluates the value as code: settings may come from a foreign checkpoint."""
     for name, inner in value.items() if isinstance(value, Mapping) else ():
@@ -107,6 +137,7 @@ def check_sections(where: str, config: dict[str, Any], downstream: str, splits: 
         if section not in SECTIONS:
             raise UserError(f"{where}: {section}: no such section{did_you_mean(section, SECTIONS)}")
     _check_runner(where, config["runner"], downstream)
+    _check_optimizer(where, config)
     if downstream != "multitask":
         _check_code(where, "downstream_expert", config["downstream_expert"])
     if downstream in superb.SETTINGS:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from distilled_student.common.audio_suffixes import SUFFIXES
 from distilled_student.common.errors import UserError
 from distilled_student.corpora.keywords import BACKGROUND, which_set
 
@@ -16,8 +17,6 @@ T = TypeVar("T")
 
 def relative_audio_paths(folder: Path) -> list[str]:
     """Paths of all audio files under ``folder``, relative to it. Links are followed."""
-    from distilled_student.common.audio import SUFFIXES  # here: the names of corpora are read without torch
-
     found = []
     for parent, _, names in os.walk(folder, followlinks=True):
         prefix = "" if parent == str(folder) else f"{parent[len(str(folder)) + 1 :]}/"

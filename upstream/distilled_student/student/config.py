@@ -200,12 +200,14 @@ def size_names() -> list[str]:
 def named_size(name: str) -> StudentConfig:
     """The configuration with this name: ``paper``, ``slim``, ``edge`` or ``tiny``. Reads a YAML file with PyYAML.
 
+    ``student/paper``, the name that ``distilled-student configs list`` prints, is accepted too.
+
     Raises:
         ValueError: there is no such size.
     """
     import yaml  # imported here, so that a saved student needs torch alone
 
-    files = _size_files()
+    files, name = _size_files(), name.removeprefix("student/")
     if name not in files:
         raise ValueError(f"{name}: is not a student size; the sizes are {', '.join(files)}{did_you_mean(name, files)}")
     return StudentConfig(**(yaml.safe_load(files[name].read_text(encoding="utf-8")) or {}))

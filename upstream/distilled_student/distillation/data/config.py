@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MANIFESTS = (".jsonl", ".jsonl.gz")
+TARS = (".tar", ".tar.gz", ".tgz")
+
 
 @dataclass
 class DataConfig:

@@ -21,14 +21,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from distilled_student.common.audio import SAMPLE_RATE, SUFFIXES, header, resample
+from distilled_student.common.audio import SAMPLE_RATE, header, resample
+from distilled_student.common.audio_suffixes import SUFFIXES
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.processes import end_with_parent
-from distilled_student.distillation.data.config import DataConfig
+from distilled_student.distillation.data.config import MANIFESTS, DataConfig
 from distilled_student.distillation.data.manifests import load_audio, read_manifest
 
 log = logging.getLogger(__name__)
-MANIFESTS = (".jsonl", ".jsonl.gz")
 
 
 class SkippedFiles:

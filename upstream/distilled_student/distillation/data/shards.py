@@ -20,12 +20,12 @@ from lhotse import AudioSource, Recording
 from lhotse.cut import Cut
 
 from distilled_student.common.arithmetic import ceil_div
-from distilled_student.common.audio import SUFFIXES, check_header
+from distilled_student.common.audio import check_header
+from distilled_student.common.audio_suffixes import SUFFIXES
 from distilled_student.common.errors import UserError, short_reason
-from distilled_student.distillation.data.cuts import MANIFESTS, DataConfig
+from distilled_student.distillation.data.config import MANIFESTS, TARS, DataConfig
 from distilled_student.distillation.data.manifests import parse_cut
 
-TARS = (".tar", ".tar.gz", ".tgz")
 STREAMED_BYTES = 64 << 20  # a manifest on disk that is larger than this is streamed
 PART_BYTES = 4 << 20  # of a part of a manifest, at most
 MAX_LINE_BYTES = 16 << 20  # of a manifest's line

@@ -1,0 +1,54 @@
+"""Whether a path can be a student, from names and the configuration alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import distilled_student as ds
+from distilled_student.common.early_checks import check_student
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "-k student: is not a student: the folder has no config.json"),
+        ({"config.json": "{"}, "config.json: is not JSON"),
+        ({"config.json": "{}"}, "config.json: model_type: missing"),
+        (
+            {"config.json": '{"model_type": "hubert"}'},
+            "-k student: is not a student: the folder has no weights (model.safetensors)",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_student_is_named(
+    files: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("student").mkdir()
+    for name, content in files.items():
+        Path("student", name).write_text(content)
+    with pytest.raises(ds.UserError) as error:
+        check_student("-k", Path("student"))
+    assert message in str(error.value)
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    for content in (b"", b"text"):
+        (tmp_path / "file").write_bytes(content)
+        with pytest.raises(ds.UserError, match=r"file: is not a student: neither a folder with config\.json"):
+            check_student("", tmp_path / "file")
+    with pytest.raises(ds.UserError, match=r"-k gone: no such file or folder"):
+        check_student("-k", Path("gone"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_saved_students_and_torch_files_are_accepted(zipped: bool, small_cnn: ds.StudentConfig, tmp_path: Path) -> None:
+    student = ds.build_student(small_cnn)
+    for format in ("distilled_student", "transformers"):
+        ds.save_student(student, tmp_path / format, format=format)
+        check_student("", tmp_path / format)
+    torch.save({}, tmp_path / "file.pt", _use_new_zipfile_serialization=zipped)
+    check_student("", tmp_path / "file.pt")

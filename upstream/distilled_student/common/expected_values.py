@@ -1,0 +1,76 @@
+"""What the type of a settings key expects, in plain English, for a value that has another type."""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from enum import Enum
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    type(None): "null",
+    dict: "a group of keys",
+    list: "a list",
+}
+
+
+def _words(hint: Any) -> str:
+    """What a type is called in a message."""
+    if get_origin(hint) in (Union, types.UnionType):
+        *first, last = map(_words, get_args(hint))
+        return f"{', '.join(first)} or {last}"
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return f"one of {', '.join(hint.__members__)}"
+    kind = get_origin(hint) or hint
+    if kind is list and (inner := get_args(hint)):
+        return {str: "a list of texts", int: "a list of whole numbers", float: "a list of numbers"}.get(
+            inner[0], "a list"
+        )
+    return WORDS.get(kind, "a group of keys" if is_dataclass(kind) else "another value")
+
+
+def _parts(key: str) -> list[str]:
+    """``data.paths[0]`` -> ``data``, ``paths``, ``0``."""
+    return [part for part in re.split(r"[.\[\]]", key) if part]
+
+
+def _type_of(schema: Any, key: str) -> Any:
+    """The type of a dotted key in a dataclass; None if the dataclass does not say it."""
+    hint = schema
+    for part in _parts(key):
+        if is_dataclass(hint):
+            hint = get_type_hints(hint).get(part)
+        elif get_origin(hint) is list:
+            hint = get_args(hint)[0]
+        elif get_origin(hint) is dict:
+            hint = get_args(hint)[1]
+        else:
+            return None
+    return hint
+
+
+def value_at(values: Any, key: str) -> Any:
+    """The value of a dotted key in nested mappings and lists. Raises LookupError if there is none."""
+    for part in _parts(key):
+        if isinstance(values, Mapping):
+            values = values[part]
+        elif isinstance(values, list) and part.isdigit():
+            values = values[int(part)]
+        else:
+            raise LookupError(key)
+    return values
+
+
+def expected_value(schema: Any, key: str, value: Any) -> str:
+    """``KEY: expected a list of texts, found '/data': write [/data]``, for a value that ``schema`` does not accept."""
+    hint = _type_of(schema, key)
+    message = f"{key}: expected {_words(hint)}, found {value!r}"
+    if get_origin(hint) is list and isinstance(value, str | int | float) and not isinstance(value, bool):
+        message += f": write [{value}]"
+    return message

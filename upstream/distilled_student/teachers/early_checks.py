@@ -1,0 +1,81 @@
+"""Checks of a teacher's name that need no torch: a name that means nothing is reported within a second or two."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from distilled_student.common.early_checks import CONFIG, is_torch_file
+from distilled_student.common.errors import UserError, did_you_mean, short_reason
+from distilled_student.common.files import read_json
+
+SHIPPED = "shipped"
+# keys of a config.json with the number of layers: of Whisper's encoder, of other models of transformers, of students
+LAYER_KEYS = ("encoder_layers", "num_hidden_layers", "layers")
+REMEDY = "give a folder, the name of an s3prl upstream, or a name on the hub of transformers, OWNER/NAME"
+
+
+def _is_folder_name(name: str) -> bool:
+    """Whether a name can only be a folder: names on a hub have at most one slash, inside."""
+    return name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1
+
+
+def check_teacher(name: str, where: str, upstreams: Collection[str]) -> int | None:
+    """Check the name of a teacher, as `open_teacher` takes it.
+
+    Args:
+        where: What messages begin with, such as ``FILE: teacher``.
+        upstreams: The names of s3prl's upstreams.
+
+    Returns:
+        The number of the teacher's layers; None if no ``config.json`` says it.
+
+    Raises:
+        UserError: there is no such folder, file, upstream or model on the hub, or it cannot be a teacher.
+    """
+    path = Path(__file__).parents[1] / "assets" / "teacher" if name == SHIPPED else Path(name)
+    if path.is_dir():
+        if not (path / CONFIG).is_file():
+            raise UserError(f"{where}: {name}: is not a model: the folder has no {CONFIG}")
+        return _layers(read_json(path / CONFIG))
+    if path.exists():
+        if not is_torch_file(path):
+            reason = f"neither a folder with {CONFIG} nor a checkpoint of torch"
+            raise UserError(f"{where}: {name}: is not a model: {reason}")
+        return None
+    if _is_folder_name(name):
+        raise UserError(f"{where}: {name}: no such file or folder")
+    if name in upstreams:
+        return None
+    hint = did_you_mean(name, [SHIPPED, *upstreams])
+    return _check_on_hub(name, where, hint or f"; {REMEDY}")
+
+
+def _layers(values: dict[str, Any]) -> int | None:
+    return next((values[key] for key in LAYER_KEYS if isinstance(values.get(key), int)), None)
+
+
+def _check_on_hub(name: str, where: str, hint: str) -> int | None:
+    """The same for a model on the hub of transformers, or in the local cache of the hub.
+
+    ``hint``: the end of the message about a name that can be meant in another way.
+    """
+    from huggingface_hub import model_info, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    try:
+        if isinstance(cached := try_to_load_from_cache(name, CONFIG), str):
+            return _layers(read_json(Path(cached)))
+        model_info(name, timeout=10)
+    except UserError:
+        raise
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(f"{where}: {name}: no such file or folder, s3prl upstream or model on the hub{hint}") from None
+    except Exception as error:  # of the network: any exception
+        is_offline = isinstance(error, OfflineModeIsEnabled)
+        reason = "is switched off (HF_HUB_OFFLINE)" if is_offline else f"cannot be reached ({short_reason(error, 80)})"
+        raise UserError(
+            f"{where}: {name}: no such file or folder or s3prl upstream, and the hub {reason}{hint}"
+        ) from None
+    return None
