@@ -69,8 +69,32 @@ def value_at(values: Any, key: str) -> Any:
 
 def expected_value(schema: Any, key: str, value: Any) -> str:
     """``KEY: expected a list of texts, found '/data': write [/data]``, for a value that ``schema`` does not accept."""
-    hint = _type_of(schema, key)
-    message = f"{key}: expected {_words(hint)}, found {value!r}"
+    hint, yaml_words = _type_of(schema, key), {None: "null", True: "true", False: "false"}
+    is_word = value is None or isinstance(value, bool)
+    message = f"{key}: expected {_words(hint)}, found {yaml_words[value] if is_word else repr(value)}"
     if get_origin(hint) is list and isinstance(value, str | int | float) and not isinstance(value, bool):
         message += f": write [{value}]"
     return message
+
+
+def check_containers(schema: Any, key: str, value: Any) -> None:
+    """Raise ValueError if ``value`` is a list, a group of keys or a plain value, but ``schema`` has another at ``key``.
+
+    Groups are checked in depth. OmegaConf's own message would not name the key.
+    """
+    hint = _type_of(schema, key)
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    kinds = {get_origin(option) or option for option in options}
+    if value is None or kinds & {None, Any} or (isinstance(value, str) and "${" in value):
+        return
+    groups = {kind for kind in kinds if kind is dict or is_dataclass(kind)}
+    if isinstance(value, Mapping):
+        accepted = groups
+    elif isinstance(value, list):
+        accepted = kinds & {list}
+    else:
+        accepted = kinds - groups - {list, type(None)}
+    if not accepted:
+        raise ValueError(expected_value(schema, key, value))
+    for name, inner in value.items() if isinstance(value, Mapping) and any(map(is_dataclass, groups)) else ():
+        check_containers(schema, f"{key}.{name}", inner)

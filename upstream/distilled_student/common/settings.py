@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from distilled_student.common.errors import UserError, did_you_mean
-from distilled_student.common.expected_values import expected_value, value_at
+from distilled_student.common.expected_values import check_containers, expected_value, value_at
 from distilled_student.common.shipped_configs import KINDS, shipped_configs
 from distilled_student.common.unknown_keys import check_keys, check_override
 from distilled_student.common.yaml_errors import yaml_reason
@@ -123,16 +122,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_mappings(schema: Any, values: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise ValueError for a plain value where a mapping is expected; OmegaConf's own message names no key."""
-    types = get_type_hints(schema)
-    for key, value in values.items():
-        if is_dataclass(types.get(key)):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{prefix}{key}: expected a group of keys, found '{value}'")
-            _check_mappings(types[key], value, f"{prefix}{key}.")
-
-
 def typed(schema: type[T], values: Mapping[str, Any], where: str | Path, overrides: Sequence[str] = ()) -> T:
     """Fill the dataclass ``schema`` from ``values``, then from ``key=value`` ``overrides``.
 
@@ -145,7 +134,8 @@ def typed(schema: type[T], values: Mapping[str, Any], where: str | Path, overrid
     given, at = values, ""  # the values that are used now: those of the file, or an override's at its key
     try:
         check_keys(schema, values)
-        _check_mappings(schema, values)
+        for key, value in values.items():
+            check_containers(schema, key, value)
         config = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values)))
         for pair in overrides:
             if "=" not in pair:
@@ -156,6 +146,7 @@ def typed(schema: type[T], values: Mapping[str, Any], where: str | Path, overrid
                 given = parse_yaml(value)
             except ValueError as error:
                 raise UserError(f"{pair}: the value is not YAML: {error}") from None
+            check_containers(schema, at, given)
             OmegaConf.update(config, at, given, merge=True)
         given, at = {}, ""
         return OmegaConf.to_object(config)
@@ -167,16 +158,18 @@ def typed(schema: type[T], values: Mapping[str, Any], where: str | Path, overrid
 
 def _omegaconf_reason(error: OmegaConfBaseException, schema: Any, given: Any, at: str) -> str:
     """The key and what is wrong with its value. ``given``: the value at the key ``at``, or all values for no key."""
-    key = str(error.full_key or at)
-    key = key if key.startswith(at) else at
+    full_key = str(error.full_key or at)
+    if at.startswith(f"{full_key}."):
+        return f"{full_key}: is a value, not a group of keys"
+    key = full_key if full_key.startswith(at) else at
     if isinstance(error, MissingMandatoryValue):
         return f"{key or str(error).rpartition(' ')[2]}: missing"
+    if isinstance(error, ConfigKeyError):
+        return f"{key}: no such key"
     if isinstance(error, ValidationError) and key:
         try:
             return expected_value(schema, key, value_at(given, key.removeprefix(at)))
         except LookupError:  # the value comes from a reference ${...}, or it is a default
             pass
     reason = str(error.msg or error).splitlines()[0]
-    if isinstance(error, ConfigKeyError):
-        reason = f"cannot be used ({reason})"
     return f"{key}: {reason}" if key else reason

@@ -10,7 +10,7 @@ from distilled_student.common.early_checks import CONFIG, is_torch_file
 from distilled_student.common.errors import UserError, did_you_mean, short_reason
 from distilled_student.common.files import read_json
 
-SHIPPED = "shipped"
+SHIPPED = {"shipped": "teacher", "teacher": "teacher", "distilled_student": "student"}  # name -> folder in assets
 # keys of a config.json with the number of layers: of Whisper's encoder, of other models of transformers, of students
 LAYER_KEYS = ("encoder_layers", "num_hidden_layers", "layers")
 REMEDY = "give a folder, the name of an s3prl upstream, or a name on the hub of transformers, OWNER/NAME"
@@ -34,7 +34,7 @@ def check_teacher(name: str, where: str, upstreams: Collection[str]) -> int | No
     Raises:
         UserError: there is no such folder, file, upstream or model on the hub, or it cannot be a teacher.
     """
-    path = Path(__file__).parents[1] / "assets" / "teacher" if name == SHIPPED else Path(name)
+    path = Path(__file__).parents[1] / "assets" / SHIPPED[name] if name in SHIPPED else Path(name)
     if path.is_dir():
         if not (path / CONFIG).is_file():
             raise UserError(f"{where}: {name}: is not a model: the folder has no {CONFIG}")
@@ -48,7 +48,7 @@ def check_teacher(name: str, where: str, upstreams: Collection[str]) -> int | No
         raise UserError(f"{where}: {name}: no such file or folder")
     if name in upstreams:
         return None
-    hint = did_you_mean(name, [SHIPPED, *upstreams])
+    hint = did_you_mean(name, [*SHIPPED, *upstreams])
     return _check_on_hub(name, where, hint or f"; {REMEDY}")
 
 
