@@ -144,4 +144,4 @@ def test_trial_lists_with_training_speakers_and_further_columns_are_read(tmp_pat
     assert set(groups["column 5"]) == {"GB", "US"}
     (root / "hard.txt").write_text("\n".join([*lines, "0 id1000/s0/00000.wav id1001/s0/00000.wav f"]))
     with pytest.raises(UserError, match=r"hard\.txt: line 4: 4 columns, but the first line has 5"):
-        index(root, trials="hard.txt")
+        _ = index(root, trials="hard.txt").test

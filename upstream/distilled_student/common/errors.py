@@ -26,17 +26,17 @@ def message_of(error: Exception) -> str:
     return " ".join(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].split())
 
 
-def closest(name: object, known: Iterable[str]) -> str | None:
-    """The known name that is most like ``name``; None if no name is close. Case does not matter."""
+def closest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that is most like ``name``; None if no likeness is at least ``cutoff``. Case does not matter."""
     by_lower_case = {other.lower(): other for other in map(str, known)}
-    close = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1)
+    close = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=cutoff)
     return by_lower_case[close[0]] if close else None
 
 
 def closest_option(name: str, known: Iterable[str]) -> str | None:
     """The known ``--option`` that is most like ``name``. The dashes, which all have, do not count."""
     by_word = {option.lstrip("-"): option for option in known}
-    found = closest(name.lstrip("-"), by_word)
+    found = closest(name.lstrip("-"), by_word, cutoff=0.7)  # options are short: at 0.6 `steps` is like `past_exp`
     return by_word[found] if found else None
 
 

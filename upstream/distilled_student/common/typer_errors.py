@@ -28,6 +28,16 @@ class Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
+def _given(option: str, argv: Sequence[str]) -> str | None:
+    """The value of an option on a command line, ``--option=value`` or ``--option value``; None if it has none."""
+    for word, following in zip(argv, [*argv[1:], None], strict=True):
+        if word == option:
+            return following
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
+
+
 def _describe_unknown(option: str, context: Any, argv: Sequence[str]) -> str:
     """An unknown option: the closest one, or where the command takes ``key=value``, how a setting is given."""
     params = context.command.get_params(context) if context else []
@@ -35,8 +45,7 @@ def _describe_unknown(option: str, context: Any, argv: Sequence[str]) -> str:
     if found:
         return f"{option}: no such option; did you mean `{found}`?"
     if any(param.name == SETTINGS for param in params):
-        given = next((word for word in argv if word.partition("=")[0] == option), option)
-        value = given.partition("=")[2] or "VALUE"
+        value = _given(option, argv) or "VALUE"
         return f"{option}: no such option; a setting is given as `{option.lstrip('-').replace('-', '_')}={value}`"
     path = context.command_path if context else "distilled-student"
     return f"{option}: no such option; `{path} --help` lists the options"
@@ -48,17 +57,17 @@ def _describe(error: Any, argv: Sequence[str]) -> str:
         return _describe_unknown(error.option_name, error.ctx, argv)
     message, param = error.format_message().rstrip("."), getattr(error, "param", None)
     see = f"see `{error.ctx.command_path if error.ctx else 'distilled-student'} --help`"
-    if re.match("Missing (argument|option|parameter)", message) and param is not None:
-        name = param.opts[-1] if param.opts[-1].startswith("-") else param.opts[-1].upper()
-        return f"{name}: missing; {see}"
+    if message.startswith("Missing ") and param is not None:
+        longest = max(param.opts, key=len)
+        return f"{longest if longest.startswith('-') else longest.upper()}: missing; {see}"
     if found := re.match(r"Option '(\S+)' requires an argument", message):
-        return f"{found[1]}: a value is missing; {see}"
-    if found := re.match(r"Got unexpected extra arguments? \((.*)\)", message):
+        return f"{found[1]}: a value is missing"
+    if found := re.match(r"Got unexpected extra argument\S* \((.*)\)", message):
         return f"{found[1]}: more arguments than the command takes; {see}"
-    if found := re.match(r"Invalid value for (.*?): '(.*)' is not a valid (\w+)", message):
-        name = re.findall(r"'([^']+)'", found[1])[-1]
-        kind = {"integer": "a whole number", "int": "a whole number", "float": "a number"}.get(found[3], found[3])
-        return f"{name} {found[2]}: expected {kind}"
+    if (found := re.search(r"valid (integer|int|float|number)", message)) and param is not None:
+        kind = "a whole number" if found[1].startswith("int") else "a number"
+        option = next((name for name in param.opts if _given(name, argv) is not None), param.opts[0])
+        return f"{option} {_given(option, argv) or ''}".rstrip() + f": expected {kind}"
     return f"{message}; {see}"
 
 
