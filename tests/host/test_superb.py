@@ -239,7 +239,7 @@ def test_the_same_silence_is_removed_as_the_installed_sox_removes(output: Path) 
         ([*ASV, "-o", f"{DATA}.vad_config.min_sec=1000000000"], "no data to train with"),
         ([*ASV, "-o", f"{MODEL}.module=open"], "modelrc.module: expected one of XVector, Identity, found 'open'"),
         ([*ASV, "-o", f"{MODEL}.module=Identity"], "modelrc.module_config.Identity: missing"),
-        ([*ASV, "-o", f"{MODEL}.ObjectiveLoss=ArcFace"], "expected one of [AMSoftmaxLoss"),
+        ([*ASV, "-o", f"{MODEL}.ObjectiveLoss=ArcFace"], "expected one of AMSoftmaxLoss"),
     ],
 )
 def test_a_mistake_in_superbs_settings_is_reported_in_one_line_and_creates_no_folder(
