@@ -19,7 +19,7 @@ from distilled_student.common.early_checks import check_student
         ({"config.json": "{}"}, "config.json: model_type: missing"),
         (
             {"config.json": '{"model_type": "hubert"}'},
-            "-k student: is not a student: the folder has no weights (model.safetensors)",
+            "-k student: is not a student: the folder has no weights (*.safetensors or *.bin)",
         ),
     ],
 )

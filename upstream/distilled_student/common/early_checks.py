@@ -10,7 +10,7 @@ from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.files import read_json
 
 CONFIG = "config.json"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def check_choice(option: str, value: str, known: Iterable[str]) -> None:
@@ -105,8 +105,8 @@ def check_student(option: str, path: Path) -> None:
             raise UserError(f"{where}: is not a student: the folder has no {CONFIG}")
         if "model_type" not in read_json(path / CONFIG):
             raise UserError(f"{path / CONFIG}: model_type: missing: not the configuration of a student")
-        if not any((path / name).is_file() for name in WEIGHTS):
-            raise UserError(f"{where}: is not a student: the folder has no weights ({WEIGHTS[0]})")
+        if not any(file for pattern in WEIGHTS for file in path.glob(pattern)):
+            raise UserError(f"{where}: is not a student: the folder has no weights ({' or '.join(WEIGHTS)})")
     elif not path.is_file():
         raise UserError(f"{where}: no such file or folder")
     elif not is_torch_file(path):
