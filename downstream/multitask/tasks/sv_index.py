@@ -29,7 +29,8 @@ class SpeakerIndex:
 
     Everything is read at its first use: a test needs no training folders, and an export no folder at all. The
     development speakers are those with the lowest hash of the name (the hash that splits Speech Commands): the choice
-    does not depend on the seed, and hardly changes when speakers are added. Names that differ only in case or Unicode normal form are one speaker.
+    does not depend on the seed, and hardly changes when speakers are added. Names that differ only in case or Unicode
+    normal form are one speaker.
 
     Args:
         speaker_pattern, trials_root: See `Settings`.
