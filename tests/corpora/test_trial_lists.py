@@ -173,7 +173,7 @@ def test_another_root_holds_the_files_of_a_list(tmp_path: Path) -> None:
     found = index(root, trials_root=str(other))
     assert found.test_speakers == {"id2000", "id2001"} and len(found.training) == 4
     with pytest.raises(UserError, match=r"trials_root: .*gone: no such folder"):
-        index(root, trials_root=str(tmp_path / "gone"))
+        _ = index(root, trials_root=str(tmp_path / "gone")).test
 
 
 def test_fewer_than_three_speakers_have_no_interval() -> None:
