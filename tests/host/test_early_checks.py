@@ -40,6 +40,7 @@ LARGE_LIBRARIES = ("torch", "s3prl", "transformers", "torchaudio", "lhotse", "on
         (["-m", "train", "-u", "fbnk", "-d", "multitask", "-p", "new"], "-u fbnk: no such upstream"),
         (["-m", "train", "-u", "fbank", "-d", "multitsk", "-p", "new"], "-d multitsk: no such downstream"),
         (["-m", "train", "-u", "teacher", "-d", "speech_commands", "-p", "new"], "data/speech_commands/train: no such"),
+        ([*JOINT, "--device", "gpu"], "--device gpu: unknown"),
         ([*JOINT, "-c", "nope"], "nope: no such config file"),
         ([*JOINT, "-o", "config.runner.log_steps=1"], "runner.log_steps: no such key"),
         ([*JOINT, "-o", "config.runner.log_step=1,args.seed=2"], "one comma"),
@@ -62,6 +63,9 @@ LARGE_LIBRARIES = ("torch", "s3prl", "transformers", "torchaudio", "lhotse", "on
         (["-m", "evaluate", "-e", "x" * 300], "File name too long"),
         (["-m", "train", "-u", "fbank", "-d", "example", "-p", "x" * 300], "File name too long"),
         ([*JOINT, "-o", "args.upstream=fbnk"], "-u fbnk: no such upstream"),
+        (["-m", "train", "-u", "distilled_student", "-k", ".", "-d", "example", "-p", "new"], "-k .: is not a student"),
+        (["-m", "train", "-u", "teacher", "-k", ".", "-d", "example", "-p", "new"], "-k: .: is not a model"),
+        (["-m", "train", "-u", "teacher", "-k", "hubert_bse", "-d", "example", "-p", "new"], "`hubert_base`?"),
         (
             [*JOINT, "-o", "args.upstream=teacher,,args.upstream_feature_selection=predictions"],
             "-s predictions: -u tea",

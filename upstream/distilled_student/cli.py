@@ -13,6 +13,7 @@ import typer
 from distilled_student import __version__
 from distilled_student.common.early_checks import (
     check_choice,
+    check_device,
     check_file,
     check_folder,
     check_model,
@@ -125,6 +126,7 @@ def evaluate(
 ) -> None:
     """Evaluate a joint training run on its tasks and write results.json (with --trials: results-LIST.json) there."""
     check_choice("--split", split, ("dev", "test"))
+    check_device("--device", device)
     check_run(expdir, checkpoint, BEST)
     if trials is not None and Path(trials).is_absolute():  # others can be in the task's folder
         check_file("--trials", Path(trials))
@@ -236,6 +238,7 @@ def benchmark(
     check_positive("--steps", steps)
     if not tflops > 0:
         raise UserError(f"--tflops {tflops}: must be a positive number")
+    check_device("--device", device)
     plan(read_suite(suite), 1, only or (), extra)  # raises for a name that is in no run
     shipped = shipped_configs()
     has_own_data = find_config(suite, "benchmark") in (shipped["benchmark/demo"], shipped["benchmark/sizes"])

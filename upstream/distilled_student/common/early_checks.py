@@ -11,6 +11,7 @@ from distilled_student.common.files import read_json
 
 CONFIG = "config.json"
 WEIGHTS = ("*.safetensors", "*.bin")
+DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "npu", "xla", "mtia", "privateuseone")  # kinds of torch.device
 
 
 def check_choice(option: str, value: str, known: Iterable[str]) -> None:
@@ -25,6 +26,12 @@ def check_positive(option: str, value: int | None) -> None:
     """Raise UserError for a count below 1; None is an option that was not given."""
     if value is not None and value < 1:
         raise UserError(f"{option} {value}: must be 1 or more")
+
+
+def check_device(option: str, value: str | None) -> None:
+    """Raise UserError for a name that no device of torch has; None is an option that was not given."""
+    if value is not None and value.partition(":")[0] not in DEVICES:
+        raise UserError(f"{option} {value}: unknown; use cpu, cuda or cuda:N")
 
 
 def check_file(option: str, file: Path | None) -> None:

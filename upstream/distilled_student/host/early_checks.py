@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from distilled_student.checkpoints.hub import may_be_on_hub
+from distilled_student.common.early_checks import check_device, check_student
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.settings import find_config, read_yaml
 from distilled_student.host.overrides import override
 from distilled_student.host.s3prl_names import downstream_names, upstream_names
 from distilled_student.host.superb import settings as superb
 from distilled_student.host.yaml_sections import NAME, SPLITS, check_sections, source
+from distilled_student.teachers.early_checks import check_teacher
 
 UPSTREAMS = "give distilled_student, teacher, or an upstream of s3prl such as fbank"
 TEACHER_FEATURES = ("hidden_states", "last_hidden_state", "concatenated")
@@ -37,6 +39,7 @@ def check_early(args: Namespace) -> None:
         if args.override:
             apply_overrides(args, args, {})
         return
+    check_device("--device", args.device)
     check_arguments(apply_overrides(args, args, {})[0])
     start, config = read_start(args)
     check_mode(start)
@@ -57,6 +60,10 @@ def check_arguments(args: Namespace) -> None:
         raise UserError(f"-s {selected}: -u {args.upstream} has only {', '.join(known)}{hint}")
     if args.init_ckpt and not Path(args.init_ckpt).exists():
         raise UserError(f"-i {args.init_ckpt}: no such checkpoint")
+    if args.upstream == "distilled_student" and args.upstream_ckpt and Path(args.upstream_ckpt).exists():
+        check_student("-u distilled_student -k", Path(args.upstream_ckpt))
+    if args.upstream == "teacher" and args.upstream_ckpt:
+        check_teacher(args.upstream_ckpt, "-u teacher -k", upstream_names())
 
 
 def check_names(args: Namespace, upstreams: Sequence[str], downstreams: Sequence[str]) -> None:
