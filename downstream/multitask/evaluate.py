@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from distilled_student.multitask import metrics as M
 from distilled_student.multitask.expert import BEST
 from distilled_student.multitask.tasks.base import BaseTask
 from distilled_student.student import cost
+
+log = logging.getLogger(__name__)
 
 TIMING = "timing.json"
 
@@ -105,7 +108,11 @@ def evaluate(
     runner.evaluate()  # fills the expert's results and arrays
 
     costs = cost.summary(upstream)
-    write_json(expdir / TIMING, {"rtf": costs.pop("rtf")})
+    timing = {key: costs.pop(key) for key in ("rtf", "other_load", "with_other_load")}
+    if timing["with_other_load"]:
+        load = f"other processes used {timing['other_load']:g} cores"
+        log.warning("%s: the real-time factor is too high: %s while it was measured", expdir / TIMING, load)
+    write_json(expdir / TIMING, timing)
     results = rounded(
         {
             "split": split,

@@ -17,8 +17,10 @@ import transformers
 from conftest import tone
 from helpers.trees import WORDS, speech_commands, voxceleb
 
+from distilled_student.benchmark import trials
 from distilled_student.benchmark.commands import Bench
 from distilled_student.benchmark.execute import execute
+from distilled_student.benchmark.report import write_report
 from distilled_student.benchmark.run_suite import open_bench, run_suite
 from distilled_student.benchmark.suite import plan, read_suite
 from distilled_student.cli import main
@@ -105,13 +107,41 @@ def test_a_row_has_our_figure_with_seeds_and_interval_and_the_published_one_with
     assert low <= row["kws_accuracy"] <= high
     assert row["published"]["kws_accuracy"] == 97.90
     report = (finished / "report.md").read_text()
-    line = next(line for line in report.splitlines() if line.startswith("| distilled-hubert |") and "97.90" in line)
+    start = "| distilled-hubert (trial) |"
+    line = next(line for line in report.splitlines() if line.startswith(start) and "97.90" in line)
     assert f"{row['kws_accuracy']:.2f} ±" in line
     assert "4.27 [1]" in line
     assert "[1] <https://arxiv.org/abs/2210.16611v2>" in report
     for image in re.findall(r"\((\S+\.png)\)", report):
         assert (finished / image).stat().st_size > 0
     assert {"cost.png", "cost-2.png", "det.png", "confusion.png"} <= set(re.findall(r"\((\S+\.png)\)", report))
+
+
+def test_a_report_of_trials_says_so_in_title_and_tables_and_why(finished: Path) -> None:
+    report = (finished / "report.md").read_text()
+    assert report.startswith("# The paper's tables (trial, no results)\n")
+    headings = [line for line in report.splitlines() if line.startswith("## ")]
+    tables = [heading for heading in headings if heading not in ("## Trials", "## Not run")]
+    assert tables and all(heading.endswith(" (trial, no results)") for heading in tables)
+    reasons = next(line for line in report.splitlines() if line.startswith("* distilled-hubert/joint: 2 of "))
+    for reason in (
+        "2 of 200,000 distillation steps",
+        "LibriSpeech/train-clean-100: 2 of 28,539 files",
+        "speech_commands/train: 42 of 64,721 files",
+        "voxceleb1/test/wav: 8 of 4,874 files",
+        "8 of 3,081 test utterances of keywords",
+        "6 of 37,611 trials of speakers",
+    ):
+        assert reason in reasons
+    assert json.loads((finished / "results.json").read_text())["title"].endswith("(trial, no results)")
+
+
+def test_a_real_time_factor_with_other_load_is_marked(finished: Path) -> None:
+    row = {**rows(finished)["distilled-hubert/joint"], "rtf": 0.5, "rtf_with_other_load": True}
+    write_report(finished / "loaded", read_suite("paper"), [row])
+    assert "| 0.5000 (loaded) |" in (finished / "loaded/report.md").read_text()
+    timing = json.loads(next(finished.rglob("timing.json")).read_text())
+    assert set(timing) == {"rtf", "other_load", "with_other_load"}
 
 
 def test_a_single_task_is_trained_and_reported_alone(finished: Path) -> None:
@@ -268,7 +298,7 @@ def test_missing_data_is_reported_for_each_row(data: Path, tmp_path: Path) -> No
     )
     assert "prepare librispeech" in found["distilled-hubert/kws"]["errors"]["0"]
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "| wav2vec2 |" in report and "not run | 3.35 [1]" in report
+    assert "| wav2vec2 (trial) |" in report and "not run | 3.35 [1]" in report
 
 
 def test_a_run_that_fails_does_not_stop_the_others(data: Path, tmp_path: Path) -> None:
@@ -320,5 +350,18 @@ def test_a_dry_run_names_every_run_and_its_cost_and_writes_nothing(
         assert run.name in printed
     assert "distill hubert-base" in printed
     line = " ".join(printed.split())
-    assert re.search(r"Left: ([\d,.]+) hours, \1 of them with the available data. Estimated, not measured", line)
+    # the tiny corpora of this test are no results, so no run has its data
+    assert re.search(r"Left: [\d,.]+ hours, 0 of them with the available data. Estimated, not measured", line)
+    assert "small data: voxceleb1/dev/wav: 24 of 148,642 files in" in line and "to do" not in line
+    peak = float(
+        re.search(r"at ([\d.e-]+) TFLOP/s, measured with matrix products on cpu: trainings are slower", line)[1]
+    )
+    assert 0.001 < peak < 100
     assert not list(tmp_path.iterdir())
+    complete = {"train-clean-100": 28_539, "train-clean-360": 104_014, "train-other-500": 148_688, "train": 64_727}
+    monkeypatch.setattr(trials, "_count", lambda folder: complete.get(folder.name, 148_642))
+    with pytest.raises(SystemExit):
+        main(["benchmark", "paper", "--data", str(data), "--dry-run", "--tflops", "0.1"])
+    line = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"Left: ([\d,.]+) hours, \1 of them with the available data", line) and "small data" not in line
+    assert "at 0.1 TFLOP/s (float32" in line

@@ -227,7 +227,10 @@ def benchmark(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the runs and their estimated cost.")] = False,
     steps: Annotated[int | None, typer.Option(help="Stop every training after this many steps, as a trial.")] = None,
     device: Annotated[str | None, typer.Option(help="Device, such as cpu or cuda; default: the best one here.")] = None,
-    tflops: Annotated[float, typer.Option(help="TFLOP/s (float32) of the device, for the estimated cost.")] = 10.0,
+    tflops: Annotated[
+        float | None,
+        typer.Option(help="With --dry-run: TFLOP/s (float32) of another device; default: measured on this one."),
+    ] = None,
 ) -> None:
     """Run a benchmark suite, resume what was interrupted, and report the results next to the published ones."""
     from distilled_student.benchmark.suite import plan, read_suite
@@ -236,7 +239,7 @@ def benchmark(
 
     check_positive("--seeds", seeds)
     check_positive("--steps", steps)
-    if not tflops > 0:
+    if tflops is not None and not tflops > 0:
         raise UserError(f"--tflops {tflops}: must be a positive number")
     check_device("--device", device)
     plan(read_suite(suite), 1, only or (), extra)  # raises for a name that is in no run
@@ -262,7 +265,7 @@ def benchmark(
     # a trial (--steps) has a folder of its own: its runs must not be taken for complete ones
     output = output or home / (name if steps is None else f"{name}-{steps}-steps")
     bench = open_bench(suite, data, output, students, steps, device, **more)
-    run(bench, seeds, only or (), extra, tflops if dry_run else None)
+    run(bench, seeds, only or (), extra, tflops if dry_run else None, dry=dry_run)
 
 
 @app.command()

@@ -151,6 +151,15 @@ class Bench:
         """Folder of the student with random weights that an untrained run starts from."""
         return self.student(run).with_name(f"{self.student(run).name}-untrained")
 
+    def data_paths(self, run: Run, distillation: bool) -> list[str]:
+        """The files and folders in ``data`` that a run's training reads, or its distillation."""
+        distill = self.suite.models[run.model].distill
+        if distillation:
+            paths = dict(_in_data(read_yaml(find_config(distill, "distill")), self.data)) if distill else {}
+        else:
+            paths = self._configured(run)[2]
+        return [name for value in paths.values() for name in (value if isinstance(value, list) else [value])]
+
     def missing(self, run: Run) -> list[str]:
         """The missing data of a run and of its distillation, a line for each corpus."""
         lines = self._missing_paths(self._configured(run)[2])

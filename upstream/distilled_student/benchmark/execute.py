@@ -20,6 +20,7 @@ import torch
 from distilled_student.benchmark.commands import Bench
 from distilled_student.benchmark.suite import Run
 from distilled_student.benchmark.superb_results import EXPERTS
+from distilled_student.benchmark.trials import trial_reasons
 from distilled_student.checkpoints.folder import CONFIG, load_student, save_student
 from distilled_student.common.devices import pick_device
 from distilled_student.common.errors import UserError
@@ -150,6 +151,7 @@ def _evaluate(bench: Bench, run: Run, expdir: Path) -> None:
         results["upstream"] = _upstream_cost(bench, run)
         np.savez_compressed(folder / SCORES, **arrays)
     results |= {"train_seconds": _seconds(folder), "device": pick_device(bench.device)}
+    results["trial"] = trial_reasons(bench, run)
     write_json(folder / RESULTS, results)
 
 

@@ -19,6 +19,7 @@ from distilled_student.benchmark.execute import Outcome
 from distilled_student.benchmark.published import read_baselines
 from distilled_student.benchmark.rows import METRICS
 from distilled_student.benchmark.suite import Suite
+from distilled_student.benchmark.trials import title_of
 from distilled_student.common.files import write_json
 from distilled_student.common.plots import plot_confusion, plot_costs, plot_det
 from distilled_student.common.tables import markdown_table
@@ -37,6 +38,10 @@ FURTHER = {  # key of a row: heading, short heading for terminals of 80 characte
     "rtf": ("real-time factor", "RTF", "{:.4f}", 1),
     "train_seconds": ("training s", "train", "{:.0f}", 1),
 }
+
+
+LOADED_MARK = " (loaded)"
+LOADED = "rtf_with_other_load"  # key of a row: whether other processes needed the cores while it was measured
 
 
 def _heading(key: str) -> tuple[str, str, str]:
@@ -74,8 +79,15 @@ def _published(row: Row, key: str, sources: list[str]) -> str:
 
 
 def _further(row: Row, key: str) -> str:
+    if key not in row:
+        return "-"
     _, _, form, unit = FURTHER[key]
-    return form.format(row[key] / unit) if key in row else "-"
+    return form.format(row[key] / unit) + (LOADED_MARK if key == "rtf" and row.get(LOADED) else "")
+
+
+def _named(name: str, rows: Sequence[Row]) -> str:
+    """The name of a line, which says so if one of its rows is a trial and no result."""
+    return f"{name} (trial)" if any(row.get("trial") for row in rows) else name
 
 
 def _has_figure(row: Row, key: str) -> bool:
@@ -99,12 +111,12 @@ def _table(suite: Suite, settings: Sequence[str], rows: Sequence[Row], sources: 
     headings += ["published parameters M"] if has_published else []
     table = [[*headings, *(heading for heading, *_ in FURTHER.values())]]
     for name, line in lines.items():
-        cells = [escape_markdown(name)]
+        cells = [escape_markdown(_named(name, line))]
         for key in columns:
             row = next((row for row in line if _has_figure(row, key)), line[0])  # the setting that trains this task
             cells += [_number(row, key), _published(row, key, sources)] if has_published else [_number(row, key)]
         seconds = sum(row.get("train_seconds", 0.0) for row in line)
-        further = {key: value for row in line for key, value in row.items() if key in FURTHER}
+        further = {key: value for row in line for key, value in row.items() if key in (*FURTHER, LOADED)}
         further |= {"train_seconds": seconds} if seconds else {}
         size = [f"{row['published']['parameters']:g}" for row in line if row["published"]][:1] or ["-"]
         table.append([*cells, *(size if has_published else []), *(_further(further, key) for key in FURTHER)])
@@ -139,6 +151,23 @@ def _errors(rows: Sequence[Row]) -> str:
     return "\n".join(["## Not run", "", *lines]) if lines else ""
 
 
+def _trials(rows: Sequence[Row]) -> str:
+    """A line for each cell that is a trial, with what it has less than its protocol."""
+    lines = []
+    for row in rows:
+        if row.get("trial"):
+            cell = escape_markdown(f"{row['model']}/{row['setting']}")
+            lines.append(f"* {cell}: {escape_markdown('; '.join(row['trial']))}")
+    what = "These runs tried the suite out. Their figures say nothing about the models, and cannot be compared."
+    return "\n".join(["## Trials", "", what, "", *lines]) if lines else ""
+
+
+def _loads(rows: Sequence[Row]) -> str:
+    if not any(row.get(LOADED) for row in rows):
+        return ""
+    return "(loaded): other processes needed the cores while the real-time factor was measured: it is too high."
+
+
 def date_and_machine(rows: Sequence[Row]) -> str:
     """Today's date and this machine, for the head of a report; names the GPU if the rows were run on one."""
     cuda = torch.cuda.is_available() and any(str(row.get("device")).startswith("cuda") for row in rows)
@@ -154,7 +183,7 @@ def draw(folder: Path, suite: Suite, rows: Sequence[Row], outcomes: Sequence[Out
         in_table = [row for row in rows if row["setting"] in settings]
         if any("seeds" in row for row in in_table):
             names.append("cost" if number == 1 else f"cost-{number}")
-            plot_costs(folder / f"{names[-1]}.png", in_table, title)
+            plot_costs(folder / f"{names[-1]}.png", in_table, title_of(title, in_table))
     lowest_seeds: dict[str, Outcome] = {}  # by cell
     for outcome in outcomes:
         if outcome.scores is not None:
@@ -177,17 +206,23 @@ def write_report(folder: Path, suite: Suite, rows: Sequence[Row], images: Sequen
     """Write ``results.json`` and ``report.md`` with the rows so far and the ``images`` of `draw` into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     sources: list[str] = []
-    parts = [f"# {escape_markdown(suite.title)}", escape_markdown(suite.protocol), date_and_machine(rows)]
+    parts = [
+        f"# {escape_markdown(title_of(suite.title, rows))}",
+        escape_markdown(suite.protocol),
+        date_and_machine(rows),
+    ]
     for title, settings in suite.tables.items():
         if table := _table(suite, settings, rows, sources):
-            parts += [f"## {escape_markdown(title)}", table]
+            in_table = [row for row in rows if row["setting"] in settings]
+            parts += [f"## {escape_markdown(title_of(title, in_table))}", table]
     intervals = "In brackets: 95 % bootstrap interval of the mean, over test utterances (KWS) or test speakers (SV)"
-    parts += [f"{intervals}; ±: standard deviation over seeds.", _baselines(suite, sources), _errors(rows)]
+    parts += [f"{intervals}; ±: standard deviation over seeds.", _loads(rows)]
+    parts += [_trials(rows), _baselines(suite, sources), _errors(rows)]
     parts += [f"![{name}]({name}.png)" for name in images]
     parts += ["\n".join(f"[{i + 1}] {markdown_link(source)}  " for i, source in enumerate(sources))]
     (folder / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     content = {
-        "title": suite.title,
+        "title": title_of(suite.title, rows),
         "protocol": suite.protocol.strip(),
         "machine": date_and_machine(rows),
         "rows": list(rows),
@@ -197,16 +232,27 @@ def write_report(folder: Path, suite: Suite, rows: Sequence[Row], images: Sequen
 
 def print_table(suite: Suite, rows: Sequence[Row], title: str) -> None:
     """Print the rows on the terminal, with the short headings."""
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(
+        title=escape(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     table.add_column("", no_wrap=True)
     columns = list(dict.fromkeys([*TASKS, *_columns(rows)]))
     for key in columns:
         table.add_column(_heading(key)[1], justify="right")
     for _, short, _, _ in FURTHER.values():
         table.add_column(short, justify="right")
+    all_trials = all(row.get("trial") for row in rows if "seeds" in row)
     several = len(suite.settings) > 1 and suite.results is not None
     for row in rows:
         name = f"{row['model']}/{row['setting']}" if several else row["name"]
         figures = [_number(row, key).partition(" [")[0] for key in columns]
-        table.add_row(escape(name), *figures, *(_further(row, key) for key in FURTHER))
+        name = name if all_trials else _named(name, [row])  # else the title says it
+        further = [_further(row, key).replace(LOADED_MARK, "*") for key in FURTHER]
+        table.add_row(escape(name), *figures, *further)
     Console().print(table)
+    if any(row.get(LOADED) for row in rows):
+        Console().print("* measured while other processes needed the cores: too high")

@@ -10,6 +10,7 @@ import numpy as np
 from distilled_student.benchmark.execute import Outcome
 from distilled_student.benchmark.published import read_baselines, read_paper_results
 from distilled_student.benchmark.suite import Suite
+from distilled_student.benchmark.trials import smaller_tests
 from distilled_student.multitask.tasks import task_module
 from distilled_student.multitask.tasks.base import BaseTask
 
@@ -101,4 +102,8 @@ def make_row(
     row["parameters"], row["macs_per_second"] = upstreams[0]["parameters"] + heads, upstreams[0]["macs_per_second"]
     row["rtf"] = float(np.median([upstream["rtf"] for upstream in upstreams]))
     row["device"] = done[0].results.get("device")
+    row["rtf_with_other_load"] = any(upstream.get("with_other_load") for upstream in upstreams)
+    smaller = [smaller_tests(outcome.results) for outcome in done] if suite.results else []
+    reasons = [*(outcome.results.get("trial", []) for outcome in done), *smaller]
+    row["trial"] = list(dict.fromkeys(reason for of_run in reasons for reason in of_run))
     return row

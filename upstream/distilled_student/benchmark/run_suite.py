@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -19,9 +20,12 @@ from distilled_student.benchmark.execute import Outcome, execute, finished
 from distilled_student.benchmark.report import draw, print_table, write_report
 from distilled_student.benchmark.rows import make_row, run_tasks
 from distilled_student.benchmark.suite import Run, plan, read_suite
+from distilled_student.benchmark.trials import smaller_corpora, title_of
 from distilled_student.checkpoints.folder import CONFIG
+from distilled_student.common.devices import pick_device
 from distilled_student.common.errors import UserError
 from distilled_student.common.progress import Progress
+from distilled_student.student.cost import peak_flops
 
 console = Console()
 
@@ -106,31 +110,54 @@ def run_suite(bench: Bench, runs: Sequence[Run]) -> list[dict[str, Any]]:
     finally:
         images = draw(bench.output, bench.suite, rows, list(outcomes.values()))
         write_report(bench.output, bench.suite, rows, images)
-    print_table(bench.suite, rows, f"{bench.suite.title}; report: {bench.output / 'report.md'}")
+    title = title_of(bench.suite.title, rows)
+    print_table(bench.suite, rows, f"{title}; report: {bench.output / 'report.md'}")
     if unfinished := sum(outcomes[run].results is None for run in runs):
         console.print(f"{unfinished} of {len(runs)} runs are not finished: the report says why")
     return rows
 
 
 def _state(bench: Bench, run: Run) -> str:
-    """``done``, ``no data``, ``to do``, or the error in the run's folder."""
+    """``done``, ``no data``, ``small data``, ``to do``, or the error in the run's folder."""
     try:
         if finished(bench, run) is not None:
             return "done"
-        return "no data" if bench.missing(run) else "to do"
+        return _data_state(bench, run, bench.missing(run))
     except UserError as error:
         return str(error)
 
 
-def dry_run(bench: Bench, runs: Sequence[Run], tflops: float) -> Estimate:
+def _data_state(bench: Bench, run: Run, missing: Sequence[str], distillation: bool = False) -> str:
+    """``no data``, ``small data`` (fewer files than published) or ``to do``."""
+    if missing:
+        return "no data"
+    return "small data" if smaller_corpora(bench, run, distillation) else "to do"
+
+
+def _hours(hours: float) -> str:
+    """Hours with one decimal, or two digits below an hour."""
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
+
+
+def measured_tflops(device: str | None) -> float:
+    """The speed of the fastest matrix products in float32 on a device, in 1e12 operations per second."""
+    return peak_flops(torch.device(pick_device(device)), torch.float32) / 1e12
+
+
+def dry_run(bench: Bench, runs: Sequence[Run], tflops: float | None = None) -> Estimate:
     """Print the runs, the estimated cost of each, missing data, and the commands. Writes nothing.
 
     Args:
-        tflops: Speed that the device is assumed to sustain in float32, in 1e12 operations per second.
+        tflops: Speed that the device is assumed to sustain in float32, in 1e12 operations per second. None: that of the
+            fastest matrix products on the bench's device, which is measured.
 
     Returns:
         The sum over the runs that are not done.
     """
+    source = ""
+    if tflops is None:
+        tflops = measured_tflops(bench.device)
+        source = f", measured with matrix products on {pick_device(bench.device)}: trainings are slower"
     estimator, left, ready = Estimator(bench), Estimate(), Estimate()
     table = Table(title=bench.suite.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading, justify in {"run": "left", "seeds": "left", "state": "left", "steps": "right"}.items():
@@ -140,7 +167,7 @@ def dry_run(bench: Bench, runs: Sequence[Run], tflops: float) -> Estimate:
     lines: dict[tuple[str, str], tuple[list[str], Estimate]] = {}
     for run in runs:
         if bench.suite.models[run.model].distill:
-            state = "no data" if bench.missing_to_distil(run) else "to do"
+            state = _data_state(bench, run, bench.missing_to_distil(run), distillation=True)
             state = "done" if (bench.student(run) / CONFIG).is_file() else state
             name, seed = f"distill {bench.suite.models[run.model].distill}", str(bench.distillation(run)[0].seed)
             seeds, _ = lines.setdefault((name, state), ([], estimator.distillation(run)))
@@ -148,19 +175,22 @@ def dry_run(bench: Bench, runs: Sequence[Run], tflops: float) -> Estimate:
                 seeds.append(seed)
         lines.setdefault((run.name, _state(bench, run)), ([], estimator.training(run)))[0].append(str(run.seed))
     for (name, state), (seeds, estimate) in lines.items():
-        hours = f"{estimate.audio_hours:,.0f}", f"{estimate.hours(tflops):,.1f}"
+        hours = _hours(estimate.audio_hours), _hours(estimate.hours(tflops))
         table.add_row(name, " ".join(seeds), state, f"{estimate.steps:,}", *hours)
         all_seeds = sum([estimate] * len(seeds), Estimate())
         left += all_seeds if state != "done" else Estimate()
         ready += all_seeds if state == "to do" else Estimate()
     console.print(table)
     console.print(
-        f"Left: {left.hours(tflops):,.1f} hours, {ready.hours(tflops):,.1f} of them with the available data. "
-        f"Estimated, not measured: {left.audio_hours:,.0f} hours of audio, {left.operations / 1e15:,.0f} PFLOP "
-        f"at {tflops:g} TFLOP/s (float32; half precision assumed {HALF} times as fast), {left.steps:,} steps "
+        f"Left: {_hours(left.hours(tflops))} hours, {_hours(ready.hours(tflops))} of them with the available data. "
+        f"Estimated, not measured: {_hours(left.audio_hours)} hours of audio, {_hours(left.operations / 1e15)} PFLOP "
+        f"at {tflops:.3g} TFLOP/s{source} (float32; half precision assumed {HALF} times as fast), {left.steps:,} steps "
         f"with {OVERHEAD} s of overhead; heads are not counted."
     )
     missing = dict.fromkeys(line for run in runs for line in bench.missing(run))
+    kinds = [(run, distillation) for run in runs for distillation in (True, False)]
+    small = dict.fromkeys(line for run, kind in kinds for line in smaller_corpora(bench, run, kind))
+    missing |= dict.fromkeys(f"small data: {line} in {bench.data}: runs on it are trials, no results" for line in small)
     commands: dict[str, None] = {}  # in order, without duplicates
     for run in runs:
         if bench.suite.models[run.model].distill:
@@ -177,14 +207,15 @@ def benchmark(
     only: Sequence[str] = (),
     extra: bool = False,
     tflops: float | None = None,
+    dry: bool = False,
 ) -> list[dict[str, Any]]:
-    """The command ``benchmark``, see its help; with ``tflops`` a dry run. Returns the report's rows."""
+    """The command ``benchmark``, see its help; with ``dry`` or ``tflops`` a dry run. Returns the report's rows."""
     if seeds is not None and seeds < 1:
         raise UserError(f"--seeds {seeds}: must be 1 or more")
     if tflops is not None and not tflops > 0:
         raise UserError(f"--tflops {tflops}: must be a positive number")
     runs = plan(bench.suite, seeds or bench.suite.seeds, only, extra)
-    if tflops is None:
+    if tflops is None and not dry:
         return run_suite(bench, runs)
     dry_run(bench, runs, tflops)
     return []

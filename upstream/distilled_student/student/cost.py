@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from distilled_student.common.other_load import needs_more_cores, other_load
 from distilled_student.common.sample_rate import SAMPLE_RATE
 
 
@@ -104,10 +105,18 @@ def real_time_factor(upstream: nn.Module, seconds: float = 4.0, repeats: int = 7
     return sorted(warm)[repeats // 2] / seconds
 
 
-def summary(upstream: nn.Module) -> dict[str, float]:
-    """``parameters``, ``macs_per_second`` and, on this machine, ``rtf``."""
+def summary(upstream: nn.Module) -> dict[str, float | None]:
+    """``parameters``, ``macs_per_second`` and, on this machine, ``rtf``.
+
+    ``other_load``: the cores that other processes used before the real-time factor was measured, None if unknown;
+    ``with_other_load``: whether they left fewer than torch's threads, so that the real-time factor is too high.
+    """
+    load = other_load()
+    loaded = needs_more_cores(load, torch.get_num_threads())
     return {
         "parameters": parameters(upstream),
         "macs_per_second": macs_per_second(upstream),
         "rtf": real_time_factor(upstream),
+        "other_load": None if load is None else round(load, 1),
+        "with_other_load": loaded,
     }
