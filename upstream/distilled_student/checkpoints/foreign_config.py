@@ -79,6 +79,19 @@ def config_from_transformers(values: Mapping[str, Any]) -> StudentConfig:
     return _config_from_whisper(values) if values["model_type"] == "whisper" else _config_from_hubert(values)
 
 
+def _dropouts(values: Mapping[str, Any], dropout: str, projection: str | None, layerdrop: str) -> dict[str, Any]:
+    """The dropout fields of `StudentConfig` from the keys of a foreign configuration; ``attention_dropout`` and
+    ``activation_dropout`` have these names in all of them. None where they are equal to ``dropout``.
+    """
+    apart = {name: values.get(name) for name in ("attention_dropout", "activation_dropout")}
+    return {
+        "dropout": values[dropout],
+        **{name: None if value == values[dropout] else value for name, value in apart.items()},
+        "projection_dropout": values.get(projection, 0.0),
+        "layerdrop": values.get(layerdrop, 0.0),
+    }
+
+
 def _config_from_whisper(values: Mapping[str, Any]) -> StudentConfig:
     size = values["d_model"]
     return StudentConfig(
@@ -97,7 +110,7 @@ def _config_from_whisper(values: Mapping[str, Any]) -> StudentConfig:
         feed_forward=values["encoder_ffn_dim"],
         norm_first=True,
         positions="sinusoidal",
-        dropout=values["dropout"],
+        **_dropouts(values, "dropout", None, "encoder_layerdrop"),
         targets=[],
     )
 
@@ -117,7 +130,7 @@ def _config_from_hubert(values: Mapping[str, Any]) -> StudentConfig:
         norm_first=values["do_stable_layer_norm"],
         position_kernel=values["num_conv_pos_embeddings"],
         position_groups=values["num_conv_pos_embedding_groups"],
-        dropout=values["hidden_dropout"],
+        **_dropouts(values, "hidden_dropout", "feat_proj_dropout", "layerdrop"),
         targets=[],
     )
 
@@ -150,10 +163,10 @@ def config_to_hubert(config: StudentConfig) -> dict[str, Any]:
         "num_conv_pos_embeddings": config.position_kernel,
         "num_conv_pos_embedding_groups": config.position_groups,
         "hidden_dropout": config.dropout,
-        "attention_dropout": config.dropout,
-        "activation_dropout": config.dropout,
-        "feat_proj_dropout": 0.0,
-        "layerdrop": 0.0,
+        "attention_dropout": config.dropout if config.attention_dropout is None else config.attention_dropout,
+        "activation_dropout": config.dropout if config.activation_dropout is None else config.activation_dropout,
+        "feat_proj_dropout": config.projection_dropout,
+        "layerdrop": config.layerdrop,
         "apply_spec_augment": False,
         "mask_time_prob": 0.05,  # DistilHuBERT's; HubertModel has an embedding of masked frames only if it is not 0
     }
@@ -172,9 +185,12 @@ FAIRSEQ_DEFAULTS = {
     "encoder_attention_heads": 12,
     "layer_norm_first": False,
     "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "activation_dropout": 0.0,
 }
 DISTILLER_DEFAULTS = {
     **FAIRSEQ_DEFAULTS,
+    "activation_dropout": 0.1,
     "encoder_layers": 1,
     "final_dim": 768,
     "out_layer_inter_dim": -1,
@@ -223,7 +239,7 @@ def _config_from_fairseq_keys(values: Mapping[str, Any], **more: Any) -> Student
         norm_first=values["layer_norm_first"],
         position_kernel=values["conv_pos"],
         position_groups=values["conv_pos_groups"],
-        dropout=values["dropout"],
+        **_dropouts(values, "dropout", "dropout_input", "encoder_layerdrop"),
         **more,
     )
 

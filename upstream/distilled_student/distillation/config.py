@@ -37,8 +37,11 @@ class DistillConfig:
         betas: AdamW's decay rates of the running means of the gradient and of its square.
         eps: AdamW's epsilon, added to the denominator of the update.
         clip: Largest norm of the gradient; a larger gradient is scaled down to it.
-        reduction: ``frame`` divides the paper's sum by the number of valid frames, ``sum`` does not. The choice changes
-            gradient clipping, but not Adam's update.
+        front_end_gradient: What the gradient of the front end is multiplied by before clipping; 0.1 in DistilHuBERT
+            (``feature_grad_mult``). Adam's update does not change with it, only clipping and the logged norm do.
+        reduction: ``frame`` divides the paper's sum by the number of valid frames, ``mean`` also by the number of
+            targets (DistilHuBERT's mean), ``sum`` by nothing. The choice changes gradient clipping, but not Adam's
+            update.
         precision: ``fp32``, ``bf16`` or, on a GPU, ``fp16``.
         teacher_precision: Precision of the teacher, which is not trained. ``auto``: ``bf16`` where the device has
             instructions for it, else ``fp32``. It changes the loss by less than 0.1 % (see the tests).
@@ -68,6 +71,7 @@ class DistillConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1.0e-8
     clip: float = 5.0
+    front_end_gradient: float = 1.0
     reduction: str = "frame"
     precision: str = "fp32"
     teacher_precision: str = "auto"
@@ -87,6 +91,8 @@ class DistillConfig:
                 raise ValueError(f"{name}: needs a positive number")
         if not 0 <= (self.copied_learning_rate or 0) < math.inf:
             raise ValueError("copied_learning_rate: needs a number of 0 or more")
+        if not 0 <= self.front_end_gradient <= 1:
+            raise ValueError("front_end_gradient: needs a factor in [0, 1]")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError("weight_decay: needs a number of 0 or more")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -94,7 +100,7 @@ class DistillConfig:
         if not 0 <= self.warmup < 1:
             raise ValueError("warmup: needs a share in [0, 1)")
         choices = {
-            "reduction": ("frame", "sum"),
+            "reduction": ("frame", "mean", "sum"),
             "precision": ("fp32", "bf16", "fp16"),
             "teacher_precision": ("auto", "fp32", "bf16", "fp16"),
             "weights": ("float32", "float16"),

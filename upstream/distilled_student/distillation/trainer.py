@@ -6,7 +6,7 @@ import logging
 import os
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,9 @@ class Distillation:
             self.cache = TargetCache(config.cache, self.teacher.fingerprint(), f"{where}: cache")
 
         self.state = TrainingState()
+        if config.front_end_gradient != 1:
+            for parameter in self.student.frontend.parameters():
+                parameter.register_hook(lambda gradient: gradient * config.front_end_gradient)
         optimizer = make_optimizer(self.student, self.initialization.names, config)
         self.scheduler = make_scheduler(optimizer, config)
         if config.compile:
@@ -158,7 +161,8 @@ class Distillation:
         seconds = parts.frames.new_tensor(0.0 if idle else batch.seconds(), dtype=torch.float32)
         frames, seconds = sum_over_processes(torch.stack([parts.frames.float(), seconds]))
         per_frame = 1.0 / frames.clamp(min=1)
-        loss = parts.total * (per_frame if self.config.reduction == "frame" else 1.0)
+        scales = {"frame": per_frame, "mean": per_frame / len(self.config.targets), "sum": 1.0}
+        loss = parts.total * scales[self.config.reduction]
 
         # the update; accelerate averages gradients over processes, but the loss is a sum
         self.accelerator.backward(loss * self.accelerator.num_processes)
@@ -291,7 +295,9 @@ class Distillation:
             return False
         try:
             content = read_torch(file)
-            before, now = content["settings"], self._fixed_settings()
+            # a checkpoint of an earlier version lacks newer settings, which have their defaults
+            defaults = {f.name: f.default for f in fields(DistillConfig)}
+            before, now = defaults | content["settings"], self._fixed_settings()
             self.accelerator.unwrap_model(self.model).load_state_dict(content["student"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.scheduler.load_state_dict(content["scheduler"])

@@ -16,6 +16,7 @@ FRONTENDS = ("cnn", "logmel")
 CONV_NORMS = ("group", "layer", "none")
 POSITIONS = ("conv", "sinusoidal", "none")
 CONV_FIELDS = ("conv_dim", "conv_kernel", "conv_stride")
+DROPOUTS = ("attention_dropout", "activation_dropout", "projection_dropout", "layerdrop")  # besides ``dropout``
 SIZE_FIELDS = (
     "mel_bins",
     "hidden_size",
@@ -54,7 +55,11 @@ class StudentConfig:
         layers: Number of transformer layers.
         heads: Number of attention heads of each layer; divides ``hidden_size``.
         feed_forward: Width of the feed-forward part of each layer.
-        dropout: Dropout probability in the encoder, in training only.
+        dropout: Dropout probability in the encoder, in training only: after positions, attention and feed-forward part.
+        attention_dropout, activation_dropout: Of the attention weights, and after the activation of the feed-forward
+            part; None: ``dropout``.
+        projection_dropout: After the projection.
+        layerdrop: Probability that a layer is skipped (Fan et al. 2020), in training only.
         projection: Whether a linear layer maps the front end's channels to ``hidden_size``. Without it the last number
             in ``conv_dim`` must be ``hidden_size``.
         projection_norm: Whether a layer norm follows the last front-end convolution, before ``projection``.
@@ -98,6 +103,10 @@ class StudentConfig:
     position_kernel: int = 128
     position_groups: int = 16
     dropout: float = 0.1
+    attention_dropout: float | None = None
+    activation_dropout: float | None = None
+    projection_dropout: float = 0.0
+    layerdrop: float = 0.0
     shared: bool = False
     encoder_stride: int = 1
     causal: bool = False
@@ -115,13 +124,16 @@ class StudentConfig:
             self._check_causal()
         if self.frontend == "logmel":
             _require(self.conv_norm != "group", "conv_norm: with frontend logmel it must be layer or none")
-        _require(0.0 <= self.dropout < 1.0, "dropout: must be in [0, 1)")
+        for name in ("dropout", *DROPOUTS):
+            _require(0.0 <= (getattr(self, name) or 0.0) < 1.0, f"{name}: must be in [0, 1)")
         _require(self.frame_shift <= MAX_SIZE, f"conv_stride: frames must be at most {MAX_SIZE} samples apart")
         _require(0.0 < self.normalize_epsilon < math.inf, "normalize_epsilon: must be positive and finite")
         _require(all(t > 0 for t in self.targets), "targets: must be positive: teacher layers are counted from 1")
 
     def _check_types(self) -> None:
-        expected = {"int": int, "bool": bool, "str": str, "float": (int, float), "list[int]": list}
+        number = (int, float)
+        expected = {"int": int, "bool": bool, "str": str, "float": number, "list[int]": list}
+        expected["float | None"] = (*number, type(None))
         for f in fields(self):
             value = getattr(self, f.name)
             is_stray_bool = isinstance(value, bool) and f.type != "bool"  # Python's bool is an int

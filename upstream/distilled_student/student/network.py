@@ -85,6 +85,10 @@ class Layer(nn.TransformerEncoderLayer):
             batch_first=True,
             norm_first=config.norm_first,
         )
+        if config.attention_dropout is not None:
+            self.self_attn.dropout = config.attention_dropout
+        apart = config.activation_dropout
+        self.activation_dropout = config.dropout if apart is None else apart
 
     def attend(self, x: Tensor, mask: Tensor | None, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """Self-attention with dropout; arguments and results are those of `forward`."""
@@ -99,7 +103,8 @@ class Layer(nn.TransformerEncoderLayer):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """``(batch, frames, features)`` -> the same shape."""
-        return self.dropout2(linear(self.linear2, self.dropout(linear(self.linear1, x, "gelu"))))
+        x = F.dropout(linear(self.linear1, x, "gelu"), self.activation_dropout, self.training)
+        return self.dropout2(linear(self.linear2, x))
 
     def forward(self, x: Tensor, mask: Tensor | None = None, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One layer.
@@ -177,7 +182,8 @@ class Student(nn.Module):
     def project(self, x: Tensor) -> Tensor:
         """The front end's frames ``(batch, frames, conv_dim[-1])`` -> ``(batch, frames, hidden_size)``."""
         x = self.projection_norm(x)
-        return linear(self.projection, x) if self.config.projection else x
+        x = linear(self.projection, x) if self.config.projection else x
+        return F.dropout(x, self.config.projection_dropout, self.training) if self.config.projection_dropout else x
 
     def encode(self, x: Tensor, lengths: Tensor, predict: bool = True) -> StudentOutput:
         """Positions, transformer layers and predictions.
@@ -221,7 +227,10 @@ class Student(nn.Module):
         layers = [self.layers[0]] * self.config.layers if self.config.shared else self.layers
         hidden_states, key_values = [x], []
         for layer, past in zip(layers, pasts, strict=True):
-            x, key_value = layer(x, mask, past)
+            y, key_value = layer(x, mask, past)
+            if self.training and self.config.layerdrop:  # computed all the same: every weight then has a gradient
+                y = torch.where(torch.rand((), device=x.device) < self.config.layerdrop, x, y)
+            x = y
             hidden_states.append(x)
             key_values.append(key_value)
         if self.config.norm_first:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_student.checkpoints.weight_names import student_weights
+from distilled_student.student.config import DROPOUTS
 from distilled_student.student.frontend import normalize_waveforms
 from distilled_student.student.lengths import mask_if_padded
 from distilled_student.student.network import Student
@@ -72,6 +73,7 @@ class StudentEncoder(Encoder):
     def __init__(self, student: Student) -> None:
         super().__init__()
         self.student = student
+        student.config = replace(student.config, layerdrop=0.0)  # as in s3prl's upstreams: no layer is left out
         self.hidden_size, self.num_layers = student.config.hidden_size, student.config.layers
         self.frame_shift = student.config.frame_shift
 
@@ -89,7 +91,13 @@ class StudentEncoder(Encoder):
         return {name: getattr(self.student.config, name) for name in ("normalize", "normalize_epsilon")}
 
     def settings(self) -> str:
-        return repr(self.student.config)
+        """As the `repr` of the configuration before it had `DROPOUTS`, so that cached targets stay valid.
+
+        A teacher, which is always in eval mode, has no dropout.
+        """
+        config = self.student.config
+        described = [f"{f.name}={getattr(config, f.name)!r}" for f in fields(config) if f.name not in DROPOUTS]
+        return f"StudentConfig({', '.join(described)})"
 
     def keep_layers(self, count: int) -> None:
         """Delete the layers after the first ``count``, the predictions, and a final norm if the last layer is deleted.
