@@ -97,6 +97,22 @@ class LinearHead(nn.Module):
         return self.linear(self.standardize(self.pooling(x, lengths)))
 
 
+class PooledHead(nn.Module):
+    """The pooled frames themselves, standardised if ``standardize`` is set.
+
+    With it the weights of the speaker loss are the only linear layer, as in the paper ("one linear layer per task").
+    """
+
+    def __init__(self, features: int, pooling: str = "mean", standardize: bool = False) -> None:
+        super().__init__()
+        self.pooling = Pooling(pooling, features)
+        self.standardize = Standardize(self.pooling.output_size) if standardize else nn.Identity()
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """``(batch, frames, features)`` and lengths in frames -> ``(batch, pooling.output_size)``."""
+        return self.standardize(self.pooling(x, lengths))
+
+
 class ProjectionHead(nn.Module):
     """SUPERB's head for keywords: each frame is projected to ``size`` features and pooled; one linear layer follows.
 
@@ -153,7 +169,12 @@ class XVectorHead(nn.Module):
 
 
 def make_head(settings: Any, features: int, outputs: int) -> nn.Module:
-    """The head that the settings of a task name, one of `HEADS`, for ``features`` per frame."""
+    """The head that the settings of a task name, one of `HEADS`, for ``features`` per frame.
+
+    ``outputs``: Features of its output; those of ``pooled`` follow from the pooling.
+    """
+    if settings.head == "pooled":
+        return PooledHead(features, settings.pooling, settings.standardize)
     if settings.head == "xvector":
         return XVectorHead(features, outputs, settings.pooling)
     if settings.head == "projection":

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import distilled_student
-from distilled_student.multitask.heads import LayerChoice, LinearHead, ProjectionHead, XVectorHead
+from distilled_student.multitask.heads import LayerChoice, LinearHead, PooledHead, ProjectionHead, XVectorHead
 from distilled_student.multitask.losses import SpeakerLoss
 from distilled_student.multitask.tasks.settings import LossSettings
 
 MADE: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: LinearHead(6, 4, "attentive"),
+    "pooled": lambda: PooledHead(6, "attentive_std"),
     "projection": lambda: ProjectionHead(6, 4, size=5),
     "xvector": lambda: XVectorHead(6, 4, pooled=5),
 }
@@ -123,7 +124,7 @@ def test_padding_never_changes_a_heads_output_even_when_it_is_nan(name: str, tra
     for row, utterance in zip(padded, utterances, strict=True):
         row[: len(utterance)] = utterance
     together = head(padded, torch.tensor(lengths))
-    assert together.shape == (5, 4)
+    assert together.shape == (5, 12 if name == "pooled" else 4)
     for row, utterance in zip(together, utterances, strict=True):
         torch.testing.assert_close(row, head(utterance[None], torch.tensor([len(utterance)]))[0], atol=1e-6, rtol=1e-5)
     together.sum().backward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -90,6 +91,21 @@ def test_the_margin_grows_slowly_and_a_resumed_run_continues_with_it() -> None:
     resumed = SpeakerLoss(LossSettings("angular"), 4, 3)
     resumed.load_state_dict(loss.state_dict())
     assert resumed.annealing().item() == pytest.approx(1000 / (1 + 0.12 * 5))
+
+
+def test_the_published_annealing_ends_at_a_sixth_of_the_margin() -> None:
+    torch.manual_seed(0)
+    loss = SpeakerLoss(LossSettings("angular"), 4, 3)
+    x, labels = torch.randn(20, 4), torch.randint(3, (20,))
+    theta = np.arccos(loss.cosines(x).detach().numpy()[np.arange(20), labels])
+    k = np.floor(4 * theta / np.pi)
+    psi = (-1) ** k * np.cos(4 * theta) - 2 * k
+    ends = []
+    for step in (1658, 1659, 100_000):
+        loss.step.fill_(step)
+        scaled = loss.logits(x, labels).gather(1, labels[:, None])[:, 0] / x.norm(dim=1)
+        ends.append(np.abs(scaled.detach().numpy() - (5 * np.cos(theta) + psi) / 6).max())
+    assert ends[0] > 1e-5 > max(ends[1:])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,6 +36,20 @@ def test_attention_equals_the_formula_of_the_paper() -> None:
     scores = [(v.weight[0] @ torch.tanh(w.weight @ frame + w.bias)).item() for frame in x[0]]
     weights = torch.tensor(scores).exp() / torch.tensor(scores).exp().sum()
     torch.testing.assert_close(pooling(x, torch.tensor([6]))[0], (weights[:, None] * x[0]).sum(0))
+
+
+def test_attentive_statistics_are_the_weighted_mean_and_deviation() -> None:
+    torch.manual_seed(0)
+    pooling, x = Pooling("attentive_std", 4, hidden=3).double(), torch.randn(1, 9, 4, dtype=torch.double)
+    w, v = (layer.weight.detach().numpy() for layer in (pooling.attention[0], pooling.attention[2]))
+    frames, bias = x[0, :6].numpy(), pooling.attention[0].bias.detach().numpy()
+    scores = np.exp(np.tanh(frames @ w.T + bias) @ v[0])
+    weights = scores / scores.sum()
+    mean = np.average(frames, axis=0, weights=weights)
+    deviation = np.sqrt(np.average(frames**2, axis=0, weights=weights) - mean**2)
+    got = pooling(x, torch.tensor([6]))[0].detach().numpy()
+    np.testing.assert_allclose(got, np.concatenate([mean, deviation]), rtol=1e-9)
+    assert pooling.output_size == 8
 
 
 @pytest.mark.parametrize("kind", POOLINGS)

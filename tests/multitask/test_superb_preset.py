@@ -115,7 +115,11 @@ def test_weighted_layers_without_their_number_give_one_line(
     [
         (kws, {"head": "xvector"}, r"FILE: head: 'xvector' is a head of other tasks; choose from linear, projection"),
         (sv, {"head": "tdnn"}, r"FILE: head: 'tdnn' is not a head; choose from linear, projection, xvector"),
-        (kws, {"head": "projection", "standardize": True}, "FILE: standardize: works with the linear head only"),
+        (
+            kws,
+            {"head": "projection", "standardize": True},
+            "FILE: standardize: works with the heads linear and pooled only",
+        ),
         (sv, {"layer": "last"}, r"FILE: layer: 'last' is neither a number nor weighted"),
         (kws, {"sampling": "word"}, r"FILE: sampling: 'word' is not utterance or class"),
         (kws, {"fill": "maybe"}, r"FILE: fill: expected true or false, found 'maybe'"),

@@ -145,3 +145,44 @@ def test_trial_lists_with_training_speakers_and_further_columns_are_read(tmp_pat
     (root / "hard.txt").write_text("\n".join([*lines, "0 id1000/s0/00000.wav id1001/s0/00000.wav f"]))
     with pytest.raises(UserError, match=r"hard\.txt: line 4: 4 columns, but the first line has 5"):
         _ = index(root, trials="hard.txt").test
+
+
+def test_development_trials_are_the_same_for_every_seed(tmp_path: Path) -> None:
+    s = sv.Settings(root=str(voxceleb(tmp_path)), dev_speakers=3, dev_trials=20)
+    one, two = (sv.Task(s, 4, seed, "F").development for seed in (0, 1))
+    assert one.paths == two.paths
+    assert (one.left.tolist(), one.right.tolist()) == (two.left.tolist(), two.right.tolist())
+
+
+def test_held_out_utterances_are_of_all_speakers_who_stay_training_speakers(tmp_path: Path) -> None:
+    root = voxceleb(tmp_path)
+    s = sv.Settings(root=str(root), dev_utterances=14, dev_trials=20, crop_seconds=0.5)
+    task = sv.Task(s, 4, 0, "F")
+    task.prepare_training()
+    training, held_out = {path for path, _ in task.training_data().items}, set(task.development.paths)
+    files = {path for path in (root / "dev/wav").rglob("*.wav")}
+    assert len(files) == 24 and training == files - {p for paths in task.index.development.values() for p in paths}
+    assert held_out <= files - training and len(files - training) == 14
+    assert len(task.class_names) == 6 == len({path.parent.parent for path in training})
+    # those with the lowest hash of all that are not the last of their speaker
+    names = {path: hash_percentage(path.relative_to(root).as_posix()) for path in files}
+    kept = {max((p for p in files if p.parent.parent == who), key=names.get) for who in (root / "dev/wav").iterdir()}
+    assert files - training == set(sorted(files - kept, key=names.get)[:14])
+    with pytest.raises(UserError, match=r"F.dev_utterances: 19 of 18 utterances that leave each speaker one"):
+        sv.Task(sv.Settings(root=str(root), dev_utterances=19), 4, 0, "F").prepare_training()
+
+
+def test_the_pooled_features_are_the_embedding_and_the_loss_has_the_only_linear_layer(tmp_path: Path) -> None:
+    s = sv.Settings(root=str(voxceleb(tmp_path)), dev_speakers=2, dev_trials=8, head="pooled", pooling="mean_std")
+    task = sv.Task(s, 4, 0, "F")
+    task.prepare_training()
+    assert {name: tuple(p.shape) for name, p in task.named_parameters()} == {"objective.weight": (4, 8)}
+    x, lengths = torch.randn(3, 7, 4), torch.tensor([7, 5, 2])
+    embedding = task(x, lengths)
+    for row, frames, length in zip(embedding, x, lengths, strict=True):
+        valid = frames[:length]
+        torch.testing.assert_close(row, torch.cat([valid.mean(0), valid.std(0, correction=0)]))
+    task.loss(embedding, torch.tensor([0, 1, 2]))[0].backward()
+    again = sv.Task(s, 4, 0, "F")  # an evaluation: the checkpoint alone knows the speakers
+    again.load_state_dict(task.state_dict())
+    assert torch.equal(again.cohort(), task.objective.weight)

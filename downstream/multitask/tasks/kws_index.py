@@ -54,8 +54,9 @@ def class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, list
 
     A set has its keyword utterances, then unknown and silent ones, each as many as a percentage of the keyword
     utterances. The numbers are those of ``prepare_data_index`` in TensorFlow's speech_commands/input_data.py; the seed
-    chooses the unknown utterances. Training cuts its silence again in each pass. With None for both percentages the
-    index is SUPERB's (s3prl, downstream/speech_commands): every word and each noise file.
+    chooses the unknown utterances of training, and those of the other sets are the same for every seed. Training cuts
+    its silence again in each pass. With None for both percentages the index is SUPERB's (s3prl,
+    downstream/speech_commands): every word and each noise file.
 
     Raises:
         UserError: no folder, a keyword without files, a folder that is neither a word nor background noise, clips in
@@ -77,7 +78,7 @@ def class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, list
     if settings.silence_percentage != 0 and not noises:
         raise UserError(f"{key}.silence_percentage: {root / BACKGROUND}: no files to cut silence from")
     for part, clips in sets.items():
-        rng = random.Random(f"{seed} {part}")
+        rng = random.Random(f"{seed if part == 'training' else 0} {part}")
         size = len(clips)
         rng.shuffle(unknown[part])
         clips += unknown[part][: _share(size, settings.unknown_percentage)]

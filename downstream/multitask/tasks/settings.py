@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from distilled_student.common.errors import UserError
 
 WEIGHTED = "weighted"  # a task's `layer`: the sum of all layers with learned weights
-HEADS = ("linear", "projection", "xvector")
-POOLINGS = ("mean", "mean_std", "attentive")
+HEADS = ("linear", "projection", "xvector", "pooled")
+POOLINGS = ("mean", "mean_std", "attentive", "attentive_std")
 LOSSES = ("softmax", "angular", "am", "aam")
 
 
@@ -90,7 +90,8 @@ class LossSettings:
         anneal_start: Only for ``angular``: weight lambda of the cosine without margin, at the first step. At each step
             lambda = max(``anneal_stop``, ``anneal_start`` / (1 + ``anneal_decay`` * step)).
         anneal_decay: Only for ``angular``: how fast lambda falls, see ``anneal_start``.
-        anneal_stop: Only for ``angular``: the smallest lambda, see ``anneal_start``.
+        anneal_stop: Only for ``angular``: the smallest lambda, see ``anneal_start``. With 5, the published value, the
+            logit of the speaker ends at (5 cos(theta) + psi(theta)) / 6 of its scale: a sixth of the margin stays.
     """
 
     name: str = "angular"
@@ -122,15 +123,17 @@ class TaskSettings:
     Attributes:
         batch_size: Utterances in a training batch.
         eval_batch_size: Largest number of utterances in an evaluation batch; all of a batch have the same length.
-        head: ``linear`` (the paper's), ``projection`` (SUPERB's for keywords) or ``xvector`` (SUPERB's for speakers).
-        pooling: How frames become one vector: ``mean``, ``mean_std`` (mean and standard deviation) or ``attentive``
-            (a mean weighted by learned attention).
+        head: ``linear`` (the paper's), ``projection`` (SUPERB's for keywords), ``xvector`` (SUPERB's for speakers) or
+            ``pooled`` (for speakers: the pooled features are the embedding, and the weights of the loss are the only
+            linear layer).
+        pooling: How frames become one vector: ``mean``, ``mean_std`` (mean and standard deviation), ``attentive`` (a
+            mean weighted by learned attention) or ``attentive_std`` (with the standard deviation weighted alike).
         layer: With ``-s concatenated`` and ``layers``: the number of the hidden state that this task uses, counted from
             0 (the front end), or ``weighted``, their sum with learned weights. None: all features. Early layers
             describe the speaker best, late layers the word.
-        standardize: Bring each pooled feature to zero mean and unit variance (batch norm without weights) before the
-            linear layer of the ``linear`` head. The head then needs a tenth of the steps: the differences between
-            classes are small compared with what all utterances have in common.
+        standardize: Bring each pooled feature to zero mean and unit variance (batch norm without weights): before the
+            linear layer of the ``linear`` head, or as the embedding of the ``pooled`` head. The head then needs a tenth
+            of the steps: the differences between classes are small compared with what all utterances have in common.
         augment: Augmentation of the training data; these keys have a table of their own.
     """
 
@@ -160,8 +163,8 @@ class TaskSettings:
         if self.head not in self.heads:
             known = "a head of other tasks" if self.head in HEADS else "not a head"
             raise ValueError(f"head: '{self.head}' is {known}; choose from {', '.join(self.heads)}")
-        if self.standardize and self.head != "linear":
-            raise ValueError(f"standardize: works with the linear head only, not with {self.head}")
+        if self.standardize and self.head not in ("linear", "pooled"):
+            raise ValueError(f"standardize: works with the heads linear and pooled only, not with {self.head}")
         if isinstance(self.layer, str) and self.layer != WEIGHTED:
             raise ValueError(f"layer: '{self.layer}' is neither a number nor {WEIGHTED}")
 

@@ -19,6 +19,7 @@ from distilled_student.corpora.speaker_names import identity
 from distilled_student.corpora.speakers import Trials
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed, fill
+from distilled_student.multitask.heads import PooledHead
 from distilled_student.multitask.losses import SpeakerLoss
 from distilled_student.multitask.scoring import as_norm, cllr, cosine_scores, fit_calibration
 from distilled_student.multitask.tasks.base import SHORTEST, BaseTask, Item, balanced_order, pad_to, samples_of
@@ -133,7 +134,10 @@ class Task(BaseTask):
 
     def __init__(self, settings: Settings, features: int, seed: int, key: str) -> None:
         super().__init__(settings, features, settings.embedding_size)
-        self.settings, self.seed, self.key = settings, seed, key
+        self.settings, self.key = settings, key
+        self.embedding_size = settings.embedding_size
+        if isinstance(self.head, PooledHead):
+            self.embedding_size = self.head.pooling.output_size
         self.objective: SpeakerLoss | None = None
         # slope and offset for each kind of scores, fitted at each evaluation on dev; slope 0: not fitted yet
         self.register_buffer("calibration", torch.zeros(len(KINDS), 2, dtype=torch.float64))
@@ -145,19 +149,20 @@ class Task(BaseTask):
             key,
             settings.speaker_pattern,
             settings.trials_root,
+            settings.dev_utterances,
         )
 
     def prepare_training(self) -> None:
         names = self.index.training_names
         self.class_names = names + [f"{name}{AT_SPEED}{s:g}" for s in self.settings.speeds for name in names]
-        self.objective = SpeakerLoss(self.settings.loss, self.settings.embedding_size, len(self.class_names))
-        if self.settings.dev_speakers:
+        self.objective = SpeakerLoss(self.settings.loss, self.embedding_size, len(self.class_names))
+        if self.settings.has_development:
             _ = self.development  # find missing development data now
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(f"{prefix}objective.weight")
         if saved is not None and self.objective is None:  # an evaluation: only the checkpoint knows the speakers
-            objective = SpeakerLoss(self.settings.loss, self.settings.embedding_size, len(saved))
+            objective = SpeakerLoss(self.settings.loss, self.embedding_size, len(saved))
             self.objective = objective.to(self.calibration.device)
         elif saved is not None and len(saved) != len(self.class_names or ()):
             # without this check torch's message would name the shapes of weights
@@ -182,10 +187,10 @@ class Task(BaseTask):
 
     @functools.cached_property
     def development(self) -> Trials:
-        return self.index.development_trials(self.settings.dev_trials, self.seed)
+        return self.index.development_trials(self.settings.dev_trials, seed=0)  # the same trials for every seed
 
     def _trials(self, split: str) -> Trials:
-        if split == "dev" and self.settings.dev_speakers:
+        if split == "dev" and self.settings.has_development:
             return self.development
         if split == "test" and self.index.test is not None:
             return self.index.test
@@ -247,7 +252,7 @@ class Task(BaseTask):
         ``xvector`` head: its embedding is the output of an earlier layer than the one before the loss.
         """
         if self.objective is None or self.settings.head == "xvector":
-            return torch.empty(0, self.settings.embedding_size)
+            return torch.empty(0, self.embedding_size)
         weight = self.objective.weight.detach().cpu()
         natural = sum(AT_SPEED not in name for name in self.class_names or ())
         return weight[:natural] if natural else weight

@@ -31,9 +31,10 @@ class SpeakerIndex:
     development speakers are those with the lowest hash of the name (the hash that splits Speech Commands): the choice
     does not depend on the seed, and hardly changes when speakers are added. Names that differ only in case or Unicode
     normal form are one speaker.
+    With ``dev_utterances`` the development speakers are training speakers too, but no utterance is in both.
 
     Args:
-        speaker_pattern, trials_root: See `Settings`.
+        speaker_pattern, trials_root, dev_utterances: See `Settings`.
 
     Attributes:
         training, development: The files of each speaker, by name.
@@ -50,11 +51,13 @@ class SpeakerIndex:
         key: str,
         speaker_pattern: str | None = None,
         trials_root: str | None = None,
+        dev_utterances: int = 0,
     ) -> None:
         self.root, self.key, self.pattern = root, key, speaker_pattern
         self.dev_speakers, self.extra_roots = dev_speakers, extra_roots
         self.trials, self.trials_root = trials, trials_root
         files = root if trials_root is None else Path(trials_root)
+        self.dev_utterances = dev_utterances
         self._trial_roots = [files / "test" / "wav", files / "wav", files / "dev" / "wav", files]
 
     @functools.cached_property
@@ -87,7 +90,7 @@ class SpeakerIndex:
         found = speaker_files(folder, f"{self.key}.root", self.pattern)
         self._check_other_folders(found)
         speakers = {name: files for name, files in found.items() if identity(name) not in test_identities}
-        if self.dev_speakers >= len(speakers):
+        if not self.dev_utterances and self.dev_speakers >= len(speakers):
             reason = f"{self.dev_speakers} of {len(speakers)} speakers leave no training speaker"
             raise UserError(f"{self.key}.dev_speakers: {reason}")
         return speakers
@@ -109,7 +112,22 @@ class SpeakerIndex:
             raise UserError(f"{self.key}.root: {self.root}: {reason} folder {remedy}")
 
     @functools.cached_property
+    def _held_out(self) -> set[Path]:
+        """The ``dev_utterances`` utterances with the lowest hash; each speaker keeps the one with the highest."""
+        ranked = []
+        for files in self._speakers.values():
+            hashes = sorted((hash_percentage(p.relative_to(self.root).as_posix()), p) for p in files)
+            ranked += hashes[:-1]
+        if self.dev_utterances > len(ranked):
+            reason = f"{self.dev_utterances} of {len(ranked)} utterances that leave each speaker one for training"
+            raise UserError(f"{self.key}.dev_utterances: {reason}")
+        return {path for _, path in sorted(ranked)[: self.dev_utterances]}
+
+    @functools.cached_property
     def development(self) -> dict[str, list[Path]]:
+        if self.dev_utterances:
+            found = {name: [p for p in files if p in self._held_out] for name, files in self._speakers.items()}
+            return {name: files for name, files in found.items() if files}
         lowest = sorted(self._speakers, key=lambda name: (hash_percentage(name), name))[: self.dev_speakers]
         return {name: self._speakers[name] for name in sorted(lowest)}
 
@@ -139,12 +157,19 @@ class SpeakerIndex:
 
     @functools.cached_property
     def training(self) -> dict[str, list[Path]]:
-        return {name: files for name, files in self._speakers.items() if name not in self.development} | self.extra
+        return self._training | self.extra
+
+    @functools.cached_property
+    def _training(self) -> dict[str, list[Path]]:
+        """The training speakers of ``root``."""
+        if self.dev_utterances:
+            return {name: [p for p in files if p not in self._held_out] for name, files in self._speakers.items()}
+        return {name: files for name, files in self._speakers.items() if name not in self.development}
 
     @property
     def training_names(self) -> list[str]:
         """The name of each training speaker, in the order of the classes; the same wherever the folders are."""
-        names = [name for name in self._speakers if name not in self.development]
+        names = list(self._training)
         numbers = {folder: number for number, folder in reversed(list(enumerate(self.extra_roots)))}
         return names + [f"{name}{EXTRA}{numbers[folder]}]" for folder, name in self._extra]
 
@@ -166,7 +191,7 @@ class SpeakerIndex:
             UserError: a development speaker has a single utterance and so no target trial.
         """
         for name, files in self.development.items():
-            if len(files) < 2:
+            if len(files) < 2 and not self.dev_utterances:
                 reason = f"speaker '{name}' has one utterance; development trials need at least two"
                 raise UserError(f"{self.key}.root: {files[0].parent}: {reason}")
         rng = np.random.default_rng([seed, 1])
@@ -175,6 +200,9 @@ class SpeakerIndex:
         _, sessions = np.unique([str(p.parent) for p in paths], return_inverse=True)
         half = count // 2
         target = _target_pairs(speakers)
+        if len(target) == 0:
+            reason = f"no two of the {self.dev_utterances} utterances are of the same speaker; hold out more"
+            raise UserError(f"{self.key}.dev_utterances: {reason}")
         rng.shuffle(target)
         same_session = sessions[target[:, 0]] == sessions[target[:, 1]]
         target = target[np.argsort(same_session, kind="stable")][:half]

@@ -25,7 +25,10 @@ class Settings(TaskSettings):
             ``dev/wav``, ``test/wav``, ``wav`` or an extra root, such as ``^[^/]+/([^/]+)/`` for the second folder.
             None: the first folder.
         dev_speakers: Number of development speakers, who are not trained on: those with the lowest hash of the name.
-        dev_trials: Number of development trials, made from the utterances of the development speakers.
+        dev_utterances: If it is not 0: instead of ``dev_speakers``, hold out this number of utterances, those with the
+            lowest hash, of all speakers, who stay training speakers. Each keeps one training utterance at least. The
+            paper holds out 5,000 and does not say of whom.
+        dev_trials: Number of development trials, made from the held-out utterances.
         extra_roots: Folders of further training speakers, one folder per speaker in each of them. A file counts once
             for each ``crop_seconds`` in it.
         sampling: ``utterance`` (each once in a pass) or ``speaker`` (each speaker equally often).
@@ -34,7 +37,7 @@ class Settings(TaskSettings):
             features depend on the position in the utterance, so a head trained on one length fails on others. None:
             every crop has ``crop_seconds``.
         fill: Whether an utterance shorter than its crop is repeated to fill it.
-        embedding_size: Features of a speaker embedding.
+        embedding_size: Features of a speaker embedding; those of the ``pooled`` head are the pooled features.
         as_norm_top: Number of nearest training speakers that adaptive s-norm compares each utterance with.
         loss: The loss; its keys have a table of their own.
 
@@ -43,13 +46,21 @@ class Settings(TaskSettings):
     """
 
     heads: ClassVar[tuple[str, ...]] = HEADS
-    classes_from: ClassVar[tuple[str, ...]] = ("root", "extra_roots", "dev_speakers", "trials", "augment.speed_factors")
+    classes_from: ClassVar[tuple[str, ...]] = (
+        "root",
+        "extra_roots",
+        "dev_speakers",
+        "dev_utterances",
+        "trials",
+        "augment.speed_factors",
+    )
 
     root: str = "data/voxceleb1"
     trials: str | None = "veri_test.txt"
     trials_root: str | None = None
     speaker_pattern: str | None = None
     dev_speakers: int = 40
+    dev_utterances: int = 0
     dev_trials: int = 10_000
     extra_roots: list[str] = field(default_factory=list)
     sampling: str = "utterance"
@@ -70,12 +81,20 @@ class Settings(TaskSettings):
             raise ValueError(f"augment.speed: {reason}")
         if self.dev_speakers == 1 or self.dev_speakers < 0:
             raise ValueError(f"dev_speakers: trials need at least 2 speakers (0: no trials), not {self.dev_speakers}")
+        if self.dev_utterances == 1 or self.dev_utterances < 0:
+            reason = f"trials need at least 2 utterances (0: dev_speakers), not {self.dev_utterances}"
+            raise ValueError(f"dev_utterances: {reason}")
         if self.dev_trials < 2 or self.embedding_size < 1 or self.as_norm_top < 2:
             raise ValueError("dev_trials, embedding_size, as_norm_top: need at least 2, 1 and 2")
         if self.crop_seconds < 0.1:
             raise ValueError("crop_seconds: needs at least 0.1")
         if self.longest_crop_seconds is not None and self.longest_crop_seconds < self.crop_seconds:
             raise ValueError(f"longest_crop_seconds: needs at least crop_seconds, {self.crop_seconds:g}")
+
+    @property
+    def has_development(self) -> bool:
+        """Whether there are development trials."""
+        return bool(self.dev_speakers or self.dev_utterances)
 
     @property
     def speeds(self) -> list[float]:

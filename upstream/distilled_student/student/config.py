@@ -56,9 +56,9 @@ class StudentConfig:
         heads: Number of attention heads of each layer; divides ``hidden_size``.
         feed_forward: Width of the feed-forward part of each layer.
         dropout: Dropout probability in the encoder, in training only: after positions, attention and feed-forward part.
-        attention_dropout, activation_dropout: Of the attention weights, and after the activation of the feed-forward
-            part; None: ``dropout``.
-        projection_dropout: After the projection.
+        attention_dropout: Dropout probability of the attention weights; None: ``dropout``.
+        activation_dropout: Dropout probability after the activation of the feed-forward part; None: ``dropout``.
+        projection_dropout: Dropout probability after the projection.
         layerdrop: Probability that a layer is skipped (Fan et al. 2020), in training only.
         projection: Whether a linear layer maps the front end's channels to ``hidden_size``. Without it the last number
             in ``conv_dim`` must be ``hidden_size``.
