@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from distilled_student.common import audio
-from distilled_student.common.audio_suffixes import SUFFIXES
+from distilled_student.common.audio_folders import audio_files
 from distilled_student.common.errors import UserError
 from distilled_student.multitask.tasks.settings import AugmentSettings, speed_ratio
 
 
 def _files_of(root: Path, key: str) -> list[Path]:
     """All audio files under ``root``, sorted. Raises UserError naming ``key`` if there are none."""
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not files:
-        raise UserError(f"{key}: {root}: {'holds no audio files' if root.is_dir() else 'no such folder'}")
+    if not root.is_dir():
+        raise UserError(f"{key}: {root}: no such folder")
+    if not (files := audio_files(root, key)):
+        raise UserError(f"{key}: {root}: holds no audio files")
     return files
 
 

@@ -174,6 +174,31 @@ def test_files_in_another_folder_are_linked_and_not_changed(unreachable_url: str
     assert all(path.is_symlink() for path in walked)
 
 
+def test_folders_of_voxceleb_may_be_links(unreachable_url: str, tmp_path: Path) -> None:
+    store = put(tmp_path / "store", interviews(DEV + TEST) | {"veri_test.txt": TRIALS})
+    before = files_below(store)
+    source, home = tmp_path / "mine", tmp_path / "data/voxceleb1"
+    source.mkdir()
+    (source / "all").symlink_to(store)
+    (store / "loop").symlink_to(source)
+    prepare(voxceleb(unreachable_url), tmp_path / "data", source=source)
+    assert files_below(home) == ARRANGED | {"veri_test.txt"}
+    (store / "loop").unlink()
+    assert files_below(store) == before
+
+
+def test_links_to_speakers_in_the_corpus_folder_are_not_moved_away_from_what_they_lead_to(
+    unreachable_url: str, tmp_path: Path
+) -> None:
+    store = put(tmp_path / "store", interviews(DEV + TEST))
+    home = put(tmp_path / "data/voxceleb1", {"veri_test.txt": TRIALS})
+    for speaker in {name.split("/")[0] for name in files_below(store)}:
+        (home / speaker).symlink_to(Path("../../store") / speaker)
+    prepare(voxceleb(unreachable_url), tmp_path / "data")
+    for name in ARRANGED:
+        assert (home / name).read_bytes()
+
+
 def test_missing_files_of_voxceleb_are_listed_with_the_page_to_request_them(
     unreachable_url: str,
     tmp_path: Path,

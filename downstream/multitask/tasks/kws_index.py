@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from distilled_student.common import audio
-from distilled_student.common.audio_suffixes import SUFFIXES
+from distilled_student.common.audio_folders import audio_files
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.progress import note
 from distilled_student.corpora.keywords import (
@@ -109,7 +109,7 @@ def word_clips(root: Path, settings: Settings, key: str) -> dict[str, list[Folde
         raise UserError(f"{key}: {root}: no such folder")
     words: dict[str, list[FolderClip]] = {}
     loose = []
-    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir()):
+    for path in audio_files(root, key):
         folder, _, inside = path.relative_to(root).as_posix().partition("/")
         if not inside:
             loose.append(folder)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from distilled_student.common import audio
+from distilled_student.common.audio_folders import AudioFolders
 from distilled_student.common.errors import UserError
 from distilled_student.corpora.keywords import hash_percentage
 from distilled_student.corpora.speaker_names import identity
@@ -54,6 +55,7 @@ class SpeakerIndex:
         dev_utterances: int = 0,
     ) -> None:
         self.root, self.key, self.pattern = root, key, speaker_pattern
+        self._folders = AudioFolders()  # a speaker's folder in several roots is one speaker
         self.dev_speakers, self.extra_roots = dev_speakers, extra_roots
         self.trials, self.trials_root = trials, trials_root
         files = root if trials_root is None else Path(trials_root)
@@ -87,7 +89,7 @@ class SpeakerIndex:
         """The speakers of training and development."""
         test_identities = self._test_identities  # first: a missing root is reported as such
         folder = self.root / "dev" / "wav" if (self.root / "dev" / "wav").is_dir() else self.root / "wav"
-        found = speaker_files(folder, f"{self.key}.root", self.pattern)
+        found = speaker_files(folder, f"{self.key}.root", self.pattern, self._folders)
         self._check_other_folders(found)
         speakers = {name: files for name, files in found.items() if identity(name) not in test_identities}
         if not self.dev_utterances and self.dev_speakers >= len(speakers):
@@ -137,7 +139,8 @@ class SpeakerIndex:
         found, held_out = {}, self._test_identities | set(map(identity, self.development))
         tested = set(map(_file_number, self.test.paths if self.test is not None else ()))
         for folder in self.extra_roots:
-            for name, files in speaker_files(Path(folder), f"{self.key}.extra_roots", self.pattern).items():
+            found_here = speaker_files(Path(folder), f"{self.key}.extra_roots", self.pattern, self._folders)
+            for name, files in found_here.items():
                 if identity(name) in held_out:
                     continue
                 if tested and (same := next((file for file in files if _file_number(file) in tested), None)):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distilled_student.common.audio_suffixes import SUFFIXES
+from distilled_student.common.audio_folders import AudioFolders
 from distilled_student.common.errors import UserError
 from distilled_student.common.untrusted import leads_outside
 from distilled_student.corpora.speaker_names import COMMON_PATTERNS, match_speaker, speaker_by_pattern
@@ -192,36 +192,41 @@ def find_agreeing_pattern(trials: Trials, relative: Sequence[str]) -> tuple[str,
     return None
 
 
-def speaker_files(root: Path, key: str, pattern: str | None = None) -> dict[str, list[Path]]:
+def speaker_files(
+    root: Path, key: str, pattern: str | None = None, folders: AudioFolders | None = None
+) -> dict[str, list[Path]]:
     """Speaker -> audio files, of each folder in ``root``; with ``pattern``: of what it finds in each path below it.
 
     Args:
         key: ``FILE: dotted.key`` of the setting that names ``root``, for messages.
+        folders: Those of earlier calls: what one of them has read is left out, with a warning.
 
     Raises:
-        UserError: no such folder, a folder without files, or a file in which the pattern finds no speaker.
+        UserError: no such folder, one that cannot be opened, a folder without files, or a file in which the pattern
+            finds no speaker.
     """
     if not root.is_dir():
         raise UserError(f"{key}: {root}: no such folder")
-    speakers: dict[str, list[Path]] = {}
+    folders, speakers = folders or AudioFolders(), dict[str, list[Path]]()
     if pattern is not None:
-        for file in _audio_files(root):
+        for file in folders.files(root):
             name = speaker_by_pattern(pattern, file.relative_to(root).as_posix(), key.rpartition(".")[0])
             speakers.setdefault(name, []).append(file)
+        folders.check(key)
         return dict(sorted(speakers.items()))
-    loose = [p for p in sorted(root.iterdir()) if p.is_file() and p.suffix.lower() in SUFFIXES]
-    if loose:
+    if loose := AudioFolders().files(root, depth=0):
         reason = (
             f"{len(loose)} audio files in it are in no speaker's folder and are not used, the first is {loose[0].name}"
         )
         log.warning("%s: %s: %s", key, root, reason)
-    for folder in sorted(p for p in root.iterdir() if p.is_dir()):
-        files = _audio_files(folder)
-        if not files:
-            raise UserError(f"{key}: {folder}: speaker '{folder.name}' has no files")
-        speakers[folder.name] = files
-    return speakers
-
-
-def _audio_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    # links last: of two paths to the same folder, the one without a link is used
+    for folder in sorted(folders.subfolders(root), key=lambda path: (path.is_symlink(), path)):
+        if folders.walked(folder):
+            log.warning("%s: %s: left out, because another path leads to the same folder", key, folder)
+        elif files := folders.files(folder):
+            speakers[folder.name] = files
+        else:
+            reason = f" ({folders.problems()})" if folders.problems() else ""
+            raise UserError(f"{key}: {folder}: speaker '{folder.name}' has no files{reason}")
+    folders.check(key)
+    return dict(sorted(speakers.items()))

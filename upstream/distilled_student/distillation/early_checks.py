@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from distilled_student.common.audio_suffixes import has_audio
+from distilled_student.common.audio_folders import AudioFolders
 from distilled_student.common.early_checks import check_output_folder
 from distilled_student.common.errors import UserError
 from distilled_student.distillation.config import DistillConfig, student_config_for
@@ -39,8 +39,10 @@ def _check_data(name: str, where: str) -> None:
     """An entry of ``data.paths``."""
     path = Path(name)
     if path.is_dir():
-        if not has_audio(path):
-            raise UserError(f"{where}: {name}: no audio files in this folder")
+        folders = AudioFolders()
+        if not folders.has_audio(path):
+            problems = f" ({folders.problems()})" if folders.problems() else ""
+            raise UserError(f"{where}: {name}: no audio files in this folder{problems}")
     elif path.exists():
         if not name.lower().endswith(MANIFESTS + TARS):
             known = ", ".join(MANIFESTS + TARS)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distilled_student.common.audio_suffixes import SUFFIXES
+from distilled_student.common.audio_folders import AudioFolders, audio_files, subfolders
 from distilled_student.common.errors import UserError
 from distilled_student.corpora.keywords import BACKGROUND, which_set
 
@@ -16,18 +15,18 @@ T = TypeVar("T")
 
 
 def relative_audio_paths(folder: Path) -> list[str]:
-    """Paths of all audio files under ``folder``, relative to it. Links are followed."""
-    found = []
-    for parent, _, names in os.walk(folder, followlinks=True):
-        prefix = "" if parent == str(folder) else f"{parent[len(str(folder)) + 1 :]}/"
-        found += [prefix + name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]
-    return found
+    """Paths of all audio files under ``folder``, relative to it, sorted; none if there is no such folder."""
+    files = audio_files(folder, str(folder)) if folder.is_dir() else []
+    return [str(file)[len(str(folder)) + 1 :] for file in files]
 
 
 def speakers_and_utterances(folder: Path) -> dict[str, int]:
     """Counts of a folder of ``SPEAKER/.../*.wav``, as in LibriSpeech, VoxCeleb. Folders without audio are ignored."""
-    speakers = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    sizes = [len(relative_audio_paths(speaker)) for speaker in speakers]
+    folders = AudioFolders()
+    speakers = folders.subfolders(folder) if folder.is_dir() else []
+    # links last, as in `speaker_files`
+    sizes = [len(folders.files(s)) for s in sorted(speakers, key=lambda path: (path.is_symlink(), path))]
+    folders.check(str(folder))
     return {"utterances": sum(sizes), "speakers": sum(size > 0 for size in sizes)}
 
 
@@ -50,7 +49,7 @@ def speech_commands_training(folder: Path) -> dict[str, int]:
     from distilled_student.multitask.tasks import kws, kws_index  # import torch
 
     index, noises = _build_index(kws_index.class_index, kws.Settings(train_root=str(folder)), seed=0)
-    words = [path for path in folder.iterdir() if path.is_dir() and path.name != BACKGROUND]
+    words = [path for path in subfolders(folder, str(folder)) if path.name != BACKGROUND]
     sets = Counter(which_set(name, 10, 10) for word in words for name in relative_audio_paths(word))
     return {
         "words": sets.total(),

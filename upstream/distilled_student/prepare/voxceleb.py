@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from distilled_student.common.audio_folders import AudioFolders, audio_files
 from distilled_student.common.errors import UserError
 from distilled_student.prepare.catalog import Archive, Corpus, Part
 from distilled_student.prepare.counts import pairs_in
@@ -69,11 +70,12 @@ def _search(source: Path, target: Path, parts: Sequence[Part]) -> tuple[dict[str
     """
     files, speakers = {}, []
     arranged = {target / part.folder for part in parts}
-    for folder, subfolders, names in os.walk(source):
+    folders = AudioFolders()
+    for folder, subfolders, names in folders.walk(source, enter=lambda name: not SPEAKER.fullmatch(name)):
         files |= {name: Path(folder, name) for name in names if name not in files}
         if Path(folder) not in arranged:
             speakers += [Path(folder, name) for name in subfolders if SPEAKER.fullmatch(name)]
-        subfolders[:] = [n for n in subfolders if not n.startswith(".") and not SPEAKER.fullmatch(n)]
+    folders.check(str(source))
     return files, sorted(speakers)
 
 
@@ -106,9 +108,15 @@ def _arrange_speakers(speakers: Sequence[Path], target: Path, test_speakers: set
         if destination.exists():
             continue
         destination.parent.mkdir(parents=True, exist_ok=True)
-        if target.resolve() in folder.resolve().parents:
+        is_linked = folder.resolve() != folder.parent.resolve() / folder.name
+        if target.resolve() in folder.resolve().parents and not is_linked:
             os.replace(folder, destination)
         else:  # link files, not folders: not every program that walks through a corpus follows links to folders
             with temporary_folder(destination, folder) as partial:
-                copy = shutil.copytree(folder.resolve(), partial / folder.name, copy_function=os.symlink)
+                source, copy = folder.resolve(), partial / folder.name
+                copy.mkdir()
+                for file in audio_files(source, str(folder)):
+                    link = copy / file.relative_to(source)
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(file)
                 os.replace(copy, destination)

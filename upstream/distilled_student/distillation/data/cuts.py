@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distilled_student.common.audio import SAMPLE_RATE, header, resample
-from distilled_student.common.audio_suffixes import SUFFIXES
+from distilled_student.common.audio_folders import AudioFolders
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.processes import end_with_parent
 from distilled_student.distillation.data.config import MANIFESTS, DataConfig
@@ -47,9 +47,9 @@ class SkippedFiles:
         return len(self.reasons)
 
 
-def _cuts_of_folder(folder: Path, min_seconds: float, skipped: SkippedFiles) -> Iterable[Cut]:
-    """A cut of each audio file in ``folder``, in the order of their names; only headers are read."""
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir()):
+def _cuts_of_files(files: Iterable[Path], min_seconds: float, skipped: SkippedFiles) -> Iterable[Cut]:
+    """A cut of each audio file; only headers are read."""
+    for path in files:
         try:
             frames, rate, count = header(path)
         except UserError as error:
@@ -70,8 +70,18 @@ def _cuts_of_folder(folder: Path, min_seconds: float, skipped: SkippedFiles) -> 
         yield recording.to_cut()
 
 
+def _cuts_of_manifest(path: Path, min_seconds: float, skipped: SkippedFiles) -> Iterable[Cut]:
+    for cut in read_manifest(path):
+        if cut.duration < min_seconds:
+            skipped.add(cut.id, f"shorter than {min_seconds} s")
+        else:
+            yield cut
+
+
 def read_cuts(config: DataConfig, where: str | Path = "data") -> tuple[CutSet, SkippedFiles]:
     """All audio as cuts of at most ``max_seconds``, and the skipped files.
+
+    A folder or a manifest that several paths lead to is read once.
 
     Args:
         where: What error messages begin with, ``FILE: data``.
@@ -79,23 +89,26 @@ def read_cuts(config: DataConfig, where: str | Path = "data") -> tuple[CutSet, S
     Raises:
         UserError: a path does not exist or has no usable audio.
     """
-    skipped, cuts = SkippedFiles(), []
+    skipped, cuts, folders, manifests = SkippedFiles(), [], AudioFolders(), set()
     for name in config.paths:
-        path = Path(name)
+        path, before = Path(name), folders.repeated
         if path.is_dir():
-            found = list(_cuts_of_folder(path, config.min_seconds, skipped))
+            found = list(_cuts_of_files(folders.files(path), config.min_seconds, skipped))
         elif path.is_file() and path.name.endswith(MANIFESTS):
-            found = []
-            for cut in read_manifest(path):
-                if cut.duration < config.min_seconds:
-                    skipped.add(cut.id, f"shorter than {config.min_seconds} s")
-                else:
-                    found.append(cut)
+            found = [] if path.resolve() in manifests else list(_cuts_of_manifest(path, config.min_seconds, skipped))
         else:
             raise UserError(f"{where}.paths: {name}: no such folder or manifest ({', '.join(MANIFESTS)})")
-        if not found:
-            raise UserError(f"{where}.paths: {name}: no usable audio in it ({len(skipped)} files skipped)")
+        if not found and (folders.repeated > before or path.resolve() in manifests):
+            log.warning("%s.paths: %s: adds nothing, because an earlier path leads to it too", where, name)
+        elif not found:
+            problems = f"; {folders.problems()}" if folders.problems() else ""
+            raise UserError(f"{where}.paths: {name}: no usable audio in it ({len(skipped)} files skipped{problems})")
+        manifests.add(path.resolve())
         cuts += found
+    for folder, reason in folders.unopened.items():
+        skipped.add(folder, f"cannot be opened ({reason})")
+    if folders.foreign:
+        log.warning("%s.paths: not used: %s", where, folders.problems())
     pieces = CutSet.from_cuts(cuts).cut_into_windows(config.max_seconds)
     return CutSet.from_cuts(c for c in pieces if c.duration >= config.min_seconds), skipped
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from lhotse.cut import Cut
 
 from distilled_student.common.arithmetic import ceil_div
 from distilled_student.common.audio import check_header
-from distilled_student.common.audio_suffixes import SUFFIXES
+from distilled_student.common.audio_folders import how_to_convert, is_audio, is_foreign_audio
 from distilled_student.common.errors import UserError, short_reason
 from distilled_student.distillation.data.config import MANIFESTS, TARS, DataConfig
 from distilled_student.distillation.data.manifests import parse_cut
@@ -166,10 +167,13 @@ def open_units(
         return None
     if config.workers and config.streams % config.workers:
         raise UserError(f"{where}.workers: {config.workers} cannot share {config.streams} streams evenly")
-    sizes: dict[str, int] = {}
+    sizes, places = dict[str, int](), set[str]()  # a shard that several paths lead to is read once
     for name in config.paths:
         try:
-            sizes |= {path: _check_path(path) for path in _paths_of(name)}
+            for path in _paths_of(name):
+                if (place := path if _is_url(path) else os.path.realpath(path)) not in places:
+                    places.add(place)
+                    sizes[path] = _check_path(path)
         except Exception as error:  # the library of a store can raise any exception
             reason = f"{error.strerror}: {error.filename}" if getattr(error, "strerror", None) else str(error)
             raise UserError(f"{where}.paths: {name}: {reason}") from None
@@ -212,13 +216,17 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 def _members(file: BinaryIO, unit: Unit) -> Iterator[Item]:
-    """The audio files in a shard."""
+    """The audio files in a shard, and the first one that is not read."""
+    any_foreign = False
     with tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictTarInfo) as archive:
         for member in archive:
             archive.members.clear()  # tarfile would keep all of them in memory
-            if not member.isfile() or Path(member.name).suffix.lower() not in SUFFIXES:
-                continue
             name = f"{unit.path}/{member.name}"
+            if member.isfile() and is_foreign_audio(member.name) and not any_foreign:
+                any_foreign = True  # one for all of them
+                yield Item(name, b"", how_to_convert(member.name))
+            if not member.isfile() or not is_audio(member.name):
+                continue
             if member.size > MAX_MEMBER_BYTES:
                 yield Item(name, b"", f"larger than {MAX_MEMBER_BYTES >> 20} MB")
                 continue

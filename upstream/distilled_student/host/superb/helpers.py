@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from distilled_student.common import audio
+from distilled_student.common.audio_folders import audio_files
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import cache_folder
-
-AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".aac", ".au")  # librosa's, which s3prl's find_files is from
 
 
 class DistributedSamplerWrapper(torch.utils.data.DistributedSampler):
@@ -28,8 +27,11 @@ class DistributedSamplerWrapper(torch.utils.data.DistributedSampler):
 
 
 def find_files(folder: str | Path) -> list[str]:
-    """``librosa.util.find_files``: absolute paths of all audio files below a folder, sorted."""
-    return sorted(str(path.absolute()) for path in Path(folder).rglob("*") if path.suffix.lower() in AUDIO)
+    """``librosa.util.find_files``: absolute paths of all audio files below a folder, sorted.
+
+    Unlike librosa's, it finds the audio files that this package reads.
+    """
+    return sorted(str(path.absolute()) for path in audio_files(folder, str(folder)))
 
 
 def _cached(kind: str, ending: str, *parts: Any) -> Path:
