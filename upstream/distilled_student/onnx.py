@@ -8,7 +8,7 @@ model.verify("command.wav", ["owner1.wav", "owner2.wav"])  # Verified(accepted=T
 from __future__ import annotations
 
 import json
-import wave
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Wav: TypeAlias = "str | Path | NDArray"  # a PCM .wav file, or samples (samples,): floats in [-1, 1] or int16
+Wav: TypeAlias = "str | Path | NDArray"  # a PCM or float .wav file, or samples (samples,): floats in [-1, 1] or int16
 
 
 class Spotted(NamedTuple):
@@ -40,27 +40,72 @@ class Verified(NamedTuple):
     cosine: float
 
 
+class _WavFormat(NamedTuple):
+    """What the ``fmt`` chunk says: 1 for integers or 3 for floats, channels, Hz, and bytes of a sample."""
+
+    tag: int
+    channels: int
+    rate: int
+    width: int
+
+
+def _read_format(chunk: bytes) -> _WavFormat:
+    tag, channels, rate, _, block, bits = struct.unpack("<HHIIHH", chunk[:16])
+    if tag == 0xFFFE:  # WAVE_FORMAT_EXTENSIBLE: the format is at the beginning of a longer field
+        (tag,) = struct.unpack("<H", chunk[24:26])
+    width = (bits + 7) // 8
+    is_known = (tag == 1 and width in (1, 2, 3, 4)) or (tag == 3 and width in (4, 8))
+    if not is_known or not channels or block != channels * width:
+        raise ValueError(f"format {tag} with {bits} bits and {channels} channels is not supported")
+    return _WavFormat(tag, channels, rate, width)
+
+
+def _parse_wav(content: bytes) -> tuple[_WavFormat, bytes]:
+    """The format and the samples of a .wav file. Raises ValueError or struct.error."""
+    if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
+        raise ValueError("does not begin as a .wav file")
+    form, start = None, 12
+    while start + 8 <= len(content):
+        name, size = struct.unpack("<4sI", content[start : start + 8])
+        start += 8
+        if name == b"fmt ":
+            form = _read_format(content[start : start + size])
+        if name == b"data":
+            break
+        start += size + size % 2
+    else:
+        raise ValueError("holds no samples")
+    if form is None:
+        raise ValueError("does not say its format")
+    found = len(content) - start
+    # sizes from 0x7FFFF000 on mean "unknown"; some recorders declare the size of the whole file, 44 or more too many
+    if size < 0x7FFFF000 and size > found + max(44, min(start, 128)):
+        raise ValueError(f"truncated: {found} bytes of audio, but the header says {size}")
+    return form, content[start : start + size]
+
+
 def read_wav(path: str | Path, rate: int) -> NDArray[np.float32]:
-    """The samples ``(samples,)`` in [-1, 1] of a PCM .wav file, averaged over its channels.
+    """The samples ``(samples,)`` of a .wav file with PCM or float samples, averaged over its channels.
 
     Raises:
-        ValueError: the file is not readable as a PCM .wav, or its sample rate is not ``rate`` (Hz).
+        ValueError: the file is truncated or of another format, or its sample rate is not ``rate`` (Hz).
     """
     try:
-        with wave.open(str(path), "rb") as file:
-            file_rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
-            data = np.frombuffer(file.readframes(file.getnframes()), np.uint8)
-    except (OSError, EOFError, wave.Error) as error:
-        raise ValueError(f"{path}: not readable as a PCM .wav ({error})") from None
-    if file_rate != rate:
-        raise ValueError(f"{path}: has a sample rate of {file_rate} Hz; the model needs {rate} Hz")
-    whole_frames = len(data) // (width * channels)
-    data = data[: whole_frames * width * channels].reshape(-1, width)  # one sample a row, its bytes little-endian
-    if width == 1:
-        data = data ^ 128  # 8-bit samples are unsigned, samples of all other widths are signed
-    wide = np.zeros((len(data), 4), np.uint8)  # the sample's bytes become the most significant ones of 32 bits
-    wide[:, 4 - width :] = data
-    return (wide.view("<i4")[:, 0] / 2**31).astype(np.float32).reshape(-1, channels).mean(axis=1)
+        form, data = _parse_wav(Path(path).read_bytes())
+    except (OSError, ValueError, struct.error) as error:
+        raise ValueError(f"{path}: not readable as a PCM or float .wav ({error})") from None
+    if form.rate != rate:
+        raise ValueError(f"{path}: has a sample rate of {form.rate} Hz; the model needs {rate} Hz")
+    whole_frames = len(data) // (form.width * form.channels)
+    data = data[: whole_frames * form.width * form.channels]
+    if form.tag == 3:
+        return np.frombuffer(data, f"<f{form.width}").astype(np.float32).reshape(-1, form.channels).mean(axis=1)
+    rows = np.frombuffer(data, np.uint8).reshape(-1, form.width)  # one sample a row, its bytes little-endian
+    if form.width == 1:
+        rows = rows ^ 128  # 8-bit samples are unsigned, samples of all other widths are signed
+    wide = np.zeros((len(rows), 4), np.uint8)  # the sample's bytes become the most significant ones of 32 bits
+    wide[:, 4 - form.width :] = rows
+    return (wide.view("<i4")[:, 0] / 2**31).astype(np.float32).reshape(-1, form.channels).mean(axis=1)
 
 
 def _read_samples(wav: Wav, rate: int) -> NDArray[np.float32]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import soundfile
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distilled_student.common.arithmetic import ceil_div
+from distilled_student.common.audio_folders import how_to_convert, is_foreign_audio
+from distilled_student.common.declared_length import check_last_sample, check_length
 from distilled_student.common.errors import UserError
 from distilled_student.common.sample_rate import SAMPLE_RATE
 
@@ -47,17 +50,11 @@ def check_rate(rate: float) -> None:
 
 
 def check_header(file: soundfile.SoundFile) -> None:
-    """Raise ValueError or RuntimeError for an impossible header or a truncated WAV file.
-
-    libsndfile reads a truncated WAV file without an error; only its log mentions it.
-    """
+    """Raise ValueError, RuntimeError or OSError for an impossible header or a truncated file, see `check_length`."""
     check_rate(file.samplerate)
     if file.frames > MAX_FILE_SECONDS * file.samplerate:
         raise ValueError(f"{file.frames} samples in its header, more than {MAX_FILE_SECONDS // 3600} hours")
-    found = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
-    # a program that writes into a pipe does not know the length and declares the largest one
-    if found and int(found[2]) < int(found[1]) < 0x7FFFF000:
-        raise RuntimeError(f"truncated: {found[2]} bytes of audio, but the header says {found[1]}")
+    check_length(file)
 
 
 def header(path: str | Path) -> Header:
@@ -67,7 +64,13 @@ def header(path: str | Path) -> Header:
             check_header(file)
             return Header(file.frames, file.samplerate, file.channels)
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: not readable as audio ({error})") from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: str | Path, error: Exception) -> UserError:
+    """What is raised for a file that cannot be read: names the file, the reason and the remedy, if there is one."""
+    remedy = f"; {how_to_convert(str(path))}" if is_foreign_audio(Path(path).name) else ""
+    return UserError(f"{path}: not readable as audio ({error}){remedy}")
 
 
 def seconds(path: str | Path) -> float:
@@ -76,15 +79,40 @@ def seconds(path: str | Path) -> float:
     return frames / rate
 
 
+def go_to(file: soundfile.SoundFile, frame: int) -> int:
+    """Make ``frame`` the next one to be read; in formats that cannot seek, by decoding those before it.
+
+    Raises:
+        soundfile.LibsndfileError: there is no such frame.
+    """
+    if file.seekable():
+        return file.seek(frame)
+    for position in range(0, min(frame, file.frames), SAMPLES_PER_BLOCK):
+        file.read(min(SAMPLES_PER_BLOCK, frame - position))
+    return min(frame, file.frames)
+
+
+def read_blocks(file: soundfile.SoundFile, frames: int, size: int) -> Iterator[np.ndarray]:
+    """The next ``frames`` of a file in blocks of at most ``size``, ``(frames, channels)`` float32.
+
+    Raises:
+        RuntimeError: the file ends earlier, although its header says that it has them.
+    """
+    missing = frames
+    while missing > 0 and len(data := file.read(min(size, missing), dtype="float32", always_2d=True)):
+        yield data
+        missing -= len(data)
+    if missing > 0:
+        raise RuntimeError(f"truncated: it has {frames - missing} of {frames} samples that its header declares")
+
+
 def _read_mono(file: soundfile.SoundFile, frames: int) -> Tensor:
-    """Up to ``frames`` from the file's current position, channels averaged: ``(samples,)`` float32.
+    """``frames`` from the file's current position, channels averaged: ``(samples,)`` float32.
 
     Decodes block by block, so that memory depends on the audio in the file and not on what its header says.
     """
-    blocks, missing, size = [], frames, max(1, SAMPLES_PER_BLOCK // file.channels)
-    while missing > 0 and len(data := file.read(min(size, missing), dtype="float32", always_2d=True)):
-        blocks.append(torch.from_numpy(data).mean(dim=1))
-        missing -= len(data)
+    size = max(1, SAMPLES_PER_BLOCK // file.channels)
+    blocks = [torch.from_numpy(data).mean(dim=1) for data in read_blocks(file, frames, size)]
     return torch.cat(blocks) if blocks else torch.zeros(0)
 
 
@@ -141,8 +169,9 @@ def load(path: str | Path, start: float = 0.0, duration: float | None = None) ->
     try:
         with soundfile.SoundFile(soundfile_path(path)) as file:
             check_header(file)
+            check_last_sample(file)
             rate = file.samplerate
-            first = file.seek(int(start * rate))
+            first = go_to(file, int(start * rate))
             frames = max(0, file.frames - first)
             frames = frames if duration is None else min(frames, int(duration * rate))
             if frames > MAX_SAMPLES_PER_READ:
@@ -150,7 +179,7 @@ def load(path: str | Path, start: float = 0.0, duration: float | None = None) ->
                 raise ValueError(f"{frames} samples, {limit}: cut the file into pieces")
             waveform = _read_mono(file, frames)
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: not readable as audio ({error})") from None
+        raise unreadable(path, error) from None
     if waveform.numel() == 0:
         raise UserError(f"{path}: holds no audio")
     if not torch.isfinite(waveform).all():

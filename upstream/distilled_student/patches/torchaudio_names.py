@@ -17,6 +17,7 @@ from torch import Tensor
 from torchaudio.functional import gain, resample
 
 from distilled_student.common import audio
+from distilled_student.common.declared_length import check_last_sample
 from distilled_student.common.errors import UserError
 
 # a duration without a decimal point is in samples; s3prl does not use that
@@ -46,11 +47,16 @@ def load(
     Raises:
         UserError: the file is missing or not readable as audio; names it.
     """
-    source = uri if hasattr(uri, "read") else _checked(uri)
     try:
-        data, rate = soundfile.read(source, num_frames, frame_offset, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{uri}: not readable as audio ({error})") from None
+        with soundfile.SoundFile(uri if hasattr(uri, "read") else audio.soundfile_path(uri)) as file:
+            audio.check_header(file)
+            check_last_sample(file)
+            rate, first = file.samplerate, audio.go_to(file, min(frame_offset, file.frames))
+            frames = file.frames - first if num_frames < 0 else min(num_frames, file.frames - first)
+            blocks = audio.read_blocks(file, frames, max(1, audio.SAMPLES_PER_BLOCK // file.channels))
+            data = np.concatenate([np.zeros((0, file.channels), np.float32), *blocks])
+    except (OSError, RuntimeError, ValueError) as error:
+        raise audio.unreadable(uri, error) from None
     return torch.from_numpy(data.T.copy() if channels_first else data), rate
 
 

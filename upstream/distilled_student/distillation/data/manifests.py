@@ -13,12 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 from lhotse import Recording
 from lhotse.audio.backend import LibsndfileBackend, get_current_audio_backend, set_current_audio_backend
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
+from lhotse.utils import compute_num_samples
 
-from distilled_student.common.audio import MAX_FILE_SECONDS, check_rate
+from distilled_student.common.audio import (
+    MAX_FILE_SECONDS,
+    SAMPLES_PER_BLOCK,
+    check_header,
+    check_rate,
+    go_to,
+    read_blocks,
+    soundfile_path,
+)
+from distilled_student.common.declared_length import check_last_sample
 from distilled_student.common.errors import UserError, short_reason
 
 MAX_LINE_BYTES = 2**20
@@ -108,10 +119,36 @@ def read_manifest(path: Path) -> Iterator[Cut]:
         raise UserError(f"{path}: line {number}: cannot be read as a lhotse manifest ({error})") from None
 
 
+class _CheckedBackend(LibsndfileBackend):
+    """lhotse's reader, with the checks of `distilled_student.common.audio`; also for formats that cannot seek."""
+
+    def read_audio(
+        self,
+        path_or_fd: Any,
+        offset: float = 0.0,
+        duration: float | None = None,
+        force_opus_sampling_rate: int | None = None,
+    ) -> tuple[np.ndarray, int]:
+        is_path = isinstance(path_or_fd, str | Path)
+        with soundfile.SoundFile(soundfile_path(path_or_fd) if is_path else path_or_fd) as file:
+            check_header(file)
+            check_last_sample(file)
+            rate = file.samplerate
+            first = go_to(file, compute_num_samples(offset, rate))
+            frames = file.frames - first
+            frames = frames if duration is None else min(frames, compute_num_samples(duration, rate))
+            blocks = read_blocks(file, frames, max(1, SAMPLES_PER_BLOCK // file.channels))
+            samples = np.concatenate([np.zeros((0, file.channels), np.float32), *blocks])
+        return samples.T, rate
+
+
 def load_audio(cut: Cut) -> np.ndarray:
-    """``(channels, samples)`` of a cut at its own rate, decoded by libsndfile: lhotse's other readers run programs."""
+    """``(channels, samples)`` of a cut at its own rate, decoded by libsndfile: lhotse's other readers run programs.
+
+    Raises any exception, for a truncated file too.
+    """
     before = get_current_audio_backend()
-    set_current_audio_backend(LibsndfileBackend())
+    set_current_audio_backend(_CheckedBackend())
     try:
         return cut.load_audio()
     finally:  # lhotse's own context manager does not restore the reader after an error
