@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from distilled_student.common.audio import MAX_ENCODED_SECONDS, SAMPLE_RATE
 from distilled_student.common.errors import UserError
-from distilled_student.common.processes import end_with_parent
+from distilled_student.common.processes import end_with_parent, start_workers
 from distilled_student.multitask.tasks.base import EvaluationData, Item, TrainingData, pad_to
 
 Batch = tuple[list[np.ndarray], str, list[int], list[str]]  # waveforms (samples,), task, labels, keys
@@ -74,7 +74,7 @@ def load_batches(dataset: Dataset, plan: list[Any], task: str, workers: int, gai
     """
     # without a generator the DataLoader draws from torch's global state, which a checkpoint saves
     options = {"num_workers": workers, "collate_fn": _Collate(task, gain), "generator": torch.Generator()}
-    for batch in DataLoader(dataset, batch_sampler=plan, worker_init_fn=end_with_parent, **options):
+    for batch in start_workers(DataLoader(dataset, batch_sampler=plan, worker_init_fn=end_with_parent, **options)):
         if isinstance(batch, UserError):
             raise batch
         yield batch

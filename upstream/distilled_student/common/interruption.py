@@ -1,10 +1,11 @@
-"""SIGTERM and Ctrl-C: training finishes its step, saves and exits; the second signal exits at once."""
+"""SIGTERM and Ctrl-C: training finishes its step, saves and exits; another signal exits at once."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,6 +13,8 @@ from types import FrameType
 from distilled_student.common.progress import note
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# `timeout` and `torchrun` signal a process and its group, which the process is in: the same signal twice
+SAME_SIGNAL_SECONDS = 1.0
 
 
 class Interrupted(SystemExit):
@@ -23,19 +26,20 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._process = os.getpid()
+        self._process, self._received = os.getpid(), 0.0
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a data worker, forked with this handler: its parent handles Ctrl-C
-            if number == signal.SIGTERM:
+        if os.getpid() != self._process:  # a data worker, forked with this handler: it ends with its parent
+            return
+        now = time.monotonic()
+        if self:
+            if number != self.signal or now > self._received + SAME_SIGNAL_SECONDS:
                 os._exit(128 + number)
-        elif self:
-            os._exit(128 + number)
         else:
-            self.signal = number
+            self.signal, self._received = number, now
             name = signal.Signals(number).name
             # not through Python's buffered stderr: the signal may have interrupted a write to it
             os.write(2, f"\n{name}: saving at the end of this step; send it again to exit at once\n".encode())

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from distilled_student.common.errors import UserError
-from distilled_student.common.interruption import Interruption
+from distilled_student.common.interruption import SIGNALS, Interruption
 
+T = TypeVar("T")
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 PROCESS_LOST = "another process of this run has ended; run the same command again to resume from the last checkpoint"
 # messages of gloo and NCCL when the process at the other end of a connection has ended
@@ -86,10 +91,38 @@ def only_run_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def start_workers(loader: Iterable[T]) -> Iterator[T]:
+    """``iter(loader)`` with data workers that ignore SIGTERM and Ctrl-C, and end with this process.
+
+    Schedulers, ``timeout`` and terminals signal the whole process group. The training then needs its workers until it
+    has saved. The signals are blocked while the workers start, because a new process inherits this.
+    """
+    if isinstance(loader, DataLoader) and loader.worker_init_fn is None:  # of a downstream of s3prl
+        loader.worker_init_fn = end_with_parent
+    if not hasattr(signal, "pthread_sigmask"):  # Windows has no process groups
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_with_parent(worker: int) -> None:
     """A DataLoader's ``worker_init_fn``: the worker ends when its parent process ends, even if that is killed.
 
-    Otherwise a worker whose parent was killed can wait forever to hand over a batch. Linux only.
+    Otherwise a worker whose parent was killed can wait forever to hand over a batch. Of SIGTERM and SIGINT, the worker
+    obeys only a SIGTERM of its parent, see `start_workers`. Linux only.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=_exit_at_sigterm_of, args=(os.getppid(),), daemon=True).start()
+
+
+def _exit_at_sigterm_of(parent: int) -> None:
+    """Exit when the parent process sends SIGTERM: torch does so to a worker that does not end in time."""
+    while True:
+        received = signal.sigwaitinfo(SIGNALS)
+        if received.si_signo == signal.SIGTERM and received.si_pid == parent:
+            os._exit(0)

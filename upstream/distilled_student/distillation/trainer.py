@@ -21,7 +21,7 @@ from torch import Tensor
 from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.files import newest_undamaged, read_torch, save_torch
-from distilled_student.common.processes import sum_over_processes
+from distilled_student.common.processes import start_workers, sum_over_processes
 from distilled_student.common.random_states import random_states, seed_all, set_random_states
 from distilled_student.distillation.config import DistillConfig, settings_fixed_on_resume, student_config_for
 from distilled_student.distillation.data.cuts import Batch, make_loader
@@ -245,7 +245,8 @@ class Distillation:
         any_readable = state.batch > 0
         while True:
             position = self.config.seed, state.epoch, state.batch
-            for batch in make_loader(cuts, self.config.data, *position, rank, world, find_targets):
+            loader = make_loader(cuts, self.config.data, *position, rank, world, find_targets)
+            for batch in start_workers(loader):
                 state.batch += 1
                 any_readable = any_readable or not batch.failed or len(batch.lengths) > 0
                 yield batch

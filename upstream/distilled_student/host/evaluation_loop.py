@@ -16,7 +16,7 @@ from tensorboardX import SummaryWriter
 from torch import Tensor
 
 from distilled_student.common.errors import UserError
-from distilled_student.common.processes import is_leader
+from distilled_student.common.processes import is_leader, start_workers
 from distilled_student.common.progress import Progress
 from distilled_student.host.runner_parts import RunnerParts
 
@@ -51,7 +51,7 @@ class EvaluationLoop(RunnerParts):
         steps = round(len(loader) * float(self.config["runner"].get("evaluate_ratio", 1)))
         records, batch_ids = defaultdict(list), []
         with Progress(steps, f"evaluating {split}") as progress:
-            for batch_id, (wavs, *others) in enumerate(loader):
+            for batch_id, (wavs, *others) in enumerate(start_workers(loader)):
                 if batch_id > steps:  # one more than the ratio says, as in s3prl
                     break
                 with torch.no_grad():

@@ -17,7 +17,7 @@ from torch.utils.data import DistributedSampler
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import save_torch
 from distilled_student.common.interruption import Interruption
-from distilled_student.common.processes import is_leader, only_run_in, stops_with_other_processes
+from distilled_student.common.processes import is_leader, only_run_in, start_workers, stops_with_other_processes
 from distilled_student.common.progress import Progress, note
 from distilled_student.common.provenance import write_provenance
 from distilled_student.common.random_states import seed_all
@@ -82,7 +82,7 @@ class Runner(EvaluationLoop):
         with Progress(total, "training steps", step, shown=leader) as progress:
             while step < total:
                 loader = self._training_batches(epoch)
-                for batch_id, (wavs, *others) in enumerate(loader):
+                for batch_id, (wavs, *others) in enumerate(start_workers(loader)):
                     if step >= total:
                         break
 

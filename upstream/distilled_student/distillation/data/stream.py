@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from distilled_student.common.audio import MAX_FILE_SECONDS
 from distilled_student.common.errors import UserError, short_reason
-from distilled_student.common.processes import end_with_parent
+from distilled_student.common.processes import end_with_parent, start_workers
 from distilled_student.distillation.data.cuts import Batch, CutDataset, DataConfig
 from distilled_student.distillation.data.manifests import parse_cut
 from distilled_student.distillation.data.shards import Item, Unit, cut_of_member, read_chunks
@@ -169,7 +169,7 @@ def make_stream(
         generator=torch.Generator().manual_seed(seed),  # its own: a checkpoint stores the default one
     )
     empty = 0
-    for batch in loader:
+    for batch in start_workers(loader):
         empty = 0 if len(batch.lengths) else empty + 1
         if empty > MAX_EMPTY_BATCHES * config.streams:
             break
