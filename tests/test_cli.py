@@ -138,7 +138,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("prepare librispech data", "librispech: not one of librispeech, "),
         ("prepare librispech data", "; did you mean `librispeech`?"),
         ("prepare librispeech data --parts train-clean-10", "--parts train-clean-10: not one of"),
-        ("benchmark papper --data data", "papper: no such config file; did you mean `paper`?"),
+        ("benchmark papper --data data", "benchmark papper: no such suite; did you mean `paper`?"),
+        (
+            "benchmark foo",
+            "benchmark foo: no such suite; the suites are demo, paper, sizes, sizes-real, superb",
+        ),
         ("benchmark paper", "--data: no folder given; `distilled-student prepare` fills one"),
         ("benchmark benchmark/paper", "--data: no folder given; `distilled-student prepare` fills one"),
         ("benchmark paper --data gone", "--data gone: no such folder"),

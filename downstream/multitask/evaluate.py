@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from distilled_student.common.early_checks import held_instead
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import write_files, write_json
 from distilled_student.common.plots import plot_det
@@ -37,7 +38,10 @@ def find_checkpoint(expdir: Path, name: str = BEST) -> Path:
     if name != BEST:  # no other checkpoint may replace one that the user has chosen
         raise UserError(f"{expdir / name}: no such checkpoint")
     if not saved:
-        raise UserError(f"{expdir / name}: no such checkpoint, and no states-*.ckpt in its folder")
+        if not expdir.is_dir():
+            raise UserError(f"{expdir}: no such folder")
+        held = held_instead(expdir)
+        raise UserError(f"{expdir / name}: no such checkpoint, and no states-*.ckpt in its folder{held}")
     print(f"{expdir / name}: no such checkpoint; evaluating {saved[-1].name}")
     return saved[-1]
 

@@ -31,7 +31,7 @@ def test_the_estimate_of_a_distillation_is_its_number_of_operations(tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["papers", "--data", "d"], "papers: no such config file"),
+        (["papers", "--data", "d"], "benchmark papers: no such suite; did you mean `paper`?"),
         (["paper"], "--data: no folder"),
         (["paper", "--data", "d", "--only", "hubert"], "--only hubert: no such run: there are wav2vec2/kws"),
         (["paper", "--data", "d", "--seeds", "0"], "--seeds 0: must be 1 or more"),

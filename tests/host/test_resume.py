@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,8 +24,9 @@ from conftest import tone
 from stress import kills
 
 from distilled_student.cli import main
+from distilled_student.common.errors import UserError
 from distilled_student.common.files import save_torch
-from distilled_student.common.interruption import Interrupted
+from distilled_student.common.interruption import Interrupted, Interruption, resumed_by
 from distilled_student.host import launch
 from distilled_student.multitask.evaluate import evaluate
 
@@ -162,7 +165,87 @@ def test_a_command_with_other_settings_does_not_overwrite_a_run(
 ) -> None:
     assert launch.main(joint_arguments(settings, tmp_path, "-o", "config.runner.total_steps=2")) == 0
     assert launch.main(joint_arguments(settings, tmp_path, "-o", "config.runner.total_steps=2,,args.seed=3")) == 2
-    assert "holds another run, with other settings (args.seed)" in capfd.readouterr().err.splitlines()[-1]
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert "holds another run, with other settings (args.seed: was 1337, is 3): choose another folder" in line
+
+
+def test_a_finished_run_says_that_it_is_finished(
+    settings: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    command = joint_arguments(settings, tmp_path / "exp", "-o", "config.runner.total_steps=2")
+    assert launch.main(command) == 0 and "finished: all" not in capfd.readouterr().err
+    assert launch.main(command) == 0
+    more = f"run_downstream.py -m train -e {tmp_path}/exp -o config.runner.total_steps=4"
+    assert f"{tmp_path}/exp: finished: all 2 steps are trained; for more steps: {more}" in capfd.readouterr().err
+    options = [f"output={tmp_path}/student", "steps=2"]
+    assert distil(settings, *options) == 0 and "finished: all" not in caplog.text
+    assert distil(settings, *options) == 0
+    assert f"{tmp_path}/student: finished: all 2 steps are trained; for more steps set steps, now 2" in caplog.text
+
+
+def test_a_command_over_a_run_of_another_kind_says_what_the_folder_holds(
+    settings: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "joint").mkdir()
+    (tmp_path / "joint/states-2.ckpt").touch()
+    shutil.copytree(settings / "joint" / "student", tmp_path / "student")
+    for folder, what in (("joint", "holds a joint training run"), ("student", "holds a model without the checkpoints")):
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / folder).iterdir()}
+        assert distil(settings, f"output={tmp_path / folder}") == 2
+        assert f"output: {tmp_path / folder}: {what}" in capfd.readouterr().err
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / folder).iterdir()} == before
+    assert launch.main(joint_arguments(settings, tmp_path / "student")) == 2
+    assert f"-p {tmp_path}/student: holds a student or its distillation" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("files", "held"),
+    [
+        ((), ""),
+        (
+            ("checkpoints/step-00000007.pt",),
+            "; it holds a distillation that was interrupted at step 7: run its command",
+        ),
+        (("checkpoints/.lock",), "; it holds a distillation that was interrupted before its first checkpoint"),
+        (("provenance.json", "log.jsonl"), "; it holds a training that was interrupted before its first checkpoint"),
+        (
+            ("config.json", "model.safetensors"),
+            "; it holds a student: train it with run_downstream.py -m train",
+        ),
+        (("joint/states-3.ckpt",), "; did you mean {folder}/joint?"),
+    ],
+)
+def test_a_missing_an_interrupted_and_a_wrong_folder_are_different_messages(
+    files: tuple[str, ...], held: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="gone: no such folder"):
+        evaluate(tmp_path / "gone")
+    folder = tmp_path / "folder"
+    for name in files or ("notes.txt",):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", str(folder)])
+    expected = f"{folder}: has no checkpoint: neither best-dev.ckpt nor states-*.ckpt{held.format(folder=folder)}"
+    assert end.value.code == 2 and expected in capfd.readouterr().err
+    assert launch.main(["-m", "evaluate", "-e", str(folder)]) == 2
+    assert f"-e {folder}: no states-*.ckpt in this folder{held.format(folder=folder)}" in capfd.readouterr().err
+    with pytest.raises(UserError, match=re.escape(f"no states-*.ckpt in its folder{held.format(folder=folder)}")):
+        evaluate(folder)
+
+
+def test_an_interruption_names_the_command_that_runs_several_trainings(capfd: pytest.CaptureFixture[str]) -> None:
+    interruption = Interruption()
+    interruption.signal = signal.SIGTERM
+    with resumed_by("distilled-student demo --output exp"), pytest.raises(Interrupted):
+        interruption.leave("saved step 3", "resume: run_downstream.py -m train -e exp/runs")
+    with pytest.raises(Interrupted):
+        interruption.leave("saved step 4", "run the same command again to resume")
+    assert capfd.readouterr().err.splitlines() == [
+        "saved step 3; resume: distilled-student demo --output exp",
+        "saved step 4; run the same command again to resume",
+    ]
 
 
 def test_a_second_run_in_the_same_folder_is_refused(

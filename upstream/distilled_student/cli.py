@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +25,7 @@ from distilled_student.common.early_checks import (
     check_run,
 )
 from distilled_student.common.errors import UserError
+from distilled_student.common.interruption import resumed_by
 from distilled_student.common.known_warnings import suppress_known_warnings
 from distilled_student.common.typer_errors import Commands, run_app
 
@@ -351,4 +354,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Console script ``distilled-student``. A user's mistake is one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     suppress_known_warnings()
-    run_app(app, sys.argv[1:] if argv is None else argv, "distilled-student")
+    words = list(sys.argv[1:] if argv is None else argv)
+    # a benchmark runs several trainings: an interruption names its command and not that of one of them
+    whole = resumed_by(shlex.join(["distilled-student", *words])) if words[:1] == ["benchmark"] else nullcontext()
+    with whole:
+        run_app(app, words, "distilled-student")

@@ -26,6 +26,7 @@ from distilled_student.common.devices import pick_device
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, write_json
 from distilled_student.common.interruption import Interrupted
+from distilled_student.common.settings import flat
 from distilled_student.host import launch
 from distilled_student.student import cost
 from distilled_student.student.network import build_student
@@ -51,20 +52,14 @@ def _has_started(folder: Path) -> bool:
     return has_checkpoint or any((folder / name).is_file() for name in (RESULTS, CONFIG))
 
 
-def _flat(values: Any, key: str = "") -> dict[str, Any]:
-    """Nested groups as one mapping with dotted keys."""
-    if not isinstance(values, dict):
-        return {key: values}
-    return {k: v for name, value in values.items() for k, v in _flat(value, f"{key}.{name}".lstrip(".")).items()}
-
-
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Raise UserError if a training in this folder had other settings."""
     record = folder / RECORD
     if not record.is_file() or not _has_started(folder):
         return
-    before, now = _flat(read_json(record).get("settings", {})), _flat(json.loads(json.dumps(settings)))
-    if not before:
+    before = flat(read_json(record).get("settings", {}))
+    now = flat(json.loads(json.dumps(settings)))
+    if not any(before):
         raise UserError(f"{record}: has no settings: choose another --output or remove {folder}")
     for key in {**now, **before}:
         if before.get(key) != now.get(key):

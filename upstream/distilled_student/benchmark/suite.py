@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distilled_student.common.errors import UserError
+from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.settings import find_config, read_yaml, typed
 
 SHAPES = ("paper", "hubert-base", "shipped")
 # ours, and the keys of superb_results.EXPERTS, whose module imports torch
 DOWNSTREAMS = ("multitask", "speech_commands", "sv_voxceleb1")
+RESULTS = "paper-results"  # the file next to the suites that holds published results
 T = TypeVar("T")
 
 
@@ -171,7 +172,14 @@ def read_suite(name: str | Path) -> Suite:
     Raises:
         UserError: no such suite, unknown key, wrong type or impossible value; one line that names file and key.
     """
-    path = find_config(name, "benchmark")
+    try:
+        path = find_config(name, "benchmark")
+    except UserError:
+        if Path(name).exists() or "/" in str(name):  # a folder, or a config of another kind
+            raise
+        known = [file.stem for file in find_config("paper", "benchmark").parent.glob("*.yaml") if file.stem != RESULTS]
+        hint = did_you_mean(name, known) or f"; the suites are {', '.join(sorted(known))}, or give a YAML file"
+        raise UserError(f"benchmark {name}: no such suite{hint}") from None
     file = typed(SuiteFile, read_yaml(path), path)
     models = _typed_group(SuiteModel, file.models, f"{path}: models")
     settings = _typed_group(Setting, file.settings, f"{path}: settings")

@@ -86,7 +86,27 @@ def check_run(folder: Path, checkpoint: str, default: str) -> None:
         names = (file.name for file in folder.glob("*.ckpt"))
         raise UserError(f"{folder / checkpoint}: no such checkpoint{did_you_mean(checkpoint, names)}")
     if not any(folder.glob("states-*.ckpt")):
-        raise UserError(f"{folder}: has no checkpoint: neither {default} nor states-*.ckpt")
+        raise UserError(f"{folder}: has no checkpoint: neither {default} nor states-*.ckpt{held_instead(folder)}")
+
+
+def held_instead(folder: Path) -> str:
+    """The end of a message about a folder that is not what a command needs: what it holds, and what to do with that.
+
+    An interrupted distillation, an interrupted joint training, a student and a joint training run differ. Empty for a
+    folder with none of these.
+    """
+    steps = sorted((folder / "checkpoints").glob("step-*.pt"))
+    if not (folder / CONFIG).is_file() and (steps or (folder / "checkpoints").is_dir()):
+        step = f"at step {int(steps[-1].stem.removeprefix('step-'))}" if steps else "before its first checkpoint"
+        return f"; it holds a distillation that was interrupted {step}: run its command again to resume it"
+    if any(folder.glob("states-*.ckpt")) or (folder / "best-dev.ckpt").is_file():
+        return "; it holds a joint training run, which `distilled-student evaluate` and `export` take"
+    if (folder / CONFIG).is_file():
+        return f"; it holds a student: train it with run_downstream.py -m train -d multitask -k {folder}"
+    if (folder / "provenance.json").is_file() or any(folder.glob("events.out.tfevents*")):
+        return "; it holds a training that was interrupted before its first checkpoint: run its command again"
+    inner = sorted(file.parent.name for file in folder.glob("*/*.ckpt"))
+    return f"; did you mean {folder / inner[0]}?" if inner else ""
 
 
 def check_model(path: Path, checkpoint: str, default: str) -> None:
@@ -96,6 +116,7 @@ def check_model(path: Path, checkpoint: str, default: str) -> None:
     elif path.is_dir() and not (path / "config.json").is_file():
         raise UserError(
             f"{path}: has neither a checkpoint of a joint training run (*.ckpt) nor a student (config.json)"
+            f"{held_instead(path)}"
         )
     else:
         check_student("", path)
@@ -109,7 +130,7 @@ def check_student(option: str, path: Path) -> None:
     where = f"{option} {path}".strip()
     if path.is_dir():
         if not (path / CONFIG).is_file():
-            raise UserError(f"{where}: is not a student: the folder has no {CONFIG}")
+            raise UserError(f"{where}: is not a student: the folder has no {CONFIG}{held_instead(path)}")
         if "model_type" not in read_json(path / CONFIG):
             raise UserError(f"{path / CONFIG}: model_type: missing: not the configuration of a student")
         if not any(file for pattern in WEIGHTS for file in path.glob(pattern)):

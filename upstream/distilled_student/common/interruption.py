@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 
 from distilled_student.common.progress import note
@@ -19,6 +20,19 @@ SAME_SIGNAL_SECONDS = 1.0
 
 class Interrupted(SystemExit):
     """Training was interrupted by a signal and has saved a checkpoint."""
+
+
+_command: ContextVar[str | None] = ContextVar("command", default=None)
+
+
+@contextmanager
+def resumed_by(command: str) -> Iterator[None]:
+    """Inside this context an interruption names ``command``, which runs several trainings, as what resumes them."""
+    before = _command.set(command)
+    try:
+        yield
+    finally:
+        _command.reset(before)
 
 
 class Interruption:
@@ -57,12 +71,16 @@ class Interruption:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def leave(self, message: str) -> None:
-        """If a signal was received, print ``message`` and exit.
+    def leave(self, saved: str, remedy: str) -> None:
+        """If a signal was received, print what was saved and how to resume, and exit.
+
+        Args:
+            remedy: How this training resumes. Inside `resumed_by` its command is printed instead.
 
         Raises:
             Interrupted: with the exit code that shells expect, 128 plus the signal's number.
         """
         if self.signal is not None:
-            note(message)
+            command = _command.get()
+            note(f"{saved}; {remedy if command is None else f'resume: {command}'}")
             raise Interrupted(128 + self.signal)

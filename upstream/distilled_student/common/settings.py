@@ -55,6 +55,26 @@ def find_config(name: str | Path, kind: str = "") -> Path:
     raise UserError(f"{name}: no such config file{suggestion}")
 
 
+def flat(values: Any, key: str = "") -> dict[str, Any]:
+    """Nested groups as one mapping with dotted keys."""
+    if not isinstance(values, Mapping) or not values:
+        return {key: values}
+    return {k: v for name, value in values.items() for k, v in flat(value, f"{key}.{name}".lstrip(".")).items()}
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], at_most: int = 5) -> str:
+    """The dotted keys whose values differ, ``KEY: was OLD, is NEW`` each, in one line; empty for equal settings."""
+    old, new = flat(before), flat(now)
+    missing = object()
+    lines = [
+        f"{key}: was {old.get(key, 'not set')}, is {new.get(key, 'not set')}"
+        for key in {**old, **new}
+        if old.get(key, missing) != new.get(key, missing)
+    ]
+    more = f"; and {len(lines) - at_most} more" if len(lines) > at_most else ""
+    return "; ".join(lines[:at_most]) + more
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader; integers must fit into 64 bits, as torch and numpy require."""
 

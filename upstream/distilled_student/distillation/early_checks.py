@@ -14,6 +14,15 @@ from distilled_student.host.s3prl_names import upstream_names
 from distilled_student.teachers.early_checks import check_teacher
 
 
+def check_output(output: Path, where: str | Path) -> None:
+    """Raise UserError for a folder that holds something else than an earlier part of this distillation."""
+    if any(output.glob("states-*.ckpt")) or (output / "best-dev.ckpt").is_file():
+        raise UserError(f"{where}: output: {output}: holds a joint training run: choose another folder")
+    if (output / "config.json").is_file() and not any((output / "checkpoints").glob("step-*.pt")):
+        reason = "holds a model without the checkpoints of a distillation, which this run would replace"
+        raise UserError(f"{where}: output: {output}: {reason}: choose another folder")
+
+
 def check_settings(config: DistillConfig, where: str | Path) -> None:
     """Check the data, the teacher and its layers, the student's configuration and the output folder.
 
@@ -23,6 +32,7 @@ def check_settings(config: DistillConfig, where: str | Path) -> None:
         UserError: a folder or file is missing or holds no audio, the teacher cannot be found or lacks a layer, the
             student is wrong, or a folder cannot be written; begins with ``where`` and names the key.
     """
+    check_output(Path(config.output), where)
     for name in config.data.paths:
         _check_data(name, f"{where}: data.paths")
     student_config_for(config, target_size=1, where=where)  # raises for an unknown size or a wrong field

@@ -25,6 +25,7 @@ from distilled_student.common.provenance import units_fingerprint, utterances_fi
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data.cuts import Batch, SkippedFiles, read_cuts
 from distilled_student.distillation.data.shards import open_units
+from distilled_student.distillation.early_checks import check_output
 from distilled_student.distillation.model_card import write_card
 from distilled_student.distillation.throughput import Throughput, measure_workload
 from distilled_student.distillation.trainer import Distillation
@@ -45,6 +46,7 @@ def distill(config: DistillConfig, where: str | Path) -> Path:
         UserError: unusable data, teacher, configuration or output folder.
         Interrupted: SIGTERM or Ctrl-C, after a checkpoint.
     """
+    check_output(Path(config.output), where)
     output, is_new = Path(config.output), not Path(config.output).exists()
     units = open_units(config.data, f"{where}: data", int(os.environ.get("WORLD_SIZE", 1)))
     if units is not None and config.cache:
@@ -79,7 +81,9 @@ def _distill(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles) -> N
         log.info("%d utterances, %s; %d files skipped", len(cuts), corpus_size, len(skipped))
         if run.cache:
             run.cache.reserve(data["train"]["seconds"], run.teacher)
-    run.resume()
+    if run.resume() and run.state.step >= config.steps and main:
+        more = f"for more steps set steps, now {config.steps}"
+        log.info("%s: finished: all %d steps are trained; %s", output, run.state.step, more)
     if main:
         write_provenance(output, asdict(config), config.seed, data)
     interruption = Interruption()
@@ -160,7 +164,7 @@ def train(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles, interru
             if exits or last or state.step % config.save_every == 0:
                 run.save()
             if exits and not last:
-                interruption.leave(f"saved step {state.step}; run the same command again to resume")
+                interruption.leave(f"saved step {state.step}", "run the same command again to resume")
     if writer is not None:
         writer.close()
 

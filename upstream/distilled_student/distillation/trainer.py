@@ -23,6 +23,7 @@ from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.files import newest_undamaged, read_torch, save_torch
 from distilled_student.common.processes import start_workers, sum_over_processes
 from distilled_student.common.random_states import random_states, seed_all, set_random_states
+from distilled_student.common.settings import changes
 from distilled_student.distillation.config import DistillConfig, settings_fixed_on_resume, student_config_for
 from distilled_student.distillation.data.cuts import Batch, make_loader
 from distilled_student.distillation.data.shards import Unit
@@ -313,8 +314,8 @@ class Distillation:
         except Exception as error:  # a damaged or foreign file can raise any exception
             reason = short_reason(error)
             raise UserError(f"{file}: cannot be resumed from ({reason}); remove it or choose another output") from None
-        if changed := [key for key in now if before.get(key) != now[key]]:
-            key = changed[0]
-            raise UserError(f"{file}: {key}: was {before.get(key)}, is {now[key]}; set it back or change output")
+        if changed := changes({key: before.get(key) for key in now}, now):
+            what = f"holds another run, with other settings ({changed})"
+            raise UserError(f"{file}: {what}: set them back or choose another output")
         log.info("resumed from %s", file)
         return True

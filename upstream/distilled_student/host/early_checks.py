@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distilled_student.checkpoints.hub import may_be_on_hub
-from distilled_student.common.early_checks import check_device, check_student
+from distilled_student.common.early_checks import check_device, check_student, held_instead
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.settings import find_config, read_yaml
 from distilled_student.host.overrides import override
@@ -35,7 +35,8 @@ def check_early(args: Namespace) -> None:
         if args.past_exp and not Path(args.past_exp).exists():
             raise UserError(f"-e {args.past_exp}: no such checkpoint or folder")
         if args.past_exp and Path(args.past_exp).is_dir() and not any(Path(args.past_exp).glob("states-*.ckpt")):
-            raise UserError(f"-e {args.past_exp}: no states-*.ckpt in this folder")
+            held = held_instead(Path(args.past_exp))
+            raise UserError(f"-e {args.past_exp}: no states-*.ckpt in this folder{held}")
         if args.override:
             apply_overrides(args, args, {})
         return
@@ -48,7 +49,10 @@ def check_early(args: Namespace) -> None:
     if start.downstream == "multitask":  # by name: it stands above this package
         multitask = importlib.import_module("distilled_student.multitask.settings")
         multitask.check_early(config, start.upstream_feature_selection, start.mode, source(vars(start)))
-    check_writable(Path(start.expdir).absolute() if start.expdir else folder)
+    folder = Path(start.expdir).absolute() if start.expdir else folder
+    if start.mode == "train" and ((folder / "config.json").is_file() or (folder / "checkpoints").is_dir()):
+        raise UserError(f"-p {folder}: holds a student or its distillation: choose another folder")
+    check_writable(folder)
 
 
 def check_arguments(args: Namespace) -> None:

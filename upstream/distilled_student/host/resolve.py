@@ -16,6 +16,7 @@ import torch.distributed as dist
 from distilled_student.common.devices import pick_device
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import newest_undamaged
+from distilled_student.common.settings import changes
 from distilled_student.host.early_checks import apply_overrides, check_mode, check_names, check_writable, read_start
 from distilled_student.host.s3prl_names import downstream_names
 from distilled_student.host.saved_runs import checkpoints, read_checkpoint, read_experiment
@@ -89,11 +90,11 @@ def _check_same(expdir: str, state: Mapping[str, Any], args: Namespace, config: 
     """Raise UserError where the experiment folder holds another run, which this command would overwrite."""
     before, now = vars(state["Args"]), vars(args)
     repair_numbers(config)
-    changed = [f"args.{key}" for key in SAME if before.get(key) != now.get(key)]
-    changed += [key for key in {**config, **state["Config"]} if config.get(key) != state["Config"].get(key)]
-    if changed:
-        what = f"holds another run, with other settings ({', '.join(changed)})"
-        raise UserError(f"-p {expdir}: {what}: choose another folder, or resume that run with -a")
+    sections = [{name: group for name, group in c.items() if group is not None} for c in (state["Config"], config)]
+    old = {"args": {key: before.get(key) for key in SAME}, "config": sections[0]}
+    if changed := changes(old, {"args": {key: now.get(key) for key in SAME}, "config": sections[1]}):
+        what = f"holds another run, with other settings ({changed})"
+        raise UserError(f"-p {expdir}: {what}: choose another folder, or resume that run with -e {expdir}")
 
 
 def resolve(args: Namespace) -> tuple[Namespace, Path]:

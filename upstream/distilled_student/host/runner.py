@@ -56,6 +56,7 @@ class Runner(EvaluationLoop):
             self._write_provenance()
             if is_leader() and hasattr(self.expert, "forget"):
                 self.expert.forget(self.init_ckpt.get("Step", 0))
+            self._note_finished()
             logger = stack.enter_context(contextlib.closing(SummaryWriter(folder))) if is_leader() else None
             self._train(interruption, logger)
             if dist.is_initialized():
@@ -138,15 +139,21 @@ class Runner(EvaluationLoop):
                         self._save(names, step, epoch, optimizer, scheduler, scaler)
                     progress.update()
                     if leaving and step < total:
-                        interruption.leave(
-                            f"saved step {step}; resume: run_downstream.py -m train -e {self.args.expdir}"
-                        )
+                        remedy = f"resume: run_downstream.py -m train -e {self.args.expdir}"
+                        interruption.leave(f"saved step {step}", remedy)
                 epoch += 1
 
     # Parts of the loop, in the order of their use
     @property
     def _train_split(self) -> str:
         return self.config["runner"].get("train_dataloader", "train")
+
+    def _note_finished(self) -> None:
+        """Say so where a resumed run has all its steps."""
+        step, total = self.init_ckpt.get("Step", 0), self.config["runner"]["total_steps"]
+        if is_leader() and step >= total:
+            more = f"run_downstream.py -m train -e {self.args.expdir} -o config.runner.total_steps={2 * step}"
+            note(f"{self.args.expdir}: finished: all {total} steps are trained; for more steps: {more}")
 
     def _write_provenance(self) -> None:
         if not is_leader():
