@@ -14,7 +14,7 @@ from distilled_student.common.early_checks import held_instead
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import write_files, write_json
 from distilled_student.common.plots import plot_det
-from distilled_student.common.provenance import write_provenance
+from distilled_student.common.provenance import weights_fingerprint, write_provenance
 from distilled_student.host.saved_runs import checkpoints
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.expert import BEST
@@ -134,7 +134,8 @@ def evaluate(
     config = {**runner.config, "downstream_expert": expert.resolved()}
     settings = {"checkpoint": path.name, "arguments": vars(runner.args), "config": config}
     data = expert.fingerprints(split)
-    write_provenance(expdir, settings, expert.seed, data, f"provenance-{split}{suffix}.json")
+    models = {"upstream": runner.upstream_provenance(), "downstream": weights_fingerprint(expert)}
+    write_provenance(expdir, settings, expert.seed, data, f"provenance-{split}{suffix}.json", models)
     write_json(expdir / f"results{suffix}.json", results)
     return results
 

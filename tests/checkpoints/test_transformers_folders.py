@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import distilled_student as ds
 from distilled_student.checkpoints.hub import hub_revision, may_be_on_hub
+from distilled_student.host.upstreams import student_upstream, teacher_upstream
 from distilled_student.teachers.open import open_teacher
 
 WAVE = tone(1.0)[None]
@@ -219,6 +220,9 @@ def test_load_student_takes_a_name_on_the_hub(name: str, hub_cache: Path) -> Non
         (pickled if name.endswith("bin") else safe)(state, hub_cache / name)
     for student in (ds.load_student("someone/hubert"), open_teacher("someone/hubert").student):
         assert torch.equal(student(WAVE).last_hidden_state, expected)
+        assert student.revision == "0123abcd"
+    assert open_teacher("someone/hubert").revision == "0123abcd"
+    assert teacher_upstream("someone/hubert").revision == student_upstream("someone/hubert").revision == "0123abcd"
 
 
 def test_load_student_takes_a_student_of_ours_on_the_hub(hub_cache: Path, small_cnn: ds.StudentConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -18,17 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.numpy
 import soundfile
 import torch
 from conftest import tone
 from stress import kills
 
+from distilled_student.checkpoints.folder import load_student, save_student
 from distilled_student.cli import main
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import save_torch
 from distilled_student.common.interruption import Interrupted, Interruption, resumed_by
 from distilled_student.host import launch
 from distilled_student.multitask.evaluate import evaluate
+from distilled_student.student.network import build_student
+from distilled_student.teachers.open import shipped_teacher
 
 KILLS = Path(kills.__file__)
 
@@ -369,7 +374,52 @@ def test_provenance_of_each_result_is_in_its_folder(settings: Path, tmp_path: Pa
     assert set(trained["data"]["train"]) == {"kws", "sv"} == set(tested["data"])
     assert trained["settings"]["config"]["runner"]["total_steps"] == 2
     assert trained["settings"]["config"]["downstream_expert"]["tasks"]["sv"]["as_norm_top"] == 100, "a default value"
+    upstream, state = tested["models"]["upstream"], torch.load(tmp_path / "exp" / "states-2.ckpt", weights_only=True)
+    student = build_student(load_student(settings / "joint" / "student").config)
+    student.load_state_dict({name.removeprefix("student."): value for name, value in state["Upstream"].items()})
+    save_student(student, tmp_path / "trained")
+    assert upstream["sha256"] == sha256_of(tmp_path / "trained") != trained["models"]["upstream"]["sha256"]
+    assert trained["models"]["upstream"]["sha256"] == sha256_of(settings / "joint" / "student")
     assert trained["seed"] == 1337 and len(tested["data"]["sv"]["sha256"]) == 64
+
+
+def sha256_of(folder: Path) -> str:
+    """The hash that docs/evaluation.md describes, from the file of a student's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(safetensors.numpy.load_file(folder / "model.safetensors").items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode() + value.tobytes())
+    return digest.hexdigest()
+
+
+def test_the_weights_of_teacher_and_student_are_in_the_provenance(settings: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    save_student(load_student(shipped_teacher()), teacher)
+    assert distil(settings, f"output={tmp_path / 'student'}", "steps=2", f"teacher={teacher}") == 0
+    models = json.loads((tmp_path / "student" / "provenance.json").read_text())["models"]
+    assert (models["teacher"]["name"], models["teacher"]["revision"]) == (str(teacher), None)
+    assert models["teacher"]["sha256"] == sha256_of(teacher)
+    assert models["student"]["sha256"] == sha256_of(tmp_path / "student")
+    run = ["-m", "train", "-u", "distilled_student", "-k", str(tmp_path / "student"), "-d", "example", "-f", "-p"]
+    settings_of = "config.runner.total_steps={},,config.runner.save_step=1,,config.runner.eval_step=9"
+    for steps, start in ((1, []), (2, ["-a"])):  # the second time it is resumed, with trained weights
+        assert launch.main([*start, *run, str(tmp_path / "exp"), "-o", settings_of.format(steps)]) == 0
+        upstream = json.loads((tmp_path / "exp" / "provenance.json").read_text())["models"]["upstream"]
+        assert upstream["checkpoint"] == str(tmp_path / "student")
+        assert upstream["sha256"] == sha256_of(tmp_path / "student")
+
+
+def test_a_distillation_is_not_resumed_with_other_weights_of_its_teacher(
+    settings: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    student = load_student(shipped_teacher())
+    save_student(student, tmp_path / "teacher")
+    options = [f"output={tmp_path / 'student'}", f"teacher={tmp_path / 'teacher'}"]
+    assert distil(settings, "steps=1", *options) == 0
+    with torch.no_grad():
+        student.layers[0].linear1.bias[0] += 1
+    save_student(student, tmp_path / "teacher")
+    assert distil(settings, "steps=2", *options) == 2
+    assert "sha256 of the teacher's weights: was " in capfd.readouterr().err
 
 
 def test_distillation_runs_outside_the_main_thread(settings: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from distilled_student.checkpoints.foreign import (
     read_transformers,
     write_transformers,
 )
-from distilled_student.checkpoints.hub import hub_folder, may_be_on_hub
+from distilled_student.checkpoints.hub import hub_folder, hub_revision, may_be_on_hub
 from distilled_student.checkpoints.weight_files import WEIGHTS
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, read_safetensors, write_files
@@ -86,8 +86,6 @@ def _read_own_folder(folder: Path) -> StudentCheckpoint:
 
 
 def _read(path: Path) -> StudentCheckpoint:
-    if not path.exists() and may_be_on_hub(str(path)):
-        path = hub_folder(str(path))
     if path.is_file():
         return read_torch_checkpoint(path)
     if not (path / CONFIG).is_file():
@@ -130,7 +128,10 @@ def load_student(path: str | Path) -> Student:
     Raises:
         UserError: none of these, damaged, or the weights do not fit; one line naming the file, its format and keys.
     """
-    config, weights, source = _read(Path(path))
+    path = Path(path)
+    if not path.exists() and may_be_on_hub(str(path)):
+        path = hub_folder(str(path))
+    config, weights, source = _read(path)
     try:
         with torch.device("meta"):  # shapes only: before they are checked, a configuration can ask for any memory
             expected = Student(config).state_dict()
@@ -139,4 +140,5 @@ def load_student(path: str | Path) -> Student:
     _check_weights(expected, weights, source)
     student = Student(config)
     student.load_state_dict(weights)
+    student.revision = hub_revision(path)
     return student.eval()

@@ -1,4 +1,4 @@
-"""Provenance of a result: command, settings, versions, git revision, data, seed and machine, in a JSON file."""
+"""Provenance of a result: command, settings, versions, git revision, models, data, seed and machine, in a JSON file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from distilled_student.common import audio
 from distilled_student.common.files import write_json
@@ -72,6 +73,24 @@ def units_fingerprint(units: Iterable[Any]) -> dict[str, Any]:
     return {"parts": len(lines), "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
 
 
+def weights_fingerprint(model: nn.Module) -> dict[str, Any]:
+    """Number and hash of a model's values: parameters and buffers, whatever file they were read from.
+
+    The hash is SHA-256 over each tensor in the order of the names: a line ``NAME TYPE SHAPE``, such as
+    ``norm.weight float32 [768]``, then its values in the memory order of a contiguous array, little-endian. What all
+    names begin with, such as ``student.`` of an upstream around a student, is left out.
+    """
+    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    while len({name.partition(".")[0] for name in tensors}) == 1 and all("." in name for name in tensors):
+        tensors = {name.partition(".")[2]: value for name, value in tensors.items()}
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        dtype = str(value.dtype).removeprefix("torch.")
+        digest.update(f"{name} {dtype} {list(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {"values": sum(value.numel() for value in tensors.values()), "sha256": digest.hexdigest()}
+
+
 def files_fingerprint(files: Iterable[Path]) -> dict[str, Any]:
     """`utterances_fingerprint` of audio files, each counted once. Threads read the headers: a disk may be slow."""
     unique = sorted(set(files))
@@ -80,13 +99,19 @@ def files_fingerprint(files: Iterable[Path]) -> dict[str, Any]:
 
 
 def write_provenance(
-    folder: Path, settings: Mapping[str, Any], seed: int, data: Mapping[str, Any], name: str = FILE
+    folder: Path,
+    settings: Mapping[str, Any],
+    seed: int,
+    data: Mapping[str, Any],
+    name: str = FILE,
+    models: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``provenance.json`` (or ``name``) into ``folder``.
 
     Args:
         settings: All settings, defaults included.
         data: Name -> fingerprint of each data set that was read.
+        models: Name -> `weights_fingerprint` of each model, with its name and, from the hub, its revision.
     """
     content = {
         "command": shlex.join(sys.argv),
@@ -99,6 +124,7 @@ def write_provenance(
             "processes": count_processes(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
+        "models": dict(models or {}),
         "data": dict(data),
         "settings": settings,
     }

@@ -10,18 +10,24 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from lhotse import CutSet
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
-from distilled_student.checkpoints.folder import save_student
+from distilled_student.checkpoints.folder import load_student, save_student
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.interruption import Interruption
 from distilled_student.common.processes import only_run_in, stops_with_other_processes, sum_over_processes
 from distilled_student.common.progress import Progress
-from distilled_student.common.provenance import units_fingerprint, utterances_fingerprint, write_provenance
+from distilled_student.common.provenance import (
+    units_fingerprint,
+    utterances_fingerprint,
+    weights_fingerprint,
+    write_provenance,
+)
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data.cuts import Batch, SkippedFiles, read_cuts
 from distilled_student.distillation.data.shards import open_units
@@ -84,8 +90,9 @@ def _distill(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles) -> N
     if run.resume() and run.state.step >= config.steps and main:
         more = f"for more steps set steps, now {config.steps}"
         log.info("%s: finished: all %d steps are trained; %s", output, run.state.step, more)
+    models: dict[str, Any] = {"teacher": run.teacher_provenance}
     if main:
-        write_provenance(output, asdict(config), config.seed, data)
+        write_provenance(output, asdict(config), config.seed, data, models=models)
     interruption = Interruption()
     with interruption.watched(), stops_with_other_processes(interruption):
         train(run, cuts, skipped, interruption)
@@ -94,6 +101,12 @@ def _distill(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles) -> N
         state = run.state
         write_card(output, student.eval(), config, state.curve, state.audio_seconds, corpus_size, run.initialization)
         save_student(student, output, getattr(torch, config.weights))
+        initialization = {"taken": list(run.initialization.copied), "not taken": run.initialization.refused}
+        models["student"] = {
+            "initialised from the teacher": initialization,
+            **weights_fingerprint(load_student(output)),
+        }
+        write_provenance(output, asdict(config), config.seed, data, models=models)
         if len(skipped):
             log.warning("%d files were skipped: %s", len(skipped), ", ".join(map(one_line, list(skipped.reasons)[:10])))
         if state.skipped:

@@ -22,6 +22,7 @@ from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.files import newest_undamaged, read_torch, save_torch
 from distilled_student.common.processes import start_workers, sum_over_processes
+from distilled_student.common.provenance import weights_fingerprint
 from distilled_student.common.random_states import random_states, seed_all, set_random_states
 from distilled_student.common.settings import changes
 from distilled_student.distillation.config import DistillConfig, settings_fixed_on_resume, student_config_for
@@ -38,6 +39,7 @@ from distilled_student.student.network import Student
 from distilled_student.teachers.open import open_teacher
 
 log = logging.getLogger(__name__)
+TEACHER_WEIGHTS = "sha256 of the teacher's weights"  # a key of the settings in a checkpoint
 
 
 @dataclass
@@ -114,6 +116,8 @@ class Distillation:
             encoder = open_teacher(config.teacher)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
+        # before the teacher's last layers are deleted
+        self.teacher_provenance = {"name": config.teacher, "revision": encoder.revision, **weights_fingerprint(encoder)}
         self.student = Student(student_config_for(config, encoder.hidden_size, where, encoder.normalization()))
         self.initialization = initialize(self.student, encoder) if config.initialize else Initialization()
         try:
@@ -261,7 +265,8 @@ class Distillation:
     def _fixed_settings(self) -> dict[str, Any]:
         """The settings that must not change when the run is resumed."""
         data = {} if self.units is None else {"data.units": len(self.units), "data.streams": self.config.data.streams}
-        return settings_fixed_on_resume(self.config) | data | {"processes": self.accelerator.num_processes}
+        more = {"processes": self.accelerator.num_processes, TEACHER_WEIGHTS: self.teacher_provenance["sha256"]}
+        return settings_fixed_on_resume(self.config) | data | more
 
     def save(self) -> None:
         """Write a checkpoint and delete the oldest one. Called by all processes; the first one writes."""
@@ -299,7 +304,8 @@ class Distillation:
             content = read_torch(file)
             # a checkpoint of an earlier version lacks newer settings, which have their defaults
             defaults = {f.name: f.default for f in fields(DistillConfig)}
-            before, now = defaults | content["settings"], self._fixed_settings()
+            now = self._fixed_settings()
+            before = defaults | {TEACHER_WEIGHTS: now[TEACHER_WEIGHTS]} | content["settings"]
             self.accelerator.unwrap_model(self.model).load_state_dict(content["student"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.scheduler.load_state_dict(content["scheduler"])

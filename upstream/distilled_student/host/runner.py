@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from distilled_student.common.errors import UserError
-from distilled_student.common.files import save_torch
+from distilled_student.common.files import read_json, save_torch
 from distilled_student.common.interruption import Interruption
 from distilled_student.common.processes import is_leader, only_run_in, start_workers, stops_with_other_processes
 from distilled_student.common.progress import Progress, note
-from distilled_student.common.provenance import write_provenance
+from distilled_student.common.provenance import FILE, write_provenance
 from distilled_student.common.random_states import seed_all
 from distilled_student.host.evaluation_loop import EvaluationLoop
 from distilled_student.host.runner_parts import unwrapped
@@ -161,8 +161,11 @@ class Runner(EvaluationLoop):
         data, config = {}, self.config
         if hasattr(self.expert, "fingerprints"):  # ours
             data, config = self.expert.fingerprints("train"), {**config, "downstream_expert": self.expert.resolved()}
-        settings = {"arguments": vars(self.args), "config": config}
-        write_provenance(Path(self.args.expdir), settings, self.args.seed, {"train": data})
+        settings, folder = {"arguments": vars(self.args), "config": config}, Path(self.args.expdir)
+        models = {"upstream": self.upstream_provenance()}
+        if self.init_ckpt and (folder / FILE).is_file():  # resumed: the weights that the run started from
+            models = read_json(folder / FILE).get("models", {})
+        write_provenance(folder, settings, self.args.seed, {"train": data}, models=models)
 
     def _set_modes(self) -> list[torch.nn.Module]:
         """Put every model into training or evaluation mode; those that are trained."""

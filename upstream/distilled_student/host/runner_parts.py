@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distilled_student.common.errors import UserError
+from distilled_student.common.provenance import weights_fingerprint
 from distilled_student.host.yaml_sections import repair_numbers, source
 from distilled_student.patches.apply import apply_patches
 
@@ -67,6 +68,12 @@ class RunnerParts(s3prl_runner.Runner):
     def expert(self) -> nn.Module:
         """The downstream, not wrapped."""
         return unwrapped(self.downstream.model)
+
+    def upstream_provenance(self) -> dict[str, Any]:
+        """The upstream's name and file (``-u``, ``-k``), its revision on the hub, and the hash of its weights."""
+        model, args = unwrapped(self.upstream.model), self.args
+        named = {"name": args.upstream, "checkpoint": args.upstream_ckpt, "revision": getattr(model, "revision", None)}
+        return named | weights_fingerprint(model)
 
     def _load_weight(self, model: Any, name: str) -> None:
         try:

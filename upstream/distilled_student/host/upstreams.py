@@ -78,6 +78,7 @@ class Upstream(nn.Module):
     """
 
     frame_shift: int
+    revision: str | None = None  # the commit on the hub that the weights were read from
     selected: str | None = None  # the only features that are computed; None: all
 
     def get_downsample_rates(self, key: str | None = None) -> int:
@@ -124,7 +125,7 @@ class StudentUpstream(Upstream):
     def __init__(self, student: Student) -> None:
         super().__init__()
         self.student = student
-        self.frame_shift = self.student.config.frame_shift
+        self.frame_shift, self.revision = student.config.frame_shift, student.revision
 
     def encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[dict[str, list[Tensor]], Tensor]:
         output = self.student(waveforms, lengths, predict=self.selected in (None, "predictions"))
@@ -140,7 +141,7 @@ class TeacherUpstream(Upstream):
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
-        self.frame_shift = self.encoder.frame_shift
+        self.frame_shift, self.revision = encoder.frame_shift, getattr(encoder, "revision", None)
 
     def encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[dict[str, list[Tensor]], Tensor]:
         encoded = self.encoder(waveforms, lengths)

@@ -131,7 +131,13 @@ def causal_mask(frames: int, past: int, context: int, device: torch.device) -> T
 
 
 class Student(nn.Module):
-    """A small speech encoder whose results do not depend on padding. See `StudentConfig` for its sizes."""
+    """A small speech encoder whose results do not depend on padding. See `StudentConfig` for its sizes.
+
+    Attributes:
+        revision: The commit on the hub that its weights were read from; None if they were not.
+    """
+
+    revision: str | None = None
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()

@@ -32,8 +32,10 @@ class Encoder(nn.Module):
         hidden_size: Features of each hidden state.
         num_layers: Number of layers; there is one hidden state more.
         frame_shift: Samples at 16 kHz from one frame to the next.
+        revision: The commit on the hub that its weights were read from; None if they were not.
     """
 
+    revision: str | None = None
     hidden_size: int
     num_layers: int
     frame_shift: int

@@ -11,7 +11,7 @@ import torch
 from distilled_student.checkpoints.folder import MODEL_TYPE, load_student, shipped_student
 from distilled_student.checkpoints.foreign import CONFIG, read_normalization
 from distilled_student.checkpoints.foreign_config import why_not_a_student
-from distilled_student.checkpoints.hub import ELSEWHERE, hub_folder
+from distilled_student.checkpoints.hub import ELSEWHERE, hub_folder, hub_revision
 from distilled_student.checkpoints.weight_files import find_weights
 from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.files import read_json
@@ -47,10 +47,13 @@ def open_teacher(name: str | Path) -> Encoder:
     path = shipped[name]() if name in shipped else Path(name)
     if path.exists():
         encoder = _open_path(path, name)
+        encoder.revision = hub_revision(path)
     elif "/" not in name and name in names_on_s3prl_hub():
         encoder = _open_s3prl(name)
     else:
-        encoder = _open_path(_hub_folder(name), name)
+        path = _hub_folder(name)
+        encoder = _open_path(path, name)
+        encoder.revision = hub_revision(path)
     return encoder.eval()
 
 
