@@ -30,6 +30,7 @@ from distilled_student.multitask.precise_batch_norm import measure_statistics
 from distilled_student.multitask.resume import EpochPosition, saved_classes
 from distilled_student.multitask.settings import ExpertSettings, check_runner, read_tasks
 from distilled_student.multitask.tasks.base import SHORTEST, TrainingData, pad_to
+from distilled_student.multitask.tasks.settings import WEIGHTED
 from distilled_student.multitask.training_log import TrainingLog
 
 log = logging.getLogger(__name__)
@@ -208,6 +209,24 @@ class DownstreamExpert(nn.Module):
         tqdm.write(f"train step {step}: " + ", ".join(f"{key} {value:.4g}" for key, value in means.items()))
         self.log.write({"split": "train", "step": step, **means})
 
+    def log_updates(self, updates: Mapping[str, float], weights: Tensor | None, logger: Any, step: int) -> None:
+        """Write the updates since the last entry to TensorBoard, and the weights of all learned sums of layers.
+
+        Args:
+            updates: ``learning_rate``, ``gradient_norm``, ``skipped_steps``, and ``learning_rate-upstream`` if it
+                differs.
+            weights: ``(layers,)`` of s3prl's featurizer; None without a sum.
+        """
+        for key, value in updates.items():
+            logger.add_scalar(f"multitask/train-{key}", value, global_step=step)
+        sums = {} if weights is None else {"": weights}
+        for name, choice in self.choices.items():
+            if choice.choice == WEIGHTED:
+                sums[f"-{name}"] = choice.weights.detach().softmax(dim=0)
+        for name, values in sums.items():
+            for layer, value in enumerate(values.tolist()):
+                logger.add_scalar(f"multitask/layer_weight{name}/{layer}", value, global_step=step)
+
     def _log_evaluation(self, split: str, records: Mapping[str, list[Any]], logger: Any, step: int) -> float:
         """Compute, keep and log the metrics of each task; returns the score."""
         results, arrays = {}, {}
@@ -215,11 +234,11 @@ class DownstreamExpert(nn.Module):
             results[name], found = task.metrics(split, records[name])
             arrays |= {f"{name}_{key}": value for key, value in found.items()}
             tqdm.write(f"{split} step {step}: {name}: {task.summary(results[name])}")
-            for key, value in results[name].items():
-                if isinstance(value, int | float):
-                    logger.add_scalar(f"multitask/{split}-{name}-{key}", value, global_step=step)
+            for key, value in _curves(results[name]).items():
+                logger.add_scalar(f"multitask/{split}-{name}-{key}", value, global_step=step)
         self.results[split], self.arrays[split] = results, arrays
         score = self.score(results)
+        logger.add_scalar(f"multitask/{split}-score", score, global_step=step)
         if step:  # 0: an evaluation after training, which must not change the log of the training
             self.log.write({"split": split, "step": step, "score": score, **results})
         return score
@@ -313,3 +332,12 @@ class DownstreamExpert(nn.Module):
         for name, task in self.tasks.items():
             for filename, output in zip(filenames, self.outputs(name, features), strict=True):
                 print(f"{filename}: {name}: {task.describe(output)}", file=sys.stdout)
+
+
+def _curves(results: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that change with training: floats, in a group as ``GROUP-NAME``; whole numbers are counts."""
+    found = {key: value for key, value in results.items() if isinstance(value, float)}
+    for group, values in results.items():
+        if isinstance(values, Mapping):
+            found |= {f"{group}-{key}": value for key, value in values.items() if isinstance(value, float)}
+    return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from distilled_student.common.error_rates import equal_error_rate
+
 
 def det_curve(
     scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None
@@ -60,16 +62,7 @@ def _rates(hits: NDArray, false_alarms: NDArray) -> tuple[NDArray, NDArray]:
 def eer(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Equal error rate in [0, 1]: the crossing of the two error rates, which are linear between thresholds."""
     false_alarm, miss, _ = det_curve(scores, labels, weights)
-    return _crossing(false_alarm, miss)
-
-
-def _crossing(false_alarm: NDArray, miss: NDArray) -> float:
-    """The equal error rate from the rates of `det_curve`."""
-    difference = miss - false_alarm  # from 1 down to -1, never rising
-    i = int(np.argmax(difference <= 0))
-    step = difference[i - 1] - difference[i]
-    fraction = difference[i - 1] / step
-    return float(false_alarm[i - 1] + fraction * (false_alarm[i] - false_alarm[i - 1]))
+    return equal_error_rate(false_alarm, miss)
 
 
 def equal_error_threshold(scores: ArrayLike, labels: ArrayLike) -> float | None:
@@ -138,7 +131,7 @@ def eer_interval(
             weights = counts[a] * np.where(is_target, 1, counts[b])
             hits, false_alarms = _accepted(is_target, weights, last_of_ties)
             if hits[-1] and false_alarms[-1]:
-                errors.append(_crossing(*_rates(hits, false_alarms)))
+                errors.append(equal_error_rate(*_rates(hits, false_alarms)))
         if errors:
             found.append(np.mean(errors))
     return _quantiles(found, level) if found else None

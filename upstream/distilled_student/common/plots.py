@@ -10,7 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure  # not pyplot, which needs a display and keeps figures open
 from matplotlib.lines import Line2D
 
+from distilled_student.common.error_rates import equal_error_rate
+
 AXES = {"parameters": "parameters (M)", "macs_per_second": "M MAC per second of audio", "rtf": "real-time factor"}
+# percentages with a tick on the axes of a DET plot
+DET_TICKS = (0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 90, 95, 98, 99, 99.5, 99.9, 99.99)
 MILLIONS = ("parameters", "macs_per_second")
 
 
@@ -22,20 +26,33 @@ def _escape_math(text: str) -> str:
 def plot_confusion(path: Path, name: str, kws: Mapping[str, Any]) -> None:
     """Confusion matrix of a keyword spotting result (``confusion``, ``labels``, ``accuracy`` in percent)."""
     counts, labels = np.array(kws["confusion"]), [_escape_math(label) for label in kws["labels"]]
-    figure = Figure(figsize=(6, 5.5), layout="constrained")
+    size = max(6.0, 0.42 * len(labels))  # inches: a cell holds a count of four digits
+    figure = Figure(figsize=(size, 0.92 * size), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):
         if count:
-            axes.text(j, i, str(count), ha="center", va="center", fontsize=7)
+            colour = _text_colour(image.to_rgba(shares[i, j]))
+            axes.text(j, i, str(count), ha="center", va="center", fontsize=7, color=colour)
     axes.set_xticks(range(len(labels)), labels, rotation=60)
     axes.set_yticks(range(len(labels)), labels)
     axes.set(xlabel="recognised", ylabel="spoken", title=f"Keywords, {_escape_math(name)}: {kws['accuracy']:.1f} %")
     figure.savefig(path, dpi=120)
 
 
+def _text_colour(background: tuple[float, float, float, float]) -> str:
+    """Black or white, whichever has more contrast with a background (WCAG 2.2, relative luminance)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in background[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "white"
+
+
 def plot_det(path: Path, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """DET curves of named ``(false acceptance, false rejection)`` rates in [0, 1], on normal deviate axes in percent.
+
+    Each curve's equal error rate is marked, and named in the legend. The axes hold the whole curves; rates of 0 and 1,
+    which these axes do not have, are drawn half an error away from them.
 
     Martin et al., "The DET curve in assessment of detection task performance", Eurospeech 1997.
     """
@@ -43,20 +60,30 @@ def plot_det(path: Path, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
 
     figure = Figure(figsize=(5.5, 5), layout="constrained")
     axes = figure.subplots()
+    lowest = min(_smallest_step(rate) for rates in curves.values() for rate in rates) / 2
     for name, rates in curves.items():
-        false_accept, false_reject = (np.clip(rate, 1e-4, 1 - 1e-4) for rate in rates)
-        axes.plot(norm.ppf(false_accept), norm.ppf(false_reject), label=_escape_math(name))
-    ticks = np.array([0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6])
-    axes.set_xticks(norm.ppf(ticks), [f"{100 * t:g}" for t in ticks])
-    axes.set_yticks(norm.ppf(ticks), [f"{100 * t:g}" for t in ticks])
-    limits = norm.ppf([0.004, 0.65])
+        (line,) = axes.plot(*(norm.ppf(np.clip(rate, lowest, 1 - lowest)) for rate in rates))
+        equal = equal_error_rate(*rates)
+        line.set_label(f"{_escape_math(name)}: EER {100 * equal:.2f} %")
+        at = norm.ppf(np.clip(equal, lowest, 1 - lowest))
+        axes.plot([at], [at], marker="o", color=line.get_color())
+    limits = norm.ppf([lowest, 1 - lowest]) * 1.05
+    ticks = np.array([tick for tick in DET_TICKS if limits[0] < norm.ppf(tick / 100) < limits[1]])
+    axes.set_xticks(norm.ppf(ticks / 100), [f"{tick:g}" for tick in ticks], fontsize=7, rotation=60)
+    axes.set_yticks(norm.ppf(ticks / 100), [f"{tick:g}" for tick in ticks], fontsize=7)
     axes.plot(limits, limits, color="grey", linewidth=0.5)
     axes.set(
         xlim=limits, ylim=limits, xlabel="false acceptance %", ylabel="false rejection %", title="Speaker verification"
     )
-    axes.legend()
+    axes.legend(title="o: equal error rate (EER)", fontsize=8, title_fontsize=8)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+
+
+def _smallest_step(rates: np.ndarray) -> float:
+    """The smallest positive rate, at most 10 % and at least 0.01 %."""
+    positive = np.asarray(rates)[np.asarray(rates) > 0]
+    return float(np.clip(positive.min(initial=0.1), 1e-4, 0.1))
 
 
 def plot_costs(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:

@@ -24,6 +24,7 @@ from distilled_student.common.random_states import seed_all
 from distilled_student.host.evaluation_loop import EvaluationLoop
 from distilled_student.host.runner_parts import unwrapped
 from distilled_student.host.saved_runs import checkpoints
+from distilled_student.host.updates import Updates
 from distilled_student.host.upstreams import front_end_warning
 from distilled_student.host.yaml_sections import source
 
@@ -79,6 +80,8 @@ class Runner(EvaluationLoop):
         if not leader:
             seed_all(self.args.seed, dist.get_rank(), step)
         records, batch_ids, batches = defaultdict(list), [], 0
+        # s3prl's downstreams log what s3prl logs, and nothing of this
+        updates = Updates() if leader and hasattr(self.expert, "log_updates") else None
 
         with Progress(total, "training steps", step, shown=leader) as progress:
             while step < total:
@@ -113,6 +116,8 @@ class Runner(EvaluationLoop):
                     elif self._is_finite(norm, step):
                         optimizer.step()
                     optimizer.zero_grad()
+                    if updates is not None:
+                        updates.add(optimizer, norm)
                     if scheduler is not None:
                         scheduler.step()
 
@@ -124,6 +129,8 @@ class Runner(EvaluationLoop):
 
                     if step % runner["log_step"] == 0:
                         self._log(self._train_split, records, logger, step, batch_ids, len(loader))
+                        if updates is not None:
+                            self.expert.log_updates(updates.since_last(), self._layer_weights(), logger, step)
                         records, batch_ids = defaultdict(list), []
 
                     # evaluation names the checkpoints to write, such as the best one
@@ -144,6 +151,14 @@ class Runner(EvaluationLoop):
                 epoch += 1
 
     # Parts of the loop, in the order of their use
+    def _layer_weights(self) -> Tensor | None:
+        """The weights ``(layers,)`` of the featurizer's sum, which add up to 1; None for a single layer."""
+        featurizer = unwrapped(self.featurizer.model)
+        weights = getattr(featurizer, "weights", None)
+        if weights is None or len(weights) == 1 or featurizer.layer_selection is not None:
+            return None
+        return weights.detach().softmax(dim=0)
+
     @property
     def _train_split(self) -> str:
         return self.config["runner"].get("train_dataloader", "train")
