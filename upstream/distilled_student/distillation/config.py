@@ -39,6 +39,10 @@ class DistillConfig:
         clip: Largest norm of the gradient; a larger gradient is scaled down to it.
         front_end_gradient: What the gradient of the front end is multiplied by before clipping; 0.1 in DistilHuBERT
             (``feature_grad_mult``). Adam's update does not change with it, only clipping and the logged norm do.
+        align: The teacher's frame that a student's frame has to predict: the one of the same ``number`` (of the same
+            number of samples where the frame rates differ), or the one with the nearest ``centre``. They differ if one
+            front end is a CNN on the waveform, whose first frame is centred at 12.5 ms, and the other one is log-mel,
+            centred at 0 ms, or if the student is causal.
         reduction: ``frame`` divides the paper's sum by the number of valid frames, ``mean`` also by the number of
             targets (DistilHuBERT's mean), ``sum`` by nothing. The choice changes gradient clipping, but not Adam's
             update.
@@ -72,6 +76,7 @@ class DistillConfig:
     eps: float = 1.0e-8
     clip: float = 5.0
     front_end_gradient: float = 1.0
+    align: str = "number"
     reduction: str = "frame"
     precision: str = "fp32"
     teacher_precision: str = "auto"
@@ -100,6 +105,7 @@ class DistillConfig:
         if not 0 <= self.warmup < 1:
             raise ValueError("warmup: needs a share in [0, 1)")
         choices = {
+            "align": ("number", "centre"),
             "reduction": ("frame", "mean", "sum"),
             "precision": ("fp32", "bf16", "fp16"),
             "teacher_precision": ("auto", "fp32", "bf16", "fp16"),

@@ -64,9 +64,18 @@ def check_frame_shifts(shift: int, student_shift: int) -> None:
 
 
 def align(
-    states: Tensor, lengths: Tensor, shift: int, student_lengths: Tensor, student_shift: int, frames: int
+    states: Tensor,
+    lengths: Tensor,
+    shift: int,
+    student_lengths: Tensor,
+    student_shift: int,
+    frames: int,
+    offset: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Select the teacher's frame at the time of each of the student's frames.
+
+    With ``offset`` it is the frame with the nearest centre; without it the frame at that number of samples, as if the
+    first frames of both began together.
 
     Args:
         states: The teacher's hidden states, ``(batch, targets, teacher frames, features)``.
@@ -75,6 +84,7 @@ def align(
         student_lengths: ``(batch,)`` valid frames of the student.
         student_shift: Samples between two frames of the student.
         frames: The student's frames, padding included.
+        offset: Samples from the centre of the teacher's first frame to the centre of the student's first frame.
 
     Returns:
         ``(batch, targets, frames, features)``, and ``(batch,)`` frames that are valid for teacher and student.
@@ -89,5 +99,10 @@ def align(
     apart = (lengths * shift - student_lengths * student_shift).abs().max()
     if apart > 2 * slower:
         raise ValueError(f"teacher and student frames are {int(apart)} samples apart at the end of an utterance")
+    if offset is not None:
+        nearest = ((torch.arange(frames) * student_shift + offset) / shift).round().long().clamp(min=0)
+        valid = (nearest < lengths.cpu()[:, None]).sum(dim=1).to(lengths.device)
+        selected = nearest.clamp(max=states.shape[2] - 1).to(states.device)
+        return states[:, :, selected], torch.minimum(student_lengths, valid)
     valid = conv_lengths(lengths * shift, 1, student_shift)  # student frames whose time is inside a valid teacher frame
     return states[:, :, index.clamp(max=states.shape[2] - 1)], torch.minimum(student_lengths, valid)

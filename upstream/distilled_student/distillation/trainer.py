@@ -36,6 +36,7 @@ from distilled_student.distillation.target_cache import TargetCache
 from distilled_student.distillation.targets import Teacher, align, check_frame_shifts
 from distilled_student.student.cost import has_fast_bf16
 from distilled_student.student.network import Student
+from distilled_student.teachers.encoders import Encoder
 from distilled_student.teachers.open import open_teacher
 
 log = logging.getLogger(__name__)
@@ -122,9 +123,18 @@ class Distillation:
         self.initialization = initialize(self.student, encoder) if config.initialize else Initialization()
         try:
             check_frame_shifts(encoder.frame_shift, self.student.config.frame_shift)
+            self.offset = self._offset(encoder)
             self.teacher = Teacher(encoder, config.targets, config.teacher_precision).to(self.accelerator.device)
         except (ValueError, UserError) as error:
             raise UserError(f"{where}: {error}") from None
+
+    def _offset(self, encoder: Encoder) -> float | None:
+        """Samples from the centre of the teacher's first frame to that of the student's; None for ``align: number``."""
+        if self.config.align == "number":
+            return None
+        if encoder.first_centre is None:
+            raise ValueError("align: centre: where the teacher's frames are centred is not known; use number")
+        return self.student.config.first_centre - encoder.first_centre
 
     def _reseed(self) -> None:
         """Reseed the random generators of every process but the first.
@@ -186,7 +196,7 @@ class Distillation:
         """`align` with both models' frame shifts. Raises UserError naming the teacher."""
         shift, student_shift = self.teacher.encoder.frame_shift, self.student.config.frame_shift
         try:
-            return align(targets, lengths, shift, student_lengths, student_shift, frames)
+            return align(targets, lengths, shift, student_lengths, student_shift, frames, self.offset)
         except ValueError as error:
             raise UserError(f"{self.where}: teacher {self.config.teacher}: {error}") from None
 

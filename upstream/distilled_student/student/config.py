@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -196,6 +197,29 @@ class StudentConfig:
         for stride in self.conv_stride:
             shift *= stride
         return shift
+
+    @property
+    def first_centre(self) -> float:
+        """Centre of what the first front-end frame is computed from, in samples; those of later frames follow at
+        `frame_shift`. It may be negative: the first frame is then computed mostly from what precedes the utterance.
+        """
+        if self.frontend == "cnn":
+            return (receptive_field(self.conv_kernel, self.conv_stride) - 1) / 2
+        shift, centre = 160, -40.0 if self.causal else 0.0  # a causal window of 400 samples ends with its hop
+        for kernel, stride in zip(self.conv_kernel, self.conv_stride, strict=True):
+            first = stride - kernel if self.causal else -(kernel // 2)  # see `LogMelStem.frames_before`
+            centre += (first + (kernel - 1) / 2) * shift
+            shift *= stride
+        return centre
+
+
+def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
+    """Samples that the first output of a stack of convolutions without padding depends on."""
+    samples, shift = 1, 1
+    for kernel, stride in zip(kernels, strides, strict=True):
+        samples += (kernel - 1) * shift
+        shift *= stride
+    return samples
 
 
 def _size_files() -> dict[str, Path]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_student.common.arithmetic import ceil_div
-from distilled_student.student.config import StudentConfig
+from distilled_student.student.config import StudentConfig, receptive_field
 from distilled_student.student.convolution import (
     convolution_and_group_norm,
     convolve,
@@ -92,9 +92,7 @@ class WaveformCNN(nn.Module):
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         self.layers = _build_blocks(config, channels=1)
-        self.receptive_field = 1
-        for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
-            self.receptive_field = (self.receptive_field - 1) * stride + kernel
+        self.receptive_field = receptive_field(config.conv_kernel, config.conv_stride)
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """``(batch, samples)`` -> ``(batch, frames, features)`` and lengths in frames.

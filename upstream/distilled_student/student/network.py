@@ -16,6 +16,7 @@ from distilled_student.student.lengths import frame_mask, mask_if_padded, zero_p
 from distilled_student.student.packed_linear import apply_weight, linear
 from distilled_student.student.positions import build_positions
 from distilled_student.student.run_mode import is_exporting
+from distilled_student.student.weight_cache import forget_weights
 
 
 class StudentOutput(NamedTuple):
@@ -151,6 +152,12 @@ class Student(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(1 if config.shared else config.layers))
         self.predictions = PredictionLayers(config) if config.targets else None
+
+    def train(self, mode: bool = True) -> Student:
+        """As every module's; what an evaluation has computed from the weights is computed again."""
+        for module in self.modules():
+            forget_weights(module)
+        return super().train(mode)
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None, predict: bool = True) -> StudentOutput:
         """Encode a batch.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_student.student.run_mode import is_cpu_inference, is_exporting
-from distilled_student.student.weight_cache import computed_from_weights
+from distilled_student.student.weight_cache import computed_from_weights, forget_weights
 
 
 def _pack(weight: Tensor) -> Tensor:
@@ -38,6 +38,8 @@ def apply_weight(module: nn.Module, weight: Tensor, bias: Tensor | None, x: Tens
     if is_cpu_inference(x):
         packed = computed_from_weights(module, [weight], lambda: _pack(weight))
         return torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], "none")
+    if torch.is_grad_enabled():
+        forget_weights(module)
     y = F.linear(x, weight, bias)
     return gelu(y) if activation == "gelu" else y
 

@@ -2,6 +2,9 @@
 
 In an evaluation the weights stay the same from call to call, so what is computed from them can be reused. In training
 nothing is reused: the weights change at every step, and autograd has to record the computation.
+
+torch counts the changes of a tensor, but not those by its fused optimizers or through ``.data``. So a call with
+gradients and a switch between training and evaluation drop what was computed before (`forget_weights`).
 """
 
 from __future__ import annotations
@@ -43,6 +46,8 @@ def computed_from_weights(module: nn.Module, weights: Sequence[Tensor], compute:
         compute: Computes the result.
     """
     counts_changes = not any(weight.is_inference() for weight in weights)
+    if torch.is_grad_enabled():
+        forget_weights(module)
     if torch.is_grad_enabled() or is_exporting() or not counts_changes:
         return compute()
     versions = [_WeightVersion(weight.data_ptr(), weight._version, weight.dtype) for weight in weights]
@@ -50,3 +55,9 @@ def computed_from_weights(module: nn.Module, weights: Sequence[Tensor], compute:
     if entry is None or entry.versions != versions:
         entry = _CACHE[module] = _Entry(versions, compute())
     return entry.result
+
+
+def forget_weights(module: nn.Module) -> None:
+    """Drop what was computed from the weights of this module itself: they may change, or may have changed."""
+    if not torch.compiler.is_compiling():  # a compiled module has no entry
+        _CACHE.pop(module, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_student.checkpoints.weight_names import student_weights
-from distilled_student.student.config import DROPOUTS
+from distilled_student.student.config import DROPOUTS, receptive_field
 from distilled_student.student.frontend import normalize_waveforms
 from distilled_student.student.lengths import mask_if_padded
 from distilled_student.student.network import Student
@@ -32,10 +33,12 @@ class Encoder(nn.Module):
         hidden_size: Features of each hidden state.
         num_layers: Number of layers; there is one hidden state more.
         frame_shift: Samples at 16 kHz from one frame to the next.
+        first_centre: Centre of what the first frame is computed from, in samples; None if it is not known.
         revision: The commit on the hub that its weights were read from; None if they were not.
     """
 
     revision: str | None = None
+    first_centre: float | None = None
     hidden_size: int
     num_layers: int
     frame_shift: int
@@ -77,7 +80,7 @@ class StudentEncoder(Encoder):
         self.student = student
         student.config = replace(student.config, layerdrop=0.0)  # as in s3prl's upstreams: no layer is left out
         self.hidden_size, self.num_layers = student.config.hidden_size, student.config.layers
-        self.frame_shift = student.config.frame_shift
+        self.frame_shift, self.first_centre = student.config.frame_shift, student.config.first_centre
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Encoded:
         output = self.student(waveforms, lengths)
@@ -158,12 +161,9 @@ class TransformersEncoder(EqualLengthEncoder):
             model.adapter = None
         self.hidden_size, self.num_layers = config.hidden_size, config.num_hidden_layers
         self.squeeze = getattr(config, "squeeze_factor", 1)  # SEW: frames that are averaged into one before the layers
-        shift, self.shortest = 1, 1
-        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-            self.shortest += (kernel - 1) * shift
-            shift *= stride
-        self.shortest += (self.squeeze - 1) * shift  # samples of the first frame
-        self.frame_shift = shift * self.squeeze
+        shift = math.prod(config.conv_stride)
+        self.shortest = receptive_field(config.conv_kernel, config.conv_stride) + (self.squeeze - 1) * shift
+        self.frame_shift, self.first_centre = shift * self.squeeze, (self.shortest - 1) / 2
 
     def encode(self, waveforms: Tensor) -> Sequence[Tensor]:
         """As if silence followed an utterance that is shorter than a frame, as in a student's front end."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from distilled_student.checkpoints.weight_names import student_weights
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.patches.apply import apply_patches
+from distilled_student.student.config import receptive_field
 from distilled_student.teachers.encoders import EqualLengthEncoder
 from distilled_student.teachers.parts import Parts, parts_of_fairseq
 
@@ -38,6 +39,9 @@ class S3prlEncoder(EqualLengthEncoder):
         upstream.train(was_training)
         self.hidden_size, self.num_layers = states[-1].shape[2], len(states) - 1
         self.frame_shift = int(upstream.get_downsample_rates("hidden_states"))
+        if parts := self.parts():
+            front_end = parts["front end"]
+            self.first_centre = (receptive_field(front_end["kernels"], front_end["strides"]) - 1) / 2
 
     def encode(self, waveforms: Tensor) -> Sequence[Tensor]:
         """As if silence followed an utterance shorter than 50 ms, as in s3prl's own nn/upstream.py."""
