@@ -54,6 +54,8 @@ class DistillConfig:
         seed: Seed of the initial weights, of dropout and of the order of the data.
         log_every: Number of steps between two log lines.
         save_every: Number of steps between two checkpoints.
+        held_out_every: Number of steps between two measurements of the loss on ``data.held_out``. The weights with the
+            lowest loss become the student.
         keep: Number of checkpoints that are kept; older ones are deleted.
         max_skipped: Training stops after this many steps in a row whose loss or gradient is not finite. Such
             steps are skipped.
@@ -85,13 +87,15 @@ class DistillConfig:
     seed: int = 0
     log_every: int = 50
     save_every: int = 1000
+    held_out_every: int = 1000
     keep: int = 2
     max_skipped: int = 10
     weights: str = "float32"
     description: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "eps", "clip", "log_every", "save_every", "keep", "max_skipped"):
+        intervals = ("log_every", "save_every", "held_out_every")
+        for name in ("steps", "learning_rate", "eps", "clip", *intervals, "keep", "max_skipped"):
             if not 0 < getattr(self, name) < math.inf:  # false for NaN too
                 raise ValueError(f"{name}: needs a positive number")
         if not 0 <= (self.copied_learning_rate or 0) < math.inf:

@@ -36,6 +36,7 @@ def write_card(
     audio_seconds: float,
     corpus_size: str,
     initialization: Initialization,
+    held_out: tuple[float, float, float] | None = None,
 ) -> None:
     """Write ``README.md`` into the student folder.
 
@@ -44,6 +45,7 @@ def write_card(
         audio_seconds: Seconds of audio in all training batches.
         corpus_size: Size of the corpus in words.
         initialization: What was copied from the teacher.
+        held_out: The step of the student's weights, their loss on held-out audio, and the seconds of that audio.
     """
     prediction = parameters(student.predictions) if student.predictions is not None else 0
     kept = parameters(student) - prediction
@@ -53,6 +55,11 @@ def write_card(
         f" ({rate:g} for the weights copied from the teacher)" if rate is not None and initialization.copied else ""
     )
     learning_rate = f"{config.learning_rate:g}{copied_rate}"
+    held_out_row = ""
+    if held_out is not None:
+        step, loss, seconds = held_out
+        row = f"{loss:.4f} on {seconds / 3600:.2f} hours, the lowest: of step {int(step)}"
+        held_out_row = f"| held-out loss per frame | {row} |\n"
     name = os.path.basename(os.path.normpath(config.teacher))
     text = f"""# Distilled speech student
 
@@ -63,7 +70,7 @@ def write_card(
 | teacher | {escape_markdown(name)}, layers {", ".join(map(str, config.targets))} |
 | initialised from the teacher | {escape_markdown(_initialized(initialization))} |
 | data | {corpus_size}; trained on {audio_seconds / 3600:.2f} hours of audio in {int(curve[-1][0])} steps |
-| parameters | {kept / 1e6:.2f} M + {prediction / 1e6:.2f} M in the prediction layers |
+{held_out_row}| parameters | {kept / 1e6:.2f} M + {prediction / 1e6:.2f} M in the prediction layers |
 | multiply-accumulates | {macs / 1e6:.0f} M per second of audio, prediction layers included |
 | front end | {student.config.frontend}, one frame every {student.config.frame_shift / 16:g} ms |
 | optimiser | AdamW, learning rate {learning_rate}, {config.warmup:.0%} warm-up, seed {config.seed} |

@@ -32,6 +32,7 @@ from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data.cuts import Batch, SkippedFiles, read_cuts
 from distilled_student.distillation.data.shards import open_units
 from distilled_student.distillation.early_checks import check_output
+from distilled_student.distillation.held_out import HeldOut, HeldOutLoss
 from distilled_student.distillation.model_card import write_card
 from distilled_student.distillation.throughput import Throughput, measure_workload
 from distilled_student.distillation.trainer import Distillation
@@ -54,10 +55,13 @@ def distill(config: DistillConfig, where: str | Path) -> Path:
     """
     check_output(Path(config.output), where)
     output, is_new = Path(config.output), not Path(config.output).exists()
+    held_out = HeldOut(config.data, f"{where}: data") if config.data.held_out else None
     units = open_units(config.data, f"{where}: data", int(os.environ.get("WORLD_SIZE", 1)))
     if units is not None and config.cache:
         raise UserError(f"{where}: cache: cannot be used with a streamed corpus (data.paths); remove it")
     cuts, skipped = read_cuts(config.data, f"{where}: data") if units is None else (None, SkippedFiles())
+    if held_out is not None and cuts is not None:
+        cuts = held_out.without(cuts, f"{where}: data")
     run = Distillation(config, where, units)
     checkpoints = output / "checkpoints"
     try:
@@ -66,7 +70,7 @@ def distill(config: DistillConfig, where: str | Path) -> Path:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from None
     with only_run_in(checkpoints) if run.accelerator.is_main_process else contextlib.nullcontext():
         try:
-            _distill(run, cuts, skipped)
+            _distill(run, cuts, skipped, held_out)
         except UserError:
             if is_new and not any(checkpoints.glob("*.pt")):
                 shutil.rmtree(output, ignore_errors=True)  # leave no folder without a checkpoint behind
@@ -75,7 +79,7 @@ def distill(config: DistillConfig, where: str | Path) -> Path:
     return output
 
 
-def _distill(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles) -> None:
+def _distill(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles, held_out: HeldOut | None) -> None:
     """Resume if there is a checkpoint, train, and write the student, its card and its provenance."""
     config, output, main = run.config, run.output, run.accelerator.is_main_process
     if cuts is None:
@@ -95,11 +99,15 @@ def _distill(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles) -> N
         write_provenance(output, asdict(config), config.seed, data, models=models)
     interruption = Interruption()
     with interruption.watched(), stops_with_other_processes(interruption):
-        train(run, cuts, skipped, interruption)
+        train(run, cuts, skipped, interruption, held_out)
+    run.load_best()
     if main:
         student = run.accelerator.unwrap_model(run.model)
         state = run.state
-        write_card(output, student.eval(), config, state.curve, state.audio_seconds, corpus_size, run.initialization)
+        measured = None if held_out is None or state.best is None else (*state.best, held_out.seconds)
+        write_card(
+            output, student.eval(), config, state.curve, state.audio_seconds, corpus_size, run.initialization, measured
+        )
         save_student(student, output, getattr(torch, config.weights))
         initialization = {"taken": list(run.initialization.copied), "not taken": run.initialization.refused}
         models["student"] = {
@@ -129,12 +137,19 @@ class _Interval:
         self.teacher_seconds += batch.uncached_seconds()
 
 
-def train(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles, interruption: Interruption) -> None:
+def train(
+    run: Distillation,
+    cuts: CutSet | None,
+    skipped: SkippedFiles,
+    interruption: Interruption,
+    held_out: HeldOut | None = None,
+) -> None:
     """The training loop: `Distillation.step` until ``config.steps``, with logs and checkpoints.
 
     Args:
         cuts: The data; None: the run's streamed units.
         skipped: Receives the files that cannot be read.
+        held_out: Audio to measure the loss on.
 
     Raises:
         UserError: no data can be read, or too many steps in a row have no finite loss.
@@ -172,6 +187,11 @@ def train(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles, interru
                 _report(run, _means(run.meter_sums), writer, throughput, seconds_left)
                 run.meter_sums, interval = {}, _Interval()
 
+            if held_out is not None and (last or state.step % config.held_out_every == 0):
+                began = time.monotonic()
+                _report_held_out(run, run.measure(held_out), writer)
+                interval.started += time.monotonic() - began  # the throughput is that of training
+
             # only the main process handles the signal; the others notice that its connection has closed
             exits = main and bool(interruption)
             if exits or last or state.step % config.save_every == 0:
@@ -180,6 +200,20 @@ def train(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles, interru
                 interruption.leave(f"saved step {state.step}", "run the same command again to resume")
     if writer is not None:
         writer.close()
+
+
+def _report_held_out(run: Distillation, found: HeldOutLoss, writer: SummaryWriter | None) -> None:
+    """Log the loss on held-out audio, on the main process."""
+    if writer is None:
+        return
+    step, best = run.state.step, run.state.best
+    layers = zip(run.config.targets, found.l1.tolist(), found.cosine.tolist(), strict=True)
+    parts = "  ".join(f"layer {layer} L1 {l1:.4f} cos {cosine:.4f}" for layer, l1, cosine in layers)
+    standing = (
+        "the lowest so far" if best and best[0] == step else f"the lowest was at step {int(best[0]) if best else 0}"
+    )
+    log.info(f"step {step}: held-out loss {found.loss:.4f}, {standing}  {parts}")
+    writer.add_scalar("held_out/loss", found.loss, step)
 
 
 def _means(sums: dict[str, Tensor]) -> dict[str, Tensor]:

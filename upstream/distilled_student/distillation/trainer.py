@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -29,8 +30,9 @@ from distilled_student.distillation.config import DistillConfig, settings_fixed_
 from distilled_student.distillation.data.cuts import Batch, make_loader
 from distilled_student.distillation.data.shards import Unit
 from distilled_student.distillation.data.stream import make_stream
+from distilled_student.distillation.held_out import HeldOut, HeldOutLoss
 from distilled_student.distillation.initialize import Initialization, initialize
-from distilled_student.distillation.loss import distillation_loss
+from distilled_student.distillation.loss import LossParts, distillation_loss
 from distilled_student.distillation.optimizer import make_optimizer, make_scheduler
 from distilled_student.distillation.target_cache import TargetCache
 from distilled_student.distillation.targets import Teacher, align, check_frame_shifts
@@ -53,6 +55,12 @@ class TrainingState:
     audio_seconds: float = 0.0
     skipped: int = 0  # steps whose loss was not finite
     curve: list[list[float]] = field(default_factory=list)  # [step, loss per frame]
+    held_out: list[list[float]] = field(default_factory=list)  # [step, loss per frame of held-out audio]
+
+    @property
+    def best(self) -> list[float] | None:
+        """The entry of ``held_out`` with the lowest loss, the first one of several."""
+        return min(self.held_out, key=lambda entry: entry[1], default=None)
 
 
 class Distillation:
@@ -158,21 +166,9 @@ class Distillation:
         if idle:  # the other processes wait for this one's gradients: run a second of silence that counts no frames
             silence = {"waveforms": torch.zeros(1, SAMPLE_RATE), "lengths": torch.tensor([SAMPLE_RATE])}
             batch = replace(batch, **silence, targets=[None])
-        waveforms = batch.waveforms.to(self.accelerator.device, non_blocking=True)
-
-        # the teacher's hidden states
-        if self.cache is None:
-            targets, teacher_lengths = self.teacher(waveforms, batch.lengths)
-        else:
-            targets, teacher_lengths = self.cache.targets(batch, waveforms, self.teacher)
-
-        # the student's predictions
-        with self.accelerator.autocast():
-            output = self.model(waveforms, batch.lengths)
 
         # the loss, over the frames of all processes
-        targets, valid = self._align(targets, teacher_lengths, output.lengths, output.predictions.shape[2])
-        parts = distillation_loss(output.predictions, targets, torch.zeros_like(valid) if idle else valid)
+        parts = self.loss_parts(batch, self.model, idle)
         seconds = parts.frames.new_tensor(0.0 if idle else batch.seconds(), dtype=torch.float32)
         frames, seconds = sum_over_processes(torch.stack([parts.frames.float(), seconds]))
         per_frame = 1.0 / frames.clamp(min=1)
@@ -191,6 +187,23 @@ class Distillation:
         meters |= {"gradient_norm": norm.detach() / self.accelerator.num_processes}
         meters = {name: torch.where(finite, value, torch.zeros_like(value)) for name, value in meters.items()}
         return meters | {"steps": finite.float() / self.accelerator.num_processes}
+
+    def loss_parts(self, batch: Batch, model: torch.nn.Module, idle: bool = False) -> LossParts:
+        """The loss of ``model``, the student, on this process's batch; with ``idle`` no frame counts."""
+        waveforms = batch.waveforms.to(self.accelerator.device, non_blocking=True)
+
+        # the teacher's hidden states
+        if self.cache is None:
+            targets, teacher_lengths = self.teacher(waveforms, batch.lengths)
+        else:
+            targets, teacher_lengths = self.cache.targets(batch, waveforms, self.teacher)
+
+        # the student's predictions
+        with self.accelerator.autocast():
+            output = model(waveforms, batch.lengths)
+
+        targets, valid = self._align(targets, teacher_lengths, output.lengths, output.predictions.shape[2])
+        return distillation_loss(output.predictions, targets, torch.zeros_like(valid) if idle else valid)
 
     def _align(self, targets: Tensor, lengths: Tensor, student_lengths: Tensor, frames: int) -> tuple[Tensor, Tensor]:
         """`align` with both models' frame shifts. Raises UserError naming the teacher."""
@@ -270,6 +283,35 @@ class Distillation:
                 raise UserError(f"{self.where}: data.paths: {paths}: no file could be read")
             state.epoch, state.batch = state.epoch + 1, 0
 
+    # held-out audio
+
+    def measure(self, held_out: HeldOut) -> HeldOutLoss:
+        """The loss on held-out audio, added to the state; the weights are kept where it is the lowest so far."""
+        found, step = held_out.measure(self), self.state.step
+        if math.isfinite(found.loss):
+            self.state.held_out.append([step, found.loss])
+        if self.state.best == [step, found.loss] and self.accelerator.is_main_process:
+            save_torch(self.accelerator.unwrap_model(self.model).state_dict(), self._best_file(step))
+        return found
+
+    def _best_file(self, step: int) -> Path:
+        return self.output / "checkpoints" / f"best-{step:08d}.pt"
+
+    def load_best(self) -> None:
+        """Give the student the weights with the lowest loss on held-out audio, if that was measured.
+
+        Raises:
+            UserError: their file is damaged or missing.
+        """
+        if self.state.best is None:
+            return
+        file = self._best_file(int(self.state.best[0]))
+        try:
+            self.accelerator.unwrap_model(self.model).load_state_dict(read_torch(file))
+        except Exception as error:  # a damaged file can raise any exception
+            reason = short_reason(error)
+            raise UserError(f"{file}: the best student cannot be read ({reason}); use another output") from None
+
     # checkpoints
 
     def _fixed_settings(self) -> dict[str, Any]:
@@ -300,6 +342,9 @@ class Distillation:
         save_torch(content, folder / f"step-{self.state.step:08d}.pt")
         for old in sorted(folder.glob("step-*.pt"))[: -self.config.keep]:
             old.unlink()
+        for file in folder.glob("best-*.pt"):  # only now: a run that resumes from an older checkpoint needs its best
+            if self.state.best is None or file != self._best_file(int(self.state.best[0])):
+                file.unlink()
 
     def resume(self) -> bool:
         """Load the newest undamaged checkpoint in the output folder. Returns whether there is one.
@@ -313,7 +358,7 @@ class Distillation:
         try:
             content = read_torch(file)
             # a checkpoint of an earlier version lacks newer settings, which have their defaults
-            defaults = {f.name: f.default for f in fields(DistillConfig)}
+            defaults = {f.name: f.default for f in fields(DistillConfig)} | {"data.held_out": []}
             now = self._fixed_settings()
             before = defaults | {TEACHER_WEIGHTS: now[TEACHER_WEIGHTS]} | content["settings"]
             self.accelerator.unwrap_model(self.model).load_state_dict(content["student"])

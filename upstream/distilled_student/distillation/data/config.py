@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MANIFESTS = (".jsonl", ".jsonl.gz")
 TARS = (".tar", ".tar.gz", ".tgz")
@@ -15,6 +15,9 @@ class DataConfig:
     Attributes:
         paths: Folders of audio, lhotse manifests of cuts or recordings (.jsonl, .jsonl.gz), or WebDataset shards
             (.tar). Shards, manifests of more than 64 MB, and patterns or URLs of either are streamed.
+        held_out: Folders or manifests of audio on which the loss is measured during training, see ``held_out_every``.
+            Files that ``paths`` leads to as well are not trained on. Its speakers should be others than those of
+            ``paths``.
         min_seconds: Shorter files are skipped.
         max_seconds: Longer files are cut into pieces.
         batch_seconds: Seconds of audio in a batch of each process, padding included.
@@ -25,6 +28,7 @@ class DataConfig:
     """
 
     paths: list[str]
+    held_out: list[str] = field(default_factory=list)
     min_seconds: float = 0.1
     max_seconds: float = 15.0
     batch_seconds: float = 60.0

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import soundfile
 import torch
@@ -78,13 +79,13 @@ def _cuts_of_manifest(path: Path, min_seconds: float, skipped: SkippedFiles) -> 
             yield cut
 
 
-def read_cuts(config: DataConfig, where: str | Path = "data") -> tuple[CutSet, SkippedFiles]:
+def read_cuts(config: DataConfig, where: str | Path = "data", key: str = "paths") -> tuple[CutSet, SkippedFiles]:
     """All audio as cuts of at most ``max_seconds``, and the skipped files.
 
     A folder or a manifest that several paths lead to is read once.
 
     Args:
-        where: What error messages begin with, ``FILE: data``.
+        where: What error messages begin with, ``FILE: data``. key: The setting that ``paths`` come from, for messages.
 
     Raises:
         UserError: a path does not exist or has no usable audio.
@@ -97,18 +98,18 @@ def read_cuts(config: DataConfig, where: str | Path = "data") -> tuple[CutSet, S
         elif path.is_file() and path.name.endswith(MANIFESTS):
             found = [] if path.resolve() in manifests else list(_cuts_of_manifest(path, config.min_seconds, skipped))
         else:
-            raise UserError(f"{where}.paths: {name}: no such folder or manifest ({', '.join(MANIFESTS)})")
+            raise UserError(f"{where}.{key}: {name}: no such folder or manifest ({', '.join(MANIFESTS)})")
         if not found and (folders.repeated > before or path.resolve() in manifests):
-            log.warning("%s.paths: %s: adds nothing, because an earlier path leads to it too", where, name)
+            log.warning("%s.%s: %s: adds nothing, because an earlier path leads to it too", where, key, name)
         elif not found:
             problems = f"; {folders.problems()}" if folders.problems() else ""
-            raise UserError(f"{where}.paths: {name}: no usable audio in it ({len(skipped)} files skipped{problems})")
+            raise UserError(f"{where}.{key}: {name}: no usable audio in it ({len(skipped)} files skipped{problems})")
         manifests.add(path.resolve())
         cuts += found
     for folder, reason in folders.unopened.items():
         skipped.add(folder, f"cannot be opened ({reason})")
     if folders.foreign:
-        log.warning("%s.paths: not used: %s", where, folders.problems())
+        log.warning("%s.%s: not used: %s", where, key, folders.problems())
     pieces = CutSet.from_cuts(cuts).cut_into_windows(config.max_seconds)
     return CutSet.from_cuts(c for c in pieces if c.duration >= config.min_seconds), skipped
 
@@ -229,6 +230,15 @@ class _ProcessSampler(Sampler):
             yield CutSet.from_cuts(cuts)
 
 
+def make_sampler(cuts: CutSet, buckets: int, **options: Any) -> DynamicBucketingSampler | DynamicCutSampler:
+    """lhotse's sampler of batches: of cuts of similar duration, or with fewer than two groups in the order of cuts."""
+    # cuts of folders are in memory, since all headers are read at the start
+    warnings.filterwarnings("ignore", message="You are using Dynamic.*Sampler with an eagerly read CutSet")
+    if buckets > 1:
+        return DynamicBucketingSampler(cuts, num_buckets=buckets, **options)
+    return DynamicCutSampler(cuts, **options)
+
+
 def make_loader(
     cuts: CutSet,
     config: DataConfig,
@@ -245,13 +255,8 @@ def make_loader(
         rank, world: Number of this process, and of processes.
         find_targets: Returns the cached targets of a waveform, or None. The data workers call it.
     """
-    warnings.filterwarnings("ignore", message="You are using Dynamic.*Sampler with an eagerly read CutSet")
-    buckets = min(config.buckets, len(cuts) // 4)
     options = {"max_duration": config.batch_seconds * world, "shuffle": True, "seed": seed, "rank": 0, "world_size": 1}
-    if buckets > 1:
-        sampler = DynamicBucketingSampler(cuts, num_buckets=buckets, **options)
-    else:  # too few files for buckets
-        sampler = DynamicCutSampler(cuts, **options)
+    sampler = make_sampler(cuts, min(config.buckets, len(cuts) // 4), **options)
     sampler.set_epoch(epoch)
     return DataLoader(
         CutDataset(find_targets),
