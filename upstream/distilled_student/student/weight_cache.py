@@ -3,8 +3,9 @@
 In an evaluation the weights stay the same from call to call, so what is computed from them can be reused. In training
 nothing is reused: the weights change at every step, and autograd has to record the computation.
 
-torch counts the changes of a tensor, but not those by its fused optimizers or through ``.data``. So a call with
-gradients and a switch between training and evaluation drop what was computed before (`forget_weights`).
+torch counts the changes of a tensor, but not those by its fused optimizers or through ``.data``. So a value of the
+tensor is compared too, and a call with gradients and a switch between training and evaluation drop what was computed
+before (`forget_weights`).
 """
 
 from __future__ import annotations
@@ -22,11 +23,17 @@ T = TypeVar("T")
 
 
 class _WeightVersion(NamedTuple):
-    """Equal for two looks at a weight if and only if the weight has not changed between them."""
+    """Equal for two looks at a weight if it has not changed between them, and hardly ever if it has."""
 
     address: int
-    changes: int  # torch counts each change in place
+    changes: int  # in place, as far as torch counts them
     dtype: torch.dtype
+    value: float  # in the middle
+
+    @classmethod
+    def of(cls, weight: Tensor) -> _WeightVersion:
+        value = weight.detach().flatten()[weight.numel() // 2].item()
+        return cls(weight.data_ptr(), weight._version, weight.dtype, value)
 
 
 class _Entry(NamedTuple):
@@ -50,7 +57,7 @@ def computed_from_weights(module: nn.Module, weights: Sequence[Tensor], compute:
         forget_weights(module)
     if torch.is_grad_enabled() or is_exporting() or not counts_changes:
         return compute()
-    versions = [_WeightVersion(weight.data_ptr(), weight._version, weight.dtype) for weight in weights]
+    versions = [_WeightVersion.of(weight) for weight in weights]
     entry = _CACHE.get(module)
     if entry is None or entry.versions != versions:
         entry = _CACHE[module] = _Entry(versions, compute())
