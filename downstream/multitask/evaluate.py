@@ -18,6 +18,7 @@ from distilled_student.common.provenance import weights_fingerprint, write_prove
 from distilled_student.host.saved_runs import checkpoints
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.expert import BEST
+from distilled_student.multitask.model_card import write_card
 from distilled_student.multitask.tasks.base import BaseTask
 from distilled_student.student import cost
 
@@ -67,7 +68,7 @@ def evaluate(
     """Evaluate a split and write ``results.json``, ``scores-SPLIT.npz`` and ``det-SPLIT.png`` into ``expdir``.
 
     ``results.json`` has the same bytes at every call. ``timing.json`` holds the upstream's real-time factor on this
-    machine, and ``provenance-SPLIT.json`` everything that the results depend on.
+    machine, and ``provenance-SPLIT.json`` everything that the results depend on. ``README.md`` is the run's model card.
 
     Args:
         split: ``dev`` or ``test``.
@@ -137,6 +138,9 @@ def evaluate(
     models = {"upstream": runner.upstream_provenance(), "downstream": weights_fingerprint(expert)}
     write_provenance(expdir, settings, expert.seed, data, f"provenance-{split}{suffix}.json", models)
     write_json(expdir / f"results{suffix}.json", results)
+    if not suffix:
+        step = runner.init_ckpt.get("Step")
+        write_card(expdir, expert.tasks, results, arrays, vars(runner.args), step)
     return results
 
 

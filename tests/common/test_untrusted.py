@@ -29,6 +29,7 @@ from distilled_student.common.plots import plot_confusion
 from distilled_student.common.untrusted import escape_markdown, leads_outside, markdown_link
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data.cuts import DataConfig
+from distilled_student.distillation.initialize import Initialization
 from distilled_student.distillation.model_card import write_card
 from distilled_student.host.saved_runs import read_checkpoint
 from distilled_student.prepare.unpack import temporary_folder, untar, unzip
@@ -290,7 +291,7 @@ def card(folder: Path, text: str) -> str:
     settings = DistillConfig(f"/teachers/{text.replace('/', '')}", "out", DataConfig(["a"]), targets=[1, 2])
     settings.description = text
     folder.mkdir()
-    write_card(folder, student, settings, [[1, 0.5]], 3600.0, 1.0, [text])
+    write_card(folder, student, settings, [[1, 0.5]], 3600.0, text, Initialization({text: []}))
     return (folder / "README.md").read_text(encoding="utf-8")
 
 

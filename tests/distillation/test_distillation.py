@@ -16,6 +16,7 @@ from helpers import references
 import distilled_student as ds
 from distilled_student.cli import main
 from distilled_student.common import audio
+from distilled_student.common.settings import find_config
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data.cuts import DataConfig, make_loader, read_cuts
 from distilled_student.distillation.initialize import initialize
@@ -133,6 +134,19 @@ def test_the_command_writes_a_student_with_a_card_and_the_loss_falls(config: Pat
     rows = [line.split("|")[2] for line in card.splitlines() if line.startswith("| ") and line[2].isdigit()]
     assert float(rows[-1]) < float(rows[0])
     assert list((tmp_path / "out" / "tensorboard").iterdir())
+
+
+def test_the_card_describes_the_data_and_the_teacher_that_were_used(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "teacher/README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    files = sorted(path for path in (tmp_path / "audio").iterdir())
+    assert _run(config) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    seconds = sum(soundfile.info(str(file)).duration for file in files)
+    size = f"{len(files)} utterances, {seconds / 3600:.2f} hours of unlabelled audio"
+    assert f"| data | audio: {size}; trained on" in card
+    assert "| licence | cc-by-4.0 (teacher); the licences of the data apply too |" in card
+    for file in find_config("demo", "distill").parent.glob("*.yaml"):
+        assert "description" not in yaml.safe_load(file.read_text()), "a config cannot know the data of its runs"
 
 
 def test_weights_copied_from_the_teacher_have_their_own_learning_rate(config: Path, tmp_path: Path) -> None:

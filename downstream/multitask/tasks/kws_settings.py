@@ -79,6 +79,9 @@ class Settings(TaskSettings):
     def class_names(self) -> list[str]:
         return [SILENCE, UNKNOWN, *self.keywords]
 
+    def data_folders(self) -> list[str]:
+        return [self.train_root]
+
     def check_folders(self, key: str) -> None:
         super().check_folders(key)
         for name, folder in (("train_root", self.train_root), ("test_root", self.test_root)):

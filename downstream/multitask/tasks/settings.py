@@ -172,6 +172,10 @@ class TaskSettings:
         """The names of the classes in the order of their numbers; None where the settings alone do not name them."""
         return None
 
+    def data_folders(self) -> list[str]:
+        """The folders of the training data, for the model card."""
+        return []
+
     def check_folders(self, key: str) -> None:
         """Check that the files and folders that training needs exist, as far as that takes no time.
 

@@ -102,6 +102,9 @@ class Settings(TaskSettings):
         factors = self.augment.speed_factors if self.augment.speed else []
         return list({ratio: float(ratio) for ratio in map(speed_ratio, factors) if ratio != 1}.values())
 
+    def data_folders(self) -> list[str]:
+        return [self.root, *self.extra_roots]
+
     def check_folders(self, key: str) -> None:
         super().check_folders(key)
         folders = [("root", self.root), *(("extra_roots", root) for root in self.extra_roots)]

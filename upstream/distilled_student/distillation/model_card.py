@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distilled_student.common.arithmetic import ceil_div
+from distilled_student.common.licence import licence_of
 from distilled_student.common.untrusted import escape_markdown
 from distilled_student.distillation.initialize import Initialization
 from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.student.cost import macs_per_second, parameters
 from distilled_student.student.network import Student
+from distilled_student.teachers.open import shipped_teacher
 
 if TYPE_CHECKING:
     from distilled_student.distillation.config import DistillConfig
@@ -28,13 +30,19 @@ def _initialized(initialization: Initialization) -> str:
     return initialization.describe() if initialization.refused or initialization.copied else "nothing (random weights)"
 
 
+def _licence(teacher: str, name: str) -> str:
+    if teacher in ("shipped", "teacher"):
+        return licence_of("the teacher that ships with distilled-student", shipped_teacher())
+    return licence_of(name, Path(teacher))
+
+
 def write_card(
     folder: Path,
     student: Student,
     config: DistillConfig,
     curve: list[list[float]],
     audio_seconds: float,
-    corpus_size: str,
+    corpus: str,
     initialization: Initialization,
     held_out: tuple[float, float, float] | None = None,
 ) -> None:
@@ -43,7 +51,7 @@ def write_card(
     Args:
         curve: ``[step, loss per frame]`` of each log line.
         audio_seconds: Seconds of audio in all training batches.
-        corpus_size: Size of the corpus in words.
+        corpus: Names and size of the corpus that was used, in words.
         initialization: What was copied from the teacher.
         held_out: The step of the student's weights, their loss on held-out audio, and the seconds of that audio.
     """
@@ -65,15 +73,18 @@ def write_card(
 
 {escape_markdown(config.description) or "A student distilled with distilled-student."}
 
+What follows is measured or taken from the settings of this run.
+
 | | |
 |---|---|
 | teacher | {escape_markdown(name)}, layers {", ".join(map(str, config.targets))} |
 | initialised from the teacher | {escape_markdown(_initialized(initialization))} |
-| data | {corpus_size}; trained on {audio_seconds / 3600:.2f} hours of audio in {int(curve[-1][0])} steps |
+| data | {escape_markdown(corpus)}; trained on {audio_seconds / 3600:.2f} hours of audio in {int(curve[-1][0])} steps |
 {held_out_row}| parameters | {kept / 1e6:.2f} M + {prediction / 1e6:.2f} M in the prediction layers |
 | multiply-accumulates | {macs / 1e6:.0f} M per second of audio, prediction layers included |
 | front end | {student.config.frontend}, one frame every {student.config.frame_shift / 16:g} ms |
 | optimiser | AdamW, learning rate {learning_rate}, {config.warmup:.0%} warm-up, seed {config.seed} |
+| licence | {escape_markdown(_licence(config.teacher, name))}; the licences of the data apply too |
 
 Loss per valid frame (sum over target layers of L1 and -log sigmoid(cosine)):
 

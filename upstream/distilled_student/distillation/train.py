@@ -82,13 +82,15 @@ def distill(config: DistillConfig, where: str | Path) -> Path:
 def _distill(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles, held_out: HeldOut | None) -> None:
     """Resume if there is a checkpoint, train, and write the student, its card and its provenance."""
     config, output, main = run.config, run.output, run.accelerator.is_main_process
+    names = ", ".join(dict.fromkeys(os.path.basename(os.path.normpath(path)) for path in config.data.paths))
     if cuts is None:
         data = {"streamed": units_fingerprint(run.units)}
-        corpus_size = f"{len(run.units)} parts of a streamed corpus"
+        corpus = f"{names}: {len(run.units)} parts of a streamed corpus"
     else:
         data = {"train": utterances_fingerprint((cut.id, cut.duration) for cut in cuts)}
-        corpus_size = f"{data['train']['seconds'] / 3600:.2f} hours of unlabelled audio"
-        log.info("%d utterances, %s; %d files skipped", len(cuts), corpus_size, len(skipped))
+        hours = f"{data['train']['seconds'] / 3600:.2f} hours of unlabelled audio"
+        corpus = f"{names}: {len(cuts):,} utterances, {hours}"
+        log.info("%d utterances, %s; %d files skipped", len(cuts), hours, len(skipped))
         if run.cache:
             run.cache.reserve(data["train"]["seconds"], run.teacher)
     if run.resume() and run.state.step >= config.steps and main:
@@ -106,7 +108,7 @@ def _distill(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles, held
         state = run.state
         measured = None if held_out is None or state.best is None else (*state.best, held_out.seconds)
         write_card(
-            output, student.eval(), config, state.curve, state.audio_seconds, corpus_size, run.initialization, measured
+            output, student.eval(), config, state.curve, state.audio_seconds, corpus, run.initialization, measured
         )
         save_student(student, output, getattr(torch, config.weights))
         initialization = {"taken": list(run.initialization.copied), "not taken": run.initialization.refused}

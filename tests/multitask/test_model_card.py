@@ -1,0 +1,61 @@
+"""The card of a joint run says what was used and reached: data, classes, results with intervals, cost, licence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from helpers.trees import tasks
+
+from distilled_student import StudentConfig, build_student, save_student
+from distilled_student.host import launch
+from distilled_student.multitask.evaluate import evaluate
+
+RUNNER = {"total_steps": 2, "gradient_clipping": 1.0, "gradient_accumulate_steps": 1, "log_step": 2, "eval_step": 2}
+RUNNER |= {"save_step": 2, "max_keep": 1, "eval_dataloaders": ["dev"]}
+
+
+def test_the_card_of_a_joint_run(small_logmel: StudentConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_student(build_student(small_logmel), tmp_path / "my-student")
+    (tmp_path / "my-student/README.md").write_text("| licence | CC0 (my teacher) |\n")
+    values = tasks(tmp_path)
+    config = {
+        "runner": RUNNER,
+        "optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": 1.0e-2},
+        "downstream_expert": {"tasks": values},
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    models = ["-u", "distilled_student", "-k", str(tmp_path / "my-student"), "-f", "-d", "multitask"]
+    exp = tmp_path / "exp"
+    assert launch.main(["-m", "train", *models, "-c", str(tmp_path / "c.yaml"), "-p", str(exp), "--device", "cpu"]) == 0
+    results = evaluate(exp, device="cpu")
+    card = (exp / "README.md").read_text()
+    lines = [line for line in card.splitlines() if line.startswith("| ")][1:]  # the heading of the table is empty
+    rows = dict(line.replace("\\", "").strip("| ").split(" | ") for line in lines)
+    assert rows["upstream"] == "distilled_student, from my-student, fine-tuned"
+    assert rows["checkpoint"] == "best-dev.ckpt, step 2"
+    assert rows["kws: classes"] == "_silence_, _unknown_, yes, no"
+    assert rows["sv: classes"] == "4 (training speakers)"
+    # four speakers with two sessions of two utterances, of 0.5 and 0.75 s
+    train = json.loads((exp / "provenance.json").read_text())["data"]["train"]
+    hours = sum(0.5 + 0.25 * u for u in range(2)) * 2 * 4 / 3600
+    assert rows["sv: training data"] == f"{tmp_path.name}/vox: 16 utterances, {hours:.2f} hours"
+    assert train["sv"]["utterances"] == 16
+    assert rows["kws: training data"].startswith("sc/train: ")
+    assert rows["kws: test data"] == "8 utterances, 2 speakers"
+    assert rows["sv: test data"] == "4 utterances, 2 speakers, 6 trials"
+    assert rows["sv: test eer"] == f"{results['sv']['eer']:.2f} (no interval)", "two test speakers have none"
+    scores = np.load(exp / "scores-test.npz")
+    right = 100 * (scores["kws_labels"] == scores["kws_predicted"]).mean()
+    value, _, interval = rows["kws: test accuracy"].partition(" ")
+    low, high = json.loads(interval)
+    assert float(value) == pytest.approx(right, abs=0.01) and 0 <= low <= right <= high <= 100
+    assert rows["parameters"].startswith(f"{results['upstream']['parameters'] / 1e6:.2f} M in the upstream")
+    assert rows["licence"] == "CC0 (my teacher) (my-student); the licences of the training data apply too"
+    # a card of the user's own is kept
+    (exp / "README.md").write_text("mine")
+    evaluate(exp, device="cpu")
+    assert (exp / "README.md").read_text() == "mine" and "README.md: is not a card of this package" in caplog.text
