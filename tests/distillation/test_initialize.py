@@ -102,6 +102,7 @@ def test_the_student_of_the_preset_has_the_front_end_of_data2vec() -> None:
         ("Hubert", {"num_conv_pos_embeddings": 8}, {}, "positions", "parametrizations.weight.original0: teacher"),
         ("Hubert", {"intermediate_size": 40}, {}, "layer 1", "layers.0.linear1.weight: teacher (40, 32)"),
         ("Wav2Vec2", {"adapter_attn_dim": 4}, {}, "layer 1", "attention: teacher plain, with adapters, student plain"),
+        ("Wav2Vec2Conformer", {}, {}, "first norm", "norm: teacher pre, student post"),
         ("Wav2Vec2Conformer", {}, {}, "layer 1", "attention: teacher that of wav2vec2-conformer, student plain"),
         ("SEW", {"conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2]}, {}, "projection", "no "),
     ],

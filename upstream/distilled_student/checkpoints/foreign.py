@@ -44,6 +44,7 @@ IGNORED_WEIGHTS = {
     "fairseq": r"mask_emb$|label_embs_concat$|final_proj\.|quantizer\.|project_q\.|target_glu\.",
 }
 
+OTHER_RATE = f"the model is one of another rate than {SAMPLE_RATE} Hz, the rate of all audio here: use one of 16 kHz"
 # The settings of Whisper's log-mel, besides the number of mel bins.
 WHISPER_LOG_MEL = {"hop_length": 160, "n_fft": 400}
 
@@ -92,9 +93,7 @@ def _read_preprocessor(folder: Path) -> tuple[dict[str, Any] | None, str]:
         return None, place
     rate = checked_mapping(values, place).get("sampling_rate", SAMPLE_RATE)
     if rate != SAMPLE_RATE:
-        raise UserError(
-            f"{place}: sampling_rate: {rate}: the model expects audio of another rate than {SAMPLE_RATE} Hz"
-        )
+        raise UserError(f"{place}: sampling_rate: {rate}: {OTHER_RATE}")
     return values, place
 
 
@@ -285,9 +284,7 @@ def _from_distiller(content: dict[str, Any], source: str) -> StudentCheckpoint:
 def _from_fairseq(content: dict[str, Any], source: str) -> StudentCheckpoint:
     model, task = (checked_mapping(content[key], f"{source}: {key}") for key in ("model_cfg", "task_cfg"))
     if (rate := task.get("sample_rate", SAMPLE_RATE)) != SAMPLE_RATE:
-        raise UserError(
-            f"{source}: task_cfg: sample_rate: {rate}: the model expects another rate than {SAMPLE_RATE} Hz"
-        )
+        raise UserError(f"{source}: task_cfg: sample_rate: {rate}: {OTHER_RATE}")
     config = _convert_config(f"{source}: model_cfg", config_from_fairseq, model, task)
     state = checked_tensors(content["model_weight"], f"{source}: model_weight")
     return StudentCheckpoint(config, _encoder_weights(state, "fairseq"), source)

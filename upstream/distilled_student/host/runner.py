@@ -187,7 +187,8 @@ class Runner(EvaluationLoop):
         for entry in self.all_entries:
             entry.model.train(entry.trainable).to(self.args.device)
         name, ckpt = self.args.upstream, self.args.upstream_ckpt
-        if self.upstream.trainable and (warning := front_end_warning(self.upstream.model, name, ckpt)):
+        warning = front_end_warning(self.upstream.model, name, ckpt) if self.upstream.trainable else None
+        if warning and is_leader():
             note(warning)
         return [entry.model for entry in self.all_entries if entry.trainable]
 

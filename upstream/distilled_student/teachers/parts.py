@@ -68,7 +68,8 @@ def parts_of_transformers(values: Mapping[str, Any]) -> Parts:
         "projection norm": {"present": values.get("feat_proj_layer_norm", True)},
         "projection": {"present": True},
         "positions": _transformers_positions(values),
-        "first norm": {"norm": "pre" if norm_first else "post"},
+        # a conformer's encoder has one norm, after its last layer
+        "first norm": {"norm": "pre" if norm_first or kind == "wav2vec2-conformer" else "post"},
         "layers": _layers(attention, values["num_attention_heads"], values["hidden_act"], norm_first),
     }
 
