@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import SMALL, tone
 from onnx import load as load_model
@@ -111,6 +112,20 @@ def test_unusable_input_is_an_error_of_one_line_that_names_it(
     for file in (tmp_path / "text.wav", tmp_path / "gone.onnx"):
         with pytest.raises(ValueError, match=f"{file.name}: not readable as an ONNX file"):
             onnx.load(file)
+
+
+@pytest.mark.parametrize("scale", [32768.0, 100.0])
+def test_samples_far_above_one_are_refused(scale: float, exported: tuple[JointModel, Path], tmp_path: Path) -> None:
+    runner, loud = onnx.load(exported[1]), (scale / 32767 * SOUND).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", loud, 16_000, subtype="FLOAT")
+    for wav in (loud, loud.astype(np.float64), loud.tolist(), tmp_path / "a.wav"):
+        for call in (runner.spot, runner.embed, runner.scores, lambda wav: runner.verify(SOUND, [wav])):
+            with pytest.raises(ValueError, match=r": a peak of .*: divide samples of 16 bits by 32768$"):
+                call(wav)
+    for integers in (SOUND.astype(np.int32), SOUND.astype(np.uint8), SOUND.tolist()):
+        with pytest.raises(ValueError, match=r"samples: expected floats in \[-1, 1\] or int16, found u?int"):
+            runner.spot(integers)
+    np.testing.assert_allclose(runner.embed(SOUND), runner.embed(SOUND / 32768), atol=1e-6)
 
 
 def test_a_file_without_heads_names_the_missing_output(exported: tuple[JointModel, Path], tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from distilled_student.common.audio_folders import audio_files
 from distilled_student.common.errors import UserError
 from distilled_student.multitask.tasks.settings import AugmentSettings, speed_ratio
 
+SMALL_RIR = 1e-2  # peak of an impulse response, below which it is scaled: `reverberate` divides by its energy
+
 
 def _files_of(root: Path, key: str) -> list[Path]:
     """All audio files under ``root``, sorted. Raises UserError naming ``key`` if there are none."""
@@ -44,6 +46,15 @@ def synthetic_rir(rng: np.random.Generator, rt60: float, drr: float) -> Tensor:
     tail *= np.sqrt(10 ** (-drr / 10) / np.square(tail).sum())
     tail[0] = 1.0
     return torch.from_numpy(tail.astype(np.float32))
+
+
+def load_rir(path: Path) -> Tensor:
+    """An impulse response ``(samples,)`` of any scale. Raises UserError if it is zero everywhere."""
+    rir = audio.load(path, any_range=True)
+    peak = rir.abs().max()
+    if peak == 0:
+        raise UserError(f"{path}: an impulse response of zeros, which silences the speech: remove the file")
+    return rir if peak > SMALL_RIR else rir / peak
 
 
 def reverberate(waveform: Tensor, rir: Tensor) -> Tensor:
@@ -114,7 +125,7 @@ class Augmentation:
         s = self.settings
         if s.reverb and rng.random() < s.reverb:
             rir = (
-                audio.load(self.rirs[rng.integers(len(self.rirs))])
+                load_rir(self.rirs[rng.integers(len(self.rirs))])
                 if self.rirs
                 else synthetic_rir(rng, rng.uniform(*s.rt60), rng.uniform(*s.drr))
             )

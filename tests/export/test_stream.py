@@ -60,6 +60,13 @@ def test_an_exported_stream_spots_the_keyword_and_discards_its_state_at_a_reset(
     )  # the first two labels are silence and unknown
 
 
+def test_an_exported_stream_refuses_samples_far_above_one(exported: tuple[JointModel, Path]) -> None:
+    stream, loud = onnx.Stream(exported[1]), 32768 * tone(0.32).numpy()
+    for call in (stream.feed, stream.spot):
+        with pytest.raises(ValueError, match=r"^samples: a peak of .*: divide samples of 16 bits by 32768$"):
+            call(loud)
+
+
 def test_stream_and_model_refuse_each_others_files(exported: tuple[JointModel, Path], tmp_path: Path) -> None:
     file = exported[1]
     with pytest.raises(ValueError, match="is a stream; run it with Stream"):

@@ -320,13 +320,17 @@ def test_joint_training_skips_such_steps_and_stops_after_too_many_in_a_row_namin
     assert "nohash" in line and "vox" in line, "files of both tasks, because a step uses the sum of their losses"
 
 
-def test_distillation_trains_on_recordings_far_outside_the_range_of_audio(settings: Path, tmp_path: Path) -> None:
-    """Values up to about 10,000 instead of 1 are no reason to stop: the loss is finite."""
+def test_distillation_skips_recordings_far_outside_the_range_of_audio(
+    settings: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Floats at the scale of 16 bits are named; a run without any other file ends with an error."""
     folder = tmp_path / "loud"
     folder.mkdir()
     for i in range(4):
         soundfile.write(folder / f"{i}.wav", (1e4 * tone(0.5, seed=i)).numpy(), 16_000, subtype="FLOAT")
-    assert distil(settings, f"output={tmp_path / 'out'}", f"data.paths=[{folder}]", "steps=3") == 0
+    assert distil(settings, f"output={tmp_path / 'out'}", f"data.paths=[{folder}]", "steps=3") == 2
+    assert all(f"{i}.wav: a peak of" in caplog.text for i in range(4))
+    assert "divide samples of 16 bits by 32768" in caplog.text
 
 
 def test_after_a_signal_during_a_save_the_next_step_is_saved_and_training_stops(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from helpers.trees import write_tone
 
@@ -41,6 +42,25 @@ def test_reverberation_is_a_convolution_that_keeps_length_and_loudness() -> None
     want *= np.sqrt(np.mean(wave().numpy() ** 2) / np.mean(want**2))
     np.testing.assert_allclose(wet.numpy(), want, atol=1e-4)
     assert -10 * float(torch.log10(rir[1:].square().sum())) == pytest.approx(5.0, abs=0.01)
+
+
+def test_an_impulse_response_of_zeros_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    write_tone(tmp_path / "a.wav", 200)
+    soundfile.write(tmp_path / "zeros.wav", np.zeros(1_000), 16_000)
+    augment = Augmentation(AugmentSettings(reverb=1.0, rir_root=str(tmp_path)), "F")
+    with pytest.raises(UserError, match=rf"{tmp_path}/zeros\.wav: an impulse response of zeros, .*: remove the file"):
+        for seed in range(20):
+            augment(wave(), rng(seed))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e4])
+def test_an_impulse_response_of_any_scale_gives_the_same_speech(scale: float, tmp_path: Path) -> None:
+    response = synthetic_rir(rng(), 0.3, 5.0).numpy()
+    soundfile.write(tmp_path / "a.wav", scale * response, 16_000, subtype="FLOAT")
+    want = np.convolve(wave().numpy().astype(np.float64), response)[:16_000]
+    want *= np.sqrt(np.mean(wave().numpy() ** 2) / np.mean(want**2))
+    wet = Augmentation(AugmentSettings(reverb=1.0, rir_root=str(tmp_path)), "F")(wave(), rng())
+    np.testing.assert_allclose(wet.numpy(), want, atol=1e-5)
 
 
 def test_speed_changes_length_and_pitch() -> None:

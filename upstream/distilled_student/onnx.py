@@ -16,6 +16,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_PEAK = 8.0  # of floats: 18 dB above full scale; speech of 16 bits that is not divided by 32768 has more
+
 Wav: TypeAlias = "str | Path | NDArray"  # a PCM or float .wav file, or samples (samples,): floats in [-1, 1] or int16
 
 
@@ -99,13 +101,25 @@ def read_wav(path: str | Path, rate: int) -> NDArray[np.float32]:
     whole_frames = len(data) // (form.width * form.channels)
     data = data[: whole_frames * form.width * form.channels]
     if form.tag == 3:
-        return np.frombuffer(data, f"<f{form.width}").astype(np.float32).reshape(-1, form.channels).mean(axis=1)
+        return _average(path, np.frombuffer(data, f"<f{form.width}").astype(np.float32).reshape(-1, form.channels))
     rows = np.frombuffer(data, np.uint8).reshape(-1, form.width)  # one sample a row, its bytes little-endian
     if form.width == 1:
         rows = rows ^ 128  # 8-bit samples are unsigned, samples of all other widths are signed
     wide = np.zeros((len(rows), 4), np.uint8)  # the sample's bytes become the most significant ones of 32 bits
     wide[:, 4 - form.width :] = rows
-    return (wide.view("<i4")[:, 0] / 2**31).astype(np.float32).reshape(-1, form.channels).mean(axis=1)
+    return _average(path, (wide.view("<i4")[:, 0] / 2**31).astype(np.float32).reshape(-1, form.channels))
+
+
+def _average(path: str | Path, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``(frames, channels)`` -> ``(frames,)``. Raises ValueError for channels of opposite phase."""
+    average, channels = samples.mean(axis=1), samples.shape[1]
+    if channels > 1 and len(samples):
+        energy = np.square(samples, dtype=np.float64).mean()
+        # without correlation the average has 1 / channels of the energy
+        if energy > 1e-8 and np.square(average, dtype=np.float64).mean() * channels < 0.02 * energy:
+            reason = f"its {channels} channels cancel each other, as in opposite phase"
+            raise ValueError(f"{path}: {reason}: keep one of them, or invert one")
+    return average
 
 
 def _read_samples(wav: Wav, rate: int) -> NDArray[np.float32]:
@@ -117,9 +131,12 @@ def _read_samples(wav: Wav, rate: int) -> NDArray[np.float32]:
     if samples.dtype == np.int16:
         samples = samples / 32768
     if not np.issubdtype(samples.dtype, np.floating):
-        raise ValueError(f"{name}: expected floats in [-1, 1] or int16, found {samples.dtype}")
+        raise ValueError(f"{name}: expected floats in [-1, 1] or int16, found {samples.dtype}: convert them")
     if not np.isfinite(samples).all():
         raise ValueError(f"{name}: contains NaN or infinity")
+    if (peak := np.abs(samples).max()) > MAX_PEAK:
+        remedy = "divide samples of 16 bits by 32768"
+        raise ValueError(f"{name}: a peak of {peak:g}, but samples are in [-1, 1]: {remedy}")
     return samples.astype(np.float32)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distilled_student.common.errors import UserError
+from distilled_student.common.sample_range import wrong_range, wrong_type
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.corpora.keywords import SILENCE, UNKNOWN
 from distilled_student.student.config import StudentConfig
@@ -200,8 +201,15 @@ class Stream:
 
     @torch.no_grad()
     def feed(self, samples: Tensor) -> StreamOutput | None:
-        """Process any number of samples ``(samples,)``, float32 at 16 kHz in [-1, 1]; None if no frame is complete."""
-        samples = torch.cat([self.waiting, samples])
+        """Process any number of samples ``(samples,)``, float32 at 16 kHz in [-1, 1]; None if no frame is complete.
+
+        Raises:
+            UserError: integers, or a peak far above 1.
+        """
+        samples = torch.as_tensor(samples)
+        if fault := wrong_type(samples) or wrong_range(samples):
+            raise UserError(f"samples: {fault}")
+        samples = torch.cat([self.waiting, samples.float()])
         ready = len(samples) // self.step.chunk * self.step.chunk
         self.waiting = samples[ready:]
         if ready == 0:

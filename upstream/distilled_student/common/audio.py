@@ -18,6 +18,7 @@ from distilled_student.common.arithmetic import ceil_div
 from distilled_student.common.audio_folders import how_to_convert, is_foreign_audio
 from distilled_student.common.declared_length import check_last_sample, check_length
 from distilled_student.common.errors import UserError
+from distilled_student.common.sample_range import cancelling_channels, wrong_range
 from distilled_student.common.sample_rate import SAMPLE_RATE
 
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; a header with another rate is wrong
@@ -111,9 +112,21 @@ def _read_mono(file: soundfile.SoundFile, frames: int) -> Tensor:
 
     Decodes block by block, so that memory depends on the audio in the file and not on what its header says.
     """
-    size = max(1, SAMPLES_PER_BLOCK // file.channels)
-    blocks = [torch.from_numpy(data).mean(dim=1) for data in read_blocks(file, frames, size)]
-    return torch.cat(blocks) if blocks else torch.zeros(0)
+    blocks, energy = [], 0.0
+    for data in read_blocks(file, frames, max(1, SAMPLES_PER_BLOCK // file.channels)):
+        samples = torch.from_numpy(data)
+        blocks.append(samples.mean(dim=1))
+        energy += float(samples.square().mean(dim=1).sum()) if file.channels > 1 else 0.0
+    waveform = torch.cat(blocks) if blocks else torch.zeros(0)
+    if file.channels > 1 and frames > 0:
+        check_channels(file.channels, energy / frames, waveform)
+    return waveform
+
+
+def check_channels(channels: int, mean_square: float, average: Tensor) -> None:
+    """Raise ValueError if the average ``(samples,)`` of channels has lost their energy: they are of opposite phase."""
+    if reason := cancelling_channels(channels, mean_square, float(average.square().mean())):
+        raise ValueError(reason)
 
 
 def resample(waveform: Tensor, rate: int) -> Tensor:
@@ -153,18 +166,21 @@ def _resample_without_table(waveform: Tensor, rate: int) -> Tensor:
     return torch.cat(parts) if parts else waveform[:0]
 
 
-def load(path: str | Path, start: float = 0.0, duration: float | None = None) -> Tensor:
+def load(path: str | Path, start: float = 0.0, duration: float | None = None, any_range: bool = False) -> Tensor:
     """Read ``duration`` seconds from ``start`` (the whole file by default).
 
     Any number of channels and rates of 1 to 768 kHz: channels are averaged, other rates are resampled to 16 kHz.
     Memory is bounded by the audio in the file, whatever its header says, and by a few GiB.
 
+    Args:
+        any_range: Whether samples far outside [-1, 1] are accepted, as in an impulse response.
+
     Returns:
         ``(samples,)`` float32 at 16 kHz.
 
     Raises:
-        UserError: missing, truncated, empty, not audio, too long to be read at once, or with NaN or infinite samples;
-            names the file.
+        UserError: missing, truncated, empty, not audio, too long to be read at once, with channels that cancel each
+            other, with NaN or infinite samples or with samples far outside [-1, 1]; names the file.
     """
     try:
         with soundfile.SoundFile(soundfile_path(path)) as file:
@@ -184,4 +200,6 @@ def load(path: str | Path, start: float = 0.0, duration: float | None = None) ->
         raise UserError(f"{path}: holds no audio")
     if not torch.isfinite(waveform).all():
         raise UserError(f"{path}: holds NaN or infinite samples")
+    if not any_range and (reason := wrong_range(waveform)):
+        raise UserError(f"{path}: {reason}")
     return resample(waveform, rate)

@@ -94,6 +94,11 @@ class Distillation:
         np.random.seed(config.seed)
         torch.manual_seed(config.seed)
         self._open_models()
+        for part in (part for model in (self.student, self.teacher) for part in model.modules()):
+            if isinstance(part, Student):
+                part.checks_range = (
+                    False  # the samples were checked when they were read; this check would wait for a GPU
+                )
         self.cache: TargetCache | None = None
         if config.cache:
             self.cache = TargetCache(config.cache, self.teacher.fingerprint(), f"{where}: cache")

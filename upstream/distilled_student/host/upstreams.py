@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from distilled_student.checkpoints.folder import load_student, shipped_student
 from distilled_student.common.arithmetic import ceil_div
 from distilled_student.common.audio import MAX_ENCODED_SECONDS, SAMPLE_RATE
+from distilled_student.common.sample_range import wrong_range, wrong_type
 from distilled_student.student.network import Student
 from distilled_student.teachers.open import open_teacher
 from distilled_student.teachers.s3prl_encoder import FRONT_END_GRADIENT
@@ -144,6 +145,10 @@ class TeacherUpstream(Upstream):
         self.frame_shift, self.revision = encoder.frame_shift, getattr(encoder, "revision", None)
 
     def encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[dict[str, list[Tensor]], Tensor]:
+        # on a GPU, reading the peak would wait; the files were checked when they were read
+        fault = wrong_type(waveforms) or (wrong_range(waveforms) if waveforms.device.type == "cpu" else None)
+        if fault is not None:
+            raise ValueError(f"waveforms: {fault}")
         encoded = self.encoder(waveforms, lengths)
         return {"hidden_states": list(encoded.hidden_states)}, encoded.lengths
 

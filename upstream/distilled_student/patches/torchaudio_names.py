@@ -19,6 +19,7 @@ from torchaudio.functional import gain, resample
 from distilled_student.common import audio
 from distilled_student.common.declared_length import check_last_sample
 from distilled_student.common.errors import UserError
+from distilled_student.common.sample_range import wrong_range
 
 # a duration without a decimal point is in samples; s3prl does not use that
 SILENCE = re.compile(r"silence 1 (\d*\.\d+) (\d*\.?\d+)% -1 (\d*\.\d+) (\d*\.?\d+)%")
@@ -57,6 +58,8 @@ def load(
             data = np.concatenate([np.zeros((0, file.channels), np.float32), *blocks])
     except (OSError, RuntimeError, ValueError) as error:
         raise audio.unreadable(uri, error) from None
+    if reason := wrong_range(torch.from_numpy(data)):
+        raise UserError(f"{uri}: {reason}")
     return torch.from_numpy(data.T.copy() if channels_first else data), rate
 
 

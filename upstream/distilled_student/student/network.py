@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_student.common.arithmetic import ceil_div
+from distilled_student.common.sample_range import wrong_range, wrong_type
 from distilled_student.student.config import StudentConfig, named_size
 from distilled_student.student.frontend import build_frontend, normalize_waveforms
 from distilled_student.student.lengths import frame_mask, mask_if_padded, zero_padding
@@ -135,6 +136,8 @@ class Student(nn.Module):
     """A small speech encoder whose results do not depend on padding. See `StudentConfig` for its sizes.
 
     Attributes:
+        checks_range: Whether `forward` checks the peak of the waveforms. Distillation sets it to False, because it has
+            checked the samples when they were read.
         revision: The commit on the hub that its weights were read from; None if they were not.
     """
 
@@ -142,7 +145,7 @@ class Student(nn.Module):
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.checks_range, self._checked_on_gpu = config, True, False
         self.frontend = build_frontend(config)
         width = config.conv_dim[-1]
         self.projection_norm = nn.LayerNorm(width) if config.projection_norm else nn.Identity()
@@ -169,10 +172,12 @@ class Student(nn.Module):
             predict: Whether to compute the predictions.
 
         Raises:
-            ValueError: wrong shapes, or a length outside 1 to ``samples``.
+            ValueError: wrong shapes, a length outside 1 to ``samples``, integers, or a peak far above 1. On a GPU the
+                peak of the first batch alone is checked, because this waits for the GPU.
         """
         lengths = self._checked_lengths(waveforms, lengths)
         waveforms = zero_padding(waveforms, mask_if_padded(lengths, waveforms.shape[1], waveforms.device))
+        self._check_samples(waveforms)
         if self.config.normalize:
             waveforms = normalize_waveforms(waveforms, lengths, self.config.normalize_epsilon)
         x, lengths = self.frontend(waveforms, lengths)
@@ -191,6 +196,17 @@ class Student(nn.Module):
             if bool((lengths < 1).any()) or bool((lengths > samples).any()):
                 raise ValueError(f"lengths: expected 1 to {samples} samples, found {lengths.tolist()}")
         return lengths
+
+    def _check_samples(self, waveforms: Tensor) -> None:
+        """Raise ValueError for integers or for a peak far above 1, unless a graph is made, which has no values."""
+        fault, has_values = wrong_type(waveforms), not (is_exporting() or torch.compiler.is_compiling())
+        if fault is None and self.checks_range and has_values and not torch.jit.is_tracing():
+            device = waveforms.device.type
+            if device == "cpu" or (device == "cuda" and not self._checked_on_gpu):
+                fault = wrong_range(waveforms)
+                self._checked_on_gpu |= device == "cuda" and fault is None
+        if fault is not None:
+            raise ValueError(f"waveforms: {fault}")
 
     def project(self, x: Tensor) -> Tensor:
         """The front end's frames ``(batch, frames, conv_dim[-1])`` -> ``(batch, frames, hidden_size)``."""

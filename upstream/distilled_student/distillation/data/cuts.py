@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import soundfile
 import torch
 from lhotse import AudioSource, CutSet, Recording
 from lhotse.cut import Cut
@@ -22,14 +21,22 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from distilled_student.common.audio import SAMPLE_RATE, header, resample
+from distilled_student.common.audio import SAMPLE_RATE, check_channels, header, resample
 from distilled_student.common.audio_folders import AudioFolders
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.processes import end_with_parent
+from distilled_student.common.sample_range import wrong_range
 from distilled_student.distillation.data.config import MANIFESTS, DataConfig
-from distilled_student.distillation.data.manifests import load_audio, read_manifest
+from distilled_student.distillation.data.manifests import (
+    Mismatch,
+    check_files,
+    load_audio,
+    read_manifest,
+    recordings_of,
+)
 
 log = logging.getLogger(__name__)
+CHECKED_CUTS = 10  # of a manifest, whose files are looked at before the training
 
 
 class SkippedFiles:
@@ -71,12 +78,28 @@ def _cuts_of_files(files: Iterable[Path], min_seconds: float, skipped: SkippedFi
         yield recording.to_cut()
 
 
-def _cuts_of_manifest(path: Path, min_seconds: float, skipped: SkippedFiles) -> Iterable[Cut]:
-    for cut in read_manifest(path):
+def _cuts_of_manifest(path: Path, min_seconds: float, skipped: SkippedFiles) -> list[Cut]:
+    """The cuts of a manifest that are long enough. Files are compared with it when they are read.
+
+    Raises:
+        UserError: none of the first files is what the manifest says.
+    """
+    cuts = list(read_manifest(path))
+    mismatches = list(filter(None, map(_mismatch, cuts[:CHECKED_CUTS])))
+    if mismatches and len(mismatches) == len(cuts[:CHECKED_CUTS]):
+        raise UserError(f"{path}: {mismatches[0]}")
+    for cut in cuts:
         if cut.duration < min_seconds:
             skipped.add(cut.id, f"shorter than {min_seconds} s")
-        else:
-            yield cut
+    return [cut for cut in cuts if cut.duration >= min_seconds]
+
+
+def _mismatch(cut: Cut) -> str | None:
+    try:
+        check_files(cut)
+    except Mismatch as error:
+        return str(error)
+    return None
 
 
 def read_cuts(config: DataConfig, where: str | Path = "data", key: str = "paths") -> tuple[CutSet, SkippedFiles]:
@@ -96,7 +119,7 @@ def read_cuts(config: DataConfig, where: str | Path = "data", key: str = "paths"
         if path.is_dir():
             found = list(_cuts_of_files(folders.files(path), config.min_seconds, skipped))
         elif path.is_file() and path.name.endswith(MANIFESTS):
-            found = [] if path.resolve() in manifests else list(_cuts_of_manifest(path, config.min_seconds, skipped))
+            found = [] if path.resolve() in manifests else _cuts_of_manifest(path, config.min_seconds, skipped)
         else:
             raise UserError(f"{where}.{key}: {name}: no such folder or manifest ({', '.join(MANIFESTS)})")
         if not found and (folders.repeated > before or path.resolve() in manifests):
@@ -155,36 +178,32 @@ def recording_name(cut: Cut) -> str:
 
 
 def _check_sources(cut: Cut) -> None:
-    """Raise ValueError for a missing file, or one much longer than its manifest says: lhotse would decode it all."""
-    parts = [track.cut for track in getattr(cut, "tracks", [])] or [cut]
-    recordings = [part.recording for part in parts if getattr(part, "recording", None)]
-    for recording, source in [(found, source) for found in recordings for source in found.sources]:
-        if source.type != "file":
-            continue
-        if not Path(source.source).is_file():
+    """Raise ValueError for a missing file."""
+    for source in (source for recording in recordings_of(cut) for source in recording.sources):
+        if source.type == "file" and not Path(source.source).is_file():
             raise ValueError(f"{source.source}: no such file")
-        try:
-            seconds = soundfile.info(source.source).duration
-        except soundfile.LibsndfileError:
-            continue  # damaged, or a format that only lhotse knows: lhotse's own error says so
-        if seconds > 2 * recording.duration + 1:  # the manifest may change the speed
-            raise ValueError(f"{seconds:.0f} s long, but {recording.duration:.0f} s in the manifest")
 
 
 def decode_cut(cut: Cut) -> Tensor:
     """The waveform of a cut, ``(samples,)`` at 16 kHz, its channels averaged.
 
     Raises:
-        ValueError: no audio, NaN or infinite samples, or longer than the manifest says. lhotse raises other errors.
+        ValueError: no audio, samples that `distilled_student.common.audio.load` refuses, or another file than the
+            manifest says. lhotse raises other errors.
     """
     _check_sources(cut)
     samples = load_audio(cut)
     if samples is None:
         raise ValueError("has no recording")
-    waveform = torch.from_numpy(samples).float().mean(dim=0)
+    channels = torch.from_numpy(samples).float()
+    waveform = channels.mean(dim=0)
+    if len(channels) > 1 and waveform.numel():
+        check_channels(len(channels), float(channels.square().mean()), waveform)
     waveform = resample(waveform, cut.sampling_rate)
     if not torch.isfinite(waveform).all():
         raise ValueError("holds NaN or infinite samples")
+    if reason := wrong_range(waveform):
+        raise ValueError(reason)
     return waveform
 
 

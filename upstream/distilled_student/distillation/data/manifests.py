@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from lhotse import Recording
+from lhotse import AudioSource, Recording
 from lhotse.audio.backend import LibsndfileBackend, get_current_audio_backend, set_current_audio_backend
+from lhotse.augmentation import AudioTransform
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 from lhotse.utils import compute_num_samples
@@ -35,6 +36,8 @@ from distilled_student.common.errors import UserError, short_reason
 MAX_LINE_BYTES = 2**20
 SOURCES = ("file", "url")
 TRANSFORMS = ("Speed", "Tempo", "Volume", "Resample")
+# seconds by which a file's length may differ from the manifest's: of other decoders the lengths of MP3 and OGG files do
+TOLERANCE, LOSSY_TOLERANCE = 0.025, 0.1
 MIN_FACTOR, MAX_FACTOR = 0.1, 10.0  # of speed, tempo and volume
 
 
@@ -75,6 +78,15 @@ def _check_times(cut: Cut) -> None:
             raise ValueError(f"{cut.id}: a duration of {part.duration} s, which is not within 0 to {MAX_FILE_SECONDS}")
         if not 0 <= getattr(part, "start", 0) <= MAX_FILE_SECONDS:
             raise ValueError(f"{cut.id}: a start of {part.start} s, which is not within 0 to {MAX_FILE_SECONDS}")
+        recording = getattr(part, "recording", None)
+        if recording is None:
+            continue
+        if part.start + part.duration > recording.duration + TOLERANCE:
+            ends = f"ends at {part.start + part.duration:.3f} s"
+            raise ValueError(f"{cut.id}: {ends}, but its recording is {recording.duration:.3f} s long")
+        if abs(recording.num_samples / recording.sampling_rate - recording.duration) > TOLERANCE:
+            samples = f"{recording.num_samples} samples at {recording.sampling_rate} Hz"
+            raise ValueError(f"{cut.id}: {samples} are not {recording.duration:.3f} s")
 
 
 def parse_cut(line: str | bytes) -> Cut:
@@ -119,8 +131,74 @@ def read_manifest(path: Path) -> Iterator[Cut]:
         raise UserError(f"{path}: line {number}: cannot be read as a lhotse manifest ({error})") from None
 
 
+class Mismatch(ValueError):
+    """A manifest and a file differ in sampling rate, length or number of channels."""
+
+
+def recordings_of(cut: Cut) -> list[Recording]:
+    """The recordings that a cut is made of."""
+    parts = [track.cut for track in getattr(cut, "tracks", [])] or [cut]
+    return [part.recording for part in parts if getattr(part, "recording", None)]
+
+
+def _as_recorded(recording: Recording) -> tuple[int, float]:
+    """Sampling rate in Hz and duration in seconds of a recording's file: before the transforms of the manifest."""
+    rate, duration = recording.sampling_rate, recording.duration
+    for transform in reversed(recording.transforms or []):
+        found = AudioTransform.from_dict(transform) if isinstance(transform, dict) else transform
+        if type(found).__name__ in ("Speed", "Tempo"):
+            duration *= found.factor
+        elif type(found).__name__ == "Resample":
+            rate = found.source_sampling_rate
+    return rate, duration
+
+
+def check_recording(recording: Recording, source: AudioSource, file: soundfile.SoundFile) -> None:
+    """Raise Mismatch if a file is not what the manifest says: lhotse would fill up with mirrored speech, or cut it."""
+    rate, duration = _as_recorded(recording)
+    found = file.frames / file.samplerate
+    tolerance = LOSSY_TOLERANCE if file.format in ("MP3", "OGG") else TOLERANCE
+    if file.samplerate != rate:
+        reason = f"a sampling rate of {file.samplerate} Hz, but {rate} Hz in the manifest"
+    elif abs(found - duration) > tolerance:
+        reason = f"{found:.3f} s long, but {duration:.3f} s in the manifest"
+    elif file.channels != len(source.channels):
+        reason = f"{file.channels} channels, but {len(source.channels)} in the manifest"
+    else:
+        return
+    name = source.source if source.type != "memory" else recording.id
+    raise Mismatch(f"{name}: {reason}: make the manifest again")
+
+
+def check_files(cut: Cut) -> None:
+    """Raise Mismatch if a local file is not what the manifest says. Files that cannot be opened are not reported."""
+    for recording in recordings_of(cut):
+        for source in recording.sources:
+            if source.type == "file":
+                try:
+                    with soundfile.SoundFile(soundfile_path(source.source)) as file:
+                        check_recording(recording, source, file)
+                except (OSError, RuntimeError):
+                    pass
+
+
 class _CheckedBackend(LibsndfileBackend):
-    """lhotse's reader, with the checks of `distilled_student.common.audio`; also for formats that cannot seek."""
+    """lhotse's reader, with the checks of `distilled_student.common.audio`; also for formats that cannot seek.
+
+    ``recordings``: what the manifest says about the files that will be read.
+    """
+
+    def __init__(self, recordings: list[Recording]) -> None:
+        self.recordings = recordings
+
+    def _check(self, path: Any, file: soundfile.SoundFile) -> None:
+        pairs = [(recording, source) for recording in self.recordings for source in recording.sources]
+        if isinstance(path, str | Path):
+            pairs = [(recording, source) for recording, source in pairs if str(source.source) == str(path)]
+        elif len(pairs) > 1:  # downloaded or in memory: which of several it is, is not known
+            return
+        for recording, source in pairs:
+            check_recording(recording, source, file)
 
     def read_audio(
         self,
@@ -132,6 +210,7 @@ class _CheckedBackend(LibsndfileBackend):
         is_path = isinstance(path_or_fd, str | Path)
         with soundfile.SoundFile(soundfile_path(path_or_fd) if is_path else path_or_fd) as file:
             check_header(file)
+            self._check(path_or_fd, file)
             check_last_sample(file)
             rate = file.samplerate
             first = go_to(file, compute_num_samples(offset, rate))
@@ -145,10 +224,10 @@ class _CheckedBackend(LibsndfileBackend):
 def load_audio(cut: Cut) -> np.ndarray:
     """``(channels, samples)`` of a cut at its own rate, decoded by libsndfile: lhotse's other readers run programs.
 
-    Raises any exception, for a truncated file too.
+    Raises any exception: for a truncated file too, and `Mismatch` for a file that is not what the manifest says.
     """
     before = get_current_audio_backend()
-    set_current_audio_backend(_CheckedBackend())
+    set_current_audio_backend(_CheckedBackend(recordings_of(cut)))
     try:
         return cut.load_audio()
     finally:  # lhotse's own context manager does not restore the reader after an error

@@ -25,7 +25,7 @@ from distilled_student.common.audio import check_header
 from distilled_student.common.audio_folders import how_to_convert, is_audio, is_foreign_audio
 from distilled_student.common.errors import UserError, short_reason
 from distilled_student.distillation.data.config import MANIFESTS, TARS, DataConfig
-from distilled_student.distillation.data.manifests import parse_cut
+from distilled_student.distillation.data.manifests import Mismatch, check_files, parse_cut
 
 STREAMED_BYTES = 64 << 20  # a manifest on disk that is larger than this is streamed
 PART_BYTES = 4 << 20  # of a part of a manifest, at most
@@ -122,7 +122,9 @@ def _check_first_line(path: str) -> None:
         unpacked = gzip.GzipFile(fileobj=file) if _has_suffix(path, (".gz",)) else io.BufferedReader(file)
         line = unpacked.readline(MAX_LINE_BYTES)
     try:
-        parse_cut(line)
+        check_files(parse_cut(line))
+    except Mismatch:
+        raise
     except Exception as error:  # for a foreign line lhotse can raise any exception
         raise ValueError(f"cannot be read as a lhotse manifest ({short_reason(error)})") from None
 

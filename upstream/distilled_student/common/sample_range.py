@@ -1,0 +1,44 @@
+"""The range of samples: floats in [-1, 1]. Samples of 16 bits that nobody divided by 32768 are recognised."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Mixtures, noise and gain may exceed 1 by some decibels: 8 are 18 dB. Speech of 16 bits that was not divided by 32768
+# has a peak of more than 8, unless it is 72 dB below full scale.
+MAX_PEAK = 8.0
+# Of channels without correlation the average has 1 / channels of their energy; of channels that cancel, less than 2 %
+# of that. Channels with a mean square below -80 dB are silent.
+MIN_SHARE_OF_UNCORRELATED, SILENT = 0.02, 1e-8
+
+
+def wrong_type(samples: Tensor) -> str | None:
+    """What is wrong with the type of samples, and the remedy; None if they are floats."""
+    if samples.is_floating_point():
+        return None
+    name = str(samples.dtype).removeprefix("torch.")
+    remedy = {"int16": "divide by 32768", "int32": "divide by 2147483648"}.get(name, "convert them")
+    return f"expected floats in [-1, 1], found {name}: {remedy}"
+
+
+def wrong_range(samples: Tensor) -> str | None:
+    """What is wrong with the largest of some samples, and the remedy; None if they are in the range. Reads values."""
+    if samples.numel() == 0:
+        return None
+    peak = float(torch.stack(samples.detach().aminmax()).abs().max())
+    if not MAX_PEAK < peak < float("inf"):
+        return None
+    return f"a peak of {peak:g}, but samples are in [-1, 1]: divide samples of 16 bits by 32768"
+
+
+def cancelling_channels(channels: int, mean_square: float, mean_square_of_average: float) -> str | None:
+    """Why channels must not be averaged, and the remedy; None if they may.
+
+    Args:
+        mean_square: Of all samples of all channels.
+    """
+    share = mean_square_of_average * channels
+    if channels < 2 or mean_square <= SILENT or share >= MIN_SHARE_OF_UNCORRELATED * mean_square:
+        return None
+    return f"its {channels} channels cancel each other, as in opposite phase: keep one of them, or invert one"
