@@ -64,6 +64,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     trials: str | None = None,
     trials_root: str | None = None,
+    speaker_pattern: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a split and write ``results.json``, ``scores-SPLIT.npz`` and ``det-SPLIT.png`` into ``expdir``.
 
@@ -78,6 +79,7 @@ def evaluate(
         trials: Another list of test trials of the task ``sv``, such as VoxCeleb1's E and H: a file, or a name in the
             task's ``root``. The names of the files that are written then end with its name: ``results-LIST.json``.
         trials_root: Folder of this list's files, where it is not the task's ``root``.
+        speaker_pattern: The task's setting of this name for this list: where in the path of a file the speaker is.
 
     Returns:
         ``{"split", "checkpoint", TASK: {...}, ..., "upstream": {"name", "parameters", "macs_per_second"},
@@ -102,6 +104,10 @@ def evaluate(
         if not Path(trials_root).is_dir():
             raise UserError(f"--trials-root {trials_root}: no such folder")
         overrides = [*overrides, f"config.downstream_expert.tasks.sv.trials_root={Path(trials_root).absolute()}"]
+    if speaker_pattern is not None:
+        if trials is None:
+            raise UserError(f"--speaker-pattern {speaker_pattern}: needs --trials, the list whose speakers it finds")
+        overrides = [*overrides, f"config.downstream_expert.tasks.sv.speaker_pattern={speaker_pattern!r}"]
     path = find_checkpoint(expdir, checkpoint)
     runner = open_runner(path, device=device, overrides=overrides)
     expert, upstream = runner.downstream.model, runner.upstream.model

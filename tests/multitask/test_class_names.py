@@ -122,6 +122,17 @@ def test_tested_speakers_who_are_classes_of_the_checkpoint_are_counted(
     finally:
         (trained / "elsewhere").rename(trained / "vox/test")
     assert found["trials"] == 2 and "trained_speakers" not in found
+    lines = ["1 x/id2000/s0/00000.wav y/id2000/s1/00000.wav", "0 x/id2000/s0/00000.wav y/id2001/s1/00000.wav"]
+    for line in lines:
+        for name in line.split()[1:]:
+            (trained / "wavs/wav" / name[0]).mkdir(parents=True, exist_ok=True)
+            (trained / "wavs/wav" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(trained / "vox/test/wav" / name[2:], trained / "wavs/wav" / name)
+    (trained / "parts.txt").write_text("\n".join(lines))
+    there = {"device": "cpu", "trials": str(trained / "parts.txt"), "trials_root": str(trained / "wavs")}
+    with pytest.raises(UserError, match=r"parts\.txt: line 1: .*set .*speaker_pattern.*: --speaker-pattern"):
+        evaluate(trained / "exp", **there)
+    assert evaluate(trained / "exp", **there, speaker_pattern="^[^/]+/([^/]+)/")["sv"]["speakers"] == 2
     with pytest.raises(UserError, match=r"--trials-root .*: needs --trials"):
         evaluate(trained / "exp", trials_root="x")
 

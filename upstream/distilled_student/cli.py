@@ -126,6 +126,12 @@ def evaluate(
     trials_root: Annotated[
         str | None, typer.Option(help="Folder of this list's files; default: tasks.sv.root of the run.")
     ] = None,
+    speaker_pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="Regular expression that finds the speaker in the paths of this list, such as '([^/]+)/[^/]+$'."
+        ),
+    ] = None,
 ) -> None:
     """Evaluate a joint training run on its tasks and write results.json (with --trials: results-LIST.json) there."""
     check_choice("--split", split, ("dev", "test"))
@@ -133,9 +139,18 @@ def evaluate(
     check_run(expdir, checkpoint, BEST)
     if trials is not None and Path(trials).is_absolute():  # others can be in the task's folder
         check_file("--trials", Path(trials))
+    check_folder("--trials-root", None if trials_root is None else Path(trials_root))
     from distilled_student.multitask.evaluate import evaluate as run
 
-    run(expdir, split=split, checkpoint=checkpoint, device=device, trials=trials, trials_root=trials_root)
+    run(
+        expdir,
+        split=split,
+        checkpoint=checkpoint,
+        device=device,
+        trials=trials,
+        trials_root=trials_root,
+        speaker_pattern=speaker_pattern,
+    )
 
 
 @app.command()

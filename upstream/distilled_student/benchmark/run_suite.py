@@ -24,6 +24,7 @@ from distilled_student.benchmark.trials import smaller_corpora, title_of
 from distilled_student.checkpoints.folder import CONFIG
 from distilled_student.common.devices import pick_device
 from distilled_student.common.errors import UserError
+from distilled_student.common.other_load import needs_more_cores, other_load
 from distilled_student.common.progress import Progress
 from distilled_student.student.cost import peak_flops
 
@@ -157,7 +158,8 @@ def dry_run(bench: Bench, runs: Sequence[Run], tflops: float | None = None) -> E
     source = ""
     if tflops is None:
         tflops = measured_tflops(bench.device)
-        source = f", measured with matrix products on {pick_device(bench.device)}: trainings are slower"
+        load = " with other load" if needs_more_cores(other_load(), torch.get_num_threads()) else ""
+        source = f", measured{load} with matrix products on {pick_device(bench.device)}: trainings are slower"
     estimator, left, ready = Estimator(bench), Estimate(), Estimate()
     table = Table(title=bench.suite.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading, justify in {"run": "left", "seeds": "left", "state": "left", "steps": "right"}.items():

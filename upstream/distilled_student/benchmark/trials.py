@@ -24,11 +24,11 @@ def trial_reasons(bench: Bench, run: Run) -> list[str]:
 
 
 def _steps(bench: Bench, run: Run) -> list[str]:
-    """Trainings that ``--steps`` stops early."""
-    full, reasons = replace(bench, steps=None, distil=[]), []
-    configured = int(full.configuration(run)["runner"]["total_steps"])
-    if bench.steps and bench.steps < configured:
-        reasons.append(f"{bench.steps:,} of {configured:,} training steps")
+    """Trainings that ``--steps`` or an override stops early."""
+    full, reasons = replace(bench, steps=None, distil=[], joint=[]), []
+    steps, configured = (int(b.configuration(run)["runner"]["total_steps"]) for b in (bench, full))
+    if steps < configured:
+        reasons.append(f"{steps:,} of {configured:,} training steps")
     if bench.suite.models[run.model].distill:
         steps, configured = bench.distillation(run)[0].steps, full.distillation(run)[0].steps
         if steps < configured:

@@ -19,6 +19,7 @@ from distilled_student.checkpoints.foreign import (
 )
 from distilled_student.checkpoints.hub import hub_folder, hub_revision, may_be_on_hub
 from distilled_student.checkpoints.weight_files import WEIGHTS
+from distilled_student.common.early_checks import held_instead
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, read_safetensors, write_files
 from distilled_student.student.config import StudentConfig
@@ -89,7 +90,9 @@ def _read(path: Path) -> StudentCheckpoint:
     if path.is_file():
         return read_torch_checkpoint(path)
     if not (path / CONFIG).is_file():
-        raise UserError(f"{path}: is neither a checkpoint file nor a folder with {CONFIG}")
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        raise UserError(f"{path}: is neither a checkpoint file nor a folder with {CONFIG}{held_instead(path)}")
     is_own = read_json(path / CONFIG).get("model_type") == MODEL_TYPE
     return _read_own_folder(path) if is_own else read_transformers(path)
 

@@ -104,6 +104,8 @@ def _malformed(fields: Sequence[str], line: str) -> str:
     if len(fields) >= 3 and (fields[2] in ("0", "1") or fields[2].lower() in ("target", "nontarget", "imposter")):
         label = "$3" if fields[2] in ("0", "1") else '($3 == "target")'
         return f"{expected}: the label is last; reorder the columns: awk '{{print {label}, $1, $2}}' LIST"
+    if fields[0].lower() in ("target", "nontarget", "imposter", "true", "false", "same", "different"):
+        return f"{expected}: write 1 for a trial of one speaker and 0 for one of two"
     if "," in line and len(fields) < 3:
         return f"{expected}: columns are separated by white space, not by commas"
     return expected
@@ -165,6 +167,7 @@ def _check_labels(path: Path, trials: Trials, relative: Sequence[str], numbers: 
     elif key:
         example = f", such as '{agreeing[0]}', which agrees with all lines" if agreeing else ""
         remedy = f"; if the speaker is another part of the path, set {key}.speaker_pattern{example}"
+        remedy += "; for `evaluate --trials`: --speaker-pattern"
     raise UserError(f"{path}: line {numbers[i]}: {reason}{remedy}")
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, write_json
+from distilled_student.common.other_load import TOLERANCE, other_load
 from distilled_student.common.progress import Progress
 from distilled_student.speed.accuracy import read_accuracy
 from distilled_student.speed.compare import compare_models
@@ -124,8 +125,14 @@ def measure_parts(
     with Progress(len(names), "speed") as progress:
         for name in names:
             log.info("measuring %s", name)
+            load = other_load()
             figures[name] = PARTS[name](output, rounds)
             results["parts"][name] = {"when": when, "figures": figures[name]}
+            if load is not None and load > TOLERANCE:
+                log.warning(
+                    "%s was measured while other processes used %.1f cores: measure again without them", name, load
+                )
+                results["parts"][name]["other_load"] = round(load, 1)
             write_json(file, results)
             progress.update()
     write_tables(file, accuracy)

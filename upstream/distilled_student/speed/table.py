@@ -187,7 +187,8 @@ def render(results: Mapping[str, Any]) -> str:
             blocks += [_untimed_models(rows, accuracy), _unusable_models(accuracy)]
         else:
             blocks += [f"**{name.capitalize()}**", _distillation(figures) if name == "distillation" else _part(figures)]
-        blocks.append(f"({_measured(part['when'])})")
+        load = f"; measured while other processes used {part['other_load']:g} cores" if part.get("other_load") else ""
+        blocks.append(f"({_measured(part['when'])}{load})")
     return "\n\n".join(filter(None, [*blocks, _other_targets(found)])) + "\n"
 
 
