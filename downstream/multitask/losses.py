@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distilled_student.multitask.contrastive import ContrastiveLoss
 from distilled_student.multitask.tasks.settings import LossSettings
 
 
@@ -29,19 +30,20 @@ def angular_psi(cosine: Tensor, margin: int) -> Tensor:
     return sign * multiple - 2 * k
 
 
-def am_cosine(cosine: Tensor, margin: float) -> Tensor:
+def am_cosine(cosine: Tensor, margin: float | Tensor) -> Tensor:
     """cos(theta) - margin. Wang et al., AM-Softmax, arXiv 1801.05599, eq. 6 (CosFace, 1801.09414, is the same)."""
     return cosine - margin
 
 
-def aam_cosine(cosine: Tensor, margin: float) -> Tensor:
+def aam_cosine(cosine: Tensor, margin: float | Tensor) -> Tensor:
     """cos(theta + margin) up to theta = pi - margin, then cos(theta) - margin * sin(margin), which keeps falling.
 
     Deng et al., ArcFace, arXiv 1801.07698, eq. 3; the second part is that of the published code.
     """
+    cos, sin = (torch.cos, torch.sin) if isinstance(margin, Tensor) else (math.cos, math.sin)
     sine = (1 - cosine.square()).clamp(min=1e-12).sqrt()
-    shifted = cosine * math.cos(margin) - sine * math.sin(margin)
-    return torch.where(cosine > math.cos(math.pi - margin), shifted, cosine - margin * math.sin(margin))
+    shifted = cosine * cos(margin) - sine * sin(margin)
+    return torch.where(cosine > cos(math.pi - margin), shifted, cosine - margin * sin(margin))
 
 
 class SpeakerLoss(nn.Module):
@@ -49,7 +51,8 @@ class SpeakerLoss(nn.Module):
 
     Attributes:
         weight: ``(speakers, embedding)``, one weight vector per training speaker.
-        step: The step of the annealing; a buffer, so that a resumed run continues with it.
+        step: The step of the annealing and of the margin's schedule; a buffer, so that a resumed run continues with it.
+        contrastive: The further loss that ``settings.contrastive`` names, or None.
     """
 
     def __init__(self, settings: LossSettings, embedding: int, speakers: int) -> None:
@@ -57,6 +60,7 @@ class SpeakerLoss(nn.Module):
         self.settings = settings
         self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(speakers, embedding)))
         self.bias = nn.Parameter(torch.zeros(speakers)) if settings.name == "softmax" else None
+        self.contrastive = None if settings.contrastive is None else ContrastiveLoss(settings.contrastive)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     def annealing(self) -> Tensor:
@@ -69,6 +73,11 @@ class SpeakerLoss(nn.Module):
         s = self.settings
         return (s.anneal_start / (1 + s.anneal_decay * self.step)).clamp(min=s.anneal_stop)
 
+    def margin(self) -> float | Tensor:
+        """The margin of ``am`` and ``aam`` at this step: it rises linearly over ``margin_warmup`` steps."""
+        full, warmup = self.settings.full_margin, self.settings.margin_warmup
+        return full * (self.step / warmup).clamp(max=1.0) if warmup else full
+
     def cosines(self, embedding: Tensor) -> Tensor:
         """``(batch, speakers)`` cosines of embeddings and speaker weights."""
         return F.linear(F.normalize(embedding, dim=1), F.normalize(self.weight, dim=1)).clamp(-1.0, 1.0)
@@ -77,20 +86,22 @@ class SpeakerLoss(nn.Module):
         """``(batch, speakers)``; the margin is applied to the speaker of the label only."""
         s = self.settings
         if s.name == "softmax":
-            return F.linear(embedding, self.weight, self.bias) * (s.scale or 1.0)
+            return F.linear(embedding, self.weight, self.bias) * s.factor
         cosine = self.cosines(embedding)
         target = cosine.gather(1, labels[:, None])
         if s.name == "angular":
             lambda_ = self.annealing()
-            target = (lambda_ * target + angular_psi(target, int(s.margin or 1))) / (1 + lambda_)
+            target = (lambda_ * target + angular_psi(target, int(s.full_margin))) / (1 + lambda_)
         else:
-            target = (am_cosine if s.name == "am" else aam_cosine)(target, float(s.margin or 0.0))
-        scale = embedding.norm(dim=1, keepdim=True) if s.scale is None else s.scale
+            target = (am_cosine if s.name == "am" else aam_cosine)(target, self.margin())
+        scale = embedding.norm(dim=1, keepdim=True) if s.factor is None else s.factor
         return cosine.scatter(1, labels[:, None], target) * scale
 
     def forward(self, embedding: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(embedding.device.type, enabled=False):  # half precision is too coarse for margins
             loss = F.cross_entropy(self.logits(embedding.float(), labels), labels)
+        if self.contrastive is not None:
+            loss = loss + self.settings.contrastive_weight * self.contrastive(embedding, labels)
         if self.training:
             self.step += 1
         return loss

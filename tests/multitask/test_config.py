@@ -32,7 +32,9 @@ def test_the_default_config_has_the_papers_values() -> None:
 def test_another_loss_needs_its_name_only(loss: str) -> None:
     settings = read_yaml(PATH)["downstream_expert"]["tasks"]["sv"]
     settings["loss"]["name"] = loss
-    assert typed(sv.Settings, settings, PATH).loss.margin == {"softmax": 0, "angular": 4, "am": 0.4, "aam": 0.2}[loss]
+    assert (
+        typed(sv.Settings, settings, PATH).loss.full_margin == {"softmax": 0, "angular": 4, "am": 0.4, "aam": 0.2}[loss]
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "nan"])

@@ -37,7 +37,7 @@ def plain(loss: SpeakerLoss, x: list[list[float]], labels: list[int]) -> float:
                 logits.append(dot + loss.bias[j].item())
                 continue
             cosine = max(-1.0, min(1.0, dot / length / math.sqrt(sum(b * b for b in w))))
-            theta, m = math.acos(cosine), s.margin
+            theta, m = math.acos(cosine), s.full_margin
             if j == label and s.name == "angular":
                 k = min(int(m * theta / math.pi), m - 1)
                 lam = max(s.anneal_stop, s.anneal_start / (1 + s.anneal_decay * int(loss.step)))
@@ -46,7 +46,7 @@ def plain(loss: SpeakerLoss, x: list[list[float]], labels: list[int]) -> float:
                 cosine -= m
             elif j == label:
                 cosine = math.cos(theta + m) if theta + m < math.pi else cosine - m * math.sin(m)
-            logits.append(cosine * (length if s.scale is None else s.scale))
+            logits.append(cosine * (length if s.factor is None else s.factor))
         total += math.log(sum(math.exp(v - logits[label]) for v in logits))
     return total / len(labels)
 

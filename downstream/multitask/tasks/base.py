@@ -185,6 +185,26 @@ def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> list[int]:
     return by_class[first_of_class[drawn] + rng.integers(counts[drawn])].tolist()
 
 
+def grouped_order(labels: np.ndarray, clips: int, balanced: bool, rng: np.random.Generator) -> list[int]:
+    """Indices in groups of ``clips`` of the same class, the groups in random order.
+
+    The clips of a group are different ones, as far as the class has so many; further ones are drawn again.
+
+    Args:
+        labels: ``(items,)`` class of each item.
+        balanced: Whether each class has as many groups (about ``items / clips`` in all). Otherwise every item is used
+            once, but for those that are left over when a class is divided into groups.
+    """
+    members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    if balanced:
+        drawn = rng.permutation(np.resize(np.arange(len(members)), max(1, len(labels) // clips)))
+        groups = [np.resize(rng.permutation(members[number]), clips) for number in drawn]
+    else:
+        whole = [np.resize(items, max(1, len(items) // clips) * clips) for items in members]
+        groups = [group for items in whole for group in items.reshape(-1, clips)]
+    return np.concatenate([groups[number] for number in rng.permutation(len(groups))]).tolist()
+
+
 def pad_to(waveform: Tensor, samples: int) -> Tensor:
     """``waveform`` zero-padded at the end to at least ``samples``."""
     missing = samples - len(waveform)

@@ -26,10 +26,13 @@ from distilled_student.multitask.tasks.kws_index import (
     class_index,
     cut_silence,
     no_speaker,
+    share_of,
     test_index,
     warn_of_tested_speakers,
 )
 from distilled_student.multitask.tasks.kws_settings import Settings
+
+UNKNOWN_LABEL = 1  # the classes are silence, unknown and the keywords
 
 
 class Training:
@@ -40,9 +43,14 @@ class Training:
         self.augment = Augmentation(settings.augment, f"{key}.augment", noises)
 
     def order(self, rng: np.random.Generator) -> Sequence[int]:
+        labels = np.array([clip.label for clip in self.clips])
         if self.settings.sampling == "class":
-            return balanced_order(np.array([clip.label for clip in self.clips]), rng)
-        return rng.permutation(len(self.clips)).tolist()
+            return balanced_order(labels, rng)
+        if not self.settings.unknown_each_pass:
+            return rng.permutation(len(self.clips)).tolist()
+        is_unknown, words = labels == UNKNOWN_LABEL, int((labels > UNKNOWN_LABEL).sum())
+        unknown = rng.permutation(np.flatnonzero(is_unknown))[: share_of(words, self.settings.unknown_percentage)]
+        return rng.permutation(np.concatenate([np.flatnonzero(~is_unknown), unknown])).tolist()
 
     def files(self) -> Sequence[Path]:
         return [*(clip.path for clip in self.clips if clip.volume is None), *self.noises]
@@ -54,9 +62,20 @@ class Training:
             waveform = audio.load(path, start, self.settings.crop_seconds) * volume
         else:
             waveform = change_speed(audio.load(clip.path), self.augment.speed(rng))
+            waveform = self._shift(waveform, samples, rng)
         first = int(rng.integers(max(1, len(waveform) - samples + 1)))
         waveform = pad_to(waveform[first : first + samples], samples if self.settings.fill else SHORTEST)
         return Item(self.augment(waveform, rng), clip.label, clip.key)
+
+    def _shift(self, waveform: Tensor, samples: int, rng: np.random.Generator) -> Tensor:
+        """Move a clip earlier, which cuts its beginning, or later, which puts zeros in front and cuts what is behind
+        ``samples``, the length of a training clip.
+        """
+        largest = int(self.settings.shift_seconds * audio.SAMPLE_RATE)
+        later = int(rng.integers(-largest, largest + 1)) if largest else 0
+        if later > 0:
+            return F.pad(waveform, (later, 0))[: max(len(waveform), samples)]
+        return waveform[min(-later, len(waveform) - 1) :]
 
 
 class Evaluation:

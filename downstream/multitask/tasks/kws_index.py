@@ -54,9 +54,9 @@ def class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, list
 
     A set has its keyword utterances, then unknown and silent ones, each as many as a percentage of the keyword
     utterances. The numbers are those of ``prepare_data_index`` in TensorFlow's speech_commands/input_data.py; the seed
-    chooses the unknown utterances of training, and those of the other sets are the same for every seed. Training cuts
-    its silence again in each pass. With None for both percentages the index is SUPERB's (s3prl,
-    downstream/speech_commands): every word and each noise file.
+    chooses the unknown utterances of training (with ``unknown_each_pass`` all are there), and those of the other sets
+    are the same for every seed. Training cuts its silence again in each pass. With None for both percentages the index
+    is SUPERB's (s3prl, downstream/speech_commands): every word and each noise file.
 
     Raises:
         UserError: no folder, a keyword without files, a folder that is neither a word nor background noise, clips in
@@ -81,8 +81,9 @@ def class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, list
         rng = random.Random(f"{seed if part == 'training' else 0} {part}")
         size = len(clips)
         rng.shuffle(unknown[part])
-        clips += unknown[part][: _share(size, settings.unknown_percentage)]
-        silent = _share(size, settings.silence_percentage)
+        share = share_of(size, settings.unknown_percentage)
+        clips += unknown[part][: None if part == "training" and settings.unknown_each_pass else share]
+        silent = share_of(size, settings.silence_percentage)
         for i, files in enumerate([[noise] for noise in noises] if silent is None else [noises] * silent):
             noise, start, volume = cut_silence(files, settings, rng)
             clips.append(KeywordClip(noise, labels[SILENCE], f"{SILENCE}/{i:05d}", start, volume))
@@ -203,7 +204,7 @@ def no_speaker(part: str, settings: Settings, key: str) -> UserError:
     return UserError(f"{key}.{name}: {settings.train_root}: {reason}: set a larger percentage, or record more speakers")
 
 
-def _share(size: int, percentage: float | None) -> int | None:
+def share_of(size: int, percentage: float | None) -> int | None:
     """``percentage`` of ``size``, rounded up; None stands for all."""
     return None if percentage is None else math.ceil(size * percentage / 100)
 

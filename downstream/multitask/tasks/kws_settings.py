@@ -31,9 +31,12 @@ class Settings(TaskSettings):
             (TensorFlow). None: each background noise once (SUPERB).
         unknown_percentage: Utterances of other words in each set, as a percentage of its keyword utterances, rounded up
             (TensorFlow). None: all of them (SUPERB).
+        unknown_each_pass: Whether the utterances of other words are drawn again in each pass over the training set, so
+            that all of them are used in time. Otherwise they are chosen once, as in TensorFlow.
         silence_volume: The lowest and the highest factor that background noise is multiplied by.
         sampling: ``utterance`` (each once in a pass) or ``class`` (each class equally often, as in SUPERB).
         crop_seconds: Length of a training clip; longer recordings are cut.
+        shift_seconds: Each training clip of speech is moved by up to this time, earlier or later; zeros fill the gap.
         fill: Whether shorter training clips are padded with zeros at the end, to ``crop_seconds``.
     """
 
@@ -47,9 +50,11 @@ class Settings(TaskSettings):
     testing_percentage: float = 10.0
     silence_percentage: float | None = 10.0
     unknown_percentage: float | None = 10.0
+    unknown_each_pass: bool = False
     silence_volume: list[float] = field(default_factory=lambda: [0.0, 1.0])
     sampling: str = "utterance"
     crop_seconds: float = 1.0
+    shift_seconds: float = 0.0
     fill: bool = True
 
     def __post_init__(self) -> None:
@@ -73,6 +78,10 @@ class Settings(TaskSettings):
             raise ValueError(f"silence_volume: needs [lowest, highest], not {self.silence_volume}")
         if self.sampling not in ("utterance", "class"):
             raise ValueError(f"sampling: '{self.sampling}' is not utterance or class")
+        if self.unknown_each_pass and self.unknown_percentage is None:
+            raise ValueError("unknown_each_pass: cannot be used with unknown_percentage: null, which uses all words")
+        if not 0 <= self.shift_seconds <= self.crop_seconds:
+            raise ValueError(f"shift_seconds: needs a number in [0, crop_seconds], not {self.shift_seconds}")
         if self.crop_seconds < 0.1:
             raise ValueError("crop_seconds: needs at least 0.1")
 

@@ -15,6 +15,7 @@ WEIGHTED = "weighted"  # a task's `layer`: the sum of all layers with learned we
 HEADS = ("linear", "projection", "xvector", "pooled")
 POOLINGS = ("mean", "mean_std", "attentive", "attentive_std")
 LOSSES = ("softmax", "angular", "am", "aam")
+CONTRASTIVE = ("ge2e", "prototypical")
 
 
 def need_finite(values: Any, key: str = "") -> None:
@@ -87,6 +88,11 @@ class LossSettings:
             0.4 for ``am``, 0.2 for ``aam``.
         scale: Factor of the cosines. None: the norm of the embedding for ``angular`` (SphereFace), 30 for ``am`` and
             ``aam``. ``softmax`` multiplies its outputs by it; None: by 1.
+        margin_warmup: Steps of this task in which the margin of ``am`` or ``aam`` rises linearly from 0 (wespeaker's
+            schedule).
+        contrastive: A further loss that compares the clips of a batch: ``ge2e`` or ``prototypical`` (angular
+            prototypical); it needs ``clips_per_speaker``. None: no such loss.
+        contrastive_weight: Factor of the further loss.
         anneal_start: Only for ``angular``: weight lambda of the cosine without margin, at the first step. At each step
             lambda = max(``anneal_stop``, ``anneal_start`` / (1 + ``anneal_decay`` * step)).
         anneal_decay: Only for ``angular``: how fast lambda falls, see ``anneal_start``.
@@ -97,6 +103,9 @@ class LossSettings:
     name: str = "angular"
     margin: float | None = None
     scale: float | None = None
+    margin_warmup: int = 0
+    contrastive: str | None = None
+    contrastive_weight: float = 1.0
     anneal_start: float = 1000.0
     anneal_decay: float = 0.12
     anneal_stop: float = 5.0
@@ -104,16 +113,31 @@ class LossSettings:
     def __post_init__(self) -> None:
         if self.name not in LOSSES:
             raise ValueError(f"loss.name: '{self.name}' is not one of {', '.join(LOSSES)}")
-        if self.margin is None:
-            self.margin = {"softmax": 0.0, "angular": 4.0, "am": 0.4, "aam": 0.2}[self.name]
-        if self.name == "angular" and self.margin not in (1, 2, 3, 4):
+        if self.name == "angular" and self.full_margin not in (1, 2, 3, 4):
             raise ValueError(f"loss.margin: angular softmax needs 1, 2, 3 or 4, not {self.margin}")
-        if self.name in ("am", "aam") and not 0.0 <= self.margin < 1.5:
+        if self.name in ("am", "aam") and not 0.0 <= self.full_margin < 1.5:
             raise ValueError(f"loss.margin: needs a number in [0, 1.5), not {self.margin}")
-        if self.scale is None and self.name in ("am", "aam"):
-            self.scale = 30.0
+        if self.margin_warmup < 0 or (self.margin_warmup and self.name not in ("am", "aam")):
+            raise ValueError(f"loss.margin_warmup: needs 0 or more steps, of am or aam, not {self.margin_warmup}")
+        if self.contrastive is not None and self.contrastive not in CONTRASTIVE:
+            raise ValueError(f"loss.contrastive: '{self.contrastive}' is not one of {', '.join(CONTRASTIVE)}")
+        if not self.contrastive_weight > 0:
+            raise ValueError(f"loss.contrastive_weight: needs a positive number, not {self.contrastive_weight}")
         if self.scale is not None and self.scale <= 0:
             raise ValueError(f"loss.scale: needs a positive number, not {self.scale}")
+
+    # Not stored in `margin` and `scale`: a file that names another loss must not inherit those of the default one.
+    @property
+    def full_margin(self) -> float:
+        """``margin``, or the one that the loss has by default."""
+        default = {"softmax": 0.0, "angular": 4.0, "am": 0.4, "aam": 0.2}[self.name]
+        return default if self.margin is None else self.margin
+
+    @property
+    def factor(self) -> float | None:
+        """``scale``, or the one that the loss has by default; None stands for the norm of the embedding."""
+        default = {"softmax": 1.0, "angular": None, "am": 30.0, "aam": 30.0}[self.name]
+        return default if self.scale is None else self.scale
 
 
 @dataclass

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from distilled_student.common import audio
 from distilled_student.common.errors import UserError
+from distilled_student.common.processes import count_processes, sum_over_processes
 from distilled_student.corpora.speaker_names import identity
 from distilled_student.corpora.speakers import Trials
 from distilled_student.multitask import metrics as M
@@ -22,7 +23,15 @@ from distilled_student.multitask.augment import Augmentation, change_speed, fill
 from distilled_student.multitask.heads import PooledHead
 from distilled_student.multitask.losses import SpeakerLoss
 from distilled_student.multitask.scoring import as_norm, cllr, cosine_scores, fit_calibration
-from distilled_student.multitask.tasks.base import SHORTEST, BaseTask, Item, balanced_order, pad_to, samples_of
+from distilled_student.multitask.tasks.base import (
+    SHORTEST,
+    BaseTask,
+    Item,
+    balanced_order,
+    grouped_order,
+    pad_to,
+    samples_of,
+)
 from distilled_student.multitask.tasks.settings import speed_ratio
 from distilled_student.multitask.tasks.sv_index import EXTRA, SpeakerIndex
 from distilled_student.multitask.tasks.sv_settings import Settings
@@ -31,6 +40,7 @@ log = logging.getLogger(__name__)
 
 AT_SPEED = " at speed "  # in the name of a class: a speaker whose utterances are played faster or slower
 KINDS = ("cosine", "as_norm")  # of scores
+CENTER_BATCHES = 100  # over which `center` is averaged
 PRIORS = (0.01, 0.05)  # prior probabilities of a target trial in the detection costs; papers on VoxCeleb1 use either
 
 
@@ -45,7 +55,10 @@ class Training:
         self.labels = np.array([label for _, label in items])
 
     def order(self, rng: np.random.Generator) -> Sequence[int]:
-        if self.settings.sampling == "speaker":
+        balanced = self.settings.sampling == "speaker"
+        if self.settings.clips_per_speaker > 1:
+            return grouped_order(self.labels, self.settings.clips_per_speaker, balanced, rng)
+        if balanced:
             return balanced_order(self.labels, rng)
         return rng.permutation(len(self.items)).tolist()
 
@@ -139,6 +152,9 @@ class Task(BaseTask):
         if isinstance(self.head, PooledHead):
             self.embedding_size = self.head.pooling.output_size
         self.objective: SpeakerLoss | None = None
+        if settings.center:
+            self.register_buffer("center", torch.zeros(self.embedding_size))  # running mean of training embeddings
+            self.register_buffer("centered_batches", torch.zeros((), dtype=torch.long))
         # slope and offset for each kind of scores, fitted at each evaluation on dev; slope 0: not fitted yet
         self.register_buffer("calibration", torch.zeros(len(KINDS), 2, dtype=torch.float64))
         self.index = SpeakerIndex(
@@ -200,7 +216,21 @@ class Task(BaseTask):
     def evaluation_data(self, split: str) -> Evaluation:
         return Evaluation(self._trials(split).paths)
 
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """The embedding ``(batch, embedding)``; with ``center`` without the training mean, except in training."""
+        embedding = super().forward(features, lengths)
+        return embedding - self.center if self.settings.center and not self.training else embedding
+
+    @torch.no_grad()
+    def _update_center(self, embeddings: Tensor) -> None:
+        """Mean over the last batches: over all of the first hundred, then with the weight of a hundredth for each."""
+        self.centered_batches += 1
+        mean = sum_over_processes(embeddings.float().mean(dim=0)) / count_processes()
+        self.center += (mean - self.center) / self.centered_batches.clamp(max=CENTER_BATCHES)
+
     def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.settings.center:
+            self._update_center(outputs)
         with torch.no_grad():
             correct = (self.objective.cosines(outputs.float()).argmax(dim=1) == labels).float().mean()
         return self.objective(outputs, labels), {"accuracy": 100 * correct}
@@ -248,14 +278,19 @@ class Task(BaseTask):
         """``(speakers, embedding)``: the loss's weights of the training speakers, the impostors of adaptive s-norm.
 
         A speaker's weights stand for the mean of the speaker's embeddings. They are in the checkpoint, so evaluation
-        needs no training audio. Classes at another speed are left out: they are no natural voices. Empty for the
-        ``xvector`` head: its embedding is the output of an earlier layer than the one before the loss.
+        needs no training audio. Classes at another speed are left out: they are no natural voices. With ``center`` the
+        mean of the unit weights is subtracted from them, as the mean is from the embeddings. Empty for the ``xvector``
+        head: its embedding is the output of an earlier layer than the one before the loss.
         """
         if self.objective is None or self.settings.head == "xvector":
             return torch.empty(0, self.embedding_size)
         weight = self.objective.weight.detach().cpu()
         natural = sum(AT_SPEED not in name for name in self.class_names or ())
-        return weight[:natural] if natural else weight
+        weight = weight[:natural] if natural else weight
+        if self.settings.center:
+            weight = torch.nn.functional.normalize(weight, dim=1)
+            weight = weight - weight.mean(dim=0)
+        return weight
 
     def scores(self, embeddings: Tensor, trials: Trials) -> dict[str, np.ndarray]:
         """Scores ``(trials,)`` of each kind in `KINDS`; ``as_norm`` needs at least two training speakers."""

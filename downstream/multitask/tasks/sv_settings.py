@@ -32,12 +32,16 @@ class Settings(TaskSettings):
         extra_roots: Folders of further training speakers, one folder per speaker in each of them. A file counts once
             for each ``crop_seconds`` in it.
         sampling: ``utterance`` (each once in a pass) or ``speaker`` (each speaker equally often).
+        clips_per_speaker: Each batch has groups of this number of clips of one speaker, as ``loss.contrastive`` needs
+            them; 1: clips are drawn one by one.
         crop_seconds: Length of a training crop.
         longest_crop_seconds: The length of each crop is drawn between ``crop_seconds`` and this. An upstream's
             features depend on the position in the utterance, so a head trained on one length fails on others. None:
             every crop has ``crop_seconds``.
         fill: Whether an utterance shorter than its crop is repeated to fill it.
         embedding_size: Features of a speaker embedding; those of the ``pooled`` head are the pooled features.
+        center: Whether the mean of the training embeddings is subtracted from an embedding in evaluation and on a
+            device. All embeddings share it, so it makes the cosines of different speakers alike.
         as_norm_top: Number of nearest training speakers that adaptive s-norm compares each utterance with.
         loss: The loss; its keys have a table of their own.
 
@@ -64,10 +68,12 @@ class Settings(TaskSettings):
     dev_trials: int = 10_000
     extra_roots: list[str] = field(default_factory=list)
     sampling: str = "utterance"
+    clips_per_speaker: int = 1
     crop_seconds: float = 2.0
     longest_crop_seconds: float | None = None
     fill: bool = True
     embedding_size: int = 256
+    center: bool = False
     as_norm_top: int = 100
     loss: LossSettings = field(default_factory=LossSettings)
 
@@ -75,6 +81,13 @@ class Settings(TaskSettings):
         super().__post_init__()
         if self.sampling not in ("utterance", "speaker"):
             raise ValueError(f"sampling: '{self.sampling}' is not utterance or speaker")
+        if self.clips_per_speaker < 1 or self.batch_size % self.clips_per_speaker:
+            reason = f"needs a divisor of batch_size {self.batch_size}, not {self.clips_per_speaker}"
+            raise ValueError(f"clips_per_speaker: {reason}")
+        if self.loss.contrastive is not None and self.clips_per_speaker < 2:
+            raise ValueError(f"loss.contrastive: '{self.loss.contrastive}' needs clips_per_speaker of at least 2")
+        if self.center and self.head == "xvector":
+            raise ValueError("center: cannot be used with head xvector, whose embedding training does not see")
         check_speaker_pattern(self.speaker_pattern)
         if self.augment.speed == 1 and 1 not in map(speed_ratio, self.augment.speed_factors):
             reason = "1 leaves no utterance at its own speed: use a smaller probability, or 1.0 in speed_factors"
