@@ -134,7 +134,7 @@ def test_files_that_look_like_audio_but_are_not_read_are_named_in_one_line_with_
         audio_files(tmp_path, "noise_root")
     assert len(caplog.messages) == 3
     for line in caplog.messages:
-        assert f"0.{suffix} and 2 more such files: .{suffix.lower()} is not read" in line
+        assert f"0.{suffix} and 2 more: .{suffix.lower()} is not read" in line
         assert f"convert it, as in `ffmpeg -i 0.{suffix} 0.wav`" in line
     (tmp_path / "spk" / "a.wav").unlink()
     for read in (
@@ -142,7 +142,7 @@ def test_files_that_look_like_audio_but_are_not_read_are_named_in_one_line_with_
         lambda: speaker_files(tmp_path, "sv.root"),
         lambda: audio_files(tmp_path, "noise_root"),
     ):
-        with pytest.raises(UserError, match=rf"0\.{suffix} and 2 more such files: .* convert it"):
+        with pytest.raises(UserError, match=rf"0\.{suffix} and 2 more: .* convert it"):
             read()
 
 

@@ -433,3 +433,9 @@ def test_distillation_runs_outside_the_main_thread(settings: Path, tmp_path: Pat
     thread.start()
     thread.join()
     assert codes == [0]
+
+
+def test_augmentation_may_exceed_the_range_that_files_must_have(settings: Path, tmp_path: Path) -> None:
+    augment = "config.downstream_expert.tasks.kws.augment"
+    options = ["-o", f"config.runner.total_steps=2,,{augment}.gain=1.0,,{augment}.gain_db=[40.0,50.0]"]
+    assert launch.main(joint_arguments(settings, tmp_path, *options)) == 0

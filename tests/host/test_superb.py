@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from conftest import tone
+from helpers import trees
 from sklearn.metrics import roc_curve
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
@@ -21,6 +22,7 @@ import distilled_student as ds
 from distilled_student import StudentConfig
 from distilled_student.host import launch
 from distilled_student.host.plugin import register
+from distilled_student.host.superb.settings import KeywordData
 from distilled_student.patches import torchaudio_names
 
 TRIALS = 60
@@ -250,3 +252,19 @@ def test_a_mistake_in_superbs_settings_is_reported_in_one_line_and_creates_no_fo
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and message in lines[0]
     assert not (output / "new").exists()
+
+
+def test_system_folders_in_speech_commands_are_ignored_or_refused(tmp_path: Path) -> None:
+    """s3prl trains every folder of .wav files as a word."""
+    trees.speech_commands(tmp_path)
+    shutil.rmtree(tmp_path / "test" / "_unknown_")
+    folders = [str(tmp_path / "train"), str(tmp_path / "test")]
+    (tmp_path / "test" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "train" / "@eaDir" / "a.wav").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"speech_commands_root: .*@eaDir: is no word, but has \.wav files: remove it"):
+        KeywordData(*folders, 0, 4)
+    shutil.rmtree(tmp_path / "train" / "@eaDir")
+    KeywordData(*folders, 0, 4)
+    trees.write_tone(tmp_path / "test" / "__MACOSX" / "a.wav", 200)
+    with pytest.raises(ValueError, match="__MACOSX is not one of the twelve classes"):
+        KeywordData(*folders, 0, 4)

@@ -176,11 +176,11 @@ class AudioFolders:
         found = []
         if self.foreign:
             first = min(self.foreign)
-            count = f" and {len(self.foreign) - 1} more such files" if len(self.foreign) > 1 else ""
+            count = f" and {len(self.foreign) - 1} more" if len(self.foreign) > 1 else ""
             found.append(f"{first}{count}: {how_to_convert(first.name)}")
         if self.unopened:
             folder, reason = min(self.unopened.items())
-            count = f" and {len(self.unopened) - 1} more folders" if len(self.unopened) > 1 else ""
+            count = f" and {len(self.unopened) - 1} more" if len(self.unopened) > 1 else ""
             found.append(f"{folder}{count}: cannot be opened ({reason}): change its permissions or remove it")
         return "; ".join(found)
 

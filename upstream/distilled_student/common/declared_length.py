@@ -169,6 +169,16 @@ def _mp3_start(file: BinaryIO) -> int:
         position += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
 
 
+def _mp3_declared(tag: bytes) -> tuple[int | None, int | None]:
+    """Frames and bytes that the first frame of an MP3 file declares, from its ``Xing``, ``Info`` or ``VBRI`` on."""
+    if tag[:4] == b"VBRI":
+        return int.from_bytes(tag[14:18], "big"), int.from_bytes(tag[10:14], "big")
+    has_frames, has_bytes = tag[7] & 1, tag[7] & 2
+    frames = int.from_bytes(tag[8:12], "big") if has_frames else None
+    start = 12 if has_frames else 8
+    return frames, int.from_bytes(tag[start : start + 4], "big") if has_bytes else None
+
+
 def _check_mp3(file: BinaryIO, size: int, samples: int) -> None:
     """Count the frames, and compare with the number in the first frame; without one, with libsndfile's estimate."""
     position, declared, count, per_frame = _mp3_start(file), None, 0, 1152
@@ -182,9 +192,9 @@ def _check_mp3(file: BinaryIO, size: int, samples: int) -> None:
             continue
         length, per_frame = frame
         if is_first and (tag := re.search(rb"Xing|Info|VBRI", content := head + file.read(length - 4))):
-            number = tag.start() + (14 if tag[0] == b"VBRI" else 8)
-            has_number = tag[0] == b"VBRI" or content[tag.start() + 7] & 1
-            declared = int.from_bytes(content[number : number + 4], "big") if has_number else None
+            declared, declared_bytes = _mp3_declared(content[tag.start() :])
+            if declared and declared_bytes and position + declared_bytes <= size:
+                return  # complete: its frames need not be counted
         elif position + length <= size:
             count += 1
         is_first, position = False, position + length

@@ -73,6 +73,9 @@ class Runner(EvaluationLoop):
         total, accumulate = runner["total_steps"], runner["gradient_accumulate_steps"]
         step, epoch = self.init_ckpt.get("Step", 0), self.init_ckpt.get("Epoch", 0)
         trained = self._set_modes()
+        for part in self.upstream.model.modules():
+            if hasattr(part, "checks_range"):
+                part.checks_range = False  # samples were checked when they were read; augmentation may exceed the range
         parameters = [parameter for model in trained for parameter in model.parameters()]
         scaler, optimizer = self._get_scaler(), self._get_optimizer(trained)
         scheduler = self._get_scheduler(optimizer) if self.config.get("scheduler") else None

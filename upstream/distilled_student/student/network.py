@@ -136,7 +136,7 @@ class Student(nn.Module):
     """A small speech encoder whose results do not depend on padding. See `StudentConfig` for its sizes.
 
     Attributes:
-        checks_range: Whether `forward` checks the peak of the waveforms. Distillation sets it to False, because it has
+        checks_range: Whether `forward` checks the peak of the waveforms. Trainings set it to False, because they have
             checked the samples when they were read.
         revision: The commit on the hub that its weights were read from; None if they were not.
     """

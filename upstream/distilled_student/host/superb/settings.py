@@ -88,6 +88,7 @@ class KeywordData:
     batch_size: int
 
     def __post_init__(self) -> None:
+        from distilled_student.common.audio_folders import is_left_out
         from distilled_student.corpora.keywords import KEYWORDS, SILENCE, UNKNOWN
 
         _check_counts(self)
@@ -96,9 +97,13 @@ class KeywordData:
             raise ValueError(
                 f"datarc.speech_commands_root: {root}: no _background_noise_/*.wav, which SUPERB's silence needs"
             )
+        for folder in root.iterdir():  # s3prl would train them as unknown words
+            if is_left_out(folder.name) and any(folder.glob("*.wav")):
+                raise ValueError(f"datarc.speech_commands_root: {folder}: is no word, but has .wav files: remove it")
         test = _exists("datarc.speech_commands_test_root", self.speech_commands_test_root)
-        for folder in (path.name for path in test.iterdir() if path.is_dir()):
-            if folder not in (*KEYWORDS, UNKNOWN, SILENCE):
+        for path in test.iterdir():
+            folder, is_read = path.name, path.is_dir() and (not is_left_out(path.name) or any(path.glob("*.wav")))
+            if is_read and folder not in (*KEYWORDS, UNKNOWN, SILENCE):
                 raise ValueError(f"datarc.speech_commands_test_root: {test}: {folder} is not one of the twelve classes")
 
 
