@@ -51,6 +51,8 @@ the section `runner`, for every downstream. All of them are ours.
 |---|---|---|---|
 | `bf16` | true or false | `false` | The upstream computes in bfloat16 while training, on a CPU or GPU. |
 | `upstream_lr` | number or null | `null` | Learning rate of the upstream with `-f`; null: the optimizer's. |
+| `layer_decay` | number or null | `null` | A layer of the upstream has the learning rate of the next one times this. |
+| `average` | number or null | `null` | Evaluations use an exponential moving average of the weights with this decay. |
 | `max_skipped` | integer | `10` | Training stops after this many steps in a row without a finite gradient. |
 """
 

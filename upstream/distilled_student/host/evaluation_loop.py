@@ -19,12 +19,14 @@ from distilled_student.common.errors import UserError
 from distilled_student.common.processes import is_leader, start_workers
 from distilled_student.common.progress import Progress
 from distilled_student.host.runner_parts import RunnerParts
+from distilled_student.host.weight_average import WeightAverage
 
 
 class EvaluationLoop(RunnerParts):
     """Evaluates a split, during training and on its own, as s3prl 0.4.18 does (downstream/runner.py)."""
 
     _in_bf16 = False  # whether the upstream trains in bfloat16 now: `runner.bf16`
+    average: WeightAverage | None = None  # while it trains with `runner.average`
 
     def evaluate(self, split: str | None = None, logger: Any = None, global_step: int = 0) -> list[str]:
         """Evaluate a split in float32; returns the names of checkpoints to save. Only the leader evaluates.
@@ -40,8 +42,13 @@ class EvaluationLoop(RunnerParts):
                     return self.evaluate(self.args.evaluate_split, logger, global_step)
             finally:
                 shutil.rmtree(folder)
+        with contextlib.nullcontext() if self.average is None else self.average.applied():
+            return self._evaluate(split, logger, global_step)
+
+    def _evaluate(self, split: str, logger: Any, global_step: int) -> list[str]:
+        """Evaluate a split with the present weights."""
         calibrate = getattr(self.expert, "calibrate", None)
-        if self._in_bf16 and calibrate is not None:
+        if (self._in_bf16 or self.average is not None) and calibrate is not None:
             calibrate(self._features_for_evaluation)
         self._seed_for_evaluation()
         were_training = [entry.model.training for entry in self.all_entries]

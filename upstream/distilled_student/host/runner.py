@@ -54,6 +54,7 @@ class Runner(EvaluationLoop):
             stack.enter_context(interruption.watched())
             stack.enter_context(stops_with_other_processes(interruption))
             stack.callback(setattr, self, "_in_bf16", False)
+            stack.callback(setattr, self, "average", None)
             self._write_provenance()
             if is_leader() and hasattr(self.expert, "forget"):
                 self.expert.forget(self.init_ckpt.get("Step", 0))
@@ -80,6 +81,7 @@ class Runner(EvaluationLoop):
         scaler, optimizer = self._get_scaler(), self._get_optimizer(trained)
         scheduler = self._get_scheduler(optimizer) if self.config.get("scheduler") else None
         specaug = self._get_specaug()
+        self.average = self._get_average()
         if not leader:
             seed_all(self.args.seed, dist.get_rank(), step)
         records, batch_ids, batches = defaultdict(list), [], 0
@@ -119,6 +121,8 @@ class Runner(EvaluationLoop):
                     elif self._is_finite(norm, step):
                         optimizer.step()
                     optimizer.zero_grad()
+                    if self.average is not None:
+                        self.average.update()
                     if updates is not None:
                         updates.add(optimizer, norm)
                     if scheduler is not None:
@@ -263,6 +267,8 @@ class Runner(EvaluationLoop):
         state = {"Optimizer": optimizer.state_dict(), "Step": step, "Epoch": epoch}
         state |= {"Args": self.args, "Config": self.config}
         state |= {entry.name: unwrapped(entry.model).state_dict() for entry in self.all_entries if entry.trainable}
+        if self.average is not None:
+            state["Average"] = self.average.state()
         if scheduler is not None:
             state["Scheduler"] = scheduler.state_dict()
         if scaler is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.provenance import weights_fingerprint
+from distilled_student.host.weight_average import WeightAverage
 from distilled_student.host.yaml_sections import repair_numbers, source
 from distilled_student.patches.apply import apply_patches
 
@@ -23,7 +25,23 @@ apply_patches()  # before the first import of s3prl
 from s3prl.downstream import runner as s3prl_runner  # noqa: E402
 from s3prl.optimizers import get_optimizer  # noqa: E402
 
+# the number of a transformer layer in a parameter's name; the convolutions of a front end are no such layers
+LAYER = re.compile(r"^(?!.*(?:frontend|feature_extractor)).*\blayers?\.(\d+)\.")
 DOWNLOADERS = {"urllib", "requests", "http", "huggingface_hub"}
+
+
+def layer_depths(upstream: nn.Module) -> dict[int, int]:
+    """``id`` of each parameter of an upstream -> the depth of its layer, for ``runner.layer_decay``.
+
+    The parameters of layer i, as ``layers.I`` in their names says, have depth i + 1; those before the first layer, such
+    as the front end, have depth 0; those after the last one, such as prediction layers, have the depth of the last.
+    """
+    depths, depth = {}, 0
+    for name, parameter in upstream.named_parameters():
+        if found := LAYER.search(name):
+            depth = int(found[1]) + 1
+        depths[id(parameter)] = depth
+    return depths
 
 
 def unwrapped(model: Any) -> Any:
@@ -58,6 +76,8 @@ class RunnerParts(s3prl_runner.Runner):
             args.local_rank = int(os.environ["LOCAL_RANK"])  # stored in checkpoints; resuming compares it
         repair_numbers(config)
         super().__init__(args, config)
+        if args.mode != "train" and self.init_ckpt.get("Average") is not None:
+            self._get_average(1.0).apply()
 
     @property
     def where(self) -> str:
@@ -142,16 +162,37 @@ class RunnerParts(s3prl_runner.Runner):
         return optimizer
 
     def _set_upstream_rate(self, optimizer: torch.optim.Optimizer) -> None:
-        """``runner.upstream_lr``: a learning rate for the upstream; s3prl has one for everything it trains."""
-        rate = self.config["runner"].get("upstream_lr")
-        if rate is None:
+        """``runner.upstream_lr`` and ``runner.layer_decay``; s3prl has one learning rate for everything it trains."""
+        runner = self.config["runner"]
+        rate, decay = runner.get("upstream_lr"), runner.get("layer_decay")
+        if rate is None and decay is None:
             return
-        upstream = {id(parameter) for parameter in self.upstream.model.parameters()}
+        depths = layer_depths(unwrapped(self.upstream.model))
+        top = max(depths.values(), default=0)
         for group in list(optimizer.param_groups):
-            own = [parameter for parameter in group["params"] if id(parameter) in upstream]
-            if own:
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in upstream]
-                optimizer.add_param_group({**group, "params": own, "lr": rate})
+            by_depth: dict[int, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if id(parameter) in depths:
+                    by_depth.setdefault(depths[id(parameter)] if decay is not None else top, []).append(parameter)
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in depths]
+            for depth, parameters in sorted(by_depth.items(), reverse=True):
+                own_rate = (group["lr"] if rate is None else rate) * (decay or 1.0) ** (top - depth)
+                optimizer.add_param_group({**group, "params": parameters, "lr": own_rate})
+
+    def _get_average(self, decay: float | None = None) -> WeightAverage | None:
+        """The average of the weights with ``decay`` (default: ``runner.average``), from the checkpoint if it has one.
+
+        Raises:
+            UserError: the checkpoint's average is of other models.
+        """
+        decay = self.config["runner"].get("average") if decay is None else decay
+        if decay is None:
+            return None
+        models = {entry.name: unwrapped(entry.model) for entry in self.all_entries if entry.trainable}
+        try:
+            return WeightAverage(models, decay, self.init_ckpt.get("Average"))
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise UserError(f"{self.args.init_ckpt}: Average: does not fit this experiment: {error}") from None
 
     def _get_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
         scheduler = super()._get_scheduler(optimizer)

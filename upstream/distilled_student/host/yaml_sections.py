@@ -14,7 +14,8 @@ from distilled_student.host.superb import settings as superb
 
 COUNTS = ("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step", "max_keep")
 FLAGS = ("fp16", "bf16")
-OTHERS = ("gradient_clipping", "eval_dataloaders", "train_dataloader", "evaluate_ratio", "upstream_lr", "max_skipped")
+OTHERS = ("gradient_clipping", "eval_dataloaders", "train_dataloader", "evaluate_ratio", "max_skipped")
+OTHERS += ("upstream_lr", "layer_decay", "average")
 RUNNER_KEYS = (*COUNTS, *OTHERS, *FLAGS)
 SECTIONS = ("runner", "optimizer", "scheduler", "specaug", "downstream_expert")
 # splits that a downstream can evaluate; others name their splits themselves
@@ -67,6 +68,15 @@ def _check_runner(where: str, runner: Mapping[str, Any], downstream: str) -> Non
     is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
     if rate is not None and not (is_number and 0 <= rate < math.inf):
         raise UserError(f"{where}: runner.upstream_lr: expected a number of at least 0, found {rate!r}")
+    for key, largest in (("layer_decay", 1.0), ("average", 0.999999)):
+        value = runner.get(key, 0.5)
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= largest
+        ):
+            reason = (
+                "expected a factor above 0 and at most 1" if largest == 1 else "expected a number above 0 and below 1"
+            )
+            raise UserError(f"{where}: runner.{key}: {reason}, found {value!r}")
     for key in FLAGS:
         if not isinstance(runner.get(key, False), bool):
             raise UserError(f"{where}: runner.{key}: expected true or false, found {runner[key]!r}")
