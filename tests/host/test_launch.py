@@ -144,6 +144,7 @@ WARM = "config.scheduler.name=linear_schedule_with_warmup"
         ([*START, "-o", "config.runner.eval_dataloaders=null"], "eval_dataloaders: expected a list of splits"),
         ([*START, "-o", "config.runner.evaluate_ratio=half"], "runner.evaluate_ratio: expected a number"),
         ([*START, "-o", "config.runner.upstream_lr=-1"], "runner.upstream_lr: expected a number of at least 0"),
+        ([*START, "-o", "config.runner.average=1"], "runner.average: expected a number between 0 and 1, found 1"),
         ([*START, "-o", "config.runner.bf16=maybe"], "runner.bf16: expected true or false"),
         ([*START, "-o", "config.runner.log_steps=2"], "runner.log_steps: no such key; did you mean `log_step`?"),
         ([*START, "-o", "args.seed=abc"], "-o args.seed=abc: expected a whole number"),

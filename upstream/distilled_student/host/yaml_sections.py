@@ -68,15 +68,11 @@ def _check_runner(where: str, runner: Mapping[str, Any], downstream: str) -> Non
     is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
     if rate is not None and not (is_number and 0 <= rate < math.inf):
         raise UserError(f"{where}: runner.upstream_lr: expected a number of at least 0, found {rate!r}")
-    for key, largest in (("layer_decay", 1.0), ("average", 0.999999)):
-        value = runner.get(key, 0.5)
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= largest
-        ):
-            reason = (
-                "expected a factor above 0 and at most 1" if largest == 1 else "expected a number above 0 and below 1"
-            )
-            raise UserError(f"{where}: runner.{key}: {reason}, found {value!r}")
+    for key in ("layer_decay", "average"):
+        factor = runner.get(key, 0.5)
+        is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
+        if factor is not None and not (is_number and 0 < factor < 1):
+            raise UserError(f"{where}: runner.{key}: expected a number between 0 and 1, found {factor!r}")
     for key in FLAGS:
         if not isinstance(runner.get(key, False), bool):
             raise UserError(f"{where}: runner.{key}: expected true or false, found {runner[key]!r}")
