@@ -94,8 +94,8 @@ def test_missing_data_in_such_a_folder_is_reported_in_one_printable_line(corpus_
     for read in (
         lambda: read_cuts(DataConfig([str(corpus_folder / "none")])),
         lambda: read_cuts(DataConfig([str(corpus_folder)])),
-        lambda: sv.Task(sv.Settings(root=str(corpus_folder / "none")), 8, 0, "settings.yaml: sv"),
-        lambda: sv.Task(sv.Settings(root=str(corpus_folder)), 8, 0, "settings.yaml: sv"),
+        lambda: sv.Task(sv.Settings(root=str(corpus_folder / "none")), 8, 0, "settings.yaml: sv").prepare_training(),
+        lambda: sv.Task(sv.Settings(root=str(corpus_folder)), 8, 0, "settings.yaml: sv").prepare_training(),
         lambda: kws.Task(kws.Settings(train_root=str(corpus_folder)), 8, 0, "settings.yaml: kws").prepare_training(),
     ):
         with pytest.raises(UserError) as error:

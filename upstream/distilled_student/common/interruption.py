@@ -71,10 +71,11 @@ class Interruption:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def leave(self, saved: str, remedy: str) -> None:
+    def leave(self, saved: str, remedy: str = "") -> None:
         """If a signal was received, print what was saved and how to resume, and exit.
 
         Args:
+            saved: What was saved, or another reason to exit.
             remedy: How this training resumes. Inside `resumed_by` its command is printed instead.
 
         Raises:
@@ -82,5 +83,5 @@ class Interruption:
         """
         if self.signal is not None:
             command = _command.get()
-            note(f"{saved}; {remedy if command is None else f'resume: {command}'}")
+            note("; ".join(filter(None, [saved, remedy if command is None else f"resume: {command}"])))
             raise Interrupted(128 + self.signal)
