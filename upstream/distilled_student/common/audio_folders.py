@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 
 import soundfile
 
-from distilled_student.common.errors import UserError
+from distilled_student.common.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,6 @@ WITHOUT_HEADER = ("gsm", "pcm", "raw", "vox")
 COMPRESSED = ("3ga", "aac", "ac3", "alac", "amr", "ape", "awb", "dff", "dsf", "dts", "eac3", "m4a", "m4b", "m4p", "m4r")
 COMPRESSED += ("mka", "mpc", "oma", "qcp", "ra", "ram", "shn", "spx", "tta", "weba", "wma", "wv")
 VIDEO = ("3g2", "3gp", "asf", "avi", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "rm", "webm", "wmv")
-# what looks like audio but libsndfile does not read
-FOREIGN_SUFFIXES = frozenset(f".{suffix}" for suffix in (*WITHOUT_HEADER, *COMPRESSED, *VIDEO))
 # folders of operating systems and storage devices, in lower case; names that begin with a dot are left out too
 LEFT_OUT = frozenset(
     [
@@ -48,7 +46,9 @@ def _readable_suffixes(formats: Iterable[str]) -> frozenset[str]:
 
 
 SUFFIXES = _readable_suffixes(soundfile.available_formats())
-_NOT_IN_THIS_INSTALL = _readable_suffixes(USUAL_SUFFIXES) - SUFFIXES  # an old libsndfile does not read MP3, for example
+# what looks like audio but is not read; an old libsndfile does not read MP3, for example
+FOREIGN_SUFFIXES = frozenset(f".{suffix}" for suffix in (*WITHOUT_HEADER, *COMPRESSED, *VIDEO))
+FOREIGN_SUFFIXES |= _readable_suffixes(USUAL_SUFFIXES) - SUFFIXES
 
 
 def is_left_out(name: str) -> bool:
@@ -63,8 +63,7 @@ def is_audio(name: str) -> bool:
 
 def is_foreign_audio(name: str) -> bool:
     """Whether a path, relative to a folder or an archive, looks like audio but is not read, by its name."""
-    looks_like_audio = PurePath(name).suffix.lower() in FOREIGN_SUFFIXES | _NOT_IN_THIS_INSTALL
-    return looks_like_audio and not any(map(is_left_out, PurePath(name).parts))
+    return PurePath(name).suffix.lower() in FOREIGN_SUFFIXES and not any(map(is_left_out, PurePath(name).parts))
 
 
 def how_to_convert(name: str) -> str:
@@ -168,8 +167,12 @@ class AudioFolders:
 
     def _found(self, root: str | Path, depth: int | None) -> Iterator[Path]:
         for folder, _, names in self.walk(root, depth):
-            self.foreign += [Path(folder, name) for name in names if is_foreign_audio(name)]
-            yield from (Path(folder, name) for name in names if is_audio(name))
+            parent = Path(folder)
+            for name in names:
+                if (suffix := os.path.splitext(name)[1].lower()) in SUFFIXES:
+                    yield parent / name
+                elif suffix in FOREIGN_SUFFIXES:
+                    self.foreign.append(parent / name)
 
     def problems(self) -> str:
         """What could not be read so far, with the remedy, in one line; empty if there is nothing."""
@@ -182,7 +185,7 @@ class AudioFolders:
             folder, reason = min(self.unopened.items())
             count = f" and {len(self.unopened) - 1} more" if len(self.unopened) > 1 else ""
             found.append(f"{folder}{count}: cannot be opened ({reason}): change its permissions or remove it")
-        return "; ".join(found)
+        return one_line("; ".join(found))
 
     def check(self, key: str) -> None:
         """Log the files that are not read, in one line.
