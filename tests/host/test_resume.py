@@ -262,8 +262,9 @@ def test_a_second_run_in_the_same_folder_is_refused(
     with only_run_in(tmp_path / "out" / "checkpoints"):
         assert distil(settings, f"output={tmp_path / 'out'}") == 2
     assert "another run is writing into it" in capfd.readouterr().err.splitlines()[-1]
-    with only_run_in(tmp_path / "out"):
-        assert launch.main(joint_arguments(settings, tmp_path / "out")) == 2
+    (tmp_path / "joint").mkdir()
+    with only_run_in(tmp_path / "joint"):
+        assert launch.main(joint_arguments(settings, tmp_path / "joint")) == 2
     assert "another run is writing into it" in capfd.readouterr().err.splitlines()[-1]
 
 
