@@ -12,7 +12,7 @@ import numpy as np
 from distilled_student.checkpoints.folder import shipped_student
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, write_files
-from distilled_student.common.licence import licence_of
+from distilled_student.common.model_cards import corpus_names, licence_of
 from distilled_student.common.provenance import FILE
 from distilled_student.common.tables import markdown_table
 from distilled_student.common.untrusted import escape_markdown
@@ -88,8 +88,7 @@ def _task_rows(
     trained: Mapping[str, Any],
 ) -> Iterable[tuple[str, str]]:
     of_task, split = results[name], results["split"]
-    # the end of a path names the corpus: speech_commands/train
-    folders = ", ".join("/".join(Path(folder).parts[-2:]) for folder in task.settings.data_folders())
+    folders = corpus_names(task.settings.data_folders())
     data = trained.get(name) or {}
     size = f": {data['utterances']:,} utterances, {data['seconds'] / 3600:.2f} hours" if "seconds" in data else ""
     yield "training data", f"{folders or 'of the task'}{size}"

@@ -143,7 +143,7 @@ def test_the_card_describes_the_data_and_the_teacher_that_were_used(config: Path
     card = (tmp_path / "out" / "README.md").read_text()
     seconds = sum(soundfile.info(str(file)).duration for file in files)
     size = f"{len(files)} utterances, {seconds / 3600:.2f} hours of unlabelled audio"
-    assert f"| data | audio: {size}; trained on" in card
+    assert f"| data | {tmp_path.name}/audio: {size}; trained on" in card
     assert "| licence | cc-by-4.0 (teacher); the licences of the data apply too |" in card
     for file in find_config("demo", "distill").parent.glob("*.yaml"):
         assert "description" not in yaml.safe_load(file.read_text()), "a config cannot know the data of its runs"
@@ -246,4 +246,6 @@ def test_a_run_is_not_resumed_with_other_settings(config: Path, capfd: pytest.Ca
     assert _run(config) == 0
     assert _run(config, "learning_rate=1e-4", "steps=20") == 2
     assert "learning_rate: was 0.01, is 0.0001" in capfd.readouterr().err
+    assert _run(config, "targets=[1]") == 2  # with other shapes of weights
+    assert "holds another run, with other settings (targets: was [" in capfd.readouterr().err
     assert _run(config, "steps=14") == 0

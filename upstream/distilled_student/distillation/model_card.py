@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distilled_student.common.arithmetic import ceil_div
-from distilled_student.common.licence import licence_of
+from distilled_student.common.model_cards import licence_of
 from distilled_student.common.untrusted import escape_markdown
 from distilled_student.distillation.initialize import Initialization
 from distilled_student.host.upstreams import StudentUpstream

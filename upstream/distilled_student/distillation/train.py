@@ -20,6 +20,7 @@ from torch import Tensor
 from distilled_student.checkpoints.folder import load_student, save_student
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.interruption import Interruption
+from distilled_student.common.model_cards import corpus_names
 from distilled_student.common.processes import only_run_in, stops_with_other_processes, sum_over_processes
 from distilled_student.common.progress import Progress
 from distilled_student.common.provenance import (
@@ -82,7 +83,7 @@ def distill(config: DistillConfig, where: str | Path) -> Path:
 def _distill(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles, held_out: HeldOut | None) -> None:
     """Resume if there is a checkpoint, train, and write the student, its card and its provenance."""
     config, output, main = run.config, run.output, run.accelerator.is_main_process
-    names = ", ".join(dict.fromkeys(os.path.basename(os.path.normpath(path)) for path in config.data.paths))
+    names = corpus_names(config.data.paths)
     if cuts is None:
         data = {"streamed": units_fingerprint(run.units)}
         corpus = f"{names}: {len(run.units)} parts of a streamed corpus"

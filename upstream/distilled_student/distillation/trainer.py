@@ -366,6 +366,9 @@ class Distillation:
             defaults = {f.name: f.default for f in fields(DistillConfig)} | {"data.held_out": []}
             now = self._fixed_settings()
             before = defaults | {TEACHER_WEIGHTS: now[TEACHER_WEIGHTS]} | content["settings"]
+            if changed := changes({key: before.get(key) for key in now}, now):
+                what = f"holds another run, with other settings ({changed})"
+                raise UserError(f"{file}: {what}: set them back or choose another output")
             self.accelerator.unwrap_model(self.model).load_state_dict(content["student"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.scheduler.load_state_dict(content["scheduler"])
@@ -377,11 +380,10 @@ class Distillation:
                 self.stream_positions = content["places"].to(self.accelerator.device)
             set_random_states(content["random"])
             self._reseed()
+        except UserError:
+            raise
         except Exception as error:  # a damaged or foreign file can raise any exception
             reason = short_reason(error)
             raise UserError(f"{file}: cannot be resumed from ({reason}); remove it or choose another output") from None
-        if changed := changes({key: before.get(key) for key in now}, now):
-            what = f"holds another run, with other settings ({changed})"
-            raise UserError(f"{file}: {what}: set them back or choose another output")
         log.info("resumed from %s", file)
         return True

@@ -1,4 +1,4 @@
-"""Where the licence of a model is found, for the cards of models that are made from it."""
+"""The names of corpora in model cards, and where the licence of a model is found."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distilled_student.common.licence import licence_of, stated_licence
+from distilled_student.common.model_cards import corpus_names, licence_of, stated_licence
 
 CARD = "---\nlanguage: en\nlicense: apache-2.0\ntags:\n- speech\n---\n# HuBERT\nlicense: none\n"
 
@@ -36,3 +36,8 @@ def test_the_shipped_models_and_the_embedded_corpus_state_theirs() -> None:
         assert stated_licence(PACKED.parent / name) == "MIT, as Whisper's weights"
     text = (PACKED / "README.md").read_text().partition("## Licence\n")[2]
     assert text.startswith("Apache License 2.0") and "not the project's MIT licence" in text
+
+
+def test_a_corpus_is_named_by_the_end_of_its_path() -> None:
+    paths = ["/home/me/data/speech_commands/train", "data/speech_commands/train/", "./audio"]
+    assert corpus_names(paths) == "speech_commands/train, audio"

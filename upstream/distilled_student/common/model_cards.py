@@ -1,12 +1,19 @@
-"""The licence that a folder of a model states, for the cards of models that are made from it."""
+"""Parts of model cards: the names of corpora, and the licence of the model that another one is made from."""
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePath
 
 # in a model card: the header of Hugging Face's cards, and the row of ours
 STATED = (r"\A---\n(?:.*\n)*?license: *(\S[^\n]*)\n(?:.*\n)*?---", r"^\| licence \| (.+?) \|$")
+
+
+def corpus_names(paths: Iterable[str]) -> str:
+    """The last two parts of each path, which name a corpus (``speech_commands/train``), without duplicates."""
+    return ", ".join(dict.fromkeys("/".join(PurePath(os.path.normpath(path)).parts[-2:]) for path in paths))
 
 
 def stated_licence(folder: Path) -> str | None:
