@@ -144,6 +144,27 @@ def test_the_pattern_finds_the_speakers_of_training_too(tmp_path: Path) -> None:
     assert {path.parent.name for path in found.training[next(iter(found.training))]} == set(found.training)
 
 
+def test_a_flat_folder_of_training_speakers_is_refused_or_read_with_a_pattern(tmp_path: Path) -> None:
+    for speaker in range(4):
+        for take in range(2):
+            write_tone(tmp_path / f"dev/wav/s{speaker}_{take}.wav", 100, 0.2)
+    flat = SpeakerIndex(tmp_path, None, 2, (), KEY)
+    with pytest.raises(
+        UserError, match=r"sv\.root: .*wav: has files, but no folder of a speaker: set .*speaker_pattern"
+    ):
+        _ = flat.training
+    found = SpeakerIndex(tmp_path, None, 2, (), KEY, speaker_pattern="([^/_-]+)[_-][^/]*$")
+    assert sorted([*found.training, *found.development]) == ["s0", "s1", "s2", "s3"]
+
+
+def test_the_numbers_of_speakers_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    task = sv.Task(sv.Settings(root=str(voxceleb(tmp_path)), dev_speakers=2, dev_trials=8), 4, 0, KEY)
+    task.prepare_training()
+    first = next(iter(task.index.training))
+    line = f"{KEY}.root: 4 training speakers, such as '{first}', and 2 development speakers"
+    assert line in capsys.readouterr().err
+
+
 def test_a_list_whose_second_folder_is_a_training_speaker_is_refused(tmp_path: Path) -> None:
     root = voxceleb(tmp_path)  # id1000 is a training speaker
     for name, take in (("id1000", 0), ("id1000", 1), ("id1001", 0)):

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from distilled_student.common import audio
-from distilled_student.common.errors import UserError
+from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.processes import count_processes, sum_over_processes
+from distilled_student.common.progress import note
 from distilled_student.corpora.speaker_names import identity
 from distilled_student.corpora.speakers import Trials
 from distilled_student.multitask import metrics as M
@@ -170,6 +171,8 @@ class Task(BaseTask):
 
     def prepare_training(self) -> None:
         names = self.index.training_names
+        held_out = f"{len(self.index.development)} development speakers"
+        note(f"{self.key}.root: {len(names)} training speakers, such as '{one_line(names[0])}', and {held_out}")
         self.class_names = names + [f"{name}{AT_SPEED}{s:g}" for s in self.settings.speeds for name in names]
         self.objective = SpeakerLoss(self.settings.loss, self.embedding_size, len(self.class_names))
         if self.settings.has_development:

@@ -94,7 +94,8 @@ class SpeakerIndex:
         speakers = {name: files for name, files in found.items() if identity(name) not in test_identities}
         if not self.dev_utterances and self.dev_speakers >= len(speakers):
             reason = f"{self.dev_speakers} of {len(speakers)} speakers leave no training speaker"
-            raise UserError(f"{self.key}.dev_speakers: {reason}")
+            remedy = f"set fewer, or {self.key}.speaker_pattern if the first folder below {folder} is not the speaker"
+            raise UserError(f"{self.key}.dev_speakers: {reason}: {remedy}")
         return speakers
 
     def _check_other_folders(self, speakers: Mapping[str, list[Path]]) -> None:

@@ -222,6 +222,11 @@ def speaker_files(
             f"{len(loose)} audio files in it are in no speaker's folder and are not used, the first is {loose[0].name}"
         )
         log.warning("%s: %s: %s", key, root, reason)
+        if not any(path.is_dir() for path in root.iterdir()):
+            pattern = (
+                f"set {key.rpartition('.')[0]}.speaker_pattern, such as '([^/_-]+)[_-][^/]*$' for SPEAKER_TAKE.wav"
+            )
+            raise UserError(f"{key}: {root}: has files, but no folder of a speaker: {pattern}")
     # links last: of two paths to the same folder, the one without a link is used
     for folder in sorted(folders.subfolders(root), key=lambda path: (path.is_symlink(), path)):
         if folders.walked(folder):
