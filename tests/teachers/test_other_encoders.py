@@ -181,3 +181,30 @@ def test_a_text_model_is_no_teacher(tmp_path: Path) -> None:
     transformers.BertModel(config).save_pretrained(tmp_path)
     with pytest.raises(ds.UserError, match="'bert' is not a speech encoder of waveforms"):
         open_teacher(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("WavLMForCTC", {"vocab_size": 8}),
+        ("WavLMForXVector", {"tdnn_dim": [8, 8, 8, 8, 12], "xvector_output_dim": 8}),
+        ("WavLMForSequenceClassification", {"use_weighted_layer_sum": True}),
+        ("UniSpeechSatForPreTraining", {"codevector_dim": 8, "proj_codevector_dim": 8, "num_codevectors_per_group": 4}),
+        ("Data2VecAudioForCTC", {**DATA2VEC, "vocab_size": 8}),
+        ("SEWForCTC", {**SQUEEZED, "vocab_size": 8}),
+        ("SEWDForSequenceClassification", SQUEEZED),
+        ("Wav2Vec2ConformerForAudioFrameClassification", {}),
+    ],
+)
+@torch.no_grad()
+def test_another_encoder_with_a_head_is_read_without_it(name: str, keys: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name.partition('For')[0]}Config")(**{**SMALL, **keys})
+    model, wave = perturbed(getattr(transformers, name)(config)), tone(1.0)[None]
+    save_transformers(model, tmp_path)
+    output = getattr(model, model.base_model_prefix)(wave, output_hidden_states=True)
+    last = output.hidden_states[-1] if name.startswith("SEW") else output.last_hidden_state
+    expected = [*output.hidden_states[:-1], last]
+    found = open_teacher(tmp_path)(wave).hidden_states
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
