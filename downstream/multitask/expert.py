@@ -314,7 +314,9 @@ class DownstreamExpert(nn.Module):
         """
         groups = (config.get("downstream_expert") or {}).get("tasks") or {}
         for name, task in self.tasks.items():
-            values = {key: value for key, value in (groups.get(name) or {}).items() if key != "module"}
+            if name not in groups:
+                continue
+            values = {key: value for key, value in (groups[name] or {}).items() if key != "module"}
             try:
                 saved = typed(type(task.settings), values, "checkpoint").class_names()
             except UserError:  # settings of another version
