@@ -19,6 +19,7 @@ from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.multitask.evaluate import find_checkpoint
 from distilled_student.multitask.expert import BEST
 from distilled_student.multitask.loader import EvaluationLoader
+from distilled_student.multitask.short_utterances import padded_rows
 from distilled_student.multitask.tasks.base import SHORTEST, BaseTask
 from distilled_student.student.lengths import mask_if_padded, zero_padding
 from distilled_student.student.network import Student, StudentOutput
@@ -137,6 +138,14 @@ class JointModel(nn.Module):
         name = self.task_of_output.get(KEYWORD_SCORES)
         return [] if name is None else list(self.tasks[name].labels)
 
+    def keyword_threshold(self) -> float | None:
+        """The threshold of the keyword scores in exported files; None without a keyword task or development data.
+
+        It is measured now, on all development data.
+        """
+        name = self.task_of_output.get(KEYWORD_SCORES)
+        return None if name is None else measured_threshold(self, self, name)
+
     def metadata(self, thresholds: Mapping[str, float | None]) -> dict[str, Any]:
         """What the tasks need to say in an exported file, by key; ``thresholds``: see `thresholds`.
 
@@ -152,15 +161,22 @@ class JointModel(nn.Module):
         """A student's output -> the features that the tasks use, ``(batch, frames, features)``."""
         return self.select(output)
 
-    def heads(self, features: Tensor, frames: Tensor) -> dict[str, Tensor]:
-        """The tasks' outputs by name, ``(batch, outputs)`` each, as a device gets them: `BaseTask.device_output`.
+    @property
+    def shortest_of_outputs(self) -> dict[str, int]:
+        """`BaseTask.shortest` of the task of each output that has one, by the output's name."""
+        return {output_name: self.tasks[name].shortest for output_name, name in self.task_of_output.items()}
+
+    def head(self, output_name: str, features: Tensor, frames: Tensor) -> Tensor:
+        """The output of a task, ``(batch, outputs)``, as a device gets it: `BaseTask.device_output`.
 
         ``features (batch, T, features)`` of whole utterances or of a stream's window, with ``frames (batch,)`` valid.
         """
-        return {
-            output_name: self.tasks[name].device_output(self.tasks[name](self.choices[name](features), frames))
-            for output_name, name in self.task_of_output.items()
-        }
+        name = self.task_of_output[output_name]
+        return self.tasks[name].device_output(self.tasks[name](self.choices[name](features), frames))
+
+    def heads(self, features: Tensor, frames: Tensor) -> dict[str, Tensor]:
+        """The outputs of all tasks by name, see `head`."""
+        return {output_name: self.head(output_name, features, frames) for output_name in self.task_of_output}
 
     def as_host(self, x: Tensor, frames: Tensor, samples: int, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``(batch, T, features)`` with the frames that s3prl uses of an utterance, and their number.
@@ -174,18 +190,37 @@ class JointModel(nn.Module):
         x = x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
         return x, torch.round(lengths.double() / shift).long().clamp(min=1)
 
-    def forward(self, waveforms: Tensor, lengths: Tensor) -> JointOutput:
-        """``(batch, samples)`` float32 at 16 kHz in [-1, 1], and ``(batch,)`` the number of valid samples.
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> JointOutput:
+        """The outputs for a batch of utterances.
 
-        An utterance shorter than 0.1 s is zero-padded to that length, as in an evaluation.
+        An utterance shorter than 0.1 s is zero-padded to that length, as in an evaluation. A task whose
+        `BaseTask.shortest` is larger gets it padded to that; hidden states and other tasks do not depend on this.
+
+        Args:
+            waveforms: ``(batch, samples)`` float32 at 16 kHz in [-1, 1].
+            lengths: ``(batch,)``, the number of valid samples; None: nothing is padded.
         """
+        is_padded = lengths is not None
+        if lengths is None:
+            lengths = torch.full((len(waveforms),), waveforms.shape[1])
         waveforms = zero_padding(waveforms, mask_if_padded(lengths, waveforms.shape[1], waveforms.device))
         if not is_exporting():  # an exported graph needs inputs of at least SHORTEST samples
             waveforms = F.pad(waveforms, (0, max(0, SHORTEST - waveforms.shape[1])))
-        lengths = lengths.clamp(min=SHORTEST)
-        output = self.student(waveforms if self.gain == 1.0 else self.gain * waveforms, lengths)
-        features, frames = self.as_host(self.features(output), output.lengths, waveforms.shape[1], lengths)
-        return JointOutput(output.last_hidden_state, output.lengths, self.heads(features, frames))
+        (batch, samples), lengths = waveforms.shape, lengths.clamp(min=SHORTEST)
+        sizes, count_frames = set(self.shortest_of_outputs.values()), self.student.frontend.frames
+        longer = [size for size in sizes if size > SHORTEST]
+        rows = padded_rows(waveforms, lengths, longer, self.student.config.causal, is_padded)
+        output = self.student(rows.waveforms if self.gain == 1.0 else self.gain * rows.waveforms, rows.lengths)
+        features, of_size = self.features(output), {}
+        for size in sizes:
+            valid = lengths.clamp(min=size)
+            x = features[rows.of_size[size]] if size in rows.of_size else features[:batch]
+            of_size[size] = self.as_host(x, count_frames(valid), rows.waveforms.shape[1], valid)
+        tasks = {name: self.head(name, *of_size[size]) for name, size in self.shortest_of_outputs.items()}
+        frames, all_frames = count_frames(lengths), torch.arange(count_frames(samples), device=waveforms.device)
+        hidden_state = output.last_hidden_state[:batch, all_frames]
+        mask = mask_if_padded(frames, hidden_state.shape[1], hidden_state.device)
+        return JointOutput(zero_padding(hidden_state, mask), frames, tasks)
 
 
 def _of_runner(runner: Any) -> JointModel:
@@ -273,11 +308,13 @@ def thresholds(model: JointModel, run: Callable[[Tensor, Tensor], JointOutput]) 
 
     ``run``: the model itself, or an exported graph of it.
     """
-    found: dict[str, float | None] = {}
-    for name in (name for name, task in model.tasks.items() if task.has_threshold):
-        try:
-            found[name] = measure(model, run, "dev", name).threshold
-        except UserError as error:
-            log.warning("no threshold of %s, which takes development data: %s", name, error)
-            found[name] = None
-    return found
+    return {name: measured_threshold(model, run, name) for name, task in model.tasks.items() if task.has_threshold}
+
+
+def measured_threshold(model: JointModel, run: Callable[[Tensor, Tensor], JointOutput], name: str) -> float | None:
+    """The threshold of one task, see `thresholds`."""
+    try:
+        return measure(model, run, "dev", name).threshold
+    except UserError as error:
+        log.warning("no threshold of %s, which takes development data: %s", name, error)
+        return None

@@ -29,7 +29,7 @@ from distilled_student.multitask.loader import Batch, EvaluationLoader
 from distilled_student.multitask.precise_batch_norm import measure_statistics
 from distilled_student.multitask.resume import EpochPosition, saved_classes
 from distilled_student.multitask.settings import ExpertSettings, check_runner, read_tasks
-from distilled_student.multitask.tasks.base import SHORTEST, TrainingData, pad_to
+from distilled_student.multitask.tasks.base import TrainingData, pad_to
 from distilled_student.multitask.tasks.settings import WEIGHTED
 from distilled_student.multitask.training_log import TrainingLog
 
@@ -326,8 +326,11 @@ class DownstreamExpert(nn.Module):
 
     # s3prl's inference mode
     def load_audio(self, path: str | Path) -> Tensor:
-        """``(samples,)`` at 16 kHz of a file with any rate and any number of channels."""
-        return self.gain * pad_to(audio.load(path), SHORTEST)
+        """``(samples,)`` at 16 kHz of a file with any rate and any number of channels.
+
+        A short file is zero-padded to the largest `BaseTask.shortest`: all tasks get the same features here.
+        """
+        return self.gain * pad_to(audio.load(path), max(task.shortest for task in self.tasks.values()))
 
     def inference(self, features: Sequence[Tensor], filenames: Sequence[str]) -> None:
         """Print one line for each utterance and task."""

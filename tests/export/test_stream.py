@@ -11,13 +11,14 @@ from conftest import SMALL, tone
 from test_streaming import VARIANTS, joint
 
 import distilled_student as ds
+from distilled_student.multitask import device_model
 from distilled_student.multitask.device_model import JointModel
 
 pytest.importorskip("onnxscript")
 from distilled_student import onnx
 from distilled_student.export.stream import check_stream, export_stream
 from distilled_student.speed.streaming import time_chunks
-from distilled_student.streaming import Step
+from distilled_student.streaming import Step, Stream, listen
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,28 @@ def test_an_exported_stream_refuses_samples_far_above_one(exported: tuple[JointM
     for call in (stream.feed, stream.spot):
         with pytest.raises(ValueError, match=r"^samples: a peak of .*: divide samples of 16 bits by 32768$"):
             call(loud)
+
+
+def test_a_stream_in_pytorch_and_an_exported_one_decide_by_the_same_threshold(
+    exported: tuple[JointModel, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, file = exported
+    wave, stream = tone(1.6), onnx.Stream(file)
+    spotted = [stream.spot(samples.numpy()) for samples in wave.split(1_600)]
+    scores = sorted(found.score for found in spotted)
+    threshold = (scores[7] + scores[8]) / 2  # half of the chunks are below it
+    monkeypatch.setattr(device_model, "measured_threshold", lambda model, run, name: threshold)
+    for in_file, chosen in ((threshold, None), (0.0, 0.0)):
+        stream.reset()
+        stream.model.threshold = in_file
+        keywords = [stream.spot(samples.numpy()).label for samples in wave.split(1_600)]
+        changes = [
+            (round(0.1 * (i + 1), 3), label)
+            for i, label in enumerate(keywords)
+            if label is not None and label != (keywords[i - 1] if i else None)
+        ]
+        reported = listen(Stream(model), wave, 100, chosen)
+        assert [(round(found.seconds, 3), found.label) for found in reported] == changes != []
 
 
 def test_stream_and_model_refuse_each_others_files(exported: tuple[JointModel, Path], tmp_path: Path) -> None:

@@ -62,10 +62,13 @@ def test_outputs_equal_an_evaluations_for_single_utterances_and_in_a_batch(run: 
     batch = model(pad_sequence(waveforms, batch_first=True), lengths)
     for i, wav in enumerate(waveforms):
         alone = model(wav[None], lengths[i : i + 1])
-        padded = [expert.gain * torch.nn.functional.pad(wav, (0, max(0, 1_600 - len(wav))))]  # as in the loader
-        with torch.no_grad():
-            features = runner.featurizer.model(padded, runner.upstream.model(padded))
-            kws, sv = (expert.outputs(name, features) for name in ("kws", "sv"))
+        expected = []
+        for name, shortest in (("kws", 16_000), ("sv", 1_600)):  # keyword clips have one second, as in training
+            padded = [expert.gain * torch.nn.functional.pad(wav, (0, max(0, shortest - len(wav))))]
+            with torch.no_grad():
+                features = runner.featurizer.model(padded, runner.upstream.model(padded))
+                expected.append(expert.outputs(name, features))
+        kws, sv = expected
         for output, at in ((alone, 0), (batch, i)):
             torch.testing.assert_close(output.keyword_scores[at], kws[0].softmax(dim=0), atol=1e-5, rtol=0)
             torch.testing.assert_close(output.speaker_embedding[at], sv[0], atol=1e-5, rtol=0)

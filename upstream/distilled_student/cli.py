@@ -332,7 +332,10 @@ def stream(
     recording: Annotated[Path, typer.Argument(help="Audio file, read chunk by chunk like a microphone.")],
     chunk_ms: Annotated[int, typer.Option(help="Length of a chunk in milliseconds.")] = 100,
     window: Annotated[float, typer.Option(help="Seconds of audio that a score covers.")] = 1.0,
-    threshold: Annotated[float, typer.Option(help="Smallest probability of a keyword that is printed.")] = 0.5,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Smallest probability of a keyword; default: that of exported files, measured now."),
+    ] = None,
 ) -> None:
     """Spot keywords in an audio file chunk by chunk and print each with its time."""
     check_positive("--chunk-ms", chunk_ms)
@@ -345,7 +348,10 @@ def stream(
     from distilled_student.streaming import Stream, listen
 
     torch.set_num_threads(1)  # a chunk is too small for several threads
-    keywords = listen(Stream(open_joint(model), window), audio.load(recording), chunk_ms, threshold)
+    opened = open_joint(model)
+    if threshold is None and (threshold := opened.keyword_threshold()) is not None:
+        logging.info("threshold %.3f, measured on development data as in exported files", threshold)
+    keywords = listen(Stream(opened, window), audio.load(recording), chunk_ms, threshold)
     for seconds, label, score in keywords:
         print(f"{seconds:7.2f} s  {label}  {score:.2f}")
 

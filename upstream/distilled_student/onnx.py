@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -140,6 +140,18 @@ def _read_samples(wav: Wav, rate: int) -> NDArray[np.float32]:
     return samples.astype(np.float32)
 
 
+def decide(scores: Mapping[str, float], threshold: float | None) -> Spotted:
+    """The keyword, if one is said.
+
+    Args:
+        scores: The probability of each label; labels that begin with ``_`` are not keywords.
+        threshold: See `Model`.
+    """
+    keyword = max((label for label in scores if not label.startswith("_")), key=scores.__getitem__)
+    needed = max(scores.values()) if threshold is None else threshold
+    return Spotted(keyword if scores[keyword] >= needed else None, scores[keyword])
+
+
 def _unit_length(vectors: NDArray) -> NDArray:
     """Vectors, in the last dimension, divided by their lengths."""
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True).clip(min=1e-12)
@@ -158,6 +170,7 @@ class Model:
             keyword counts as said if it is the most likely of all classes.
         rate: Sample rate in Hz.
         chunk: For a stream, the number of samples that every input must be a multiple of; else 0.
+        padded_to: For a stream, samples that an utterance is padded to with silence, by the output that needs it.
 
     Raises:
         ValueError: from all methods too: a file, a sample rate or a shape is not usable; the message is one line.
@@ -180,6 +193,7 @@ class Model:
         self.labels: list[str] = json.loads(metadata.get("labels", "[]"))
         self.threshold = float(metadata["keyword_threshold"]) if "keyword_threshold" in metadata else None
         self.chunk = int(metadata.get("chunk", 0))
+        self.padded_to: dict[str, int] = json.loads(metadata.get("padded_to", "{}"))
         self._calibration: tuple[float, float] | None = None  # slope and offset: cosine -> log-likelihood ratio
         if "sv_slope" in metadata:
             self._calibration = float(metadata["sv_slope"]), float(metadata["sv_offset"])
@@ -214,9 +228,7 @@ class Model:
 
     def decide(self, scores: dict[str, float]) -> Spotted:
         """The keyword, if one is said, by the probability of each label."""
-        keyword = max((label for label in scores if not label.startswith("_")), key=scores.__getitem__)
-        needed = max(scores.values()) if self.threshold is None else self.threshold
-        return Spotted(keyword if scores[keyword] >= needed else None, scores[keyword])
+        return decide(scores, self.threshold)
 
     def embed(self, wav: Wav) -> NDArray[np.float32]:
         """The speaker embedding ``(embedding,)``, of length 1: the dot product of two is their cosine."""
@@ -270,12 +282,13 @@ class Stream:
         types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
         _, *state = self.model.session.get_inputs()
         self._state = {tensor.name: np.zeros(tensor.shape, types[tensor.type]) for tensor in state}
-        self._waiting = np.zeros(0, np.float32)
+        self._waiting, self._processed = np.zeros(0, np.float32), 0
 
     def feed(self, samples: NDArray) -> dict[str, NDArray[np.float32]] | None:
         """Process any number of samples ``(samples,)``, floats in [-1, 1] or int16.
 
-        Samples that do not complete a frame wait for the next call.
+        Samples that do not complete a frame wait for the next call. Keyword scores of less audio than a training clip
+        are those of this audio followed by silence (`Model.padded_to`), which does not become part of the stream.
 
         Returns:
             ``hidden_state (frames, features)`` of the new frames; ``keyword_scores (classes,)`` and
@@ -287,10 +300,19 @@ class Stream:
         self._waiting = waiting[ready:]
         if not ready:
             return None
-        arrays = self.model.session.run(None, {"samples": waiting[None, :ready], **self._state})
+        outputs, self._state = self._step(waiting[:ready])
+        self._processed += ready
+        for name, length in self.model.padded_to.items():
+            if self._processed < length:
+                outputs[name] = self._step(np.zeros(length - self._processed, np.float32))[0][name]
+        return outputs
+
+    def _step(self, samples: NDArray[np.float32]) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray]]:
+        """The outputs for whole chunks ``(samples,)``, and the next state; the stream's own state is not changed."""
+        arrays = self.model.session.run(None, {"samples": samples[None], **self._state})
         outputs = dict(zip(self.model.output_shapes, arrays, strict=True))
-        self._state = {name: outputs.pop(name.replace("state_", "next_", 1)) for name in self._state}
-        return {name: output[0] for name, output in outputs.items()}
+        state = {name: outputs.pop(name.replace("state_", "next_", 1)) for name in self._state}
+        return {name: output[0] for name, output in outputs.items()}, state
 
     def spot(self, samples: NDArray) -> Spotted | None:
         """The keyword, if one is said, in the window that ends with these samples; None if they complete no frame."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from distilled_student.common.arithmetic import ceil_div
 from distilled_student.common.errors import UserError
 from distilled_student.common.sample_range import wrong_range, wrong_type
 from distilled_student.common.sample_rate import SAMPLE_RATE
-from distilled_student.corpora.keywords import SILENCE, UNKNOWN
+from distilled_student.onnx import decide
 from distilled_student.student.config import StudentConfig
 from distilled_student.student.frontend import LogMelStem
 from distilled_student.student.log_mel import HOP
@@ -85,6 +87,16 @@ class Step(nn.Module):
         self.window = None if window is None else round(window * SAMPLE_RATE / self.config.frame_shift)
         if self.window is not None and self.window < self.config.encoder_stride:
             raise UserError(f"window: must be at least {self.chunk / SAMPLE_RATE} s, found {window}")
+
+    @property
+    def padded_to(self) -> dict[str, int]:
+        """Samples that an utterance is padded to for a task, by the task's output: `BaseTask.shortest`.
+
+        A multiple of ``chunk``, and not more than the window holds.
+        """
+        window = math.inf if self.window is None else self.window // self.config.encoder_stride
+        needed = {name: ceil_div(samples, self.chunk) for name, samples in self.model.shortest_of_outputs.items()}
+        return {name: int(min(chunks, window)) * self.chunk for name, chunks in needed.items()}
 
     def start(self) -> dict[str, Tensor]:
         """The state before the first sample: all zeros, of fixed shapes; only without a window it grows."""
@@ -203,6 +215,9 @@ class Stream:
     def feed(self, samples: Tensor) -> StreamOutput | None:
         """Process any number of samples ``(samples,)``, float32 at 16 kHz in [-1, 1]; None if no frame is complete.
 
+        A task whose training pads short utterances gets the samples so far followed by silence, as in an evaluation,
+        until there are as many (`Step.padded_to`). This silence does not become part of the stream.
+
         Raises:
             UserError: integers, or a peak far above 1.
         """
@@ -215,6 +230,10 @@ class Stream:
         if ready == 0:
             return None
         output, tasks, self.state = self.step(samples[None, :ready], self.state)
+        processed = int(self.state["frames"]) * self.step.config.frame_shift
+        for name, length in self.step.padded_to.items():
+            if processed < length:
+                tasks[name] = self.step(torch.zeros(1, length - processed), self.state).tasks[name]
         return StreamOutput(
             [hidden_state[0] for hidden_state in output.hidden_states],
             {name: task_output[0] for name, task_output in tasks.items()},
@@ -232,24 +251,28 @@ class TimedKeyword(NamedTuple):
 Spotted = TimedKeyword  # its name in 0.1
 
 
-def listen(stream: Stream, waveform: Tensor, chunk_ms: int = 100, threshold: float = 0.5) -> Iterator[TimedKeyword]:
+def listen(
+    stream: Stream, waveform: Tensor, chunk_ms: int = 100, threshold: float | None = None
+) -> Iterator[TimedKeyword]:
     """Feed ``waveform (samples,)`` in chunks of ``chunk_ms`` milliseconds and report each keyword once.
 
     A keyword is reported when its probability reaches the threshold, and again only after it was not the result of at
-    least one chunk.
+    least one chunk. The decision is that of `distilled_student.onnx`.
+
+    Args:
+        threshold: None: the one that an exported file has (`JointModel.keyword_threshold`), which is measured now.
 
     Raises:
         UserError: the model has no keyword task.
     """
     if not stream.labels:
         raise UserError("keywords: the model has no keyword task; read its hidden states with Stream.feed")
+    threshold = stream.step.model.keyword_threshold() if threshold is None else threshold
     previous, chunk = None, SAMPLE_RATE * chunk_ms // 1000
     for number, samples in enumerate(waveform.split(chunk), start=1):
         if (output := stream.feed(samples)) is None:
             continue
-        score, best = (float(value) for value in output.keyword_scores.max(dim=0))
-        label = stream.labels[int(best)]
-        keyword = label if score >= threshold and label not in (SILENCE, UNKNOWN) else None
+        keyword, score = decide(dict(zip(stream.labels, output.keyword_scores.tolist(), strict=True)), threshold)
         if keyword is not None and keyword != previous:
             yield TimedKeyword(min(number * chunk, len(waveform)) / SAMPLE_RATE, keyword, score)
         previous = keyword

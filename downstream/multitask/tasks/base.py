@@ -85,6 +85,15 @@ class BaseTask(nn.Module):
     settings: Any  # the task's own `TaskSettings`
     key: str = "tasks"  # ``FILE: dotted.key`` for messages
 
+    @property
+    def shortest(self) -> int:
+        """Samples of the shortest utterance that the head is trained on.
+
+        A shorter one is zero-padded at its end to this length: in training and evaluation by the task's data, on a
+        device by `JointModel`.
+        """
+        return SHORTEST
+
     def __init__(self, settings: Any, features: int, output_size: int) -> None:
         super().__init__()
         self.head = make_head(settings, features, output_size)

@@ -35,6 +35,11 @@ from distilled_student.multitask.tasks.kws_settings import Settings
 UNKNOWN_LABEL = 1  # the classes are silence, unknown and the keywords
 
 
+def shortest_clip(settings: Settings) -> int:
+    """Samples that shorter clips are zero-padded to."""
+    return int(settings.crop_seconds * audio.SAMPLE_RATE) if settings.fill else SHORTEST
+
+
 class Training:
     """Training clips, cut at random to the same length."""
 
@@ -64,7 +69,7 @@ class Training:
             waveform = change_speed(audio.load(clip.path), self.augment.speed(rng))
             waveform = self._shift(waveform, samples, rng)
         first = int(rng.integers(max(1, len(waveform) - samples + 1)))
-        waveform = pad_to(waveform[first : first + samples], samples if self.settings.fill else SHORTEST)
+        waveform = pad_to(waveform[first : first + samples], shortest_clip(self.settings))
         return Item(self.augment(waveform, rng), clip.label, clip.key)
 
     def _shift(self, waveform: Tensor, samples: int, rng: np.random.Generator) -> Tensor:
@@ -79,17 +84,22 @@ class Training:
 
 
 class Evaluation:
-    """Whole utterances, and the cuts of background noise that the index names."""
+    """Whole utterances, and the cuts of background noise that the index names.
 
-    def __init__(self, clips: list[KeywordClip], crop_seconds: float) -> None:
-        self.clips, self.crop_seconds = clips, crop_seconds
+    `samples` of a clip shorter than those of training is their length: the loader pads it with zeros, as in training.
+    """
+
+    def __init__(self, clips: list[KeywordClip], settings: Settings) -> None:
+        self.clips, self.crop_seconds, self.shortest = clips, settings.crop_seconds, shortest_clip(settings)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def samples(self, index: int) -> int:
         clip = self.clips[index]
-        return samples_of(clip.path) if clip.volume is None else int(self.crop_seconds * audio.SAMPLE_RATE)
+        if clip.volume is not None:
+            return int(self.crop_seconds * audio.SAMPLE_RATE)
+        return max(samples_of(clip.path), self.shortest)
 
     def path(self, index: int) -> Path:
         return self.clips[index].path
@@ -115,6 +125,10 @@ class Task(BaseTask):
         self.settings, self.seed, self.key = settings, seed, key
         self.labels = [SILENCE, UNKNOWN, *settings.keywords]
 
+    @property
+    def shortest(self) -> int:
+        return shortest_clip(self.settings)
+
     @functools.cached_property
     def index(self) -> tuple[dict[str, list[KeywordClip]], list[Path]]:
         """The clips of each set and the background noises, from ``train_root``; a test on ``test_root`` needs none."""
@@ -137,7 +151,7 @@ class Task(BaseTask):
         clips = self.index[0]["validation"] if split == "dev" else self.testing
         if not clips:
             raise no_speaker(split, self.settings, self.key)
-        return Evaluation(clips, self.settings.crop_seconds)
+        return Evaluation(clips, self.settings)
 
     def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         correct = (outputs.detach().argmax(dim=1) == labels).float().mean()

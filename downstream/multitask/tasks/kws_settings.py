@@ -37,7 +37,8 @@ class Settings(TaskSettings):
         sampling: ``utterance`` (each once in a pass) or ``class`` (each class equally often, as in SUPERB).
         crop_seconds: Length of a training clip; longer recordings are cut.
         shift_seconds: Each training clip of speech is moved by up to this time, earlier or later; zeros fill the gap.
-        fill: Whether shorter training clips are padded with zeros at the end, to ``crop_seconds``.
+        fill: Whether shorter clips are padded with zeros at the end, to ``crop_seconds``: in training, and then in
+            evaluations, exported files and streams too.
     """
 
     classes_from: ClassVar[tuple[str, ...]] = ("keywords",)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import write_files
 from distilled_student.common.sample_rate import SAMPLE_RATE
-from distilled_student.export.graph import compare, file_metadata, file_size, speech_samples
+from distilled_student.export.graph import compare, file_metadata, file_size, halves, speech_samples
 from distilled_student.multitask.device_model import JointModel, thresholds
 from distilled_student.multitask.tasks.base import SHORTEST
 
@@ -30,7 +30,7 @@ class SingleUtterance(nn.Module):
 
     def named_outputs(self, waveform: Tensor) -> dict[str, Tensor]:
         """``waveform (1, samples)`` -> the outputs of `JointOutput` by name, without ``frames``."""
-        output = self.model(waveform, torch.full((1,), waveform.shape[1])).named()
+        output = self.model(waveform).named()
         return {name: tensor for name, tensor in output.items() if name != "frames"}
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
@@ -122,11 +122,15 @@ def export_executorch(
         raise UserError(f"max_seconds: must be at least 1, found {max_seconds}")
     path, longest = Path(path), round(max_seconds * SAMPLE_RATE)
     module, waveforms = SingleUtterance(model).eval(), speech_samples(model)
+    shortest = SHORTEST
+    if not model.student.config.causal:  # silence at the end would change the hidden states: the user has to add it
+        shortest = max([SHORTEST, *model.shortest_of_outputs.values()])
     metadata = file_metadata(model, checkpoint, "float32", thresholds(model, model))
+    metadata["shortest"] = str(shortest)
     output_names = list(module.named_outputs(waveforms[-1][None]))
     metadata |= {"outputs": json.dumps(output_names), "longest": str(longest)}
-    program = compile_program(module, SHORTEST, longest, metadata)
-    difference = check_program(program, module, fit_lengths(waveforms, SHORTEST, longest))
+    program = compile_program(module, shortest, longest, metadata)
+    difference = check_program(program, module, fit_lengths([*waveforms, *halves(waveforms)], shortest, longest))
     write_files(path.parent, {path.name: program})
     print(f"{path}: {file_size(path)}, differs by at most {difference:.1e} from PyTorch on {len(waveforms)} utterances")
     return difference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from distilled_student.export.graph import (
     compare,
     file_metadata,
     file_size,
+    halves,
     load_onnx,
     speech_samples,
     to_onnx_program,
@@ -77,10 +80,12 @@ def check_stream(file: Path, step: Step, waveforms: Sequence[Tensor]) -> float:
         stream.reset()
         outputs = (stream.feed(chunk.numpy()) for chunk in waveform.split(chunk_length))
         complete = [output for output in outputs if output is not None]
-        whole = model.student(model.gain * waveform[None])
-        window = model.features(whole)[:, -step.window :]
-        tasks = model.heads(window, torch.tensor([window.shape[1]]))
-        expected = {"hidden_state": whole.last_hidden_state, **tasks}
+        expected = {"hidden_state": model.student(model.gain * waveform[None]).last_hidden_state}
+        for name in model.task_of_output:
+            missing = max(0, step.padded_to.get(name, 0) - len(waveform))
+            padded = model.student(model.gain * F.pad(waveform[None], (0, missing)))
+            window = model.features(padded)[:, -step.window :]
+            expected[name] = model.head(name, window, torch.tensor([window.shape[1]]))
         hidden_state = np.concatenate([output["hidden_state"] for output in complete])
         where = f"in chunks of {chunk_length} samples"
         for name, found in {**complete[-1], "hidden_state": hidden_state}.items():
@@ -93,7 +98,7 @@ def export_stream(model: JointModel, path: str | Path, window: float = WINDOW_SE
 
     The graph is written to a temporary file first: a graph that differs from PyTorch never gets to ``path``. Its
     metadata are those of `file_metadata`, and ``chunk``, the number of samples that every input must be a multiple of,
-    and ``window``.
+    ``window``, and ``padded_to`` (`Step.padded_to`).
 
     Args:
         window: Length in seconds of the window that keyword scores and speaker embeddings are computed from.
@@ -112,9 +117,11 @@ def export_stream(model: JointModel, path: str | Path, window: float = WINDOW_SE
     metadata = file_metadata(model, checkpoint, "float32", thresholds(model, model))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder) / "stream.onnx"
-        write_onnx(trace_step(step), file, metadata | {"chunk": str(step.chunk), "window": str(window)})
-        waveforms = [waveform for waveform in speech_samples(model) if len(waveform) >= step.chunk]
-        difference = check_stream(file, step, waveforms)
+        metadata |= {"chunk": str(step.chunk), "window": str(window), "padded_to": json.dumps(step.padded_to)}
+        write_onnx(trace_step(step), file, metadata)
+        waveforms = speech_samples(model)
+        long_enough = [waveform for waveform in [*waveforms, *halves(waveforms)] if len(waveform) >= step.chunk]
+        difference = check_stream(file, step, long_enough)
         os.replace(file, path)
     print(f"{path}: {file_size(path)}, differs by at most {difference:.1e} from PyTorch on {len(waveforms)} utterances")
     return difference

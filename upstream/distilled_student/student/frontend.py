@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distilled_student.common.arithmetic import ceil_div
+from distilled_student.common.arithmetic import Count, ceil_div
 from distilled_student.student.config import StudentConfig, receptive_field
 from distilled_student.student.convolution import (
     convolution_and_group_norm,
@@ -17,7 +17,7 @@ from distilled_student.student.convolution import (
     split_kernel,
 )
 from distilled_student.student.lengths import conv_lengths, mask_if_padded, zero_padding
-from distilled_student.student.log_mel import LogMel
+from distilled_student.student.log_mel import HOP, LogMel
 from distilled_student.student.packed_linear import gelu
 from distilled_student.student.run_mode import is_exporting
 from distilled_student.student.weight_cache import computed_from_weights
@@ -94,6 +94,12 @@ class WaveformCNN(nn.Module):
         self.layers = _build_blocks(config, channels=1)
         self.receptive_field = receptive_field(config.conv_kernel, config.conv_stride)
 
+    def frames(self, samples: Count) -> Count:
+        """The number of frames of ``samples``, at least the receptive field."""
+        for layer in self.layers:
+            samples = (samples - layer.kernel) // layer.stride + 1
+        return samples
+
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """``(batch, samples)`` -> ``(batch, frames, features)`` and lengths in frames.
 
@@ -128,6 +134,16 @@ class LogMelStem(nn.Module):
     def frames_before(self, layer: ConvBlock) -> int:
         """Number of frames before the first one that a layer's first output frame depends on."""
         return layer.kernel - layer.stride if self.mel.causal else layer.kernel // 2
+
+    def frames(self, samples: Count) -> Count:
+        """The number of frames of ``samples``, at least the size of a frame."""
+        frames = samples // HOP if self.mel.causal else ceil_div(samples, HOP)
+        for layer in self.layers:
+            if self.mel.causal:
+                frames = frames // layer.stride
+            else:
+                frames = (frames + 2 * self.frames_before(layer) - layer.kernel) // layer.stride + 1
+        return frames
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """``(batch, samples)`` -> ``(batch, frames, features)`` and lengths in frames."""
