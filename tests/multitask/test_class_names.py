@@ -173,5 +173,3 @@ def test_without_speed_there_are_no_further_classes_and_no_class_is_left_without
     with pytest.raises(ValueError, match=r"augment\.speed: 1 leaves no utterance at its own speed"):
         sv.Settings(augment=AugmentSettings(speed=1.0))
     sv.Settings(augment=AugmentSettings(speed=1.0, speed_factors=[0.9, 1.0, 1.1]))
-    with pytest.raises(ValueError, match=r"augment\.speed: cannot be used with clips_per_speaker"):
-        sv.Settings(augment=AugmentSettings(speed=0.5), clips_per_speaker=2)

@@ -89,9 +89,6 @@ class Settings(TaskSettings):
         if self.center and self.head == "xvector":
             raise ValueError("center: cannot be used with head xvector, whose embedding training does not see")
         check_speaker_pattern(self.speaker_pattern)
-        if self.augment.speed and self.clips_per_speaker > 1:
-            reason = "clips of one speaker at different speeds are of different classes"
-            raise ValueError(f"augment.speed: cannot be used with clips_per_speaker: {reason}")
         if self.augment.speed == 1 and 1 not in map(speed_ratio, self.augment.speed_factors):
             reason = "1 leaves no utterance at its own speed: use a smaller probability, or 1.0 in speed_factors"
             raise ValueError(f"augment.speed: {reason}")
