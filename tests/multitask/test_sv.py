@@ -157,6 +157,7 @@ def test_development_trials_are_the_same_for_every_seed(tmp_path: Path) -> None:
 def test_held_out_utterances_are_of_all_speakers_who_stay_training_speakers(tmp_path: Path) -> None:
     root = voxceleb(tmp_path)
     s = sv.Settings(root=str(root), dev_utterances=14, dev_trials=20, crop_seconds=0.5)
+    s.check_folders("F")  # dev_speakers, 40, is not used
     task = sv.Task(s, 4, 0, "F")
     task.prepare_training()
     training, held_out = {path for path, _ in task.training_data().items}, set(task.development.paths)

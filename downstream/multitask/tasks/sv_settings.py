@@ -133,6 +133,6 @@ class Settings(TaskSettings):
             raise UserError(f"{key}.root: {self.root}: has neither dev/wav nor wav, the folder of the speakers")
         # this number includes the speakers of the trials: the index, which reads the trials, checks it again
         speakers = sum(entry.is_dir() for entry in os.scandir(folder))
-        if self.speaker_pattern is None and self.dev_speakers >= speakers:
+        if self.speaker_pattern is None and not self.dev_utterances and self.dev_speakers >= speakers:
             reason = f"{self.dev_speakers} of {speakers} speakers leave no training speaker"
             raise UserError(f"{key}.dev_speakers: {reason}")
