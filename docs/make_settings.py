@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+import omegaconf
+
 from distilled_student.benchmark import suite
 from distilled_student.common.settings import find_config, parse_yaml
-from distilled_student.distillation.config import DistillConfig
+from distilled_student.distillation.config import DistillConfig, TeacherConfig
 from distilled_student.multitask.settings import ExpertSettings
 from distilled_student.multitask.tasks import kws_settings, sv_settings
 from distilled_student.multitask.tasks.settings import AugmentSettings, LossSettings, TaskSettings
@@ -82,6 +84,7 @@ PARTS: list[tuple[str, list[Section | str]]] = [
         "Distillation: `distilled-student distill FILE [KEY=VALUE]...`",
         [
             Section("The config", "", DistillConfig, config=DISTILL),
+            Section("`teachers`", "A list of groups with these keys.", TeacherConfig),
             Section("`data`", "", get_type_hints(DistillConfig)["data"], config=DISTILL, prefix="data."),
             Section("`student`", "A named size (`configs/student`) or these keys.", StudentConfig),
         ],
@@ -154,7 +157,7 @@ def default_of(field: dataclasses.Field) -> str:
     """The default as YAML."""
     if field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
-    elif field.default is dataclasses.MISSING:
+    elif field.default in (dataclasses.MISSING, omegaconf.MISSING):
         return "required"
     else:
         value = field.default

@@ -57,7 +57,7 @@ def _encoded(run: Distillation) -> list[Tensor]:
 
 def _epoch(run: Distillation, epoch: int) -> None:
     cuts, _ = read_cuts(run.config.data)
-    for batch in make_loader(cuts, run.config.data, seed=0, epoch=epoch, find_targets=run.cache.read):
+    for batch in make_loader(cuts, run.config.data, seed=0, epoch=epoch, find_targets=run.find_targets):
         run.step(batch)
 
 

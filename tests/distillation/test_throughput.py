@@ -134,7 +134,7 @@ def test_a_step_does_not_wait_for_the_device(config: DistillConfig, precision: s
 
 def test_the_workload_counts_training_of_the_student_and_the_teachers_forward_pass(small_cnn: ds.StudentConfig) -> None:
     student, teacher = ds.build_student(small_cnn), Teacher(StudentEncoder(ds.build_student(small_cnn)), [1])
-    workload = measure_workload(student, teacher, "fp32", torch.device("cpu"))
+    workload = measure_workload(student, [teacher], "fp32", torch.device("cpu"))
     assert 3 * workload.teacher < workload.student  # training costs 3 forward passes; the student has more layers
     assert workload.student_peak == workload.teacher_peak > 0
     workload = Workload(student=6e9, teacher=2e9, student_peak=1e9, teacher_peak=4e9)

@@ -21,6 +21,7 @@ from distilled_student.export.graph import Graph
 from distilled_student.export.utterance import export_onnx
 from distilled_student.multitask.device_model import JointModel
 from distilled_student.student.log_mel import fourier_matrices, power_by_matrices
+from distilled_student.teachers.open import open_speaker_encoder
 
 CNN = ds.StudentConfig(**SMALL, conv_dim=[8] * 7)
 WHISPER = dataclasses.replace(
@@ -64,6 +65,15 @@ def test_a_graph_computes_what_pytorch_computes_alone_and_in_any_batch(exported:
             torch.testing.assert_close(output.keyword_scores[at], expected.keyword_scores[0], atol=1e-4, rtol=0)
             torch.testing.assert_close(output.speaker_embedding[at], expected.speaker_embedding[0], atol=1e-4, rtol=0)
         assert not batch.hidden_state[i, frames:].any()
+
+
+def test_an_exported_file_is_a_speaker_encoder_for_distillation(exported: tuple[JointModel, Path]) -> None:
+    model, encoder = exported[0], open_speaker_encoder(exported[1])
+    waves, lengths = [tone(1.3, seed=n)[:n] for n in SAMPLES], torch.tensor(SAMPLES)
+    found = encoder(pad_sequence(waves, batch_first=True), lengths)
+    for row, wave in enumerate(waves):
+        expected = model(wave[None], lengths[row : row + 1]).speaker_embedding[0]
+        torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=0)
 
 
 def test_a_file_has_complete_metadata_and_no_local_paths(exported: tuple[JointModel, Path]) -> None:

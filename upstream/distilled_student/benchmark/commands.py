@@ -64,21 +64,32 @@ class Bench:
         values = read_yaml(path) | ({"student": model.student} if model.student else {})
         for key, value in _in_data(values, self.data):
             set_key(values, key.split("."), value, str(path))
-        values |= {"teacher": self.weights(str(values.get("teacher"))), "output": str(self.student(run))}
+        values |= self._teachers(values) | {"output": str(self.student(run))}
         values |= {"seed": run.seed} if self.suite.distill == "seeds" else {}
         values |= {"steps": self.steps, "log_every": self.steps} if self.steps else {}
         return typed(DistillConfig, values, path, self.distil), path
 
+    def _teachers(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The keys of ``values`` that name teachers, with the folders of `weights`."""
+        if not values.get("teachers"):
+            return {"teacher": self.weights(str(values.get("teacher")))}
+        return {"teachers": [one | {"teacher": self.weights(str(one.get("teacher")))} for one in values["teachers"]]}
+
     def student_settings(self, run: Run) -> dict[str, Any]:
         """All settings that a student depends on, without the folders of data and teacher: these may move later."""
         config, _ = self.distillation(run)
-        settings = {key: value for key, value in settings_fixed_on_resume(config).items() if key != "data.paths"}
+        fixed, left_out = settings_fixed_on_resume(config), ("data.paths", "teachers")
+        settings = {key: value for key, value in fixed.items() if key not in left_out}
+        if config.teachers:
+            settings["teachers"] = [one | {"teacher": Path(one["teacher"]).name} for one in fixed["teachers"]]
         return settings | {"teacher": Path(config.teacher).name, "steps": config.steps}
 
     def distil_command(self, run: Run) -> list[str]:
         """Arguments of ``distilled-student`` for the distillation that a run starts from; they also resume it."""
         config, _ = self.distillation(run)
-        locations = {"teacher": config.teacher, "data.paths": config.data.paths, "output": config.output}
+        several = [vars(teacher) for teacher in config.teachers]
+        locations: dict[str, Any] = {"teachers": several} if several else {"teacher": config.teacher}
+        locations |= {"data.paths": config.data.paths, "output": config.output}
         pairs = [f"{key}={json.dumps(value)}" for key, value in locations.items()]
         pairs += [f"seed={config.seed}", f"steps={config.steps}"]
         pairs += [f"student={config.student}"] if self.suite.models[run.model].student else []

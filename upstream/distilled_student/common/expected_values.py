@@ -98,3 +98,6 @@ def check_containers(schema: Any, key: str, value: Any) -> None:
         raise ValueError(expected_value(schema, key, value))
     for name, inner in value.items() if isinstance(value, Mapping) and any(map(is_dataclass, groups)) else ():
         check_containers(schema, f"{key}.{name}", inner)
+    has_groups = get_origin(hint) is list and any(map(is_dataclass, get_args(hint)))
+    for number, inner in enumerate(value) if isinstance(value, list) and has_groups else ():
+        check_containers(schema, f"{key}[{number}]", inner)

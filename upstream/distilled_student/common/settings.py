@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -156,6 +157,7 @@ def typed(schema: type[T], values: Mapping[str, Any], where: str | Path, overrid
         check_keys(schema, values)
         for key, value in values.items():
             check_containers(schema, key, value)
+            _check_groups_of_list(schema, key, value, where)
         config = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values)))
         for pair in overrides:
             if "=" not in pair:
@@ -167,6 +169,7 @@ def typed(schema: type[T], values: Mapping[str, Any], where: str | Path, overrid
             except ValueError as error:
                 raise UserError(f"{pair}: the value is not YAML: {error}") from None
             check_containers(schema, at, given)
+            _check_groups_of_list(schema, at, given, where)
             OmegaConf.update(config, at, given, merge=True)
         given, at = {}, ""
         return OmegaConf.to_object(config)
@@ -174,6 +177,15 @@ def typed(schema: type[T], values: Mapping[str, Any], where: str | Path, overrid
         raise UserError(f"{where}: {_omegaconf_reason(error, schema, given, at)}") from None
     except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def _check_groups_of_list(schema: Any, key: str, value: Any, where: str | Path) -> None:
+    """Raise UserError for a wrong group in a list of groups. OmegaConf's own message would not name the group."""
+    hint = get_type_hints(schema).get(key)
+    kind = next(iter(get_args(hint)), None) if isinstance(value, list) else None
+    for number, group in enumerate(value) if is_dataclass(kind) else ():
+        if "${" not in str(group):  # a reference to a key outside of the group
+            typed(kind, group, f"{where}: {key}[{number}]")
 
 
 def _omegaconf_reason(error: OmegaConfBaseException, schema: Any, given: Any, at: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from distilled_student.common.errors import closest
 
@@ -46,6 +46,10 @@ def _check_group(schema: Any, group: Any, values: Mapping[str, Any], prefix: str
             raise ValueError(f"{prefix}{key}: no such key{suggestion}")
         if is_dataclass(types[key]) and isinstance(value, Mapping):
             _check_group(schema, types[key], value, f"{prefix}{key}.")
+        if isinstance(value, list) and is_dataclass(item := next(iter(get_args(types[key])), None)):
+            for number, inner in enumerate(value):
+                if isinstance(inner, Mapping):
+                    _check_group(schema, item, inner, f"{prefix}{key}[{number}].")
 
 
 def check_override(schema: Any, key: str) -> None:

@@ -8,15 +8,53 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import typed
 from distilled_student.distillation.data.config import DataConfig
 from distilled_student.student.config import StudentConfig, named_size
 
+UTTERANCE = "utterance"  # targets of a teacher: the embeddings of utterances
+PAPER_LAYERS = (4, 8, 12)
+
+
+@dataclass
+class TeacherConfig:
+    """One teacher of several.
+
+    Attributes:
+        teacher: As ``teacher`` of the config, or a speaker encoder: ``resemblyzer`` (GE2E with the weights in that
+            package), a ``.pt`` file of the same format, a ``...ForXVector`` folder or hub name of `transformers`, or an
+            ``.onnx`` file that maps waveforms to an embedding.
+        targets: The layers whose hidden states the student predicts, counted from 1, or ``utterance``: the speaker
+            encoder's embedding of the whole utterance, scaled to a root mean square of 1.
+        weight: What its loss is multiplied by.
+    """
+
+    teacher: str
+    targets: Any
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        layers = self.targets if isinstance(self.targets, list) else []
+        are_layers = bool(layers) and all(type(layer) is int and layer > 0 for layer in layers)
+        if self.targets != UTTERANCE and not are_layers:
+            raise ValueError(f"targets: '{self.targets}' is neither layers, as [4, 8], nor {UTTERANCE}")
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"weight: needs a positive number, not {self.weight}")
+
+    @property
+    def embeds_utterances(self) -> bool:
+        """Whether the targets are embeddings of utterances, not hidden states of layers."""
+        return self.targets == UTTERANCE
+
 
 @dataclass
 class DistillConfig:
     """One distillation run.
+
+    More than one teacher is ours: the paper has one.
 
     Attributes:
         teacher: ``shipped`` (the small teacher of this package), a folder or file with a checkpoint, the name of an
@@ -26,6 +64,9 @@ class DistillConfig:
         targets: The teacher's layers whose hidden states the student predicts, counted from 1.
         student: The name of a size, or a group of keys, which have a table of their own. ``targets`` and
             ``target_size`` of that group are not used: the keys above and the teacher determine them.
+        teachers: Several teachers, instead of ``teacher`` and ``targets``; their keys have a table of their own. The
+            first one needs layers: the student's prediction layers predict them, and ``initialize`` copies from it.
+            Every other one has a head that is trained with the student and not saved with it.
         initialize: Copy the teacher's front end and first layers into the student where they are of the same kind. The
             log and the model card say what was copied, what not, and why.
         steps: Number of training steps.
@@ -63,11 +104,12 @@ class DistillConfig:
         description: A sentence for the model card.
     """
 
-    teacher: str
-    output: str
-    data: DataConfig
-    targets: list[int] = field(default_factory=lambda: [4, 8, 12])
+    teacher: str = ""
+    output: str = MISSING
+    data: DataConfig = MISSING
+    targets: list[int] = field(default_factory=lambda: list(PAPER_LAYERS))
     student: Any = "paper"
+    teachers: list[TeacherConfig] = field(default_factory=list)
     initialize: bool = True
     steps: int = 200_000
     learning_rate: float = 2.0e-4
@@ -94,6 +136,10 @@ class DistillConfig:
     description: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("output", "data"):
+            if getattr(self, name) == MISSING:
+                raise ValueError(f"{name}: missing")
+        self._check_teachers()
         intervals = ("log_every", "save_every", "held_out_every")
         for name in ("steps", "learning_rate", "eps", "clip", *intervals, "keep", "max_skipped"):
             if not 0 < getattr(self, name) < math.inf:  # false for NaN too
@@ -118,6 +164,23 @@ class DistillConfig:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(known)}")
+
+    def _check_teachers(self) -> None:
+        """Check ``teachers``; ``teacher`` and ``targets`` become those of the first of them."""
+        if not self.teachers:
+            if not self.teacher:
+                raise ValueError("teacher: missing")
+            return
+        first = self.teachers[0]
+        if first.embeds_utterances:
+            raise ValueError("teachers: the first one needs layers as targets, for the student's prediction layers")
+        if self.teacher not in ("", first.teacher) or self.targets not in (list(PAPER_LAYERS), first.targets):
+            raise ValueError("teachers: give either teachers, or teacher and targets")
+        self.teacher, self.targets = first.teacher, first.targets
+
+    def all_teachers(self) -> list[TeacherConfig]:
+        """The teachers; one for the short form, ``teacher`` and ``targets``."""
+        return self.teachers or [TeacherConfig(self.teacher, self.targets)]
 
 
 def student_config_for(

@@ -11,7 +11,7 @@ from distilled_student.common.errors import UserError
 from distilled_student.distillation.config import DistillConfig, student_config_for
 from distilled_student.distillation.data.config import MANIFESTS, TARS
 from distilled_student.host.s3prl_names import upstream_names
-from distilled_student.teachers.early_checks import check_teacher
+from distilled_student.teachers.early_checks import check_speaker_encoder, check_teacher
 
 
 def check_output(output: Path, where: str | Path) -> None:
@@ -36,13 +36,24 @@ def check_settings(config: DistillConfig, where: str | Path) -> None:
     for name in config.data.paths:
         _check_data(name, f"{where}: data.paths")
     student_config_for(config, target_size=1, where=where)  # raises for an unknown size or a wrong field
-    layers = check_teacher(config.teacher, f"{where}: teacher", upstream_names())
-    wrong = not config.targets or min(config.targets) < 1 or (layers is not None and max(config.targets) > layers)
-    if wrong:
-        known = "layers, counted from 1" if layers is None else f"layers 1 to {layers}"
-        raise UserError(f"{where}: targets: {config.targets}: the teacher has {known}")
+    if not config.teachers:
+        _check_layers(config.teacher, config.targets, f"{where}: ")
+    for number, teacher in enumerate(config.teachers):
+        key = f"{where}: teachers[{number}]."
+        if teacher.embeds_utterances:
+            check_speaker_encoder(teacher.teacher, f"{key}teacher")
+        else:
+            _check_layers(teacher.teacher, teacher.targets, key)
     check_output_folder(f"{where}: output:", Path(config.output))
     check_output_folder(f"{where}: cache:", Path(config.cache) if config.cache else None)
+
+
+def _check_layers(teacher: str, targets: list[int], where: str) -> None:
+    """A teacher of hidden states and its layers; ``where`` is what the keys of messages follow."""
+    layers = check_teacher(teacher, f"{where}teacher", upstream_names())
+    if not targets or min(targets) < 1 or (layers is not None and max(targets) > layers):
+        known = "layers, counted from 1" if layers is None else f"layers 1 to {layers}"
+        raise UserError(f"{where}targets: {targets}: the teacher has {known}")
 
 
 def _check_data(name: str, where: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class HeldOutLoss(NamedTuple):
-    """Means over all valid frames: the paper's ``loss``, and its parts for each target layer, ``(targets,)``."""
+    """Means over all valid frames: the ``loss``, and its parts for each target of all teachers, ``(targets,)``.
+
+    The loss is the weighted sum over the teachers. For a speaker encoder an utterance is one frame.
+    """
 
     loss: float
     l1: Tensor
@@ -59,11 +62,11 @@ class HeldOut:
         return CutSet.from_cuts(kept)
 
     def batches(
-        self, rank: int = 0, world: int = 1, find_targets: Callable[[Tensor], Tensor | None] | None = None
+        self, rank: int = 0, world: int = 1, find_targets: Callable[[Tensor], Sequence[Tensor | None]] | None = None
     ) -> Iterator[Batch]:
         """The batches of process ``rank`` of ``world``, the same at every call.
 
-        ``find_targets``: returns the cached targets of a waveform, or None.
+        ``find_targets``: returns the cached targets of a waveform for each teacher.
         """
         by_length = CutSet.from_cuts(sorted(self.cuts, key=lambda cut: (cut.duration, cut.id)))
         sampler = make_sampler(by_length, 1, max_duration=self.config.batch_seconds, rank=0, world_size=1)
@@ -80,20 +83,22 @@ class HeldOut:
             UserError: no file can be read.
         """
         model = run.accelerator.unwrap_model(run.model)
-        was_training, targets = model.training, len(run.config.targets)
+        was_training, counts = model.training, [source.teacher.target_count for source in run.sources]
         model.eval()
-        sums = torch.zeros(2 * targets + 1, dtype=torch.float64, device=run.accelerator.device)
+        sums = torch.zeros(sum(2 * count + 1 for count in counts), dtype=torch.float64, device=run.accelerator.device)
         rank, world = run.accelerator.process_index, run.accelerator.num_processes
-        for batch in self.batches(rank, world, run.cache.read if run.cache else None):
+        for batch in self.batches(rank, world, run.find_targets):
             if len(batch.lengths):
-                parts = run.loss_parts(batch, model)
-                sums += torch.cat([parts.l1, parts.cosine, parts.frames[None].to(parts.l1.dtype)])
+                found = run.loss_parts(batch, model)
+                sums += torch.cat([t for p in found for t in (p.l1, p.cosine, p.frames[None].to(p.l1.dtype))])
         model.train(was_training)
         sums = sum_over_processes(sums).cpu()
         if sums[-1] == 0:
             raise UserError(f"{run.where}: data.held_out: {', '.join(self.config.held_out)}: no file could be read")
-        means = sums[:-1] / sums[-1]
-        return HeldOutLoss(float(means.sum()), means[:targets], means[targets:])
+        means = [part[:-1] / part[-1] for part in sums.split([2 * count + 1 for count in counts])]
+        loss = sum(source.weight * float(mean.sum()) for source, mean in zip(run.sources, means, strict=True))
+        l1, cosine = zip(*(mean.chunk(2) for mean in means), strict=True)
+        return HeldOutLoss(loss, torch.cat(l1), torch.cat(cosine))
 
 
 def _file(cut: Cut) -> str:

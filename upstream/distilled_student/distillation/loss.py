@@ -37,7 +37,7 @@ def distillation_loss(predictions: Tensor, targets: Tensor, lengths: Tensor) -> 
     """
     wide = torch.promote_types(predictions.dtype, torch.float32)  # in half precision small differences would be lost
     predictions, targets = predictions.to(wide), targets.to(wide)
-    valid = frame_mask(lengths, predictions.shape[2])[:, None, :]
+    valid = frame_mask(lengths, predictions.shape[2], predictions.device)[:, None, :]
     l1 = (predictions - targets).abs().mean(dim=3)
     cosine = -F.logsigmoid(F.cosine_similarity(predictions, targets, dim=3))
     keep = valid.to(l1.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from distilled_student.teachers.open import shipped_teacher
 
 if TYPE_CHECKING:
     from distilled_student.distillation.config import DistillConfig
+    from distilled_student.distillation.throughput import TeacherCost
 
 
 def _curve_table(curve: list[list[float]], rows: int = 12) -> str:
@@ -30,7 +32,39 @@ def _initialized(initialization: Initialization) -> str:
     return initialization.describe() if initialization.refused or initialization.copied else "nothing (random weights)"
 
 
+def _summed(config: DistillConfig) -> str:
+    return "weighted sum over the targets of all teachers" if len(config.teachers) > 1 else "sum over target layers"
+
+
+def _name(teacher: str) -> str:
+    return os.path.basename(os.path.normpath(teacher))
+
+
+def _teacher_rows(config: DistillConfig, costs: Sequence[TeacherCost]) -> str:
+    """For each teacher a row with its name and targets, and one with its cost if that was measured."""
+    rows, teachers = [], config.all_teachers()
+    for number, teacher in enumerate(teachers):
+        label = f"teacher {number + 1}" if len(teachers) > 1 else "teacher"
+        layers = "embedding" if teacher.embeds_utterances else f"layers {', '.join(map(str, teacher.targets))}"
+        weight = f", weight {teacher.weight:g}" if len(teachers) > 1 else ""
+        rows.append(f"| {label} | {escape_markdown(_name(teacher.teacher))}, {layers}{weight} |\n")
+        if number < len(costs):
+            cost = costs[number]
+            macs = "" if cost.macs is None else f"{cost.macs / 1e6:.0f} M multiply-accumulates and "
+            work = f"{macs}{cost.seconds:.2g} s of work per second of audio, in this run"
+            which = label if len(teachers) > 1 else "the teacher"
+            rows.append(f"| cost of {which} | {cost.parameters / 1e6:.2f} M parameters; {work} |\n")
+    return "".join(rows)
+
+
+def _licences(config: DistillConfig) -> str:
+    """A sentence about the licence of each teacher."""
+    return "; ".join(_licence(teacher.teacher, _name(teacher.teacher)) for teacher in config.all_teachers())
+
+
 def _licence(teacher: str, name: str) -> str:
+    if teacher == "resemblyzer":
+        return "Apache-2.0 (resemblyzer)"
     if teacher in ("shipped", "teacher"):
         return licence_of("the teacher that ships with distilled-student", shipped_teacher())
     return licence_of(name, Path(teacher))
@@ -45,6 +79,7 @@ def write_card(
     corpus: str,
     initialization: Initialization,
     held_out: tuple[float, float, float] | None = None,
+    costs: Sequence[TeacherCost] = (),
 ) -> None:
     """Write ``README.md`` into the student folder.
 
@@ -54,6 +89,7 @@ def write_card(
         corpus: Names and size of the corpus that was used, in words.
         initialization: What was copied from the teacher.
         held_out: The step of the student's weights, their loss on held-out audio, and the seconds of that audio.
+        costs: Of each teacher.
     """
     prediction = parameters(student.predictions) if student.predictions is not None else 0
     kept = parameters(student) - prediction
@@ -68,7 +104,6 @@ def write_card(
         step, loss, seconds = held_out
         row = f"{loss:.4f} on {seconds / 3600:.2f} hours, the lowest: of step {int(step)}"
         held_out_row = f"| held-out loss per frame | {row} |\n"
-    name = os.path.basename(os.path.normpath(config.teacher))
     text = f"""# Distilled speech student
 
 {escape_markdown(config.description) or "A student distilled with distilled-student."}
@@ -77,16 +112,15 @@ What follows is measured or taken from the settings of this run.
 
 | | |
 |---|---|
-| teacher | {escape_markdown(name)}, layers {", ".join(map(str, config.targets))} |
-| initialised from the teacher | {escape_markdown(_initialized(initialization))} |
+{_teacher_rows(config, costs)}| initialised from the teacher | {escape_markdown(_initialized(initialization))} |
 | data | {escape_markdown(corpus)}; trained on {audio_seconds / 3600:.2f} hours of audio in {int(curve[-1][0])} steps |
 {held_out_row}| parameters | {kept / 1e6:.2f} M + {prediction / 1e6:.2f} M in the prediction layers |
 | multiply-accumulates | {macs / 1e6:.0f} M per second of audio, prediction layers included |
 | front end | {student.config.frontend}, one frame every {student.config.frame_shift / 16:g} ms |
 | optimiser | AdamW, learning rate {learning_rate}, {config.warmup:.0%} warm-up, seed {config.seed} |
-| licence | {escape_markdown(_licence(config.teacher, name))}; the licences of the data apply too |
+| licence | {escape_markdown(_licences(config))}; the licences of the data apply too |
 
-Loss per valid frame (sum over target layers of L1 and -log sigmoid(cosine)):
+Loss per valid frame ({_summed(config)} of L1 and -log sigmoid(cosine)):
 
 | step | loss |
 |---|---|

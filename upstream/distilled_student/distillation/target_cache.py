@@ -16,7 +16,7 @@ from torch import Tensor
 from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.common.errors import UserError
 from distilled_student.distillation.data.cuts import Batch
-from distilled_student.distillation.targets import Teacher
+from distilled_student.distillation.targets import Teacher, UtteranceTeacher
 
 log = logging.getLogger(__name__)
 TENSOR, CHECKSUM = "targets", "sha256"  # keys of a file: its tensor, and the checksum in its metadata
@@ -41,14 +41,18 @@ class TargetCache:
     def __init__(self, folder: str | Path, fingerprint: str, where: str = "cache") -> None:
         self.where, self.folder = where, Path(folder) / f"{VERSION}-{fingerprint[:32]}"
 
-    def reserve(self, seconds: float, teacher: Teacher) -> None:
+    def reserve(self, seconds: float, teacher: Teacher | UtteranceTeacher, utterances: int = 0) -> None:
         """Log how large the cache of ``seconds`` of audio will be, and check that the disk has enough space.
+
+        Args:
+            utterances: Their number; a speaker encoder has one frame of each.
 
         Raises:
             UserError: the folder cannot be written, or its disk has too little space.
         """
-        features, frames = teacher.encoder.hidden_size, seconds * SAMPLE_RATE / teacher.encoder.frame_shift
-        size = int(frames * features * len(teacher.layers) * torch.float16.itemsize)
+        is_of_utterances = isinstance(teacher, UtteranceTeacher)
+        frames = utterances if is_of_utterances else seconds * SAMPLE_RATE / teacher.encoder.frame_shift
+        size = int(frames * teacher.features * teacher.target_count * torch.float16.itemsize)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             stored = sum(file.stat().st_size for file in self.folder.glob("*/*.safetensors"))
@@ -92,7 +96,7 @@ class TargetCache:
             raise UserError(f"{self.where}: {file}: cannot be written ({error.strerror})") from None
         return half
 
-    def targets(self, batch: Batch, waveforms: Tensor, teacher: Teacher) -> tuple[Tensor, Tensor]:
+    def targets(self, batch: Batch, waveforms: Tensor, teacher: Teacher | UtteranceTeacher) -> tuple[Tensor, Tensor]:
         """The result of ``teacher(waveforms, batch.lengths)`` in half precision.
 
         The teacher encodes only the utterances without cached targets, and these are then stored.
@@ -107,7 +111,7 @@ class TargetCache:
             for row, targets, count in zip(uncached, states, frames.tolist(), strict=True):
                 found[row] = self.write(batch.waveforms[row, : batch.lengths[row]], targets[:, :count])
         frames = torch.tensor([targets.shape[1] for targets in found])
-        padded = found[0].new_zeros(len(found), len(teacher.layers), int(frames.max()), teacher.encoder.hidden_size)
+        padded = found[0].new_zeros(len(found), teacher.target_count, int(frames.max()), teacher.features)
         for row, targets in enumerate(found):
             padded[row, :, : targets.shape[1]] = targets
         return padded.to(waveforms.device, non_blocking=True), frames

@@ -1,4 +1,4 @@
-"""The targets of distillation: hidden states of a frozen teacher, at the student's frame rate."""
+"""The targets of distillation: a frozen teacher's hidden states, at the student's frame rate, or its embeddings."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import hashlib
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_student.common.errors import UserError
 from distilled_student.student.lengths import conv_lengths
+from distilled_student.teachers.speaker_encoder import SpeakerEncoder
 
 HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,6 +33,7 @@ class Teacher(nn.Module):
         if not layers or max(layers) > encoder.num_layers or min(layers) < 1:
             raise UserError(f"targets: {list(layers)}: the teacher has layers 1 to {encoder.num_layers}")
         self.encoder, self.layers, self.precision = encoder, list(layers), precision
+        self.target_count, self.features = len(self.layers), encoder.hidden_size
         encoder.keep_layers(max(layers))
         self.requires_grad_(False)
         self.eval()
@@ -55,6 +58,44 @@ class Teacher(nn.Module):
             digest.update(name.encode())
             digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+class UtteranceTeacher(nn.Module):
+    """A frozen speaker encoder with the interface of `Teacher`: an embedding is one target of one frame.
+
+    Speaker encoders are compared by the directions of their embeddings, and their lengths differ: each embedding is
+    scaled to a root mean square of 1, so that the L1 distance means the same for all of them.
+
+    Args:
+        encoder: See `open_speaker_encoder`.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` for the matrix products.
+    """
+
+    def __init__(self, encoder: SpeakerEncoder, precision: str = "fp32") -> None:
+        super().__init__()
+        self.encoder, self.precision = encoder, precision
+        self.target_count, self.features = 1, encoder.embedding_size
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> UtteranceTeacher:
+        """Stay in eval mode, as `Teacher.train`."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``(batch, samples)`` at 16 kHz -> embeddings ``(batch, 1, 1, features)``, lengths of 1."""
+        half = HALF_PRECISIONS.get(self.precision)
+        with torch.autocast(waveforms.device.type, half, enabled=half is not None):
+            embeddings = self.encoder(waveforms, lengths).float()
+        scaled = F.normalize(embeddings, dim=1) * self.features**0.5
+        return scaled[:, None, None], torch.ones(len(waveforms), dtype=torch.long)
+
+    def fingerprint(self) -> str:
+        """A hash of all that the targets depend on except the audio."""
+        weights = self.encoder.fingerprint()["sha256"]
+        described = repr((self.encoder, self.encoder.settings(), weights, self.precision))
+        return hashlib.sha256(described.encode()).hexdigest()
 
 
 def check_frame_shifts(shift: int, student_shift: int) -> None:

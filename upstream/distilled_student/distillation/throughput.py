@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from distilled_student.distillation.targets import HALF_PRECISIONS, Teacher
+from distilled_student.distillation.targets import HALF_PRECISIONS, Teacher, UtteranceTeacher
 from distilled_student.host.upstreams import StudentUpstream
-from distilled_student.student.cost import macs_per_second, peak_flops
+from distilled_student.student.cost import macs_per_second, parameters, peak_flops, real_time_factor
 from distilled_student.student.network import Student
 
 
 class _TeacherUpstream(nn.Module):
-    """A teacher with the interface that `macs_per_second` calls: a list of waveforms."""
+    """A teacher with the interface that `macs_per_second` and `real_time_factor` call: a list of waveforms."""
 
-    def __init__(self, teacher: Teacher) -> None:
+    def __init__(self, teacher: Teacher | UtteranceTeacher) -> None:
         super().__init__()
         self.teacher = teacher
 
     def forward(self, wavs: list[Tensor]) -> tuple[Tensor, Tensor]:
         return self.teacher(torch.stack(wavs))
+
+
+class TeacherCost(NamedTuple):
+    """Parameters; multiply-accumulates (None if unknown) and seconds of work for a second of audio."""
+
+    parameters: int
+    macs: int | None
+    seconds: float
+
+
+def teacher_cost(teacher: Teacher | UtteranceTeacher) -> TeacherCost:
+    """The cost of the layers that a teacher computes, measured on its device on two seconds of audio."""
+    encoder, upstream = teacher.encoder, _TeacherUpstream(teacher)
+    is_speaker_encoder = isinstance(teacher, UtteranceTeacher)
+    count = encoder.parameter_count() if is_speaker_encoder else parameters(encoder)
+    return TeacherCost(count, _macs(teacher), real_time_factor(upstream, seconds=2.0, repeats=3))
+
+
+def _macs(teacher: Teacher | UtteranceTeacher) -> int | None:
+    """Multiply-accumulates for a second of audio; None if they cannot be counted."""
+    if isinstance(teacher, UtteranceTeacher):
+        return teacher.encoder.macs_per_second()
+    return macs_per_second(_TeacherUpstream(teacher))
 
 
 class Throughput(NamedTuple):
@@ -39,7 +63,7 @@ class Workload:
 
     Attributes:
         student: FLOPs per second of audio: the forward pass, and the backward pass, which counts twice.
-        teacher: FLOPs per second of audio of the forward pass.
+        teacher: FLOPs per second of audio of the forward pass of all teachers; those that cannot be counted are 0.
         student_peak, teacher_peak: FLOP/s of the fastest matrix product in the precision of each.
 
     Counted on one second of audio: longer utterances need a few per cent more, for attention.
@@ -62,17 +86,17 @@ class Workload:
         return Throughput(student_seconds / elapsed, (student + teacher) / elapsed, share)
 
 
-def measure_workload(student: Student, teacher: Teacher, precision: str, device: torch.device) -> Workload:
-    """Count the operations of both models and measure the device's peak. Takes less than a second.
+def measure_workload(
+    student: Student, teachers: Sequence[Teacher | UtteranceTeacher], precision: str, device: torch.device
+) -> Workload:
+    """Count the operations of all models and measure the device's peak. Takes less than a second.
 
-    ``precision``: the student's, as in `DistillConfig`.
+    ``precision``: the student's, as in `DistillConfig`; the teachers have one precision.
     """
-    dtypes = [HALF_PRECISIONS.get(name, torch.float32) for name in (precision, teacher.precision)]
+    dtypes = [HALF_PRECISIONS.get(name, torch.float32) for name in (precision, teachers[0].precision)]
     peaks = {dtype: peak_flops(device, dtype) for dtype in dict.fromkeys(dtypes)}
     with torch.compiler.set_stance("force_eager"):  # operations of compiled layers cannot be counted
-        student_macs, teacher_macs = (
-            macs_per_second(StudentUpstream(student)),
-            macs_per_second(_TeacherUpstream(teacher)),
-        )
+        student_macs = macs_per_second(StudentUpstream(student))
+        teacher_macs = sum(_macs(teacher) or 0 for teacher in teachers)
     # one multiply-accumulate is two FLOPs; the backward pass costs two forward passes
     return Workload(6.0 * student_macs, 2.0 * teacher_macs, *(peaks[dtype] for dtype in dtypes))

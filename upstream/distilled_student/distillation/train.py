@@ -10,7 +10,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lhotse import CutSet
@@ -35,7 +35,7 @@ from distilled_student.distillation.data.shards import open_units
 from distilled_student.distillation.early_checks import check_output
 from distilled_student.distillation.held_out import HeldOut, HeldOutLoss
 from distilled_student.distillation.model_card import write_card
-from distilled_student.distillation.throughput import Throughput, measure_workload
+from distilled_student.distillation.throughput import Throughput, measure_workload, teacher_cost
 from distilled_student.distillation.trainer import Distillation
 
 log = logging.getLogger(__name__)
@@ -92,12 +92,15 @@ def _distill(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles, held
         hours = f"{data['train']['seconds'] / 3600:.2f} hours of unlabelled audio"
         corpus = f"{names}: {len(cuts):,} utterances, {hours}"
         log.info("%d utterances, %s; %d files skipped", len(cuts), hours, len(skipped))
-        if run.cache:
-            run.cache.reserve(data["train"]["seconds"], run.teacher)
+        for source in run.sources:
+            if source.cache:
+                source.cache.reserve(data["train"]["seconds"], source.teacher, len(cuts))
     if run.resume() and run.state.step >= config.steps and main:
         more = f"for more steps set steps, now {config.steps}"
         log.info("%s: finished: all %d steps are trained; %s", output, run.state.step, more)
-    models: dict[str, Any] = {"teacher": run.teacher_provenance}
+    models: dict[str, Any] = {
+        f"teacher {number + 1}" if number else "teacher": source.provenance for number, source in enumerate(run.sources)
+    }
     if main:
         write_provenance(output, asdict(config), config.seed, data, models=models)
     interruption = Interruption()
@@ -105,12 +108,11 @@ def _distill(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles, held
         train(run, cuts, skipped, interruption, held_out)
     run.load_best()
     if main:
-        student = run.accelerator.unwrap_model(run.model)
-        state = run.state
+        student, state = run.student, run.state
         measured = None if held_out is None or state.best is None else (*state.best, held_out.seconds)
-        write_card(
-            output, student.eval(), config, state.curve, state.audio_seconds, corpus, run.initialization, measured
-        )
+        costs = [teacher_cost(teacher) for teacher in run.teachers]
+        trained = (state.curve, state.audio_seconds, corpus, run.initialization)
+        write_card(output, student.eval(), config, *trained, measured, costs)
         save_student(student, output, getattr(torch, config.weights))
         initialization = {"taken": list(run.initialization.copied), "not taken": run.initialization.refused}
         models["student"] = {
@@ -162,7 +164,7 @@ def train(
     main, device = run.accelerator.is_main_process, run.accelerator.device
     writer = SummaryWriter(str(run.output / "tensorboard")) if main else None
     run.model.train()
-    workload = measure_workload(run.student, run.teacher, config.precision, device)
+    workload = measure_workload(run.student, run.teachers, config.precision, device)
     batches, interval = run.batches(cuts), _Interval()
     # without a terminal the log lines below show the progress
     with Progress(config.steps, "distilling", state.step, shown=main, lines=False) as progress:
@@ -210,13 +212,38 @@ def _report_held_out(run: Distillation, found: HeldOutLoss, writer: SummaryWrite
     if writer is None:
         return
     step, best = run.state.step, run.state.best
-    layers = zip(run.config.targets, found.l1.tolist(), found.cosine.tolist(), strict=True)
-    parts = "  ".join(f"layer {layer} L1 {l1:.4f} cos {cosine:.4f}" for layer, l1, cosine in layers)
+    parts = "  ".join(_in_words(loss, len(run.sources) > 1) for loss in _by_teacher(run, found.l1, found.cosine))
     standing = (
         "the lowest so far" if best and best[0] == step else f"the lowest was at step {int(best[0]) if best else 0}"
     )
     log.info(f"step {step}: held-out loss {found.loss:.4f}, {standing}  {parts}")
     writer.add_scalar("held_out/loss", found.loss, step)
+    for teacher in _by_teacher(run, found.l1, found.cosine) if len(run.sources) > 1 else ():
+        writer.add_scalar(f"held_out/{teacher.name}/loss", teacher.loss, step)
+
+
+class _TeacherLoss(NamedTuple):
+    """A teacher's name, its loss without the weight, and its targets with their L1 and cosine parts."""
+
+    name: str
+    loss: float
+    targets: list[tuple[str, float, float]]
+
+
+def _by_teacher(run: Distillation, l1: Tensor, cosine: Tensor) -> list[_TeacherLoss]:
+    """The parts of the loss, ``(targets,)`` of all teachers, for each teacher."""
+    counts = [source.teacher.target_count for source in run.sources]
+    losses = []
+    for source, own_l1, own_cosine in zip(run.sources, l1.split(counts), cosine.split(counts), strict=True):
+        targets = list(zip(source.target_names, own_l1.tolist(), own_cosine.tolist(), strict=True))
+        losses.append(_TeacherLoss(source.name, float(own_l1.sum() + own_cosine.sum()), targets))
+    return losses
+
+
+def _in_words(teacher: _TeacherLoss, with_name: bool) -> str:
+    """A teacher's loss for a log line."""
+    parts = "  ".join(f"{target} L1 {l1:.4f} cos {cosine:.4f}" for target, l1, cosine in teacher.targets)
+    return f"{teacher.name} {teacher.loss:.4f} ({parts})" if with_name else parts
 
 
 def _means(sums: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -240,17 +267,21 @@ def _report(
     state.curve.append([state.step, loss])
     if writer is None:  # not the main process
         return
-    layers = list(zip(config.targets, meters["l1"].tolist(), meters["cosine"].tolist(), strict=True))
-    parts = "  ".join(f"layer {layer} L1 {l1:.4f} cos {cosine:.4f}" for layer, l1, cosine in layers)
+    teachers, has_several = _by_teacher(run, meters["l1"], meters["cosine"]), len(run.sources) > 1
+    parts = "  ".join(_in_words(teacher, has_several) for teacher in teachers)
     log.info(
         f"step {state.step}/{config.steps}  loss {loss:.4f}  {parts}  |g| {norm:.2f}  "
         f"{throughput.audio:.0f} s audio/s  {throughput.flops / 1e12:.3f} TFLOP/s "
         f"({throughput.share:.0%} of peak)  ETA {int(seconds_left // 60)}:{int(seconds_left % 60):02d}"
     )
     writer.add_scalar("loss", loss, state.step)
-    for layer, l1, cosine in layers:
-        writer.add_scalar(f"layer-{layer}/l1", l1, state.step)
-        writer.add_scalar(f"layer-{layer}/cosine", cosine, state.step)
+    for teacher in teachers:
+        if has_several:
+            writer.add_scalar(f"{teacher.name}/loss", teacher.loss, state.step)
+        for target, l1, cosine in teacher.targets:
+            tag = (f"{teacher.name}/" if has_several else "") + target.replace(" ", "-")
+            writer.add_scalar(f"{tag}/l1", l1, state.step)
+            writer.add_scalar(f"{tag}/cosine", cosine, state.step)
     writer.add_scalar("gradient_norm", norm, state.step)
     writer.add_scalar("learning_rate", run.scheduler.get_last_lr()[0], state.step)
     writer.add_scalar("audio_seconds_per_second", throughput.audio, state.step)

@@ -1,4 +1,4 @@
-"""One distillation run: teacher, student, optimiser and position in the data; the training step; its checkpoints."""
+"""One distillation run: teachers, student, optimiser and position in the data; the training step; its checkpoints."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,22 @@ from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.files import newest_undamaged, read_torch, save_torch
 from distilled_student.common.processes import start_workers, sum_over_processes
-from distilled_student.common.provenance import weights_fingerprint
 from distilled_student.common.random_states import random_states, seed_all, set_random_states
 from distilled_student.common.settings import changes
 from distilled_student.distillation.config import DistillConfig, settings_fixed_on_resume, student_config_for
 from distilled_student.distillation.data.cuts import Batch, make_loader
 from distilled_student.distillation.data.shards import Unit
 from distilled_student.distillation.data.stream import make_stream
+from distilled_student.distillation.heads import LayersHead, StudentWithHeads, UtteranceHead
 from distilled_student.distillation.held_out import HeldOut, HeldOutLoss
 from distilled_student.distillation.initialize import Initialization, initialize
 from distilled_student.distillation.loss import LossParts, distillation_loss
 from distilled_student.distillation.optimizer import make_optimizer, make_scheduler
 from distilled_student.distillation.target_cache import TargetCache
-from distilled_student.distillation.targets import Teacher, align, check_frame_shifts
+from distilled_student.distillation.target_source import TargetSource, open_encoder, read_cached, short_names
+from distilled_student.distillation.targets import Teacher, UtteranceTeacher
 from distilled_student.student.cost import has_fast_bf16
 from distilled_student.student.network import Student
-from distilled_student.teachers.encoders import Encoder
-from distilled_student.teachers.open import open_teacher
 
 log = logging.getLogger(__name__)
 TEACHER_WEIGHTS = "sha256 of the teacher's weights"  # a key of the settings in a checkpoint
@@ -64,7 +64,12 @@ class TrainingState:
 
 
 class Distillation:
-    """One run: teacher, student, optimiser and their position in the data.
+    """One run: teachers, student, optimiser and their position in the data.
+
+    Attributes:
+        student: The student.
+        model: What is trained, `StudentWithHeads`, prepared by accelerate.
+        sources: The teachers, in the order of their heads.
 
     Args:
         config: The run's settings.
@@ -94,25 +99,24 @@ class Distillation:
         np.random.seed(config.seed)
         torch.manual_seed(config.seed)
         self._open_models()
-        for part in (part for model in (self.student, self.teacher) for part in model.modules()):
+        for part in (part for model in (self.student, *self.teachers) for part in model.modules()):
             if isinstance(part, Student):
-                part.checks_range = (
-                    False  # the samples were checked when they were read; this check would wait for a GPU
-                )
-        self.cache: TargetCache | None = None
-        if config.cache:
-            self.cache = TargetCache(config.cache, self.teacher.fingerprint(), f"{where}: cache")
+                part.checks_range = False  # the samples were checked when they were read; this check waits for a GPU
+        caches = [source.cache for source in self.sources if source.cache is not None]
+        self.find_targets = partial(read_cached, caches) if caches else None
 
         self.state = TrainingState()
         if config.front_end_gradient != 1:
             for parameter in self.student.frontend.parameters():
                 parameter.register_hook(lambda gradient: gradient * config.front_end_gradient)
-        optimizer = make_optimizer(self.student, self.initialization.names, config)
+        whole = StudentWithHeads(self.student, self._make_heads())
+        self.heads = whole.heads
+        optimizer = make_optimizer(whole, self.initialization.names, config)
         self.scheduler = make_scheduler(optimizer, config)
         if config.compile:
             for layer in self.student.layers:  # the rest of the student depends on the lengths
                 layer.compile(dynamic=True)
-        self.model, self.optimizer = self.accelerator.prepare(self.student, optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(whole, optimizer)
         self.output = Path(config.output)
         # position of the last used batch (pass, unit, chunk, batch) of each process and each of its streams
         self.stream_positions = torch.full((self.accelerator.num_processes, config.data.streams, 4), -1, device=device)
@@ -124,30 +128,44 @@ class Distillation:
         self._reseed()
 
     def _open_models(self) -> None:
-        """Open the teacher and initialise the student."""
-        config, where = self.config, self.where
-        try:
-            encoder = open_teacher(config.teacher)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-        # before the teacher's last layers are deleted
-        self.teacher_provenance = {"name": config.teacher, "revision": encoder.revision, **weights_fingerprint(encoder)}
-        self.student = Student(student_config_for(config, encoder.hidden_size, where, encoder.normalization()))
-        self.initialization = initialize(self.student, encoder) if config.initialize else Initialization()
-        try:
-            check_frame_shifts(encoder.frame_shift, self.student.config.frame_shift)
-            self.offset = self._offset(encoder)
-            self.teacher = Teacher(encoder, config.targets, config.teacher_precision).to(self.accelerator.device)
-        except (ValueError, UserError) as error:
-            raise UserError(f"{where}: {error}") from None
+        """Open the teachers and initialise the student from the first one."""
+        config, where, teachers = self.config, self.where, self.config.all_teachers()
+        self.sources: list[TargetSource] = []
+        for name, settings in zip(short_names(teachers), teachers, strict=True):
+            encoder = open_encoder(settings, where)
+            if not self.sources:
+                self.student = Student(student_config_for(config, encoder.hidden_size, where, encoder.normalization()))
+                self.initialization = initialize(self.student, encoder) if config.initialize else Initialization()
+            own, device = self.student.config, self.accelerator.device
+            self.sources.append(TargetSource(name, settings, config, encoder, own, device, where))
 
-    def _offset(self, encoder: Encoder) -> float | None:
-        """Samples from the centre of the teacher's first frame to that of the student's; None for ``align: number``."""
-        if self.config.align == "number":
-            return None
-        if encoder.first_centre is None:
-            raise ValueError("align: centre: where the teacher's frames are centred is not known; use number")
-        return self.student.config.first_centre - encoder.first_centre
+    def _make_heads(self) -> list[torch.nn.Module]:
+        """The head of each teacher after the first, whose heads are the student's prediction layers."""
+        heads: list[torch.nn.Module] = []
+        for source in self.sources[1:]:
+            teacher, own = source.teacher, self.student.config
+            is_of_layers = isinstance(teacher, Teacher)
+            heads.append(
+                LayersHead(own, teacher.layers, teacher.features)
+                if is_of_layers
+                else UtteranceHead(own, teacher.features)
+            )
+        return heads
+
+    @property
+    def teachers(self) -> list[Teacher | UtteranceTeacher]:
+        """The teachers of `sources`."""
+        return [source.teacher for source in self.sources]
+
+    @property
+    def teacher(self) -> Teacher:
+        """The first teacher."""
+        return self.sources[0].teacher
+
+    @property
+    def cache(self) -> TargetCache | None:
+        """The first teacher's cache."""
+        return self.sources[0].cache
 
     def _reseed(self) -> None:
         """Reseed the random generators of every process but the first.
@@ -163,9 +181,9 @@ class Distillation:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One update on the batches of all processes together.
 
-        Returns this process's share of the meters: ``loss``, ``l1``, ``cosine``, ``gradient_norm`` and ``steps``. They
-        stay on the device, and the step never waits for the device. If the gradient is not finite, parameters do not
-        change and all meters are 0.
+        Returns this process's share of the meters: ``loss``, ``l1`` and ``cosine`` of each target, ``gradient_norm``
+        and ``steps``. They stay on the device, and the step never waits for the device. If the gradient is not finite,
+        parameters do not change and all meters are 0.
         """
         idle = len(batch.lengths) == 0
         if idle:  # the other processes wait for this one's gradients: run a second of silence that counts no frames
@@ -174,49 +192,56 @@ class Distillation:
 
         # the loss, over the frames of all processes
         parts = self.loss_parts(batch, self.model, idle)
-        seconds = parts.frames.new_tensor(0.0 if idle else batch.seconds(), dtype=torch.float32)
-        frames, seconds = sum_over_processes(torch.stack([parts.frames.float(), seconds]))
-        per_frame = 1.0 / frames.clamp(min=1)
-        scales = {"frame": per_frame, "mean": per_frame / len(self.config.targets), "sum": 1.0}
-        loss = parts.total * scales[self.config.reduction]
+        seconds = parts[0].frames.new_tensor(0.0 if idle else batch.seconds(), dtype=torch.float32)
+        *frames, seconds = sum_over_processes(torch.stack([*(part.frames.float() for part in parts), seconds]))
+        per_frame = [1.0 / count.clamp(min=1) for count in frames]
+        loss = self._weighted_loss(parts, per_frame)
 
         # the update; accelerate averages gradients over processes, but the loss is a sum
         self.accelerator.backward(loss * self.accelerator.num_processes)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        finite = self._update(loss, norm) & (frames > 0)
+        finite = self._update(loss, norm) & (frames[0] > 0)
 
-        self._new_steps.append((batch.names, ~finite & (frames > 0)))
+        self._new_steps.append((batch.names, ~finite & (frames[0] > 0)))
         self._new_seconds += seconds
-        meters = {"loss": parts.total, "l1": parts.l1, "cosine": parts.cosine}
-        meters = {name: value.detach() * per_frame for name, value in meters.items()}
+        weighted = [source.weight * part.total for source, part in zip(self.sources, parts, strict=True)]
+        meters = {
+            "loss": torch.stack([value * scale for value, scale in zip(weighted, per_frame, strict=True)]).sum(),
+            "l1": torch.cat([part.l1 * scale for part, scale in zip(parts, per_frame, strict=True)]),
+            "cosine": torch.cat([part.cosine * scale for part, scale in zip(parts, per_frame, strict=True)]),
+        }
+        meters = {name: value.detach() for name, value in meters.items()}
         meters |= {"gradient_norm": norm.detach() / self.accelerator.num_processes}
         meters = {name: torch.where(finite, value, torch.zeros_like(value)) for name, value in meters.items()}
         return meters | {"steps": finite.float() / self.accelerator.num_processes}
 
-    def loss_parts(self, batch: Batch, model: torch.nn.Module, idle: bool = False) -> LossParts:
-        """The loss of ``model``, the student, on this process's batch; with ``idle`` no frame counts."""
+    def _weighted_loss(self, parts: Sequence[LossParts], per_frame: Sequence[Tensor]) -> Tensor:
+        """The weighted sum of the teachers' losses, reduced as the settings say.
+
+        ``per_frame``: for each teacher 1 / its valid frames in all processes.
+        """
+        losses = []
+        for source, part, scale in zip(self.sources, parts, per_frame, strict=True):
+            scales = {"frame": scale, "mean": scale / source.teacher.target_count, "sum": 1.0}
+            losses.append(part.total * scales[self.config.reduction] * source.weight)
+        return torch.stack(losses).sum()
+
+    def loss_parts(self, batch: Batch, model: torch.nn.Module, idle: bool = False) -> list[LossParts]:
+        """The loss of ``model``, a `StudentWithHeads`, for each teacher on this process's batch.
+
+        With ``idle`` no frame counts.
+        """
         waveforms = batch.waveforms.to(self.accelerator.device, non_blocking=True)
+        found = [source.targets(batch, number, waveforms) for number, source in enumerate(self.sources)]
 
-        # the teacher's hidden states
-        if self.cache is None:
-            targets, teacher_lengths = self.teacher(waveforms, batch.lengths)
-        else:
-            targets, teacher_lengths = self.cache.targets(batch, waveforms, self.teacher)
-
-        # the student's predictions
         with self.accelerator.autocast():
-            output = model(waveforms, batch.lengths)
+            output, predictions = model(waveforms, batch.lengths)
 
-        targets, valid = self._align(targets, teacher_lengths, output.lengths, output.predictions.shape[2])
-        return distillation_loss(output.predictions, targets, torch.zeros_like(valid) if idle else valid)
-
-    def _align(self, targets: Tensor, lengths: Tensor, student_lengths: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-        """`align` with both models' frame shifts. Raises UserError naming the teacher."""
-        shift, student_shift = self.teacher.encoder.frame_shift, self.student.config.frame_shift
-        try:
-            return align(targets, lengths, shift, student_lengths, student_shift, frames, self.offset)
-        except ValueError as error:
-            raise UserError(f"{self.where}: teacher {self.config.teacher}: {error}") from None
+        parts, frames = [], output.predictions.shape[2]
+        for source, (targets, lengths), predicted in zip(self.sources, found, predictions, strict=True):
+            targets, valid = source.align(targets, lengths, output.lengths, frames)
+            parts.append(distillation_loss(predicted, targets, torch.zeros_like(valid) if idle else valid))
+        return parts
 
     def _update(self, loss: Tensor, norm: Tensor) -> Tensor:
         """Step the optimiser if the gradient is finite. Returns whether it was, as a bool on the device."""
@@ -274,11 +299,10 @@ class Distillation:
 
     def _batches_of_cuts(self, cuts: CutSet) -> Iterator[Batch]:
         rank, world, state = self.accelerator.process_index, self.accelerator.num_processes, self.state
-        find_targets = self.cache.read if self.cache else None
         any_readable = state.batch > 0
         while True:
             position = self.config.seed, state.epoch, state.batch
-            loader = make_loader(cuts, self.config.data, *position, rank, world, find_targets)
+            loader = make_loader(cuts, self.config.data, *position, rank, world, self.find_targets)
             for batch in start_workers(loader):
                 state.batch += 1
                 any_readable = any_readable or not batch.failed or len(batch.lengths) > 0
@@ -296,7 +320,7 @@ class Distillation:
         if math.isfinite(found.loss):
             self.state.held_out.append([step, found.loss])
         if self.state.best == [step, found.loss] and self.accelerator.is_main_process:
-            save_torch(self.accelerator.unwrap_model(self.model).state_dict(), self._best_file(step))
+            save_torch(self.student.state_dict(), self._best_file(step))
         return found
 
     def _best_file(self, step: int) -> Path:
@@ -312,7 +336,7 @@ class Distillation:
             return
         file = self._best_file(int(self.state.best[0]))
         try:
-            self.accelerator.unwrap_model(self.model).load_state_dict(read_torch(file))
+            self.student.load_state_dict(read_torch(file))
         except Exception as error:  # a damaged file can raise any exception
             reason = short_reason(error)
             raise UserError(f"{file}: the best student cannot be read ({reason}); use another output") from None
@@ -322,7 +346,9 @@ class Distillation:
     def _fixed_settings(self) -> dict[str, Any]:
         """The settings that must not change when the run is resumed."""
         data = {} if self.units is None else {"data.units": len(self.units), "data.streams": self.config.data.streams}
-        more = {"processes": self.accelerator.num_processes, TEACHER_WEIGHTS: self.teacher_provenance["sha256"]}
+        more = {"processes": self.accelerator.num_processes}
+        for number, source in enumerate(self.sources):
+            more[f"{TEACHER_WEIGHTS} {number + 1}" if number else TEACHER_WEIGHTS] = source.provenance["sha256"]
         return settings_fixed_on_resume(self.config) | data | more
 
     def save(self) -> None:
@@ -333,7 +359,8 @@ class Distillation:
         folder = self.output / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
         content = {
-            "student": self.accelerator.unwrap_model(self.model).state_dict(),
+            "student": self.student.state_dict(),
+            **({"heads": self.heads.state_dict()} if len(self.heads) else {}),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
@@ -363,13 +390,14 @@ class Distillation:
         try:
             content = read_torch(file)
             # a checkpoint of an earlier version lacks newer settings, which have their defaults
-            defaults = {f.name: f.default for f in fields(DistillConfig)} | {"data.held_out": []}
+            defaults = {f.name: f.default for f in fields(DistillConfig)} | {"data.held_out": [], "teachers": []}
             now = self._fixed_settings()
             before = defaults | {TEACHER_WEIGHTS: now[TEACHER_WEIGHTS]} | content["settings"]
             if changed := changes({key: before.get(key) for key in now}, now):
                 what = f"holds another run, with other settings ({changed})"
                 raise UserError(f"{file}: {what}: set them back or choose another output")
-            self.accelerator.unwrap_model(self.model).load_state_dict(content["student"])
+            self.student.load_state_dict(content["student"])
+            self.heads.load_state_dict(content.get("heads", {}))
             self.optimizer.load_state_dict(content["optimizer"])
             self.scheduler.load_state_dict(content["scheduler"])
             if self.accelerator.scaler and content["scaler"]:

@@ -119,7 +119,7 @@ def compare_distillation(
         times = interleaved({side: trainer.epoch for side, trainer in sides.items()}, rounds, what="distillation")
         recipe_lengths = [[soundfile.info(file).frames for file in batch] for batch in sides["s3prl"].batches]
     run = sides["ours"].run
-    workload = measure_workload(run.student, run.teacher, run.config.precision, device)
+    workload = measure_workload(run.student, run.teachers, run.config.precision, device)
     result: dict[str, Any] = {"device": device.type, "threads": torch.get_num_threads(), "seconds": sum(seconds)}
     result["rounds"] = rounds
     for side, trainer in sides.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ SHIPPED = {"shipped": "teacher", "teacher": "teacher", "distilled_student": "stu
 # keys of a config.json with the number of layers: of Whisper's encoder, of other models of transformers, of students
 LAYER_KEYS = ("encoder_layers", "num_hidden_layers", "layers")
 REMEDY = "give a folder, the name of an s3prl upstream, or a name on the hub of transformers, OWNER/NAME"
+
+
+SPEAKER_ENCODERS = "resemblyzer, a folder of a ...ForXVector model of transformers, an .onnx file, or a file of GE2E"
 
 
 def _is_folder_name(name: str) -> bool:
@@ -50,6 +54,39 @@ def check_teacher(name: str, where: str, upstreams: Collection[str]) -> int | No
         return None
     hint = did_you_mean(name, [*SHIPPED, *upstreams])
     return _check_on_hub(name, where, hint or f"; {REMEDY}")
+
+
+def check_speaker_encoder(name: str, where: str) -> None:
+    """Check the name of a speaker encoder, as `open_speaker_encoder` takes it.
+
+    Args:
+        where: What messages begin with, such as ``FILE: teachers[1].teacher``.
+
+    Raises:
+        UserError: there is no such package, file, folder or model on the hub, or it cannot be a speaker encoder.
+    """
+    path = Path(name)
+    if name == "resemblyzer":
+        if find_spec(name) is None:
+            raise UserError(f"{where}: {name}: is not installed; pip install --no-deps {name}")
+    elif path.is_dir():
+        if not (path / CONFIG).is_file():
+            raise UserError(f"{where}: {name}: is not a speaker encoder: the folder has no {CONFIG}")
+        architectures = read_json(path / CONFIG).get("architectures") or []
+        if not any(str(found).endswith("ForXVector") for found in architectures):
+            reason = f"{CONFIG} names no ...ForXVector; for a teacher's hidden states give a list of layers as targets"
+            raise UserError(f"{where}: {name}: is not a speaker encoder: {reason}")
+    elif path.suffix == ".onnx" and path.exists():
+        if missing := [package for package in ("onnx", "onnxruntime") if find_spec(package) is None]:
+            remedy = "pip install 'distilled-student[export]'"
+            raise UserError(f"{where}: {name}: {' and '.join(missing)} not installed; {remedy}")
+    elif path.exists():
+        if not is_torch_file(path):
+            raise UserError(f"{where}: {name}: is not a speaker encoder; give {SPEAKER_ENCODERS}")
+    elif _is_folder_name(name) or name.endswith((".onnx", ".pt")):
+        raise UserError(f"{where}: {name}: no such file or folder")
+    else:
+        _check_on_hub(name, where, did_you_mean(name, ["resemblyzer"]) or f"; give {SPEAKER_ENCODERS}")
 
 
 def _layers(values: dict[str, Any]) -> int | None:

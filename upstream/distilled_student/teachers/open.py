@@ -16,7 +16,11 @@ from distilled_student.checkpoints.weight_files import find_weights
 from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.files import read_json
 from distilled_student.teachers.encoders import Encoder, StudentEncoder, TransformersEncoder
+from distilled_student.teachers.ge2e import PACKAGE, find_weights_of_resemblyzer, read_ge2e
+from distilled_student.teachers.onnx_encoder import OnnxEncoder
 from distilled_student.teachers.s3prl_encoder import names_on_s3prl_hub, open_upstream
+from distilled_student.teachers.speaker_encoder import SpeakerEncoder
+from distilled_student.teachers.xvector import read_xvector
 
 UNUSED_WEIGHTS = r"masked_spec_embed$|(?:^|\.)adapter\."  # of `transformers` models: read in training only, or deleted
 
@@ -54,6 +58,34 @@ def open_teacher(name: str | Path) -> Encoder:
         path = _hub_folder(name)
         encoder = _open_path(path, name)
         encoder.revision = hub_revision(path)
+    return encoder.eval()
+
+
+def open_speaker_encoder(name: str | Path) -> SpeakerEncoder:
+    """The speaker encoder that ``name`` means, in eval mode.
+
+    Args:
+        name: One of these:
+
+            * ``resemblyzer``: GE2E with the weights in the installed package of that name;
+            * a ``.pt`` file with GE2E's weights in the same format;
+            * an ONNX file, ``.onnx``;
+            * a folder of a ``...ForXVector`` model of `transformers`, or its name on the hub.
+
+    Raises:
+        UserError: none of these, or it cannot be loaded or downloaded; says what to do instead.
+    """
+    name = str(name)
+    path = find_weights_of_resemblyzer() if name == PACKAGE else Path(name)
+    try:
+        if path.is_file():
+            encoder = OnnxEncoder(path) if path.suffix == ".onnx" else read_ge2e(path)
+        else:
+            path = path if path.is_dir() else hub_folder(name)
+            encoder = read_xvector(path)
+            encoder.revision = hub_revision(path)
+    except UserError as error:
+        raise UserError(f"teacher {name}: cannot be loaded ({error})") from None
     return encoder.eval()
 
 

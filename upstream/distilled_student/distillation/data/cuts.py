@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -146,7 +146,8 @@ class Batch:
         lengths: ``(batch,)`` in samples, always on the CPU.
         names: The recording of each utterance: a path, an id in a manifest or a member of a shard.
         failed: Files that could not be read, with the reason.
-        targets: The cached hidden states of the teacher for each utterance, ``(targets, frames, features)``, or None.
+        targets: For each utterance and each teacher the cached targets, ``(targets, frames, features)``, or None;
+            without a cache None for the utterance.
         stream, position: In a streamed corpus, the stream of the batch and its position there, see `make_stream`.
     """
 
@@ -154,7 +155,7 @@ class Batch:
     lengths: Tensor
     names: list[str]
     failed: dict[str, str]
-    targets: list[Tensor | None]
+    targets: list[Sequence[Tensor | None] | None]
     stream: int = 0
     position: tuple[int, int, int, int] | None = None
 
@@ -167,8 +168,8 @@ class Batch:
         return int(self.lengths.sum()) / SAMPLE_RATE
 
     def uncached_seconds(self) -> float:
-        """Seconds of audio of the utterances without cached targets."""
-        uncached = [targets is None for targets in self.targets]
+        """Seconds of audio of the utterances for which a teacher has no cached targets."""
+        uncached = [found is None or any(targets is None for targets in found) for found in self.targets]
         return int(self.lengths[uncached].sum()) / SAMPLE_RATE
 
 
@@ -210,10 +211,10 @@ def decode_cut(cut: Cut) -> Tensor:
 class CutDataset(Dataset):
     """Decodes the cuts of one batch and reads their cached targets. Files that cannot be read are in ``failed``.
 
-    ``find_targets``: returns the cached targets of a waveform, or None.
+    ``find_targets``: returns the cached targets of a waveform for each teacher, see `Batch`.
     """
 
-    def __init__(self, find_targets: Callable[[Tensor], Tensor | None] | None = None) -> None:
+    def __init__(self, find_targets: Callable[[Tensor], Sequence[Tensor | None]] | None = None) -> None:
         self.find_targets = find_targets
 
     def __getitem__(self, cuts: Iterable[Cut]) -> Batch:
@@ -266,13 +267,13 @@ def make_loader(
     start: int = 0,
     rank: int = 0,
     world: int = 1,
-    find_targets: Callable[[Tensor], Tensor | None] | None = None,
+    find_targets: Callable[[Tensor], Sequence[Tensor | None]] | None = None,
 ) -> DataLoader:
     """Batches of one epoch, from batch ``start`` on, in an order that depends only on the seed and the epoch.
 
     Args:
         rank, world: Number of this process, and of processes.
-        find_targets: Returns the cached targets of a waveform, or None. The data workers call it.
+        find_targets: Returns the cached targets of a waveform for each teacher. The data workers call it.
     """
     options = {"max_duration": config.batch_seconds * world, "shuffle": True, "seed": seed, "rank": 0, "world_size": 1}
     sampler = make_sampler(cuts, min(config.buckets, len(cuts) // 4), **options)
