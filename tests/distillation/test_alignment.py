@@ -116,5 +116,5 @@ def test_a_run_aligns_by_number_or_by_centre(
     ten = torch.tensor([10])
     expected = {"number": [0, 1, 2, 3], "centre": [0, 0, 1, 2]}  # the teacher's centres are 12.5 ms later
     for by, numbers in expected.items():
-        found, _ = run(by, small_cnn, audio_folder, tmp_path, fields)._align(states, ten, ten, 10)
+        found, _ = run(by, small_cnn, audio_folder, tmp_path, fields).sources[0].align(states, ten, ten, 10)
         assert found[0, 0, :4, 0].tolist() == numbers
