@@ -303,6 +303,7 @@ GOOD = {"teacher": "shipped", "targets": [1, 2]}
         ([GOOD | {"wieght": 2}], {}, r"teachers\[0\].wieght: no such key; did you mean `teachers\[0\].weight`?"),
         ([GOOD, {"teacher": "shipped"}], {}, r"teachers\[1\]: targets: missing"),
         (["shipped"], {}, r"teachers\[0\]: expected a group of keys, found 'shipped'"),
+        ([GOOD, None], {}, r"teachers\[1\]: expected a group of keys, found null"),
         ("shipped", {}, r"teachers: expected a list, found 'shipped'"),
         ([GOOD | {"weight": "much"}], {}, r"teachers\[0\]: weight: expected a number, found 'much'"),
     ],

@@ -72,7 +72,8 @@ def expected_value(schema: Any, key: str, value: Any) -> str:
     hint, yaml_words = _type_of(schema, key), {None: "null", True: "true", False: "false"}
     is_word = value is None or isinstance(value, bool)
     message = f"{key}: expected {_words(hint)}, found {yaml_words[value] if is_word else repr(value)}"
-    if get_origin(hint) is list and isinstance(value, str | int | float) and not isinstance(value, bool):
+    is_list = get_origin(hint) is list and not any(map(is_dataclass, get_args(hint)))
+    if is_list and isinstance(value, str | int | float) and not isinstance(value, bool):
         message += f": write [{value}]"
     return message
 
@@ -98,6 +99,6 @@ def check_containers(schema: Any, key: str, value: Any) -> None:
         raise ValueError(expected_value(schema, key, value))
     for name, inner in value.items() if isinstance(value, Mapping) and any(map(is_dataclass, groups)) else ():
         check_containers(schema, f"{key}.{name}", inner)
-    has_groups = get_origin(hint) is list and any(map(is_dataclass, get_args(hint)))
-    for number, inner in enumerate(value) if isinstance(value, list) and has_groups else ():
+    holds_groups = get_origin(hint) is list and any(map(is_dataclass, get_args(hint)))
+    for number, inner in enumerate(value) if isinstance(value, list) and holds_groups else ():
         check_containers(schema, f"{key}[{number}]", inner)

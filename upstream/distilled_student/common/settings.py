@@ -184,6 +184,8 @@ def _check_groups_of_list(schema: Any, key: str, value: Any, where: str | Path) 
     hint = get_type_hints(schema).get(key)
     kind = next(iter(get_args(hint)), None) if isinstance(value, list) else None
     for number, group in enumerate(value) if is_dataclass(kind) else ():
+        if not isinstance(group, Mapping):
+            raise UserError(f"{where}: {expected_value(schema, f'{key}[{number}]', group)}")
         if "${" not in str(group):  # a reference to a key outside of the group
             typed(kind, group, f"{where}: {key}[{number}]")
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from distilled_student.distillation.targets import Teacher, UtteranceTeacher
 from distilled_student.student.config import StudentConfig
 from distilled_student.student.lengths import frame_mask
 from distilled_student.student.network import PredictionLayers, Student, StudentOutput
@@ -47,6 +48,13 @@ class UtteranceHead(nn.Module):
         variance = ((x - mean).square() * mask).sum(dim=1, keepdim=True) / count
         # the gradient of a root is infinite at 0
         return self.linear(torch.cat([mean, (variance + 1e-5).sqrt()], dim=2))[:, None]
+
+
+def make_head(config: StudentConfig, teacher: Teacher | UtteranceTeacher) -> nn.Module:
+    """The head of a student with this configuration for the targets of ``teacher``."""
+    if isinstance(teacher, UtteranceTeacher):
+        return UtteranceHead(config, teacher.features)
+    return LayersHead(config, teacher.layers, teacher.features)
 
 
 class StudentWithHeads(nn.Module):

@@ -106,8 +106,8 @@ def _distill(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles, held
     interruption = Interruption()
     with interruption.watched(), stops_with_other_processes(interruption):
         train(run, cuts, skipped, interruption, held_out)
-    run.load_best()
-    if main:
+    if main:  # the other processes may be here before the file of the best weights is
+        run.load_best()
         student, state = run.student, run.state
         measured = None if held_out is None or state.best is None else (*state.best, held_out.seconds)
         costs = [teacher_cost(teacher) for teacher in run.teachers]

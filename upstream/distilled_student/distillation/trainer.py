@@ -30,7 +30,7 @@ from distilled_student.distillation.config import DistillConfig, settings_fixed_
 from distilled_student.distillation.data.cuts import Batch, make_loader
 from distilled_student.distillation.data.shards import Unit
 from distilled_student.distillation.data.stream import make_stream
-from distilled_student.distillation.heads import LayersHead, StudentWithHeads, UtteranceHead
+from distilled_student.distillation.heads import StudentWithHeads, make_head
 from distilled_student.distillation.held_out import HeldOut, HeldOutLoss
 from distilled_student.distillation.initialize import Initialization, initialize
 from distilled_student.distillation.loss import LossParts, distillation_loss
@@ -109,7 +109,8 @@ class Distillation:
         if config.front_end_gradient != 1:
             for parameter in self.student.frontend.parameters():
                 parameter.register_hook(lambda gradient: gradient * config.front_end_gradient)
-        whole = StudentWithHeads(self.student, self._make_heads())
+        own = self.student.config
+        whole = StudentWithHeads(self.student, [make_head(own, teacher) for teacher in self.teachers[1:]])
         self.heads = whole.heads
         optimizer = make_optimizer(whole, self.initialization.names, config)
         self.scheduler = make_scheduler(optimizer, config)
@@ -138,19 +139,6 @@ class Distillation:
                 self.initialization = initialize(self.student, encoder) if config.initialize else Initialization()
             own, device = self.student.config, self.accelerator.device
             self.sources.append(TargetSource(name, settings, config, encoder, own, device, where))
-
-    def _make_heads(self) -> list[torch.nn.Module]:
-        """The head of each teacher after the first, whose heads are the student's prediction layers."""
-        heads: list[torch.nn.Module] = []
-        for source in self.sources[1:]:
-            teacher, own = source.teacher, self.student.config
-            is_of_layers = isinstance(teacher, Teacher)
-            heads.append(
-                LayersHead(own, teacher.layers, teacher.features)
-                if is_of_layers
-                else UtteranceHead(own, teacher.features)
-            )
-        return heads
 
     @property
     def teachers(self) -> list[Teacher | UtteranceTeacher]:
