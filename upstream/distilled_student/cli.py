@@ -348,10 +348,7 @@ def stream(
     from distilled_student.streaming import Stream, listen
 
     torch.set_num_threads(1)  # a chunk is too small for several threads
-    opened = open_joint(model)
-    if threshold is None and (threshold := opened.keyword_threshold()) is not None:
-        logging.info("threshold %.3f, measured on development data as in exported files", threshold)
-    keywords = listen(Stream(opened, window), audio.load(recording), chunk_ms, threshold)
+    keywords = listen(Stream(open_joint(model), window), audio.load(recording), chunk_ms, threshold)
     for seconds, label, score in keywords:
         print(f"{seconds:7.2f} s  {label}  {score:.2f}")
 
