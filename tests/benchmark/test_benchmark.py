@@ -25,6 +25,8 @@ from distilled_student.benchmark.run_suite import open_bench, run_suite
 from distilled_student.benchmark.suite import plan, read_suite
 from distilled_student.cli import main
 from distilled_student.common.interruption import Interrupted
+from distilled_student.common.settings import typed
+from distilled_student.distillation.config import DistillConfig
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.expert import DownstreamExpert
 
@@ -180,6 +182,25 @@ def test_results_of_another_student_are_refused(finished: Path, data: Path) -> N
     assert execute(bench, run).error is None
     assert "student.learning_rate was 0.0002, is 0.5" in execute(other_rate, run).error
     assert "student.teacher was hubert-base-ls960, is wav2vec2-base" in execute(other_teacher, run).error
+
+
+def test_all_teachers_of_a_distillation_are_passed_on(data: Path, tmp_path: Path) -> None:
+    bench = paper(data, tmp_path)
+    run = plan(bench.suite, 1, ["distilled-hubert/kws"])[0]
+    teachers = [
+        {"teacher": "facebook/hubert-base-ls960", "targets": [4, 8], "weight": 1.0},
+        {"teacher": "resemblyzer", "targets": "utterance", "weight": 0.5},
+    ]
+    settings = {"teachers": teachers, "output": "out", "data": {"paths": ["data/LibriSpeech"]}}
+    file = tmp_path / "several.yaml"
+    file.write_text(json.dumps(settings))
+    bench.suite.models[run.model].distill = str(file)
+    bench = dataclasses.replace(bench, distil=[])
+    teachers[0]["teacher"] = str(data / "teachers" / "hubert-base-ls960")  # the folder of the hub's name
+    _, _, *pairs = bench.distil_command(run)
+    assert f"teachers={json.dumps(teachers)}" in pairs and not any(pair.startswith("teacher=") for pair in pairs)
+    assert [vars(teacher) for teacher in typed(DistillConfig, settings, file, pairs).teachers] == teachers
+    assert bench.student_settings(run)["teachers"][0]["teacher"] == "hubert-base-ls960"
 
 
 def test_the_record_of_a_run_without_checkpoints_is_ignored(data: Path, tmp_path: Path) -> None:
