@@ -90,7 +90,7 @@ def test_training_and_evaluation_name_a_truncated_file(kind: str, tmp_path: Path
     clip = KeywordClip(path, 2, "yes/a")
     settings = kws.Settings(train_root=str(tmp_path), keywords=KEYWORDS)
     training = TrainingItems(kws.Training([clip], settings, [], "kws"), [0])
-    for item in (training[0, 0], EvaluationItems(kws.Evaluation([clip], 1.0))[0]):
+    for item in (training[0, 0], EvaluationItems(kws.Evaluation([clip], kws.Settings()))[0]):
         assert isinstance(item, UserError) and str(path) in str(item) and "\n" not in str(item)
 
 

@@ -106,7 +106,7 @@ def readers(path: Path) -> dict[str, Callable[[], object]]:
     return {
         "load": lambda: audio.load(path),
         "training": lambda: item(TrainingItems(kws.Training([clip], settings, [], "kws"), [0]), (0, 0)),
-        "evaluation": lambda: item(EvaluationItems(kws.Evaluation([clip], 1.0)), 0),
+        "evaluation": lambda: item(EvaluationItems(kws.Evaluation([clip], kws.Settings())), 0),
         "distillation": distillation,
         "s3prl": lambda: torchaudio_names.load(path),
         "device": lambda: onnx._read_samples(path, 16_000),
