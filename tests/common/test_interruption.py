@@ -59,7 +59,7 @@ def wait_for(condition: Callable[[], object], log: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     ("command", "checkpoints"), [(distil, "checkpoints/step-*.pt"), (train, "states-*.ckpt")], ids=["distill", "joint"]
 )
