@@ -59,12 +59,17 @@ def wait_for(condition: Callable[[], object], log: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGTERM, 2), (signal.SIGHUP, 2)])
 @pytest.mark.parametrize(
     ("command", "checkpoints"), [(distil, "checkpoints/step-*.pt"), (train, "states-*.ckpt")], ids=["distill", "joint"]
 )
 def test_a_signal_to_the_process_group_saves_and_ends_all_processes(
-    command: Callable[[Path, Path, int], list[str]], checkpoints: str, workers: int, data: Path, tmp_path: Path
+    command: Callable[[Path, Path, int], list[str]],
+    checkpoints: str,
+    number: int,
+    workers: int,
+    data: Path,
+    tmp_path: Path,
 ) -> None:
     log, output = tmp_path / "log", tmp_path / "out"
     with log.open("w") as out:
@@ -74,9 +79,9 @@ def test_a_signal_to_the_process_group_saves_and_ends_all_processes(
     try:
         wait_for(lambda: list(output.glob(checkpoints)) or process.poll() is not None, log)
         assert len(members(process.pid)) >= 1 + workers, log.read_text()[-3000:]
-        os.kill(process.pid, signal.SIGTERM)  # `timeout` signals its command, and then the group
-        os.killpg(process.pid, signal.SIGTERM)
-        assert process.wait(timeout=SECONDS) == 143, log.read_text()[-3000:]
+        os.kill(process.pid, number)  # `timeout` signals its command, and then the group
+        os.killpg(process.pid, number)
+        assert process.wait(timeout=SECONDS) == 128 + number, log.read_text()[-3000:]
         wait_for(lambda: not members(process.pid), log)
         text = log.read_text()
         assert "saved step" in text and "Traceback" not in text

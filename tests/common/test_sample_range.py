@@ -157,3 +157,11 @@ def test_a_file_of_integers_is_read_in_range_whatever_its_bits(tmp_path: Path) -
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
         file.writeframes(np.full(1_600, -32768, "<i2").tobytes())
     assert audio.load(tmp_path / "a.wav").abs().max() == 1.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_samples_that_are_not_finite_are_refused_among_samples_of_16_bits(student: ds.Student, value: float) -> None:
+    samples = LOUD[None].clone()
+    samples[0, 100] = value
+    with pytest.raises(ValueError, match="holds NaN or infinite samples"):
+        student(samples)

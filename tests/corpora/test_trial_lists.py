@@ -90,13 +90,17 @@ def test_a_byte_order_mark_backslashes_and_absolute_paths_into_the_folder_are_re
 
 
 def test_file_names_are_found_in_either_unicode_form(tmp_path: Path) -> None:
-    composed, decomposed = (unicodedata.normalize(form, "zoë/{take}.wav") for form in ("NFC", "NFD"))
-    read(
-        tmp_path, [line.format(take=i) for i, line in enumerate([f"1 {composed} {composed}", f"0 {composed} b/1.wav"])]
-    )
-    (tmp_path / "list.txt").write_text("\n".join(["1 zoë/0.wav zoë/0.wav", f"0 {decomposed.format(take=1)} b/1.wav"]))
+    composed, decomposed = (unicodedata.normalize(form, "zoë") for form in ("NFC", "NFD"))
+    read(tmp_path, [f"1 {composed}/0.wav {composed}/1.wav", f"0 {composed}/0.wav b/1.wav"])
+    lines = [f"1 {composed}/0.wav {decomposed}/1.wav", f"0 {decomposed}/0.wav b/1.wav"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
     found, names = read_trials(tmp_path / "list.txt", [tmp_path / "wav"], KEY)
-    assert names == {unicodedata.normalize("NFC", "zoë"), "b"} and len(found.paths) == 3
+    assert names == {composed, "b"} and len(found.paths) == 3
+
+
+def test_a_trial_of_a_recording_with_itself_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"list\.txt: line 2: both sides are one recording, a/1\.wav"):
+        read(tmp_path, ["0 a/1.wav b/1.wav", "1 a/1.wav a/1.wav"])
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from distilled_student.distillation.data.cuts import DataConfig, make_loader, re
 from distilled_student.distillation.data.manifests import load_audio, parse_cut, read_manifest
 
 BOUND = 64  # MiB
-LIST = "1 a/1.wav a/2.wav\n0 a/1.wav b/1.wav\n1 b/1.wav b/1.wav\n"
+LIST = "1 a/1.wav a/2.wav\n0 a/1.wav b/1.wav\n0 a/2.wav b/1.wav\n"
 
 
 @pytest.fixture(scope="module")

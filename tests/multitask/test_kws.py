@@ -105,8 +105,9 @@ def test_the_header_gives_the_length_of_eight_kilohertz_and_stereo_files(tmp_pat
 
 
 def test_keywords_that_yaml_has_read_as_booleans_are_refused() -> None:
-    with pytest.raises(UserError, match=r"FILE: keywords: .* put them in quotes"):
-        typed(kws.Settings, {"keywords": [True, "up"]}, "FILE")
+    for words in ([True, "up"], [True, False, True, False]):  # the second: [yes, no, on, off]
+        with pytest.raises(UserError, match=r"FILE: keywords: .* put them in quotes"):
+            typed(kws.Settings, {"keywords": words}, "FILE")
 
 
 @pytest.mark.parametrize("bad", ["folder", "class", "test class", "noise", "dev", "unknown"])

@@ -126,6 +126,10 @@ def test_a_joint_training_with_all_of_them_lowers_both_losses(tmp_path: Path) ->
     [
         ({"clips_per_speaker": 3, "batch_size": 32}, "clips_per_speaker: needs a divisor of batch_size 32, not 3"),
         ({"loss": LossSettings("aam", contrastive="ge2e")}, "loss.contrastive: 'ge2e' needs clips_per_speaker"),
+        (
+            {"loss": LossSettings("aam", contrastive="ge2e"), "clips_per_speaker": 4, "batch_size": 4},
+            "batch_size: 'ge2e' compares speakers: needs at least 2 \\* 4",
+        ),
         ({"center": True, "head": "xvector"}, "center: cannot be used with head xvector"),
     ],
 )

@@ -187,3 +187,20 @@ def test_the_pooled_features_are_the_embedding_and_the_loss_has_the_only_linear_
     again = sv.Task(s, 4, 0, "F")  # an evaluation: the checkpoint alone knows the speakers
     again.load_state_dict(task.state_dict())
     assert torch.equal(again.cohort(), task.objective.weight)
+
+
+def test_a_tested_recording_under_another_name_is_not_trained_on(tmp_path: Path) -> None:
+    root = voxceleb(tmp_path)
+    (root / "dev/wav/somebody").symlink_to(root / "test/wav/id2000")
+    with pytest.raises(
+        UserError, match=r"F\.root: .*is a recording of the test trials, .*another name than 'somebody'"
+    ):
+        sv.Task(sv.Settings(root=str(root), dev_speakers=2), 4, 0, "F").prepare_training()
+
+
+def test_a_calibration_that_prefers_unlike_voices_is_not_exported(tmp_path: Path) -> None:
+    task = sv.Task(sv.Settings(root=str(voxceleb(tmp_path)), dev_speakers=2), 4, 0, "F")
+    task.calibration[0] = torch.tensor([2.0, -1.0])
+    assert task.device_metadata(None) == {"sv_slope": 2.0, "sv_offset": -1.0, "sv_threshold": 0.5}
+    task.calibration[0] = torch.tensor([-2.0, 1.0])
+    assert task.device_metadata(None) == {}

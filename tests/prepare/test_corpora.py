@@ -213,6 +213,8 @@ def test_missing_files_of_voxceleb_are_listed_with_the_page_to_request_them(
     assert "voxceleb1: 3 files are missing; request the archives at https://mm.kaist.ac.kr/datasets/voxceleb" in line
     names = [record.getMessage().strip() for record in caplog.records]
     assert names[-3:] == ["veri_test.txt", "vox1_dev_wav_partab", "vox1_test_wav.zip"]
+    assert run("voxceleb1", tmp_path / "new") == 2  # a folder that does not exist yet
+    assert "voxceleb1: 4 files are missing; request the archives at" in capsys.readouterr().err
 
 
 def test_a_source_that_does_not_exist_or_is_not_needed_is_refused(unreachable_url: str, tmp_path: Path) -> None:

@@ -117,8 +117,8 @@ def word_clips(root: Path, settings: Settings, key: str) -> dict[str, list[Folde
             continue
         word = normal_word(folder)
         if "/" in inside and word != BACKGROUND and settings.speaker_pattern is None:
-            remedy = f"{key.rpartition('.')[0]}.speaker_pattern: '([^/]+)/[^/]+$'"
-            raise UserError(f"{key}: {path}: is deeper than WORD/FILE: if its folder is the speaker, set {remedy}")
+            remedy = "if its folder is the speaker, set speaker_pattern next to it to '([^/]+)/[^/]+$'"
+            raise UserError(f"{key}: {path}: is deeper than WORD/FILE: {remedy}")
         words.setdefault(word, []).append(FolderClip(path, folder, inside))
     if loose:
         reason = f"{len(loose)} audio files are in no word's folder and are not used; the first is {one_line(loose[0])}"

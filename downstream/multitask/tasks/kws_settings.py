@@ -67,14 +67,14 @@ class Settings(TaskSettings):
         if self.validation_percentage + self.testing_percentage >= 100:
             raise ValueError("validation_percentage: together with testing_percentage it leaves no training data")
         check_speaker_pattern(self.speaker_pattern)
+        if {"True", "False"} & set(self.keywords):
+            raise ValueError("keywords: YAML reads yes, no, on and off as true and false: put them in quotes")
         if not self.keywords or len(set(map(normal_word, self.keywords))) != len(self.keywords):
             raise ValueError("keywords: need one or more different words; upper and lower case are the same")
         for word in self.keywords:
             if word.startswith("_") or word in ("", ".", "..") or "/" in word or word != word.strip():
                 reason = "expected the name of a folder that does not begin with _, as the classes that are no words do"
                 raise ValueError(f"keywords: '{word}': {reason}")
-        if {"True", "False"} & set(self.keywords):
-            raise ValueError("keywords: YAML reads yes, no, on and off as true and false: put them in quotes")
         if len(self.silence_volume) != 2 or not 0 <= self.silence_volume[0] <= self.silence_volume[1]:
             raise ValueError(f"silence_volume: needs [lowest, highest], not {self.silence_volume}")
         if self.sampling not in ("utterance", "class"):

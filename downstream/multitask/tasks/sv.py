@@ -324,6 +324,9 @@ class Task(BaseTask):
         return f"embedding of {output.numel()} features, length {output.norm().item():.3f}"
 
     def device_metadata(self, threshold: float | None) -> dict[str, Any]:
-        """``sv_slope * cosine + sv_offset`` is a log-likelihood ratio; it is 0 at the cosine ``sv_threshold``."""
+        """``sv_slope * cosine + sv_offset`` is a log-likelihood ratio; it is 0 at the cosine ``sv_threshold``.
+
+        Empty without a calibration, or with a slope that would accept the least similar voices.
+        """
         slope, offset = self.calibration[KINDS.index("cosine")].tolist()
-        return {"sv_slope": slope, "sv_offset": offset, "sv_threshold": -offset / slope} if slope else {}
+        return {"sv_slope": slope, "sv_offset": offset, "sv_threshold": -offset / slope} if slope > 0 else {}

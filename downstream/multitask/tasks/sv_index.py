@@ -96,6 +96,11 @@ class SpeakerIndex:
             reason = f"{self.dev_speakers} of {len(speakers)} speakers leave no training speaker"
             remedy = f"set fewer, or {self.key}.speaker_pattern if the first folder below {folder} is not the speaker"
             raise UserError(f"{self.key}.dev_speakers: {reason}: {remedy}")
+        tested = set(map(_file_number, self.test.paths if self.test is not None else ()))
+        for name, files in speakers.items() if tested else ():
+            if same := next((file for file in files if _file_number(file) in tested), None):
+                reason = f"{same} is a recording of the test trials, whose speaker has another name than '{name}'"
+                raise UserError(f"{self.key}.root: {self.root}: {reason}: remove it from the training speakers")
         return speakers
 
     def _check_other_folders(self, speakers: Mapping[str, list[Path]]) -> None:

@@ -86,6 +86,9 @@ class Settings(TaskSettings):
             raise ValueError(f"clips_per_speaker: {reason}")
         if self.loss.contrastive is not None and self.clips_per_speaker < 2:
             raise ValueError(f"loss.contrastive: '{self.loss.contrastive}' needs clips_per_speaker of at least 2")
+        if self.loss.contrastive is not None and self.batch_size < 2 * self.clips_per_speaker:
+            reason = f"'{self.loss.contrastive}' compares speakers: needs at least 2 * {self.clips_per_speaker}"
+            raise ValueError(f"batch_size: {reason} (clips_per_speaker), not {self.batch_size}")
         if self.center and self.head == "xvector":
             raise ValueError("center: cannot be used with head xvector, whose embedding training does not see")
         check_speaker_pattern(self.speaker_pattern)

@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C: training finishes its step, saves and exits; another signal exits at once."""
+"""SIGTERM, SIGHUP (a closed terminal) and Ctrl-C: training finishes its step, saves and exits.
+
+Another signal exits at once.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from types import FrameType
 
 from distilled_student.common.progress import note
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 # `timeout` and `torchrun` signal a process and its group, which the process is in: the same signal twice
 SAME_SIGNAL_SECONDS = 1.0
 

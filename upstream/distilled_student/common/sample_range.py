@@ -26,9 +26,11 @@ def wrong_range(samples: Tensor) -> str | None:
     """What is wrong with the largest of some samples, and the remedy; None if they are in the range. Reads values."""
     if samples.numel() == 0:
         return None
-    peak = float(torch.stack(samples.detach().aminmax()).abs().max())
-    if not MAX_PEAK < peak < float("inf"):
+    peak = float(torch.stack(samples.detach().aminmax()).abs().max())  # NaN if any sample is NaN
+    if peak <= MAX_PEAK:
         return None
+    if not peak < float("inf"):  # NaN too
+        return "holds NaN or infinite samples"
     return f"a peak of {peak:g}, but samples are in [-1, 1]: divide samples of 16 bits by 32768"
 
 

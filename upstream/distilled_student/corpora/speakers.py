@@ -81,6 +81,8 @@ def read_trials(
             if name not in found:
                 file = _find_file(name, roots, f"{path}: line {number}", len(fields) > 3)
                 found[name] = utterances.setdefault(file, len(utterances))
+        if found[fields[1]] == found[fields[2]]:
+            raise UserError(f"{path}: line {number}: both sides are one recording, {fields[1]}: remove the line")
         labels.append(int(fields[0]))
         pairs.append((found[fields[1]], found[fields[2]]))
         numbers.append(number)

@@ -31,6 +31,7 @@ def arrange(corpus: Corpus, target: Path, parts: Sequence[Part], source: Path, m
         UserError: files are missing (the log says which ones to put where), or an archive is damaged.
     """
     target, source = target.resolve(), source.resolve()
+    target.mkdir(parents=True, exist_ok=True)  # without it the list of what is missing would be an error of its own
     files, speakers = _search(source, target, parts)
     test_speakers, trials = _arrange_trial_lists(corpus, target, files, mirror), target / corpus.trials[0].name
     if not test_speakers and trials.is_file():
