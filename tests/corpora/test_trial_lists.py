@@ -217,3 +217,9 @@ def test_a_wrong_pattern_is_named(pattern: str, reason: str, tmp_path: Path) -> 
         sv.Settings(speaker_pattern=pattern)
     with pytest.raises(UserError, match=r"speaker_pattern: '\(z\)' finds no speaker in a/s/1\.wav"):
         read(tmp_path, pairs("{speaker}/s/{take}.wav"), "(z)")
+
+
+def test_a_column_of_decimal_fractions_is_no_group(tmp_path: Path) -> None:
+    lines = ["1 a/1.wav a/2.wav 0.5", "0 a/1.wav b/1.wav 0.5", "0 a/2.wav b/1.wav -1.25"]
+    with pytest.raises(UserError, match=r"list\.txt: column 4: decimal fractions are no groups"):
+        read(tmp_path, lines)

@@ -156,3 +156,15 @@ def test_an_unreadable_file_is_named_when_it_is_read(tmp_path: Path, kind: str) 
     index = next(i for i, clip in enumerate(train.clips) if clip.path == bad)
     with pytest.raises(UserError, match=r"spk0_nohash_0\.wav"):
         train.item(index, np.random.default_rng(0))
+
+
+def test_a_keyword_without_clips_in_a_set_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = speech_commands(tmp_path, speakers=10, test=False)
+    task = kws.Task(settings(root, validation_percentage=30), 4, 0, "F")
+    task.evaluation_data("dev")
+    assert "F: dev" not in caplog.text
+    for path in (root / "train/yes").glob("*.wav"):
+        if tensorflow_which_set(path.name, 30, 10) == "validation":
+            path.unlink()
+    kws.Task(settings(root, validation_percentage=30), 4, 0, "F").evaluation_data("dev")
+    assert "F: dev: no clip of yes, which the scores leave out" in caplog.text

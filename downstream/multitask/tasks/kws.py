@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,6 +32,8 @@ from distilled_student.multitask.tasks.kws_index import (
     warn_of_tested_speakers,
 )
 from distilled_student.multitask.tasks.kws_settings import Settings
+
+log = logging.getLogger(__name__)
 
 UNKNOWN_LABEL = 1  # the classes are silence, unknown and the keywords
 
@@ -151,6 +154,10 @@ class Task(BaseTask):
         clips = self.index[0]["validation"] if split == "dev" else self.testing
         if not clips:
             raise no_speaker(split, self.settings, self.key)
+        found = {clip.label for clip in clips}
+        if missing := [word for label, word in enumerate(self.labels) if label > UNKNOWN_LABEL and label not in found]:
+            reason = f"no clip of {', '.join(missing)}, which the scores leave out: record more speakers"
+            log.warning("%s: %s: %s", self.key, split, reason)
         return Evaluation(clips, self.settings)
 
     def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -146,10 +147,13 @@ def relative_to_roots(files: Iterable[str | Path], roots: Sequence[Path]) -> lis
 
 
 def _check_group(where: str, values: np.ndarray) -> None:
-    different = len(np.unique(values))
-    if different > MAX_GROUPS or (different > 10 and 2 * different > len(values)):
-        reason = f"{different} different values in {len(values)} trials, but groups are few (at most {MAX_GROUPS})"
-        raise UserError(f"{where}: {reason}: remove a column of scores or names: cut -d' ' -f1-3 LIST")
+    found = np.unique(values)
+    remedy = "remove a column of scores or names: cut -d' ' -f1-3 LIST"
+    if len(found) > MAX_GROUPS or (len(found) > 10 and 2 * len(found) > len(values)):
+        reason = f"{len(found)} different values in {len(values)} trials, but groups are few (at most {MAX_GROUPS})"
+        raise UserError(f"{where}: {reason}: {remedy}")
+    if all(re.fullmatch(r"[-+]?\d*\.\d+(e[-+]?\d+)?", value) for value in found):
+        raise UserError(f"{where}: decimal fractions are no groups: {remedy}")
 
 
 def _check_labels(path: Path, trials: Trials, relative: Sequence[str], numbers: Sequence[int], key: str) -> None:
