@@ -68,7 +68,10 @@ def test_a_folder_for_each_speaker_is_refused_or_read_with_a_pattern(root: Path)
     assert len(test_index(settings(root, speaker_pattern=FOLDER), "F")) == 8
 
 
-@pytest.mark.parametrize("name", ["_silence_", "silence", "_noise_", "Noise", "background noise", "_other_"])
+@pytest.mark.parametrize(
+    "name",
+    ["_silence_", "silence", "_noise_", "Noise", "background noise", "BackgroundNoise", "no_speech", "sil", "_other_"],
+)
 def test_a_folder_that_is_no_word_is_not_trained_as_unknown(name: str, root: Path) -> None:
     write_tone(root / "train" / name / "a_nohash_0.wav", 100, 0.2)
     with pytest.raises(UserError, match=rf"F\.train_root: .*{name}: is no word, .* move silence and noise to _back"):

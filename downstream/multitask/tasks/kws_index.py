@@ -131,7 +131,7 @@ def _check_words(words: Mapping[str, Sequence[FolderClip]], settings: Settings, 
     keywords = set(map(normal_word, settings.keywords))
     others = {word: clips[0].folder for word, clips in words.items() if word not in keywords}
     for word, folder in others.items():
-        if re.sub("[ -]", "_", word).strip("_") in NO_WORDS or (word.startswith("_") and word != UNKNOWN):
+        if re.sub("[ _-]", "", word) in NO_WORDS or (word.startswith("_") and word != UNKNOWN):
             reason = f"{one_line(folder)}: is no word, but would be trained as '{UNKNOWN}'"
             remedy = f"move silence and noise to {BACKGROUND}, from which silence is cut, or rename the folder"
             raise UserError(f"{key}.train_root: {settings.train_root}/{reason}: {remedy}")
