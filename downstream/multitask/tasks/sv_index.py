@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from distilled_student.common import audio
-from distilled_student.common.audio_folders import AudioFolders
+from distilled_student.common.audio_folders import AudioFolders, path_identity
 from distilled_student.common.errors import UserError
 from distilled_student.corpora.keywords import hash_percentage
 from distilled_student.corpora.speaker_names import identity
@@ -96,12 +95,20 @@ class SpeakerIndex:
             reason = f"{self.dev_speakers} of {len(speakers)} speakers leave no training speaker"
             remedy = f"set fewer, or {self.key}.speaker_pattern if the first folder below {folder} is not the speaker"
             raise UserError(f"{self.key}.dev_speakers: {reason}: {remedy}")
-        tested = set(map(_file_number, self.test.paths if self.test is not None else ()))
-        for name, files in speakers.items() if tested else ():
-            if same := next((file for file in files if _file_number(file) in tested), None):
+        for name, files in speakers.items():
+            if same := self._tested_file(files):
                 reason = f"{same} is a recording of the test trials, whose speaker has another name than '{name}'"
                 raise UserError(f"{self.key}.root: {self.root}: {reason}: remove it from the training speakers")
         return speakers
+
+    @functools.cached_property
+    def _tested(self) -> set[tuple[int, int] | str]:
+        """The identity of each recording of the test trials."""
+        return set(map(path_identity, self.test.paths if self.test is not None else ()))
+
+    def _tested_file(self, files: Sequence[Path]) -> Path | None:
+        """The first of ``files`` that is a recording of the test trials, by whatever path; or None."""
+        return next((file for file in files if path_identity(file) in self._tested), None) if self._tested else None
 
     def _check_other_folders(self, speakers: Mapping[str, list[Path]]) -> None:
         """Refuse a test list whose further folders have the names of training speakers, and agree with its labels.
@@ -143,13 +150,12 @@ class SpeakerIndex:
     def _extra(self) -> dict[tuple[str, str], list[Path]]:
         """``(folder, name)`` -> files, of `extra`."""
         found, held_out = {}, self._test_identities | set(map(identity, self.development))
-        tested = set(map(_file_number, self.test.paths if self.test is not None else ()))
         for folder in self.extra_roots:
             found_here = speaker_files(Path(folder), f"{self.key}.extra_roots", self.pattern, self._folders)
             for name, files in found_here.items():
                 if identity(name) in held_out:
                     continue
-                if tested and (same := next((file for file in files if _file_number(file) in tested), None)):
+                if same := self._tested_file(files):
                     reason = f"speaker '{name}' has {same}, a file of the test trials, whose speaker has another name"
                     raise UserError(f"{self.key}.extra_roots: {folder}: {reason}: expected a folder for each speaker")
                 found[folder, name] = files
@@ -222,12 +228,6 @@ class SpeakerIndex:
         left, right = positions.reshape(-1, 2).T
         names = list(self.development)
         return Trials([paths[i] for i in used], left, right, labels, speakers[used], speaker_names=names)
-
-
-def _file_number(path: Path) -> tuple[int, int]:
-    """Equal for two paths of the same file, links included."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
 
 
 def _target_pairs(speakers: np.ndarray) -> np.ndarray:

@@ -72,8 +72,8 @@ def how_to_convert(name: str) -> str:
     return f"{path.suffix.lower()} is not read: convert it, as in `ffmpeg -i {path.name} {path.stem}.wav`"
 
 
-def _identity(path: str | Path) -> tuple[int, int] | str:
-    """What is the same for all paths of a folder. Some network file systems have no inode numbers."""
+def path_identity(path: str | Path) -> tuple[int, int] | str:
+    """What is the same for all paths of a file or folder. Some network file systems have no inode numbers."""
     status = os.stat(path)
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
 
@@ -113,7 +113,7 @@ class AudioFolders:
     def walked(self, folder: Path) -> bool:
         """Whether a folder has been read, by this path or by another one."""
         try:
-            return _identity(folder) in self._walked
+            return path_identity(folder) in self._walked
         except OSError:
             return False
 
@@ -130,11 +130,13 @@ class AudioFolders:
             enter: Whether a folder of this name is walked.
         """
         pending = deque([(str(root), 0)])
-        ancestors = {_identity(parent) for parent in Path(root).resolve().parents}  # a link to one of them is a loop
+        ancestors = {
+            path_identity(parent) for parent in Path(root).resolve().parents
+        }  # a link to one of them is a loop
         while pending:
             folder, level = pending.popleft()
             try:
-                identity = _identity(folder)
+                identity = path_identity(folder)
                 if level and identity in ancestors:
                     continue
                 if identity in self._walked:
