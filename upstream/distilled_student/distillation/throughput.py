@@ -7,23 +7,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from distilled_student.distillation.targets import HALF_PRECISIONS, Teacher, UtteranceTeacher
 from distilled_student.host.upstreams import StudentUpstream
-from distilled_student.student.cost import macs_per_second, parameters, peak_flops, real_time_factor
+from distilled_student.student.cost import TakesList, macs_per_second, parameters, peak_flops, real_time_factor
 from distilled_student.student.network import Student
-
-
-class _TeacherUpstream(nn.Module):
-    """A teacher with the interface that `macs_per_second` and `real_time_factor` call: a list of waveforms."""
-
-    def __init__(self, teacher: Teacher | UtteranceTeacher) -> None:
-        super().__init__()
-        self.teacher = teacher
-
-    def forward(self, wavs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        return self.teacher(torch.stack(wavs))
 
 
 class TeacherCost(NamedTuple):
@@ -36,17 +24,16 @@ class TeacherCost(NamedTuple):
 
 def teacher_cost(teacher: Teacher | UtteranceTeacher) -> TeacherCost:
     """The cost of the layers that a teacher computes, measured on its device on two seconds of audio."""
-    encoder, upstream = teacher.encoder, _TeacherUpstream(teacher)
-    is_speaker_encoder = isinstance(teacher, UtteranceTeacher)
-    count = encoder.parameter_count() if is_speaker_encoder else parameters(encoder)
-    return TeacherCost(count, _macs(teacher), real_time_factor(upstream, seconds=2.0, repeats=3))
+    encoder = teacher.encoder
+    count = encoder.parameter_count() if isinstance(teacher, UtteranceTeacher) else parameters(encoder)
+    return TeacherCost(count, _macs(teacher), real_time_factor(TakesList(teacher), seconds=2.0, repeats=3))
 
 
 def _macs(teacher: Teacher | UtteranceTeacher) -> int | None:
     """Multiply-accumulates for a second of audio; None if they cannot be counted."""
     if isinstance(teacher, UtteranceTeacher):
         return teacher.encoder.macs_per_second()
-    return macs_per_second(_TeacherUpstream(teacher))
+    return macs_per_second(TakesList(teacher))
 
 
 class Throughput(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -64,6 +64,17 @@ def peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -
         _wait_for(device)
         fastest = min(fastest, time.perf_counter() - start)
     return 2.0 * size**3 / fastest
+
+
+class TakesList(nn.Module):
+    """A model of batches ``(batch, samples)`` with the interface of an upstream: a list of waveforms of one length."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, wavs: Sequence[Tensor]) -> Any:
+        return self.model(torch.stack(list(wavs)))
 
 
 @torch.enable_grad()

@@ -12,11 +12,10 @@ from distilled_student.common.errors import UserError, did_you_mean, short_reaso
 from distilled_student.common.files import read_json
 
 SHIPPED = {"shipped": "teacher", "teacher": "teacher", "distilled_student": "student"}  # name -> folder in assets
+EXPORT_EXTRA = "pip install 'distilled-student[export]'"
 # keys of a config.json with the number of layers: of Whisper's encoder, of other models of transformers, of students
 LAYER_KEYS = ("encoder_layers", "num_hidden_layers", "layers")
 REMEDY = "give a folder, the name of an s3prl upstream, or a name on the hub of transformers, OWNER/NAME"
-
-
 SPEAKER_ENCODERS = "resemblyzer, a folder of a ...ForXVector model of transformers, an .onnx file, or a file of GE2E"
 
 
@@ -78,8 +77,7 @@ def check_speaker_encoder(name: str, where: str) -> None:
             raise UserError(f"{where}: {name}: is not a speaker encoder: {reason}")
     elif path.suffix == ".onnx" and path.exists():
         if missing := [package for package in ("onnx", "onnxruntime") if find_spec(package) is None]:
-            remedy = "pip install 'distilled-student[export]'"
-            raise UserError(f"{where}: {name}: {' and '.join(missing)} not installed; {remedy}")
+            raise UserError(f"{where}: {name}: {' and '.join(missing)} not installed; {EXPORT_EXTRA}")
     elif path.exists():
         if not is_torch_file(path):
             raise UserError(f"{where}: {name}: is not a speaker encoder; give {SPEAKER_ENCODERS}")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.sample_rate import SAMPLE_RATE
+from distilled_student.teachers.early_checks import EXPORT_EXTRA
 from distilled_student.teachers.speaker_encoder import SpeakerEncoder
 
 EMBEDDING = "speaker_embedding"  # the output of the graphs that this package exports
@@ -32,8 +33,7 @@ class OnnxEncoder(SpeakerEncoder):
             import onnx
             import onnxruntime
         except ImportError as error:
-            remedy = "pip install 'distilled-student[export]'"
-            raise UserError(f"{file}: {error.name} is not installed; {remedy}") from None
+            raise UserError(f"{file}: {error.name} is not installed; {EXPORT_EXTRA}") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:
@@ -107,7 +107,7 @@ class OnnxEncoder(SpeakerEncoder):
         return {"values": self.values, "sha256": digest.hexdigest()}
 
     def settings(self) -> str:
-        return f"{self.output} {self.fingerprint()['sha256']}"
+        return self.output
 
     def parameter_count(self) -> int:
         return self.values

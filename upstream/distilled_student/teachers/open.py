@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from distilled_student.checkpoints.folder import MODEL_TYPE, load_student, shipp
 from distilled_student.checkpoints.foreign import CONFIG, read_normalization
 from distilled_student.checkpoints.foreign_config import why_not_a_student
 from distilled_student.checkpoints.hub import ELSEWHERE, hub_folder, hub_revision
-from distilled_student.checkpoints.weight_files import find_weights
 from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.files import read_json
 from distilled_student.teachers.encoders import Encoder, StudentEncoder, TransformersEncoder
@@ -20,6 +18,7 @@ from distilled_student.teachers.ge2e import PACKAGE, find_weights_of_resemblyzer
 from distilled_student.teachers.onnx_encoder import OnnxEncoder
 from distilled_student.teachers.s3prl_encoder import names_on_s3prl_hub, open_upstream
 from distilled_student.teachers.speaker_encoder import SpeakerEncoder
+from distilled_student.teachers.transformers_folder import load_model
 from distilled_student.teachers.xvector import read_xvector
 
 UNUSED_WEIGHTS = r"masked_spec_embed$|(?:^|\.)adapter\."  # of `transformers` models: read in training only, or deleted
@@ -49,15 +48,11 @@ def open_teacher(name: str | Path) -> Encoder:
     name = str(name)
     shipped = {"shipped": shipped_teacher, "teacher": shipped_teacher, "distilled_student": shipped_student}
     path = shipped[name]() if name in shipped else Path(name)
-    if path.exists():
-        encoder = _open_path(path, name)
-        encoder.revision = hub_revision(path)
-    elif "/" not in name and name in names_on_s3prl_hub():
-        encoder = _open_s3prl(name)
-    else:
-        path = _hub_folder(name)
-        encoder = _open_path(path, name)
-        encoder.revision = hub_revision(path)
+    if not path.exists() and "/" not in name and name in names_on_s3prl_hub():
+        return _open_s3prl(name).eval()
+    path = path if path.exists() else _hub_folder(name)
+    encoder = _open_path(path, name)
+    encoder.revision = hub_revision(path)
     return encoder.eval()
 
 
@@ -120,19 +115,10 @@ def _open_transformers(folder: Path, values: dict[str, Any], why_not_a_student: 
     """
     import transformers
 
-    variant = find_weights(folder).variant
-    try:
-        model, loading = transformers.AutoModel.from_pretrained(
-            folder, variant=variant, trust_remote_code=False, weights_only=True, output_loading_info=True
-        )
-    except Exception as error:  # a damaged folder, or one of another library, can raise anything
-        raise UserError(f"{folder}: {short_reason(error)}") from None
-    # transformers gives random values to weights that are not in the file, with a warning
-    if missing := sorted(name for name in loading["missing_keys"] if not re.search(UNUSED_WEIGHTS, name)):
-        raise UserError(f"{folder}: weights are missing: {', '.join(missing[:3])}, {len(missing)} in all")
+    model = load_model(transformers.AutoModel, folder, UNUSED_WEIGHTS, str(folder))
     if model.main_input_name != "input_values" or not hasattr(model.config, "conv_stride"):
         raise UserError(f"'{model.config.model_type}' is not a speech encoder of waveforms; {why_not_a_student}")
-    encoder = TransformersEncoder(model.float(), read_normalization(folder, values)["normalize"]).eval()
+    encoder = TransformersEncoder(model, read_normalization(folder, values)["normalize"]).eval()
     _check_frames(encoder, folder)
     return encoder
 

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from distilled_student.common.provenance import weights_fingerprint
-from distilled_student.student.cost import macs_per_second, parameters
+from distilled_student.student.cost import TakesList, macs_per_second, parameters
 from distilled_student.student.lengths import mask_if_padded
-
-
-class _AsUpstream(nn.Module):
-    """A speaker encoder with the interface that `macs_per_second` calls: a list of waveforms."""
-
-    def __init__(self, encoder: SpeakerEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, wavs: list[Tensor]) -> Tensor:
-        return self.encoder(torch.stack(wavs))
 
 
 class SpeakerEncoder(nn.Module):
@@ -69,4 +57,4 @@ class SpeakerEncoder(nn.Module):
 
     def macs_per_second(self) -> int | None:
         """Multiply-accumulates for one second of audio; None if they cannot be counted."""
-        return macs_per_second(_AsUpstream(self))
+        return macs_per_second(TakesList(self))

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_student.checkpoints.foreign import CONFIG, read_normalization
-from distilled_student.checkpoints.weight_files import find_weights
-from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.files import read_json
 from distilled_student.student.config import receptive_field
 from distilled_student.student.frontend import normalize_waveforms
 from distilled_student.teachers.speaker_encoder import SpeakerEncoder
+from distilled_student.teachers.transformers_folder import load_model
 
 # read in training only: a mask, and the layers after the embedding
 UNUSED_WEIGHTS = r"masked_spec_embed$|^objective\.|^classifier\."
@@ -54,15 +52,6 @@ def read_xvector(folder: Path) -> XVector:
     """
     import transformers
 
-    values, variant = read_json(folder / CONFIG), find_weights(folder).variant
-    try:
-        model, loading = transformers.AutoModelForAudioXVector.from_pretrained(
-            folder, variant=variant, trust_remote_code=False, weights_only=True, output_loading_info=True
-        )
-    except Exception as error:  # a damaged folder, or one of another library, can raise anything
-        raise UserError(f"{folder}: is not a speaker encoder of transformers: {short_reason(error)}") from None
-    # transformers gives random values to weights that are not in the file, with a warning
-    if missing := sorted(name for name in loading["missing_keys"] if not re.search(UNUSED_WEIGHTS, name)):
-        names = f"{', '.join(missing[:3])}, {len(missing)} in all"
-        raise UserError(f"{folder}: is not a speaker encoder (...ForXVector): weights are missing: {names}")
-    return XVector(model.float(), read_normalization(folder, values)["normalize"])
+    where, what = f"{folder}: is not a speaker encoder of transformers", "is not a speaker encoder (...ForXVector): "
+    model = load_model(transformers.AutoModelForAudioXVector, folder, UNUSED_WEIGHTS, where, what)
+    return XVector(model, read_normalization(folder, read_json(folder / CONFIG))["normalize"])
