@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Mixtures, noise and gain may exceed 1 by some decibels: 8 are 18 dB. Speech of 16 bits that was not divided by 32768
 # has a peak of more than 8, unless it is 72 dB below full scale.
@@ -32,6 +32,13 @@ def wrong_range(samples: Tensor) -> str | None:
     if not peak < float("inf"):  # NaN too
         return "holds NaN or infinite samples"
     return f"a peak of {peak:g}, but samples are in [-1, 1]: divide samples of 16 bits by 32768"
+
+
+def skip_range_check(model: nn.Module) -> None:
+    """Let a model's parts no longer check the peak of waveforms, for a training: files were checked when read."""
+    for part in model.modules():
+        if hasattr(part, "checks_range"):
+            part.checks_range = False
 
 
 def cancelling_channels(channels: int, mean_square: float, mean_square_of_average: float) -> str | None:

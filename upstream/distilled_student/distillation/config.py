@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +218,15 @@ def settings_fixed_on_resume(config: DistillConfig) -> dict[str, Any]:
     data = {f"data.{key}": value for key, value in settings["data"].items() if key not in ("workers", "streams")}
     settings["cache"] = config.cache is not None  # cached targets are rounded; where they are stored may change
     return {key: value for key, value in settings.items() if key not in may_change} | data
+
+
+def default_settings() -> dict[str, Any]:
+    """The default of each setting that has one, by the keys of `settings_fixed_on_resume`."""
+    found: dict[str, Any] = {}
+    for prefix, schema in (("", DistillConfig), ("data.", DataConfig)):
+        for one in fields(schema):
+            if one.default_factory is not dataclasses.MISSING:
+                found[f"{prefix}{one.name}"] = one.default_factory()
+            elif one.default is not dataclasses.MISSING:
+                found[f"{prefix}{one.name}"] = one.default
+    return found

@@ -44,7 +44,8 @@ class HeldOut:
 
     def __init__(self, config: DataConfig, where: str) -> None:
         self.config = config
-        self.cuts, _ = read_cuts(replace(config, paths=config.held_out), where, key="held_out")
+        cuts, _ = read_cuts(replace(config, paths=config.held_out), where, key="held_out")
+        self.cuts = CutSet.from_cuts(sorted(cuts, key=lambda cut: (cut.duration, cut.id)))
         self.seconds = sum(cut.duration for cut in self.cuts)
 
     def without(self, cuts: CutSet, where: str) -> CutSet:
@@ -68,8 +69,7 @@ class HeldOut:
 
         ``find_targets``: returns the cached targets of a waveform for each teacher.
         """
-        by_length = CutSet.from_cuts(sorted(self.cuts, key=lambda cut: (cut.duration, cut.id)))
-        sampler = make_sampler(by_length, 1, max_duration=self.config.batch_seconds, rank=0, world_size=1)
+        sampler = make_sampler(self.cuts, 1, max_duration=self.config.batch_seconds, rank=0, world_size=1)
         dataset = CutDataset(find_targets)
         for number, cuts in enumerate(sampler):
             if number % world == rank:

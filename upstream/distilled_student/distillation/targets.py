@@ -134,16 +134,14 @@ def align(
         ValueError: neither frame shift is a multiple of the other, or lengths differ by more than two frames.
     """
     check_frame_shifts(shift, student_shift)
-    times = torch.arange(frames, device=states.device) * student_shift
-    index = times.div(shift, rounding_mode="floor")
-    slower = max(shift, student_shift)
     apart = (lengths * shift - student_lengths * student_shift).abs().max()
-    if apart > 2 * slower:
+    if apart > 2 * max(shift, student_shift):
         raise ValueError(f"teacher and student frames are {int(apart)} samples apart at the end of an utterance")
-    if offset is not None:
+    if offset is None:
+        index = (torch.arange(frames, device=states.device) * student_shift).div(shift, rounding_mode="floor")
+        valid = conv_lengths(lengths * shift, 1, student_shift)  # student frames inside a valid teacher frame
+    else:
         nearest = ((torch.arange(frames) * student_shift + offset) / shift).round().long().clamp(min=0)
+        index = nearest.to(states.device)
         valid = (nearest < lengths.cpu()[:, None]).sum(dim=1).to(lengths.device)
-        selected = nearest.clamp(max=states.shape[2] - 1).to(states.device)
-        return states[:, :, selected], torch.minimum(student_lengths, valid)
-    valid = conv_lengths(lengths * shift, 1, student_shift)  # student frames whose time is inside a valid teacher frame
     return states[:, :, index.clamp(max=states.shape[2] - 1)], torch.minimum(student_lengths, valid)

@@ -212,13 +212,13 @@ def _report_held_out(run: Distillation, found: HeldOutLoss, writer: SummaryWrite
     if writer is None:
         return
     step, best = run.state.step, run.state.best
-    parts = "  ".join(_in_words(loss, len(run.sources) > 1) for loss in _by_teacher(run, found.l1, found.cosine))
-    standing = (
-        "the lowest so far" if best and best[0] == step else f"the lowest was at step {int(best[0]) if best else 0}"
-    )
+    teachers, has_several = _by_teacher(run, found.l1, found.cosine), len(run.sources) > 1
+    parts = "  ".join(_in_words(teacher, has_several) for teacher in teachers)
+    lowest = int(best[0]) if best else 0
+    standing = "the lowest so far" if lowest == step else f"the lowest was at step {lowest}"
     log.info(f"step {step}: held-out loss {found.loss:.4f}, {standing}  {parts}")
     writer.add_scalar("held_out/loss", found.loss, step)
-    for teacher in _by_teacher(run, found.l1, found.cosine) if len(run.sources) > 1 else ():
+    for teacher in teachers if has_several else ():
         writer.add_scalar(f"held_out/{teacher.name}/loss", teacher.loss, step)
 
 

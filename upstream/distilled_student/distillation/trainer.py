@@ -7,7 +7,7 @@ import math
 import os
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,14 @@ from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.files import newest_undamaged, read_torch, save_torch
 from distilled_student.common.processes import start_workers, sum_over_processes
 from distilled_student.common.random_states import random_states, seed_all, set_random_states
+from distilled_student.common.sample_range import skip_range_check
 from distilled_student.common.settings import changes
-from distilled_student.distillation.config import DistillConfig, settings_fixed_on_resume, student_config_for
+from distilled_student.distillation.config import (
+    DistillConfig,
+    default_settings,
+    settings_fixed_on_resume,
+    student_config_for,
+)
 from distilled_student.distillation.data.cuts import Batch, make_loader
 from distilled_student.distillation.data.shards import Unit
 from distilled_student.distillation.data.stream import make_stream
@@ -99,9 +105,8 @@ class Distillation:
         np.random.seed(config.seed)
         torch.manual_seed(config.seed)
         self._open_models()
-        for part in (part for model in (self.student, *self.teachers) for part in model.modules()):
-            if isinstance(part, Student):
-                part.checks_range = False  # the samples were checked when they were read; this check waits for a GPU
+        for model in (self.student, *self.teachers):
+            skip_range_check(model)  # it waits for a GPU
         caches = [source.cache for source in self.sources if source.cache is not None]
         self.find_targets = partial(read_cached, caches) if caches else None
 
@@ -378,9 +383,8 @@ class Distillation:
         try:
             content = read_torch(file)
             # a checkpoint of an earlier version lacks newer settings, which have their defaults
-            defaults = {f.name: f.default for f in fields(DistillConfig)} | {"data.held_out": [], "teachers": []}
             now = self._fixed_settings()
-            before = defaults | {TEACHER_WEIGHTS: now[TEACHER_WEIGHTS]} | content["settings"]
+            before = default_settings() | {TEACHER_WEIGHTS: now[TEACHER_WEIGHTS]} | content["settings"]
             if changed := changes({key: before.get(key) for key in now}, now):
                 what = f"holds another run, with other settings ({changed})"
                 raise UserError(f"{file}: {what}: set them back or choose another output")

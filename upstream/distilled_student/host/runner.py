@@ -21,6 +21,7 @@ from distilled_student.common.processes import is_leader, only_run_in, start_wor
 from distilled_student.common.progress import Progress, note
 from distilled_student.common.provenance import FILE, write_provenance
 from distilled_student.common.random_states import seed_all
+from distilled_student.common.sample_range import skip_range_check
 from distilled_student.host.evaluation_loop import EvaluationLoop
 from distilled_student.host.runner_parts import unwrapped
 from distilled_student.host.saved_runs import checkpoints
@@ -74,9 +75,7 @@ class Runner(EvaluationLoop):
         total, accumulate = runner["total_steps"], runner["gradient_accumulate_steps"]
         step, epoch = self.init_ckpt.get("Step", 0), self.init_ckpt.get("Epoch", 0)
         trained = self._set_modes()
-        for part in self.upstream.model.modules():
-            if hasattr(part, "checks_range"):
-                part.checks_range = False  # samples were checked when they were read; augmentation may exceed the range
+        skip_range_check(self.upstream.model)  # augmentation may exceed the range
         parameters = [parameter for model in trained for parameter in model.parameters()]
         scaler, optimizer = self._get_scaler(), self._get_optimizer(trained)
         scheduler = self._get_scheduler(optimizer) if self.config.get("scheduler") else None
