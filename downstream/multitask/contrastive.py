@@ -45,16 +45,18 @@ class ContrastiveLoss(nn.Module):
             queries = (is_of * position).argmax(dim=0)  # the last utterance of each speaker
             support = is_of.clone()
             support[queries, torch.arange(len(queries), device=x.device)] = 0.0
-            logits = self._cosines(x[queries], support.T @ x)
-            return F.cross_entropy(logits, torch.arange(len(queries), device=x.device))
-        kept = is_of.any(dim=1)
-        x, is_of = x[kept], is_of[kept]
-        sums = is_of.T @ x
-        others = (is_of @ sums) - x  # the sum over the speaker's other utterances
-        own = self.scale.clamp(min=1e-6) * F.cosine_similarity(x, others, dim=1) + self.offset
-        logits = torch.where(is_of.bool(), own[:, None], self._cosines(x, sums))
-        return F.cross_entropy(logits, is_of.argmax(dim=1))
+            cosines, right = _cosines(x[queries], support.T @ x), torch.arange(len(queries), device=x.device)
+        else:
+            kept = is_of.any(dim=1)
+            x, is_of = x[kept], is_of[kept]
+            sums = is_of.T @ x
+            others = (is_of @ sums) - x  # the sum over the speaker's other utterances
+            own = F.cosine_similarity(x, others, dim=1)
+            cosines = torch.where(is_of.bool(), own[:, None], _cosines(x, sums))
+            right = is_of.argmax(dim=1)
+        return F.cross_entropy(self.scale.clamp(min=1e-6) * cosines + self.offset, right)
 
-    def _cosines(self, x: Tensor, centroids: Tensor) -> Tensor:
-        """``(queries, speakers)`` logits; a centroid's length does not matter, so sums stand for means."""
-        return self.scale.clamp(min=1e-6) * F.normalize(x, dim=1) @ F.normalize(centroids, dim=1).T + self.offset
+
+def _cosines(x: Tensor, centroids: Tensor) -> Tensor:
+    """``(queries, speakers)``; the length of a centroid does not matter, so sums stand for means."""
+    return F.normalize(x, dim=1) @ F.normalize(centroids, dim=1).T

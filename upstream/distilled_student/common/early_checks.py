@@ -113,7 +113,7 @@ def check_model(path: Path, checkpoint: str, default: str) -> None:
     """Raise UserError for a path that is neither the folder of a joint training run nor a student (folder or file)."""
     if path.is_dir() and any(path.glob("*.ckpt")):
         check_run(path, checkpoint, default)
-    elif path.is_dir() and not (path / "config.json").is_file():
+    elif path.is_dir() and not (path / CONFIG).is_file():
         raise UserError(
             f"{path}: has neither a checkpoint of a joint training run (*.ckpt) nor a student (config.json)"
             f"{held_instead(path)}"

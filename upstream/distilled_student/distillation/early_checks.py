@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from distilled_student.common.audio_folders import AudioFolders
-from distilled_student.common.early_checks import check_output_folder
+from distilled_student.common.early_checks import CONFIG, check_output_folder
 from distilled_student.common.errors import UserError
 from distilled_student.distillation.config import DistillConfig, student_config_for
 from distilled_student.distillation.data.config import MANIFESTS, TARS
@@ -18,7 +18,7 @@ def check_output(output: Path, where: str | Path) -> None:
     """Raise UserError for a folder that holds something else than an earlier part of this distillation."""
     if any(output.glob("states-*.ckpt")) or (output / "best-dev.ckpt").is_file():
         raise UserError(f"{where}: output: {output}: holds a joint training run: choose another folder")
-    if (output / "config.json").is_file() and not any((output / "checkpoints").glob("step-*.pt")):
+    if (output / CONFIG).is_file() and not any((output / "checkpoints").glob("step-*.pt")):
         reason = "holds a model without the checkpoints of a distillation, which this run would replace"
         raise UserError(f"{where}: output: {output}: {reason}: choose another folder")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distilled_student.checkpoints.hub import may_be_on_hub
-from distilled_student.common.early_checks import check_device, check_student, held_instead
+from distilled_student.common.early_checks import CONFIG, check_device, check_student, held_instead
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.settings import find_config, read_yaml
 from distilled_student.host.overrides import override
@@ -50,7 +50,7 @@ def check_early(args: Namespace) -> None:
         multitask = importlib.import_module("distilled_student.multitask.settings")
         multitask.check_early(config, start.upstream_feature_selection, start.mode, source(vars(start)))
     folder = Path(start.expdir).absolute() if start.expdir else folder
-    if start.mode == "train" and ((folder / "config.json").is_file() or (folder / "checkpoints").is_dir()):
+    if start.mode == "train" and ((folder / CONFIG).is_file() or (folder / "checkpoints").is_dir()):
         raise UserError(f"-p {folder}: holds a student or its distillation: choose another folder")
     check_writable(folder)
 

@@ -66,7 +66,7 @@ def run(arguments: Sequence[str]) -> None:
         if "--device=cpu" in arguments or ("--device", "cpu") in itertools.pairwise(arguments):
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # s3prl's experts use a GPU where they find one
         _run_s3prl(args)
-    except OSError as error:  # a name that is too long, a folder that may not be read, a full disk
+    except (UserError, OSError) as error:  # OSError: a name that is too long, a folder that may not be read
         raise UserError(message_of(error)) from error
 
 
@@ -83,9 +83,9 @@ def _run_s3prl(args: Namespace) -> None:
 
         run_downstream.argparse = SimpleNamespace(ArgumentParser=lambda: resolved)
         run_downstream.main()
-    except (UserError, OSError) as error:
+    except (UserError, OSError):
         resolved.undo()
-        raise UserError(message_of(error)) from error
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

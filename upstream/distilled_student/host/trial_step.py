@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from distilled_student.common.errors import UserError, did_you_mean
-from distilled_student.host.yaml_sections import check_sections
+from distilled_student.host.yaml_sections import check_sections, is_number
 
 # what s3prl and torch raise for wrong settings
 FAULTS = (TypeError, ValueError, AttributeError, KeyError, AssertionError, ArithmeticError, RuntimeError)
@@ -31,10 +31,6 @@ def check_config(where: str, config: dict[str, Any], downstream: str, splits: Se
         _try_specaug(where, config["specaug"])
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _wrong_key(function: Callable[..., Any], values: Mapping[str, Any]) -> str | None:
     """The first key that ``function`` does not take, or whose value has another type than its default."""
     parameters = inspect.signature(function).parameters
@@ -44,7 +40,7 @@ def _wrong_key(function: Callable[..., Any], values: Mapping[str, Any]) -> str |
         default = parameters[key].default
         if isinstance(default, tuple) and not isinstance(value, list | tuple):
             return key
-        if _is_number(default) and not _is_number(value):
+        if is_number(default) and not is_number(value):
             return key
     return None
 

@@ -27,6 +27,11 @@ NAME = re.compile(r"[\w.-]+")
 WORDS = {"null": None, "true": True, "false": False}  # YAML's names of values that Python names otherwise
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of a YAML file is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _number(value: Any) -> Any:
     """The number that a string holds: PyYAML reads ``1e-3`` as a string, because it has no decimal point."""
     if not isinstance(value, str):
@@ -57,7 +62,7 @@ def _check_runner(where: str, runner: Mapping[str, Any], downstream: str) -> Non
             raise UserError(f"{where}: runner.{key}: no such key{did_you_mean(key, RUNNER_KEYS)}")
     for key in (*COUNTS, "gradient_clipping", "evaluate_ratio"):
         value = runner.get(key, 1 if key == "evaluate_ratio" else None)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if not (is_number(value) and value > 0):
             raise UserError(f"{where}: runner.{key}: expected a number above 0, found {value!r}")
         if key in COUNTS and not isinstance(value, int):
             raise UserError(f"{where}: runner.{key}: expected a whole number, found {value!r}")
@@ -65,13 +70,11 @@ def _check_runner(where: str, runner: Mapping[str, Any], downstream: str) -> Non
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise UserError(f"{where}: runner.max_skipped: expected a whole number above 0, found {limit!r}")
     rate = runner.get("upstream_lr")
-    is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
-    if rate is not None and not (is_number and 0 <= rate < math.inf):
+    if rate is not None and not (is_number(rate) and 0 <= rate < math.inf):
         raise UserError(f"{where}: runner.upstream_lr: expected a number of at least 0, found {rate!r}")
     for key in ("layer_decay", "average"):
         factor = runner.get(key, 0.5)
-        is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
-        if factor is not None and not (is_number and 0 < factor < 1):
+        if factor is not None and not (is_number(factor) and 0 < factor < 1):
             raise UserError(f"{where}: runner.{key}: expected a number between 0 and 1, found {factor!r}")
     for key in FLAGS:
         if not isinstance(runner.get(key, False), bool):
@@ -86,10 +89,6 @@ def _check_runner(where: str, runner: Mapping[str, Any], downstream: str) -> Non
         raise UserError(f"{where}: runner.train_dataloader: expected train, found {runner['train_dataloader']!r}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _check_optimizer(where: str, config: Mapping[str, Any]) -> None:
     """Optimizer and scheduler: known names; finite numbers; nothing negative where it must not be."""
     for section in ("optimizer", "scheduler"):
@@ -102,9 +101,9 @@ def _check_optimizer(where: str, config: Mapping[str, Any]) -> None:
             raise UserError(f"{where}: {section}.name: s3prl has no {section} {name!r}{did_you_mean(name, known)}")
         for key, value in values.items():
             must_be_number = key == "lr" or (section == "scheduler" and key != "name")
-            if must_be_number and not (_is_number(value) and value >= 0):
+            if must_be_number and not (is_number(value) and value >= 0):
                 raise UserError(f"{where}: {section}.{key}: expected a number of at least 0, found {value!r}")
-            if _is_number(value) and not math.isfinite(value):
+            if is_number(value) and not math.isfinite(value):
                 raise UserError(f"{where}: {section}.{key}: expected a finite number, found {value!r}")
     optimizer = config["optimizer"]
     name, known = optimizer.get("torch_optim_name"), torch_optimizer_names()
