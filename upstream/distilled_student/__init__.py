@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from distilled_student.common.lazy_names import importer
 
 _HOMES = {
     "Student": "student.network",
@@ -20,12 +19,8 @@ __all__ = [*_HOMES, "register"]
 __version__ = "0.2.0"  # setup.py reads this line
 
 
-def __getattr__(name: str) -> Any:
-    """The public names, each imported from its module at its first use: `distilled_student.onnx` does without torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__} has no attribute {name}")
-    found = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    return found
+# `distilled_student.onnx` does without torch, so nothing is imported before its first use
+__getattr__ = importer(__name__, {name: f"{__name__}.{home}" for name, home in _HOMES.items()})
 
 
 def __dir__() -> list[str]:

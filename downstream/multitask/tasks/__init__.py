@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
-from typing import Any
 
 from distilled_student.common.errors import UserError
+from distilled_student.common.lazy_names import importer
 
 # Public names and their modules; each is imported at its first use, since settings are checked without torch.
 _TASKS = "distilled_student.multitask.tasks"
@@ -17,12 +17,7 @@ _MODULES = {
     **dict.fromkeys(("HASH_RANGE", "hash_percentage"), "distilled_student.corpora.keywords"),
 }
 __all__ = [*_MODULES, "task_module"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+__getattr__ = importer(__name__, _MODULES)
 
 
 def task_module(name: str, module: str | None, where: str) -> ModuleType:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import write_files
 from distilled_student.common.sample_rate import SAMPLE_RATE
-from distilled_student.export.graph import compare, file_metadata, file_size, halves, speech_samples
+from distilled_student.export.graph import compare, file_metadata, file_size, speech_samples, with_halves
 from distilled_student.multitask.device_model import JointModel, thresholds
 from distilled_student.multitask.tasks.base import SHORTEST
 
@@ -130,7 +130,7 @@ def export_executorch(
     output_names = list(module.named_outputs(waveforms[-1][None]))
     metadata |= {"outputs": json.dumps(output_names), "longest": str(longest)}
     program = compile_program(module, shortest, longest, metadata)
-    difference = check_program(program, module, fit_lengths([*waveforms, *halves(waveforms)], shortest, longest))
+    difference = check_program(program, module, fit_lengths(with_halves(waveforms), shortest, longest))
     write_files(path.parent, {path.name: program})
     print(f"{path}: {file_size(path)}, differs by at most {difference:.1e} from PyTorch on {len(waveforms)} utterances")
     return difference

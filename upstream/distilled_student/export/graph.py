@@ -120,9 +120,9 @@ def speech_samples(model: JointModel, count: int = 24) -> list[Tensor]:
     return waveforms or list(_shipped_speech(count))
 
 
-def halves(waveforms: Sequence[Tensor]) -> list[Tensor]:
-    """The first half of every fourth waveform: utterances that are shorter than those of a task's training."""
-    return [waveform[: len(waveform) // 2] for waveform in waveforms[::4]]
+def with_halves(waveforms: Sequence[Tensor]) -> list[Tensor]:
+    """The waveforms, and the first half of every fourth: utterances that are shorter than those of a training."""
+    return [*waveforms, *(waveform[: len(waveform) // 2] for waveform in waveforms[::4])]
 
 
 def _shipped_speech(count: int) -> Iterator[Tensor]:

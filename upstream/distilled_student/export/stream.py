@@ -18,10 +18,10 @@ from distilled_student.export.graph import (
     compare,
     file_metadata,
     file_size,
-    halves,
     load_onnx,
     speech_samples,
     to_onnx_program,
+    with_halves,
     write_onnx,
 )
 from distilled_student.multitask.device_model import JointModel, thresholds
@@ -120,7 +120,7 @@ def export_stream(model: JointModel, path: str | Path, window: float = WINDOW_SE
         metadata |= {"chunk": str(step.chunk), "window": str(window), "padded_to": json.dumps(step.padded_to)}
         write_onnx(trace_step(step), file, metadata)
         waveforms = speech_samples(model)
-        long_enough = [waveform for waveform in [*waveforms, *halves(waveforms)] if len(waveform) >= step.chunk]
+        long_enough = [waveform for waveform in with_halves(waveforms) if len(waveform) >= step.chunk]
         difference = check_stream(file, step, long_enough)
         os.replace(file, path)
     print(f"{path}: {file_size(path)}, differs by at most {difference:.1e} from PyTorch on {len(waveforms)} utterances")
