@@ -21,7 +21,7 @@ from distilled_student.multitask.expert import BEST
 from distilled_student.multitask.loader import EvaluationLoader
 from distilled_student.multitask.short_utterances import padded_rows
 from distilled_student.multitask.tasks.base import SHORTEST, BaseTask
-from distilled_student.student.lengths import mask_if_padded, zero_padding
+from distilled_student.student.lengths import checked_lengths, mask_if_padded, zero_padding
 from distilled_student.student.network import Student, StudentOutput
 from distilled_student.student.run_mode import is_exporting
 
@@ -199,10 +199,12 @@ class JointModel(nn.Module):
         Args:
             waveforms: ``(batch, samples)`` float32 at 16 kHz in [-1, 1].
             lengths: ``(batch,)``, the number of valid samples; None: nothing is padded.
+
+        Raises:
+            ValueError: see `Student.forward`.
         """
         is_padded = lengths is not None
-        if lengths is None:
-            lengths = torch.full((len(waveforms),), waveforms.shape[1])
+        lengths = checked_lengths(waveforms, lengths)
         waveforms = zero_padding(waveforms, mask_if_padded(lengths, waveforms.shape[1], waveforms.device))
         if not is_exporting():  # an exported graph needs inputs of at least SHORTEST samples
             waveforms = F.pad(waveforms, (0, max(0, SHORTEST - waveforms.shape[1])))

@@ -59,7 +59,9 @@ def wait_for(condition: Callable[[], object], log: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGTERM, 2), (signal.SIGHUP, 2)])
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGTERM, 2), (signal.SIGHUP, 2), (signal.SIGUSR1, 2)]
+)
 @pytest.mark.parametrize(
     ("command", "checkpoints"), [(distil, "checkpoints/step-*.pt"), (train, "states-*.ckpt")], ids=["distill", "joint"]
 )
@@ -152,3 +154,17 @@ def test_the_same_signal_twice_within_a_second_is_one_request(monkeypatch: pytes
     assert ended == [130, 143]
     with pytest.raises(Interrupted):
         interruption.leave("saved")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_every_signal_that_a_scheduler_sends_asks_for_a_checkpoint(name: str, capfd: pytest.CaptureFixture) -> None:
+    interruption, number = Interruption(), getattr(signal, name)
+    with interruption.watched():
+        os.kill(os.getpid(), number)
+        deadline = time.monotonic() + 5
+        while not interruption and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert interruption.signal == number and f"{name}: saving at the end of this step" in capfd.readouterr().err
+    with pytest.raises(Interrupted) as end:
+        interruption.leave("saved")
+    assert end.value.code == 128 + number

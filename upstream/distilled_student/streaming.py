@@ -219,9 +219,11 @@ class Stream:
         until there are as many (`Step.padded_to`). This silence does not become part of the stream.
 
         Raises:
-            UserError: integers, or a peak far above 1.
+            UserError: another shape, integers, or a peak far above 1.
         """
         samples = torch.as_tensor(samples)
+        if samples.dim() != 1:
+            raise UserError(f"samples: expected one channel (samples,), found shape {tuple(samples.shape)}")
         if fault := wrong_type(samples) or wrong_range(samples):
             raise UserError(f"samples: {fault}")
         samples = torch.cat([self.waiting, samples.float()])

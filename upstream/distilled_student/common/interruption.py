@@ -1,6 +1,7 @@
-"""SIGTERM, SIGHUP (a closed terminal) and Ctrl-C: training finishes its step, saves and exits.
+"""Signals that ask a training to end: it finishes its step, saves and exits. A second signal exits at once.
 
-Another signal exits at once.
+SIGTERM, SIGHUP (a closed terminal), Ctrl-C, and the signals that schedulers send when the time of a job ends: SIGUSR1
+and SIGUSR2 (Slurm's ``--signal``, Grid Engine's ``-notify``) and SIGXCPU.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from types import FrameType
 
 from distilled_student.common.progress import note
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # Windows has the first two only
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 # `timeout` and `torchrun` signal a process and its group, which the process is in: the same signal twice
 SAME_SIGNAL_SECONDS = 1.0
 

@@ -92,7 +92,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
 
 def start_workers(loader: Iterable[T]) -> Iterator[T]:
-    """``iter(loader)`` with data workers that ignore SIGTERM and Ctrl-C, and end with this process.
+    """``iter(loader)`` with data workers that ignore the signals to end, and end with this process.
 
     Schedulers, ``timeout`` and terminals signal the whole process group. The training then needs its workers until it
     has saved. The signals are blocked while the workers start, because a new process inherits this.
@@ -111,7 +111,7 @@ def start_workers(loader: Iterable[T]) -> Iterator[T]:
 def end_with_parent(worker: int) -> None:
     """A DataLoader's ``worker_init_fn``: the worker ends when its parent process ends, even if that is killed.
 
-    Otherwise a worker whose parent was killed can wait forever to hand over a batch. Of SIGTERM and SIGINT, the worker
+    Otherwise a worker whose parent was killed can wait forever to hand over a batch. Of the signals to end, the worker
     obeys only a SIGTERM of its parent, see `start_workers`. Linux only.
     """
     if sys.platform == "linux":

@@ -14,6 +14,7 @@ from distilled_student.checkpoints.folder import load_student, shipped_student
 from distilled_student.common.arithmetic import ceil_div
 from distilled_student.common.audio import MAX_ENCODED_SECONDS, SAMPLE_RATE
 from distilled_student.common.sample_range import wrong_range, wrong_type
+from distilled_student.student.lengths import not_a_tensor
 from distilled_student.student.network import Student
 from distilled_student.teachers.open import open_teacher
 from distilled_student.teachers.s3prl_encoder import FRONT_END_GRADIENT
@@ -71,6 +72,17 @@ def _join(parts: Sequence[dict[str, Any]], join: Callable[[Sequence[Tensor]], Te
     return joined
 
 
+def _check_wavs(wavs: Sequence[Tensor]) -> None:
+    """Raise ValueError for a batch that is not a list of one or more waveforms ``(samples,)``."""
+    if len(wavs) == 0:
+        raise ValueError("wavs: an empty batch: give one utterance or more")
+    for number, wav in enumerate(wavs):
+        if not isinstance(wav, Tensor):
+            raise ValueError(f"wavs[{number}]: {not_a_tensor(wav)}")
+        if wav.dim() != 1 or len(wav) == 0:
+            raise ValueError(f"wavs[{number}]: expected (samples,), found {tuple(wav.shape)}")
+
+
 class Upstream(nn.Module):
     """What both upstreams share: a list of waveforms in, padded features of the lengths that s3prl expects out.
 
@@ -97,7 +109,12 @@ class Upstream(nn.Module):
         a time, so that memory does not grow with its length, but for the features that are returned. Attention, norms
         and the convolutions do not reach over the borders of a piece; each has the frames that s3prl's contract wants
         of it, and so has the whole. Batches without such an utterance are encoded as they are.
+
+        Raises:
+            ValueError: no waveforms, something else than 1-D tensors, a waveform without samples, integers, or a peak
+                far above 1.
         """
+        _check_wavs(wavs)
         max_frames = MAX_ENCODED_SECONDS * SAMPLE_RATE // self.frame_shift  # whole frames: those of the pieces add up
         if self.training or max(map(len, wavs)) <= max_frames * self.frame_shift:
             return self._features(wavs)

@@ -13,7 +13,7 @@ from distilled_student.common.arithmetic import ceil_div
 from distilled_student.common.sample_range import wrong_range, wrong_type
 from distilled_student.student.config import StudentConfig, named_size
 from distilled_student.student.frontend import build_frontend, normalize_waveforms
-from distilled_student.student.lengths import frame_mask, mask_if_padded, zero_padding
+from distilled_student.student.lengths import checked_lengths, frame_mask, mask_if_padded, zero_padding
 from distilled_student.student.packed_linear import apply_weight, linear
 from distilled_student.student.positions import build_positions
 from distilled_student.student.run_mode import is_exporting
@@ -172,30 +172,17 @@ class Student(nn.Module):
             predict: Whether to compute the predictions.
 
         Raises:
-            ValueError: wrong shapes, a length outside 1 to ``samples``, integers, or a peak far above 1. On a GPU the
-                peak of the first batch alone is checked, because this waits for the GPU.
+            ValueError: arrays or lists instead of tensors, an empty batch, wrong shapes, a length outside 1 to
+                ``samples``, integers, or a peak far above 1. On a GPU the peak of the first batch alone is checked,
+                because this waits for the GPU.
         """
-        lengths = self._checked_lengths(waveforms, lengths)
+        lengths = checked_lengths(waveforms, lengths)
         waveforms = zero_padding(waveforms, mask_if_padded(lengths, waveforms.shape[1], waveforms.device))
         self._check_samples(waveforms)
         if self.config.normalize:
             waveforms = normalize_waveforms(waveforms, lengths, self.config.normalize_epsilon)
         x, lengths = self.frontend(waveforms, lengths)
         return self.encode(self.project(x), lengths, predict)
-
-    def _checked_lengths(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-        """The lengths in samples, checked unless a graph is exported, which cannot check values."""
-        if waveforms.dim() != 2 or waveforms.shape[1] == 0:
-            raise ValueError(f"waveforms: expected (batch, samples), found {tuple(waveforms.shape)}")
-        samples = waveforms.shape[1]
-        if lengths is None:
-            return torch.full((len(waveforms),), samples)
-        if not is_exporting():
-            if lengths.shape != waveforms.shape[:1]:
-                raise ValueError(f"lengths: expected ({len(waveforms)},), found {tuple(lengths.shape)}")
-            if bool((lengths < 1).any()) or bool((lengths > samples).any()):
-                raise ValueError(f"lengths: expected 1 to {samples} samples, found {lengths.tolist()}")
-        return lengths
 
     def _check_samples(self, waveforms: Tensor) -> None:
         """Raise ValueError for integers or for a peak far above 1, unless a graph is made, which has no values."""
