@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from distilled_student.common.errors import UserError
+from distilled_student.common.expected_values import expected_value
 from distilled_student.common.settings import find_config, read_yaml, typed
 from distilled_student.common.shipped_configs import shipped_configs
 from distilled_student.distillation.config import DistillConfig
+from distilled_student.multitask.settings import ExpertSettings
 from distilled_student.student.config import named_size
 
 
@@ -29,6 +31,22 @@ class Outer:
     rate: float = 0.1
     names: list[str] = field(default_factory=list)
     inner: Inner = field(default_factory=Inner)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("tasks", "{kws: 1", "tasks: expected a group of keys, found '{kws: 1': the closing } is missing"),
+        (
+            "schedule.kws:1",
+            None,
+            "schedule.kws:1: expected a whole number, found null: put a space after the colon: kws: 1",
+        ),
+        ("schedule.kws", None, "schedule.kws: expected a whole number, found null"),
+    ],
+)
+def test_a_mistake_in_a_list_or_a_group_of_the_command_line_is_named(key: str, value: object, message: str) -> None:
+    assert expected_value(ExpertSettings, key, value) == message
 
 
 def test_values_and_overrides_fill_the_schema() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,13 @@ from helpers import references
 import distilled_student as ds
 from distilled_student.cli import main
 from distilled_student.common import audio
+from distilled_student.common.errors import UserError
 from distilled_student.common.settings import find_config
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data.cuts import DataConfig, make_loader, read_cuts
+from distilled_student.distillation.early_checks import check_settings
 from distilled_student.distillation.initialize import initialize
+from distilled_student.distillation.train import distill
 from distilled_student.distillation.trainer import Distillation
 from distilled_student.teachers.encoders import StudentEncoder
 from distilled_student.teachers.open import open_teacher
@@ -249,3 +253,34 @@ def test_a_run_is_not_resumed_with_other_settings(config: Path, capfd: pytest.Ca
     assert _run(config, "targets=[1]") == 2  # with other shapes of weights
     assert "holds another run, with other settings (targets: was [" in capfd.readouterr().err
     assert _run(config, "steps=14") == 0
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("{audio}", "output: {audio}: is the folder of data.paths too: choose another folder"),
+        ("{audio}/", "output: {audio}: is the folder of data.paths too: choose another folder"),
+        ("{folder}/link", "output: {folder}/link: is the folder of data.paths too: choose another folder"),
+        ("{folder}/others", "output: {folder}/others: is the folder of data.held_out too: choose another folder"),
+        ("{folder}/teacher", "output: {folder}/teacher: is the folder of teacher too: choose another folder"),
+        ("{folder}/loose", "output: {folder}/loose: holds audio, such as a.wav: choose another folder"),
+    ],
+)
+def test_a_student_is_not_written_into_a_folder_of_data(
+    output: str, message: str, audio_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(audio_folder)
+    shutil.copytree(audio_folder, tmp_path / "others")
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "loose").mkdir()
+    (tmp_path / "loose/a.wav").touch()
+    names = {"audio": audio_folder, "folder": tmp_path}
+    data = DataConfig([str(audio_folder)], held_out=[str(tmp_path / "others")])
+    config = DistillConfig(str(tmp_path / "teacher"), output.format(**names), data)
+    for check in (lambda: check_settings(config, "FILE"), lambda: distill(config, "FILE")):
+        with pytest.raises(UserError) as error:
+            check()
+        assert str(error.value) == f"FILE: {message.format(**names)}"
+    other = dataclasses.replace(config, output=str(tmp_path / "student"), cache=str(audio_folder))
+    with pytest.raises(UserError, match=r"^FILE: cache: .*: is the folder of data\.paths too"):
+        check_settings(other, "FILE")

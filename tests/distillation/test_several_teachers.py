@@ -18,8 +18,8 @@ from torch import nn
 import distilled_student as ds
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_torch
-from distilled_student.common.settings import typed
-from distilled_student.distillation.config import DistillConfig, TeacherConfig
+from distilled_student.common.settings import find_config, read_yaml, typed
+from distilled_student.distillation.config import DistillConfig, TeacherConfig, read_config
 from distilled_student.distillation.data.config import DataConfig
 from distilled_student.distillation.data.cuts import Batch, make_loader, read_cuts
 from distilled_student.distillation.early_checks import check_settings
@@ -287,6 +287,27 @@ def test_the_list_of_teachers_is_read_from_yaml_values() -> None:
 
 
 GOOD = {"teacher": "shipped", "targets": [1, 2]}
+TWO = "teachers=[{teacher: shipped, targets: [2]}, {teacher: resemblyzer, targets: utterance, weight: 0.5}]"
+
+
+@pytest.mark.parametrize("name", ["hubert-base", "demo"])
+def test_teachers_on_the_command_line_replace_the_teacher_of_a_config(name: str) -> None:
+    values = read_yaml(find_config(name, "distill"))
+    config = read_config(values, "y.yaml", ["steps=3", TWO])
+    assert config.teachers == [TeacherConfig("shipped", [2]), TeacherConfig("resemblyzer", "utterance", 0.5)]
+    assert (config.teacher, config.targets, config.steps) == ("shipped", [2], 3)
+    for pairs in (["teachers=[]"], []):  # no teacher in the list: the config's own one
+        assert read_config(values, "y.yaml", pairs).teacher == values["teacher"]
+    with pytest.raises(UserError, match="give either teachers, or teacher and targets: remove the others"):
+        read_config(values, "y.yaml", [TWO, "teacher=hubert"])
+
+
+def test_a_teacher_and_targets_on_the_command_line_replace_the_teachers_of_a_config() -> None:
+    values = VALUES | {"teachers": [GOOD, GOOD]}
+    config = read_config(values, "y.yaml", ["teacher=hubert_base", "targets=[4]"])
+    assert config.all_teachers() == [TeacherConfig("hubert_base", [4])]
+    with pytest.raises(UserError, match="give either teachers, or teacher and targets"):
+        read_config(values, "y.yaml", ["targets=[4]"])  # of which teacher?
 
 
 @pytest.mark.parametrize(

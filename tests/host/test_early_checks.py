@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers.trees import tasks
 
 from distilled_student import register
+from distilled_student.common.settings import find_config, read_yaml, typed
 from distilled_student.host.command_line import make_parser
-from distilled_student.host.overrides import parse_overrides
+from distilled_student.host.launch import main
+from distilled_student.host.overrides import override, parse_overrides
 from distilled_student.host.s3prl_names import downstream_names, upstream_names
+from distilled_student.multitask.tasks.kws_settings import Settings
 
 JOINT = ["-m", "train", "-u", "fbank", "-d", "multitask", "-p", "new"]
 LARGE_LIBRARIES = ("torch", "s3prl", "transformers", "torchaudio", "lhotse", "onnxruntime")
@@ -142,3 +147,66 @@ def test_a_downstream_in_a_folder_that_a_program_adds_is_known(tmp_path: Path, m
 
 def test_the_runner_can_be_the_first_import() -> None:
     subprocess.run([sys.executable, "-c", "import distilled_student.host.runner_parts"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("[yes,no]", ["yes", "no"]),  # words, not true and false
+        ("[on, off, true, null]", ["on", "off", True, None]),
+        ("['yes', no]", ["yes", "no"]),
+        ("[a b, c]", ["a b", "c"]),
+        ("[0.9, 1.1]", [0.9, 1.1]),
+        ("[[1, a], {b: 2}]", [[1, "a"], {"b": 2}]),
+        ("{kws: 1, sv: 2}", {"kws": 1, "sv": 2}),
+        ("{'kws': 1}", {"kws": 1}),
+        ("[]", []),
+        ("{}", {}),
+        ("yes", "yes"),
+        ("[^/]+/([^/]+)", "[^/]+/([^/]+)"),  # regular expressions stay text
+        ("[^/]+/([^/]+)[_-]", "[^/]+/([^/]+)[_-]"),
+        ("[a", "[a"),
+        ("null", None),
+        ("1e-3", 1e-3),
+        ("!!python/object:os.system [a]", "!!python/object:os.system [a]"),
+        ("[!!python/object/apply:os.getcwd []]", "[!!python/object/apply:os.getcwd []]"),  # nothing is run
+    ],
+)
+def test_a_list_or_a_group_on_the_command_line_is_written_as_in_yaml_or_python(text: str, value: object) -> None:
+    ((_, found),) = parse_overrides(f"config.downstream_expert.tasks.kws.keywords={text}")
+    assert found == value and type(found) is type(value)
+
+
+def test_a_list_of_words_on_the_command_line_becomes_the_keywords() -> None:
+    config: dict[str, dict] = {}
+    override("config.kws.keywords=[yes,no],,config.schedule={kws: 1}", argparse.Namespace(), config)
+    assert typed(Settings, config["kws"], "FILE").keywords == ["yes", "no"]
+    assert config["schedule"] == {"kws": 1}
+
+
+@pytest.mark.parametrize(
+    ("folder", "key"),
+    [
+        ("sc/train", "downstream_expert.tasks.kws.train_root"),
+        ("vox", "downstream_expert.tasks.sv.root"),
+        ("link", "downstream_expert.tasks.sv.root"),
+        ("more", "downstream_expert.tasks.sv.extra_roots"),
+    ],
+)
+def test_the_experiment_folder_must_not_be_a_folder_of_the_data(
+    folder: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = tasks(tmp_path)
+    settings["sv"]["extra_roots"] = ["more"]
+    Path("more/speaker").mkdir(parents=True)
+    Path("link").symlink_to("vox")
+    config = read_yaml(find_config("demo", "multitask"))
+    config["downstream_expert"] |= {"tasks": settings, "schedule": {}, "layers": 1}
+    Path("mine.yaml").write_text(json.dumps(config))
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ["-m", "train", "-u", "fbank", "-d", "multitask", "-c", "mine.yaml", "-p", folder]
+    assert main(arguments) == 2
+    message = f"error: -p {tmp_path / folder}: is the folder of {key} too: choose another folder"
+    assert capfd.readouterr().err.strip() == message
+    assert sorted(tmp_path.rglob("*")) == before

@@ -216,7 +216,8 @@ def test_a_command_over_a_run_of_another_kind_says_what_the_folder_holds(
         (("provenance.json", "log.jsonl"), "; it holds a training that was interrupted before its first checkpoint"),
         (
             ("config.json", "model.safetensors"),
-            "; it holds a student: train it with run_downstream.py -m train",
+            "; it holds a student: train it with run_downstream.py -m train -u distilled_student -k {folder}"
+            " -d multitask -p EXPDIR",
         ),
         (("joint/states-3.ckpt",), "; did you mean {folder}/joint?"),
     ],

@@ -19,6 +19,7 @@ from distilled_student.common.early_checks import (
     check_file,
     check_folder,
     check_model,
+    check_no_data,
     check_output_file,
     check_output_folder,
     check_positive,
@@ -104,12 +105,12 @@ def distill(
     ] = None,
 ) -> None:
     """Distil a student from a teacher; the same command resumes an interrupted run."""
-    from distilled_student.common.settings import find_config, read_yaml, typed
-    from distilled_student.distillation.config import DistillConfig
+    from distilled_student.common.settings import find_config, read_yaml
+    from distilled_student.distillation.config import read_config
     from distilled_student.distillation.early_checks import check_settings
 
     path = find_config(config, "distill")
-    settings = typed(DistillConfig, read_yaml(path), path, overrides or [])
+    settings = read_config(read_yaml(path), path, overrides or [])
     check_settings(settings, path)
     from distilled_student.distillation.train import distill as run
 
@@ -270,6 +271,9 @@ def benchmark(
         check_folder("--data", data)
         check_output_folder("--output", output or home)
         check_output_folder("--students", students)
+        named = [] if data is None else [("--data", str(data))]
+        for option, folder in (("--output", output), ("--students", students)):
+            check_no_data(option, folder, named if folder is not None else [])
     from distilled_student.benchmark.run_suite import benchmark as run
     from distilled_student.benchmark.run_suite import open_bench
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from distilled_student.benchmark.suite import Run, Suite
 from distilled_student.checkpoints.folder import CONFIG
-from distilled_student.common.settings import find_config, read_yaml, typed
-from distilled_student.distillation.config import DistillConfig, settings_fixed_on_resume
+from distilled_student.common.settings import find_config, read_yaml
+from distilled_student.distillation.config import DistillConfig, read_config, settings_fixed_on_resume
 from distilled_student.host.overrides import override, set_key
 
 DATA = "data"  # in a configuration, this stands for the folder of --data
@@ -67,7 +67,7 @@ class Bench:
         values |= self._teachers(values) | {"output": str(self.student(run))}
         values |= {"seed": run.seed} if self.suite.distill == "seeds" else {}
         values |= {"steps": self.steps, "log_every": self.steps} if self.steps else {}
-        return typed(DistillConfig, values, path, self.distil), path
+        return read_config(values, path, self.distil), path
 
     def _teachers(self, values: dict[str, Any]) -> dict[str, Any]:
         """The keys of ``values`` that name teachers, with the folders of `weights`."""

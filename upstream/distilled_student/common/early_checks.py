@@ -59,6 +59,25 @@ def check_output_folder(option: str, folder: Path | None) -> None:
         raise UserError(f"{option} {folder}: cannot be written: {parent} is not a writable folder".strip())
 
 
+def is_same_folder(folder: str | Path, other: str | Path) -> bool:
+    """Whether two paths name one folder, whatever links and letter case are in them; it need not exist."""
+    try:
+        return os.path.samefile(folder, other)
+    except OSError:  # one of them does not exist
+        return os.path.abspath(folder) == os.path.abspath(other)
+
+
+def check_no_data(where: str, folder: Path, data: Iterable[tuple[str, str]]) -> None:
+    """Raise UserError for an output folder that is a folder of data too.
+
+    Args:
+        data: The keys of settings or the options that name data, with their values.
+    """
+    for key, name in data:
+        if is_same_folder(folder, name):
+            raise UserError(f"{where} {folder}: is the folder of {key} too: choose another folder")
+
+
 def check_output_file(option: str, file: Path | None) -> None:
     """Raise UserError for a file that a command cannot write: its folder must exist. None: it was not given."""
     if file is None:
@@ -102,7 +121,10 @@ def held_instead(folder: Path) -> str:
     if any(folder.glob("states-*.ckpt")) or (folder / "best-dev.ckpt").is_file():
         return "; it holds a joint training run, which `distilled-student evaluate` and `export` take"
     if (folder / CONFIG).is_file():
-        return f"; it holds a student: train it with run_downstream.py -m train -d multitask -k {folder}"
+        return (
+            f"; it holds a student: train it with run_downstream.py -m train -u distilled_student -k {folder}"
+            " -d multitask -p EXPDIR"
+        )
     if (folder / "provenance.json").is_file() or any(folder.glob("events.out.tfevents*")):
         return "; it holds a training that was interrupted before its first checkpoint: run its command again"
     inner = sorted(file.parent.name for file in folder.glob("*/*.ckpt"))

@@ -73,7 +73,11 @@ def expected_value(schema: Any, key: str, value: Any) -> str:
     is_word = value is None or isinstance(value, bool)
     message = f"{key}: expected {_words(hint)}, found {yaml_words[value] if is_word else repr(value)}"
     is_list = get_origin(hint) is list and not any(map(is_dataclass, get_args(hint)))
-    if is_list and isinstance(value, str) and value.startswith("["):
+    if isinstance(value, str) and value[:1] in ("[", "{") and not value.endswith(("]", "}")):
+        message += f": the closing {'}' if value[0] == '{' else ']'} is missing"
+    elif value is None and ":" in (name := key.rpartition(".")[2]):  # YAML reads {a:1} as a key without a value
+        message += f": put a space after the colon: {name.replace(':', ': ', 1)}"
+    elif is_list and isinstance(value, str) and value.startswith("["):
         message += ": put each text in quotes, such as ['yes', 'no']"
     elif is_list and isinstance(value, str | int | float) and not isinstance(value, bool):
         message += f": write [{value}]"

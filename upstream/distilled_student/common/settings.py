@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -125,6 +125,26 @@ def parse_yaml(text: str) -> Any:
         return _Loader(text).get_single_data()
     except Exception as error:  # for a wrong date, number or tag PyYAML passes on any exception of Python
         raise ValueError(yaml_reason(error, text)) from None
+
+
+class _LoaderOfLists(_Loader):
+    """Reads yes, no, on and off as text, as YAML 1.2 does: on a command line they are words."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if first in "tTfF" or tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+    }
+
+
+def parse_list(text: str) -> list[Any] | dict[str, Any] | None:
+    """The value of a list ``[a, b]`` or a group ``{a: 1}`` of a command line; None for text that is neither."""
+    if text[:1] + text[-1:] not in ("[]", "{}"):
+        return None
+    try:
+        _check_size(text)
+        return _LoaderOfLists(text).get_single_data()
+    except Exception:  # as in `parse_yaml`; a regular expression can begin and end like a list
+        return None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ class DistillConfig:
         targets: The teacher's layers whose hidden states the student predicts, counted from 1.
         student: The name of a size, or a group of keys, which have a table of their own. ``targets`` and
             ``target_size`` of that group are not used: the keys above and the teacher determine them.
-        teachers: Several teachers, instead of ``teacher`` and ``targets``; their keys have a table of their own. The
+        teachers: Several teachers, instead of ``teacher`` and ``targets``, which an override ``teachers=[...]`` on the
+            command line replaces; their keys have a table of their own. The
             first one needs layers: the student's prediction layers predict them, and ``initialize`` copies from it.
             Every other one has a head that is trained with the student and not saved with it.
         initialize: Copy the teacher's front end and first layers into the student where they are of the same kind. The
@@ -176,12 +177,27 @@ class DistillConfig:
         if first.embeds_utterances:
             raise ValueError("teachers: the first one needs layers as targets, for the student's prediction layers")
         if self.teacher not in ("", first.teacher) or self.targets not in (list(PAPER_LAYERS), first.targets):
-            raise ValueError("teachers: give either teachers, or teacher and targets")
+            raise ValueError("teachers: give either teachers, or teacher and targets: remove the others")
         self.teacher, self.targets = first.teacher, first.targets
 
     def all_teachers(self) -> list[TeacherConfig]:
         """The teachers; one for the short form, ``teacher`` and ``targets``."""
         return self.teachers or [TeacherConfig(self.teacher, self.targets)]
+
+
+def read_config(values: Mapping[str, Any], where: str | Path, overrides: Sequence[str] = ()) -> DistillConfig:
+    """The settings in ``values``, then ``key=value`` ``overrides``: see `typed`.
+
+    An override of ``teachers`` replaces ``teacher`` and ``targets`` of ``values``, and overrides of these two replace
+    ``teachers``.
+    """
+    given = dict(pair.partition("=")[::2] for pair in overrides)
+    replaced: tuple[str, ...] = ()
+    if given.get("teachers", "").strip() not in ("", "[]", "null"):
+        replaced = ("teacher", "targets")
+    elif {"teacher", "targets"} <= given.keys():
+        replaced = ("teachers",)
+    return typed(DistillConfig, {key: values[key] for key in values if key not in replaced}, where, overrides)
 
 
 def student_config_for(

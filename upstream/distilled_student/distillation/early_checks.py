@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from distilled_student.common.audio_folders import AudioFolders
-from distilled_student.common.early_checks import CONFIG, check_output_folder
+from distilled_student.common.early_checks import CONFIG, check_no_data, check_output_folder
 from distilled_student.common.errors import UserError
 from distilled_student.distillation.config import DistillConfig, student_config_for
 from distilled_student.distillation.data.config import MANIFESTS, TARS
@@ -14,8 +14,19 @@ from distilled_student.host.s3prl_names import upstream_names
 from distilled_student.teachers.early_checks import check_speaker_encoder, check_teacher
 
 
-def check_output(output: Path, where: str | Path) -> None:
-    """Raise UserError for a folder that holds something else than an earlier part of this distillation."""
+def check_output(config: DistillConfig, where: str | Path) -> None:
+    """Raise UserError for an output folder that holds something else than an earlier part of this distillation."""
+    output = Path(config.output)
+    named = [("data.paths", name) for name in config.data.paths]
+    named += [("data.held_out", name) for name in config.data.held_out]
+    teachers = [config.teacher, *(one.teacher for one in config.teachers)]
+    named += [("teacher", name) for name in teachers if Path(name).is_dir()]
+    if config.cache:
+        check_no_data(f"{where}: cache:", Path(config.cache), named)
+        named.append(("cache", config.cache))
+    check_no_data(f"{where}: output:", output, named)
+    if audio := AudioFolders().files(output, depth=0):
+        raise UserError(f"{where}: output: {output}: holds audio, such as {audio[0].name}: choose another folder")
     if any(output.glob("states-*.ckpt")) or (output / "best-dev.ckpt").is_file():
         raise UserError(f"{where}: output: {output}: holds a joint training run: choose another folder")
     if (output / CONFIG).is_file() and not any((output / "checkpoints").glob("step-*.pt")):
@@ -32,7 +43,7 @@ def check_settings(config: DistillConfig, where: str | Path) -> None:
         UserError: a folder or file is missing or holds no audio, the teacher cannot be found or lacks a layer, the
             student is wrong, or a folder cannot be written; begins with ``where`` and names the key.
     """
-    check_output(Path(config.output), where)
+    check_output(config, where)
     for name in config.data.paths:
         _check_data(name, f"{where}: data.paths")
     student_config_for(config, target_size=1, where=where)  # raises for an unknown size or a wrong field

@@ -54,7 +54,7 @@ def distill(config: DistillConfig, where: str | Path) -> Path:
         UserError: unusable data, teacher, configuration or output folder.
         Interrupted: SIGTERM or Ctrl-C, after a checkpoint.
     """
-    check_output(Path(config.output), where)
+    check_output(config, where)
     output, is_new = Path(config.output), not Path(config.output).exists()
     held_out = HeldOut(config.data, f"{where}: data") if config.data.held_out else None
     units = open_units(config.data, f"{where}: data", int(os.environ.get("WORLD_SIZE", 1)))

@@ -56,7 +56,7 @@ def make_parser() -> Parser:
     add("--version", action="version", version=f"distilled-student {__version__}")
     add("-m", "--mode", choices=MODES, required=True)
     add("-t", "--evaluate_split", default="test", help="split to evaluate, or the audio file of -m inference")
-    add("-o", "--override", help="settings that replace others: config.runner.total_steps=100,,args.seed=1")
+    add("-o", "--override", help="settings that replace others: config.KEY.KEY=VALUE,,args.seed=1; lists: [a, b]")
     add("--backend", default="nccl", help="backend of distributed training")
     add("--local_rank", type=int, help="GPU of this process in distributed training; torchrun sets it")
     add("-e", "--past_exp", metavar="{CKPT_PATH,CKPT_DIR}", help="resume or evaluate a checkpoint, with its settings")

@@ -6,12 +6,12 @@ import copy
 import importlib
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from distilled_student.checkpoints.hub import may_be_on_hub
-from distilled_student.common.early_checks import CONFIG, check_device, check_student, held_instead
+from distilled_student.common.early_checks import CONFIG, check_device, check_no_data, check_student, held_instead
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.settings import find_config, read_yaml
 from distilled_student.host.overrides import override
@@ -52,7 +52,18 @@ def check_early(args: Namespace) -> None:
     folder = Path(start.expdir).absolute() if start.expdir else folder
     if start.mode == "train" and ((folder / CONFIG).is_file() or (folder / "checkpoints").is_dir()):
         raise UserError(f"-p {folder}: holds a student or its distillation: choose another folder")
+    check_no_data("-p", folder, data_folders(config["downstream_expert"]))
     check_writable(folder)
+
+
+def data_folders(group: Mapping[str, Any], key: str = "downstream_expert") -> list[tuple[str, str]]:
+    """The dotted keys in a group of settings whose values are folders, and these."""
+    values = [(f"{key}.{name}", value) for name, value in group.items()]
+    values += [(name, one) for name, several in values if isinstance(several, list) for one in several]
+    inner = [found for name, value in values if isinstance(value, Mapping) for found in data_folders(value, name)]
+    return inner + [
+        (name, value) for name, value in values if isinstance(value, str) and value and Path(value).is_dir()
+    ]
 
 
 def check_arguments(args: Namespace) -> None:

@@ -1,4 +1,4 @@
-"""s3prl's ``-o``: settings on the command line that replace others. Values are literals, never code."""
+"""s3prl's ``-o``: settings on the command line that replace others. Values are never run as code."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distilled_student.common.errors import UserError, did_you_mean
+from distilled_student.common.settings import parse_list
 from distilled_student.host.yaml_sections import WORDS
 
 MODES = ("train", "evaluate", "inference")
@@ -17,11 +18,15 @@ FORM = "expected args.NAME=VALUE or config.KEY.KEY=VALUE, separated by ,, (two c
 
 
 def literal(text: str) -> Any:
-    """A value of the command line: a Python literal, YAML's null, true or false, or else the text itself."""
+    """A value of the command line.
+
+    A Python literal, a list or a group as YAML writes them, YAML's null, true or false, or else the text itself.
+    """
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return WORDS.get(text.lower(), text)
+        found = parse_list(text)
+        return WORDS.get(text.lower(), text) if found is None else found
 
 
 def set_key(group: dict[str, Any], path: Sequence[str], value: Any, where: str) -> None:
@@ -80,7 +85,7 @@ def _check_argument(name: str, value: Any, args: Namespace) -> None:
 def override(string: str, args: Namespace, config: dict[str, Any]) -> None:
     """Apply ``-o`` in place, such as ``config.optimizer.lr=1.0e-3,,args.seed=1``.
 
-    Values are Python literals, or YAML's null, true and false; other text is a string.
+    For values see `literal`.
 
     Raises:
         UserError: see `parse_overrides`; a path through a plain value; an argument that does not exist or cannot have
