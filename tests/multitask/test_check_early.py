@@ -54,6 +54,66 @@ def test_a_root_without_the_folders_of_voxceleb_is_named(config: dict[str, Any],
         check_early(config, "hidden_states", "train", "FILE")
 
 
+@pytest.mark.parametrize(
+    ("task", "values", "message"),
+    [
+        ("kws", {"train_root": "sc"}, "train_root: sc: has no folder of a keyword (yes, no); did you mean sc/train?"),
+        ("kws", {"train_root": "sc/train/yes"}, "train_root: sc/train/yes: has no folder of a keyword (yes, no)"),
+        ("kws", {"train_root": "sc/train/yes"}, "; did you mean {here}/sc/train?"),
+        ("kws", {"train_root": "vox"}, "train_root: vox: has no folder of a keyword (yes, no): give a folder with one"),
+        ("kws", {"keywords": ["yes", "bet"]}, "keywords: sc/train/bet: class 'bet' has no files; did you mean `bed`?"),
+        ("kws", {"test_root": "sc"}, "test_root: sc/_silence_: class '_silence_' has no files; did you mean sc/test?"),
+        ("kws", {"test_root": "sc/train"}, "test_root: sc/train/_silence_: class '_silence_' has no files; did you"),
+        ("kws", {"test_root": "vox"}, "class '_silence_' has no files: without a test folder set FILE: downstream_exp"),
+        ("kws", {"unknown_percentage": 0}, "unknown_percentage: 0 trains no '_unknown_', but the test folder, sc/test"),
+        ("kws", {"silence_percentage": 0}, "silence_percentage: 0 trains no '_silence_', but the test folder, sc/test"),
+        ("sv", {"root": "."}, "root: .: has neither dev/wav nor wav, the folder of the speakers; did you mean vox?"),
+        ("sv", {"root": "sc"}, "root: sc: has neither dev/wav nor wav, the folder of the speakers"),
+        (
+            "sv",
+            {"root": "vox/dev"},
+            "root: vox/dev: has no veri_test.txt, the list of test trials; did you mean {here}",
+        ),
+        ("sv", {"root": "vox/dev/wav"}, "root: vox/dev/wav: has neither dev/wav nor wav, the folder of the speakers"),
+        ("sv", {"root": "vox/dev/wav"}, "; did you mean {here}/vox?"),
+        ("sv", {"trials": "gone.txt"}, "trials: vox/gone.txt: no such file; without test trials give null; if the"),
+        ("sv", {"root": "flat", "trials": None}, "root: flat/wav: has no folder of a speaker; if the names of its"),
+        ("sv", {"extra_roots": ["vox"]}, "extra_roots: vox: its folder dev/wav has the speakers, and each folder in"),
+        (
+            "sv",
+            {"dev_speakers": 6},
+            "leave no training speaker: set fewer; if vox/dev/wav is the wrong folder, correct",
+        ),
+    ],
+)
+def test_the_folder_that_is_wrong_is_named_and_the_right_one_is_suggested(
+    config: dict[str, Any], task: str, values: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = copy.deepcopy(config)
+    groups = config["downstream_expert"]["tasks"]
+    here = Path(groups["sv"]["root"]).parent
+    monkeypatch.chdir(here)
+    Path("flat/wav").mkdir(parents=True, exist_ok=True)
+    groups["sv"]["root"] = "vox"
+    groups["kws"] |= {"train_root": "sc/train", "test_root": "sc/test"}
+    check_early(config, "hidden_states", "train", "FILE")
+    groups[task] |= values
+    with pytest.raises(UserError) as error:
+        check_early(config, "hidden_states", "train", "FILE")
+    found = str(error.value)
+    assert message.format(here=here) in found and found.startswith(f"FILE: downstream_expert.tasks.{task}.")
+
+
+def test_without_silence_or_other_words_a_training_needs_no_test_folder(config: dict[str, Any]) -> None:
+    config = copy.deepcopy(config)
+    config["downstream_expert"]["tasks"]["kws"] |= {
+        "silence_percentage": 0,
+        "unknown_percentage": 0,
+        "test_root": None,
+    }
+    check_early(config, "hidden_states", "train", "FILE")
+
+
 def test_the_checks_import_no_large_library(config: dict[str, Any]) -> None:
     program = f"""
 import sys

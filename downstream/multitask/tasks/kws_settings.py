@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from distilled_student.common.errors import UserError
+from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.corpora.keywords import KEYWORDS, SILENCE, UNKNOWN, normal_word
 from distilled_student.corpora.speaker_names import check_speaker_pattern
-from distilled_student.multitask.tasks.settings import TaskSettings
+from distilled_student.multitask.tasks.settings import TaskSettings, nearby_folder
 
 
 @dataclass
@@ -97,7 +98,44 @@ class Settings(TaskSettings):
         for name, folder in (("train_root", self.train_root), ("test_root", self.test_root)):
             if folder is not None and not Path(folder).is_dir():
                 raise UserError(f"{key}.{name}: {folder}: no such folder")
-        found = {normal_word(entry.name) for entry in Path(self.train_root).iterdir() if entry.is_dir()}
-        for word in self.keywords:
-            if normal_word(word) not in found:
-                raise UserError(f"{key}.keywords: {Path(self.train_root, word)}: class '{word}' has no files")
+        _check_train_words(self, f"{key}.train_root", f"{key}.keywords")
+        if self.test_root is not None:
+            _check_test_classes(self, self.test_root, key)
+
+
+def _words(folder: Path) -> set[str]:
+    """`normal_word` of each folder in ``folder``; empty for one that cannot be opened."""
+    try:
+        return {normal_word(entry.name) for entry in os.scandir(folder) if entry.is_dir()}
+    except OSError:
+        return set()
+
+
+def _check_train_words(settings: Settings, root_key: str, keywords_key: str) -> None:
+    """Refuse a ``train_root`` without a folder of any keyword, then a keyword without a folder."""
+    root, keywords = Path(settings.train_root), set(map(normal_word, settings.keywords))
+    found = _words(root)
+    if not found & keywords:
+        others = nearby_folder(root, lambda path: bool(_words(path) & keywords) and SILENCE not in _words(path))
+        words = ", ".join(settings.keywords[:3]) + (", ..." if len(settings.keywords) > 3 else "")
+        remedy = others or f": give a folder with one folder for each word, or set {keywords_key}"
+        raise UserError(f"{root_key}: {root}: has no folder of a keyword ({words}){remedy}")
+    for word in settings.keywords:
+        if normal_word(word) not in found:
+            hint = did_you_mean(word, sorted(found - keywords))
+            raise UserError(f"{keywords_key}: {root / word}: class '{word}' has no files{hint}")
+
+
+def _check_test_classes(settings: Settings, test_root: str, key: str) -> None:
+    """Refuse a test folder without one of the classes, or with a class that training leaves out."""
+    for name, word in (("silence_percentage", SILENCE), ("unknown_percentage", UNKNOWN)):
+        if getattr(settings, name) == 0:
+            reason = f"0 trains no '{word}', but the test folder, {test_root}, has this class"
+            raise UserError(f"{key}.{name}: {reason}: set test_root to null, or a larger percentage")
+    root, classes = Path(test_root), settings.class_names()
+    found = _words(root)
+    for word in classes:
+        if normal_word(word) not in found:
+            others = nearby_folder(root, lambda folder: _words(folder) >= set(map(normal_word, classes)))
+            remedy = others or f": without a test folder set {key}.test_root to null"
+            raise UserError(f"{key}.test_root: {root / word}: class '{word}' has no files{remedy}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -30,6 +32,16 @@ def need_finite(values: Any, key: str = "") -> None:
 def speed_ratio(factor: float) -> Fraction:
     """The ratio of sampling rates that stands for a factor of speed; its denominator is at most 20."""
     return Fraction(factor).limit_denominator(20)
+
+
+def nearby_folder(root: Path, fits: Callable[[Path], bool]) -> str:
+    """``; did you mean FOLDER?`` for a folder that ``fits``, in ``root``, next to it or above it; empty without one."""
+    near: list[Path] = []
+    for folder in (root, root.parent):
+        with contextlib.suppress(OSError):  # it cannot be opened
+            near += sorted(folder / entry.name for entry in os.scandir(folder) if entry.is_dir())
+    found = next(filter(fits, [*near, *list(root.absolute().parents)[:2]]), None)
+    return "" if found is None else f"; did you mean {found}?"
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from distilled_student.common.errors import UserError
 from distilled_student.corpora.speaker_names import check_speaker_pattern
-from distilled_student.multitask.tasks.settings import HEADS, LossSettings, TaskSettings, speed_ratio
+from distilled_student.multitask.tasks.settings import HEADS, LossSettings, TaskSettings, nearby_folder, speed_ratio
 
 
 @dataclass
@@ -128,14 +128,46 @@ class Settings(TaskSettings):
         for name, folder in folders:
             if not Path(folder).is_dir():
                 raise UserError(f"{key}.{name}: {folder}: no such folder")
-        root, trials = Path(self.root), Path(self.trials_root or self.root, self.trials or "")
-        if self.trials is not None and not trials.is_file():
-            raise UserError(f"{key}.trials: {trials}: no such file; without test trials give null")
-        folder = root / "dev" / "wav" if (root / "dev" / "wav").is_dir() else root / "wav"
-        if not folder.is_dir():
-            raise UserError(f"{key}.root: {self.root}: has neither dev/wav nor wav, the folder of the speakers")
+        folder = self._check_root(key)
+        self._check_trials(key)
+        if self.speaker_pattern is not None:
+            return
+        for root in map(Path, self.extra_roots):
+            if inner := speakers_in(root):
+                reason = (
+                    f"its folder {inner.relative_to(root)} has the speakers, and each folder in an extra root is one"
+                )
+                raise UserError(f"{key}.extra_roots: {root}: {reason}: give {inner}")
         # this number includes the speakers of the trials: the index, which reads the trials, checks it again
         speakers = sum(entry.is_dir() for entry in os.scandir(folder))
-        if self.speaker_pattern is None and not self.dev_utterances and self.dev_speakers >= speakers:
+        if speakers == 0:
+            reason = "has no folder of a speaker; if the names of its files say the speaker, set speaker_pattern"
+            raise UserError(f"{key}.root: {folder}: {reason}")
+        if not self.dev_utterances and self.dev_speakers >= speakers:
             reason = f"{self.dev_speakers} of {speakers} speakers leave no training speaker"
-            raise UserError(f"{key}.dev_speakers: {reason}")
+            raise UserError(f"{key}.dev_speakers: {reason}: set fewer; if {folder} is the wrong folder, correct root")
+
+    def _check_root(self, key: str) -> Path:
+        """The folder of the training speakers in ``root``. Raises UserError for a root that has another layout."""
+        root, folder = Path(self.root), speakers_in(Path(self.root))
+        name = self.trials if self.trials_root is None else None  # the list of trials that is in the right folder
+        if folder is not None and (name is None or (root / name).is_file()):
+            return folder
+        others = nearby_folder(root, lambda path: speakers_in(path) is not None and (path / (name or "")).exists())
+        if folder is None:
+            others = others or nearby_folder(root, lambda path: speakers_in(path) is not None)
+            raise UserError(f"{key}.root: {root}: has neither dev/wav nor wav, the folder of the speakers{others}")
+        if others:
+            raise UserError(f"{key}.root: {root}: has no {name}, the list of test trials{others}")
+        return folder
+
+    def _check_trials(self, key: str) -> None:
+        trials = Path(self.trials_root or self.root, self.trials or "")
+        if self.trials is not None and not trials.is_file():
+            remedy = "without test trials give null; if the list is in another folder, set root or trials_root"
+            raise UserError(f"{key}.trials: {trials}: no such file; {remedy}")
+
+
+def speakers_in(root: Path) -> Path | None:
+    """The folder of the training speakers in VoxCeleb1's layout, ``dev/wav`` or ``wav``; None for another layout."""
+    return next((folder for folder in (root / "dev" / "wav", root / "wav") if folder.is_dir()), None)
