@@ -28,7 +28,7 @@ from distilled_student.multitask.heads import LayerChoice
 from distilled_student.multitask.loader import Batch, EvaluationLoader
 from distilled_student.multitask.precise_batch_norm import measure_statistics
 from distilled_student.multitask.resume import EpochPosition, saved_classes
-from distilled_student.multitask.settings import ExpertSettings, check_runner, read_tasks
+from distilled_student.multitask.settings import ExpertSettings, check_runner, check_shared_weights, read_tasks
 from distilled_student.multitask.tasks.base import TrainingData, pad_to
 from distilled_student.multitask.tasks.settings import WEIGHTED
 from distilled_student.multitask.training_log import TrainingLog
@@ -43,9 +43,10 @@ class DownstreamExpert(nn.Module):
 
     The contract with the runner is that of s3prl's ``downstream/example/expert.py``: `get_dataloader`, `forward`,
     `log_records`, `inference`. Our runner (``host/runner.py``) also calls `calibrate`, `forget`, `fingerprints`,
-    `resolved` and `last_keys` where an expert has them.
+    `resolved` and `last_keys`, and reads `conflict` and `optimizer_per_task`, where an expert has them.
 
     Attributes:
+        conflict, optimizer_per_task: See `ExpertSettings`.
         results: The results of each split's last evaluation, ``results[split][task]``; JSON can hold them.
         arrays: Its scores and labels, ``arrays[split]["TASK_NAME"]``.
     """
@@ -58,6 +59,9 @@ class DownstreamExpert(nn.Module):
         selected = kwargs.get("upstream_feature_selection", "concatenated")
         self.settings = typed(ExpertSettings, downstream_expert, f"{where}: downstream_expert")
         check_runner(self.settings, runner, selected, where)
+        if kwargs.get("mode") == "train" and "upstream_trainable" in kwargs:
+            check_shared_weights(self.settings, kwargs.get("optimizer") or {}, kwargs["upstream_trainable"], where)
+        self.conflict, self.optimizer_per_task = self.settings.conflict, self.settings.optimizer_per_task
         self.seed = self.settings.seed if self.settings.seed is not None else int(kwargs.get("seed", 0))
         self.gain = 10 ** (self.settings.gain_db / 20)
         self.accumulate = int(runner.get("gradient_accumulate_steps", 1))

@@ -30,6 +30,11 @@ class ExpertSettings:
             single-task training. Empty: one batch of each task.
         update: ``alternate`` (an optimizer step for each batch) or ``sum`` (a step for each cycle, on the sum of its
             losses).
+        conflict: What is done with the gradients of several tasks on the upstream; needs ``update: sum`` and ``-f``.
+            ``log``: their cosine goes to the log. ``pcgrad``: in addition, conflicting parts are projected out before
+            the sum (Yu et al. 2020). None: nothing.
+        optimizer_per_task: With ``update: alternate`` and ``-f``: each task has its own state of the optimizer (Adam's
+            moments) for the weights that the tasks share. The learning rates are the same.
         layers: Number of hidden states in the features of ``-s concatenated``. If it is more than 1, each task can use
             one of them, or a weighted sum of its own: see ``layer`` of the tasks.
         gain_db: Gain of every waveform in decibels, in training and evaluation.
@@ -41,6 +46,8 @@ class ExpertSettings:
     tasks: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, int] = field(default_factory=dict)
     update: str = "alternate"
+    conflict: str | None = None
+    optimizer_per_task: bool = False
     layers: int = 1
     gain_db: float = 0.0
     score: dict[str, float] = field(default_factory=dict)
@@ -62,6 +69,12 @@ class ExpertSettings:
             raise ValueError("schedule: needs 1 or more batches of each task that it names")
         if self.update not in ("alternate", "sum"):
             raise ValueError(f"update: '{self.update}' is not alternate or sum")
+        if self.conflict not in (None, "log", "pcgrad"):
+            raise ValueError(f"conflict: '{self.conflict}' is not log or pcgrad")
+        if self.conflict and (self.update != "sum" or len(self.schedule) < 2):
+            raise ValueError(f"conflict: {self.conflict} needs update: sum and two or more tasks in the schedule")
+        if self.optimizer_per_task and self.update != "alternate":
+            raise ValueError("optimizer_per_task: needs update: alternate, because a step on a sum has no task")
         if self.layers < 1:
             raise ValueError("layers: needs 1 or more")
         if self.num_workers < 0:
@@ -93,6 +106,24 @@ def check_runner(settings: ExpertSettings, runner: Mapping[str, Any], selected: 
         raise UserError(f"{where}: runner.evaluate_ratio: needs 1: verification trials need all their utterances")
     if settings.layers > 1 and selected != "concatenated":
         raise UserError(f"{where}: downstream_expert.layers: needs -s concatenated, not -s {selected}")
+
+
+def check_shared_weights(settings: ExpertSettings, optimizer: Mapping[str, Any], is_trained: bool, where: str) -> None:
+    """Check what a training needs whose tasks meet in the upstream's weights: `conflict`, `optimizer_per_task`.
+
+    Args:
+        optimizer: The group ``optimizer`` of the YAML file. is_trained: ``-f``. where: The file, for messages.
+
+    Raises:
+        UserError: it cannot work; names the key.
+    """
+    for key in ("conflict", "optimizer_per_task"):
+        if getattr(settings, key) and not is_trained:
+            raise UserError(f"{where}: downstream_expert.{key}: needs -f: the tasks share the upstream's weights alone")
+    name = str(optimizer.get("name"))
+    if settings.optimizer_per_task and name.endswith("_with_schedule"):
+        reason = f"{name} changes its learning rate by the steps of each task: use TorchOptim and a scheduler"
+        raise UserError(f"{where}: downstream_expert.optimizer_per_task: {reason}")
 
 
 class TaskEntry(NamedTuple):
@@ -141,7 +172,9 @@ def read_tasks(settings: ExpertSettings, where: str) -> dict[str, TaskEntry]:
     return entries
 
 
-def check_early(config: Mapping[str, Any], selected: str, mode: str, where: str) -> None:
+def check_early(
+    config: Mapping[str, Any], selected: str, mode: str, where: str, is_trained: bool | None = None
+) -> None:
     """Check what can be checked without importing torch: keys, values and, for training, the folders of the data.
 
     A task that has no module ``tasks/NAME_settings.py`` is checked when it is built.
@@ -149,6 +182,7 @@ def check_early(config: Mapping[str, Any], selected: str, mode: str, where: str)
     Args:
         config: All sections of the YAML file. selected: The features of ``-s``.
         mode: ``train``, ``evaluate`` or ``inference``. where: The file, for messages.
+        is_trained: Whether the upstream is trained; None: not known.
 
     Raises:
         UserError: an unknown task or key, a wrong type, an impossible value, a missing folder.
@@ -170,6 +204,8 @@ def check_early(config: Mapping[str, Any], selected: str, mode: str, where: str)
             known = [file.stem.removesuffix("_settings") for file in TASKS.glob("*_settings.py")]
             raise UserError(f"{key}: no task of this name{did_you_mean(name, known)}")
     check_runner(settings, config["runner"], selected, where)
+    if mode == "train" and is_trained is not None:
+        check_shared_weights(settings, config["optimizer"], is_trained, where)
     for name in settings.schedule if mode == "train" else ():
         if name in checked:
             checked[name].check_folders(f"{expert}.tasks.{name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,13 +26,24 @@ from distilled_student.multitask.expert import DownstreamExpert
 ITERATIONS = 20
 
 
-def settings(folder: Path, update: str) -> dict[str, Any]:
+# settings that the reference implements, by the name of a case
+CASES = {
+    "alternate": {"update": "alternate"},
+    "sum": {"update": "sum"},
+    "sum with the cosine on the log": {"update": "sum", "conflict": "log"},
+    "PCGrad": {"update": "sum", "conflict": "pcgrad"},
+    "an optimizer for each task": {"update": "alternate", "optimizer_per_task": True},
+}
+
+
+def settings(folder: Path, case: str) -> dict[str, Any]:
     """The default configuration, which is the paper's, on tones: alternation, Adam 1e-4, angular softmax."""
     config = read_yaml(find_config("default", kind="multitask"))
+    update = CASES[case]["update"]
     steps = ITERATIONS * (2 if update == "alternate" else 1)
-    config["runner"] |= {"total_steps": steps, "save_step": steps, "log_step": 1000, "eval_dataloaders": []}
+    config["runner"] |= {"total_steps": steps, "save_step": steps, "log_step": ITERATIONS, "eval_dataloaders": []}
     config["runner"]["gradient_accumulate_steps"] = 1 if update == "alternate" else 2
-    config["downstream_expert"] |= {"num_workers": 0, "tasks": tasks(folder), "update": update}
+    config["downstream_expert"] |= {"num_workers": 0, "tasks": tasks(folder), **CASES[case]}
     return config
 
 
@@ -83,34 +95,65 @@ class PaperModel(nn.Module):
 
 
 def train_as_in_the_paper(
-    model: PaperModel, data: Iterator[tuple[Tensor, str, Tensor]], update: str, clip: float
-) -> None:
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    model: PaperModel, data: Iterator[tuple[Tensor, str, Tensor]], case: str, clip: float
+) -> list[float]:
+    """Train; returns the cosine of the tasks' gradients at each step, for the cases with one step for both tasks."""
+    adam = {task: torch.optim.Adam(model.parameters(), lr=1e-4) for task in ("kws", "sv")}
+    if case != "an optimizer for each task":
+        adam["sv"] = adam["kws"]
+    cosines, weights = [], [p for name, p in model.named_parameters() if name.startswith("student.")]
 
-    def step(loss: Tensor) -> None:
-        optimizer.zero_grad()
+    def step(loss: Tensor, task: str = "kws") -> None:
+        model.zero_grad()
         loss.backward()
+        finish(adam[task])
+
+    def finish(optimizer: torch.optim.Optimizer) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
+
+    def combined_step(words: Tensor, voices: Tensor) -> None:
+        """Both gradients on the student as one vector each, projected as in the paper's text for two tasks."""
+        used = [
+            p
+            for p, g in zip(
+                weights, torch.autograd.grad(words, weights, retain_graph=True, allow_unused=True), strict=True
+            )
+            if g is not None
+        ]
+        a, b = (
+            torch.cat([g.flatten() for g in torch.autograd.grad(x, used, retain_graph=True)]).double()
+            for x in (words, voices)
+        )
+        cosines.append(float(a @ b / (a.norm() * b.norm())))
+        model.zero_grad()
+        (words + voices).backward()
+        if case == "PCGrad":
+            if a @ b < 0:
+                a, b = a - (a @ b) / (b @ b) * b, b - (a @ b) / (a @ a) * a
+            for p, g in zip(used, (a + b).split([p.numel() for p in used]), strict=True):
+                p.grad = g.view_as(p).float()
+        finish(adam["kws"])
 
     for _ in range(ITERATIONS):
         (words, first, word_labels), (voices, second, voice_labels) = next(data), next(data)
         assert (first, second) == ("kws", "sv")
-        if update == "alternate":
+        if CASES[case]["update"] == "alternate":
             step(model.keyword_loss(words, word_labels))
-            step(model.speaker_loss(voices, voice_labels))
+            step(model.speaker_loss(voices, voice_labels), "sv")
         else:
-            step(model.keyword_loss(words, word_labels) + model.speaker_loss(voices, voice_labels))
+            combined_step(model.keyword_loss(words, word_labels), model.speaker_loss(voices, voice_labels))
+    return cosines
 
 
-@pytest.mark.parametrize("update", ["alternate", "sum"])
+@pytest.mark.parametrize("case", CASES)
 def test_twenty_iterations_of_the_runner_equal_the_papers_updates(
-    tmp_path: Path, small_cnn: StudentConfig, update: str
+    tmp_path: Path, small_cnn: StudentConfig, case: str
 ) -> None:
     distilled_student.register()
     torch.manual_seed(0)
     save_student(build_student(replace(small_cnn, dropout=0.0)), tmp_path / "student")
-    config = settings(tmp_path, update)
+    config = settings(tmp_path, case)
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     expert = make_expert(config, small_cnn.hidden_size)
     initial = {name: value.clone() for name, value in expert.state_dict().items()}
@@ -123,7 +166,7 @@ def test_twenty_iterations_of_the_runner_equal_the_papers_updates(
 
     model = PaperModel(distilled_student.load_student(tmp_path / "student"), initial).train()
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
-    train_as_in_the_paper(model, batches(expert), update, config["runner"]["gradient_clipping"])
+    cosines = train_as_in_the_paper(model, batches(expert), case, config["runner"]["gradient_clipping"])
     found = dict(runners["Upstream"])  # the student has the same parameter names
     found["layer_weights"] = runners["Featurizer"]["weights"]
     found |= {f"heads.{name.replace('.', '_')}": value for name, value in runners["Downstream"].items()}
@@ -135,3 +178,9 @@ def test_twenty_iterations_of_the_runner_equal_the_papers_updates(
         assert difference.max() < 1e-7, name
         has_learned = bool((parameter - start[name]).abs().max() > 1e-4)
         assert has_learned != name.startswith("student.predictions"), f"{name}: both tasks use hidden_states"
+    logged = json.loads((tmp_path / "exp/log.jsonl").read_text().splitlines()[-1])
+    if config["downstream_expert"].get("conflict"):
+        assert logged["gradient_cosine/kws-sv"] == pytest.approx(sum(cosines) / ITERATIONS, abs=1e-5)
+        assert min(cosines) < 0, "no gradients in conflict: nothing was projected"
+    else:
+        assert "gradient_cosine/kws-sv" not in logged

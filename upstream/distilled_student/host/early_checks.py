@@ -48,7 +48,8 @@ def check_early(args: Namespace) -> None:
     check_sections(source(vars(start)), config, start.downstream, evaluated)
     if start.downstream == "multitask":  # by name: it stands above this package
         multitask = importlib.import_module("distilled_student.multitask.settings")
-        multitask.check_early(config, start.upstream_feature_selection, start.mode, source(vars(start)))
+        selected, is_trained = start.upstream_feature_selection, start.upstream_trainable
+        multitask.check_early(config, selected, start.mode, source(vars(start)), is_trained)
     folder = Path(start.expdir).absolute() if start.expdir else folder
     if start.mode == "train" and ((folder / CONFIG).is_file() or (folder / "checkpoints").is_dir()):
         raise UserError(f"-p {folder}: holds a student or its distillation: choose another folder")

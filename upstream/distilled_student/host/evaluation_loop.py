@@ -19,6 +19,7 @@ from distilled_student.common.errors import UserError
 from distilled_student.common.processes import is_leader, start_workers
 from distilled_student.common.progress import Progress
 from distilled_student.host.runner_parts import RunnerParts
+from distilled_student.host.task_moments import TaskMoments
 from distilled_student.host.weight_average import WeightAverage
 
 
@@ -27,6 +28,7 @@ class EvaluationLoop(RunnerParts):
 
     _in_bf16 = False  # whether the upstream trains in bfloat16 now: `runner.bf16`
     average: WeightAverage | None = None  # while it trains with `runner.average`
+    moments: TaskMoments | None = None  # while it trains with `downstream_expert.optimizer_per_task`
 
     def evaluate(self, split: str | None = None, logger: Any = None, global_step: int = 0) -> list[str]:
         """Evaluate a split in float32; returns the names of checkpoints to save. Only the leader evaluates.

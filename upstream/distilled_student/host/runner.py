@@ -56,6 +56,7 @@ class Runner(EvaluationLoop):
             stack.enter_context(stops_with_other_processes(interruption))
             stack.callback(setattr, self, "_in_bf16", False)
             stack.callback(setattr, self, "average", None)
+            stack.callback(setattr, self, "moments", None)
             self._write_provenance()
             if is_leader() and hasattr(self.expert, "forget"):
                 self.expert.forget(self.init_ckpt.get("Step", 0))
@@ -80,7 +81,8 @@ class Runner(EvaluationLoop):
         scaler, optimizer = self._get_scaler(), self._get_optimizer(trained)
         scheduler = self._get_scheduler(optimizer) if self.config.get("scheduler") else None
         specaug = self._get_specaug()
-        self.average = self._get_average()
+        self.average, self.moments = self._get_average(), self._get_moments(optimizer)
+        gradients = self._get_task_gradients()
         if not leader:
             seed_all(self.args.seed, dist.get_rank(), step)
         records, batch_ids, batches = defaultdict(list), [], 0
@@ -100,8 +102,12 @@ class Runner(EvaluationLoop):
                         loss = self._loss(wavs, others, records, specaug) / accumulate
                         batch_ids.append(batch_id)
                         (loss if scaler is None else scaler.scale(loss)).backward()
+                        if gradients is not None:
+                            gradients.collect(others[0])
                     except torch.OutOfMemoryError as error:
                         self._skip_batch(error, step + 1, optimizer)
+                        if gradients is not None:
+                            gradients.discard()
                         continue
 
                     # accumulation: only the last of these batches is followed by a step
@@ -110,7 +116,10 @@ class Runner(EvaluationLoop):
                         continue
                     step += 1
 
-                    # clipping and the step
+                    # the gradients of several tasks, clipping and the step
+                    cosines = {} if gradients is None else gradients.combine(step)
+                    if self.moments is not None:
+                        self.moments.use(others[0])
                     if scaler is not None:
                         scaler.unscale_(optimizer)
                     norm = torch.nn.utils.clip_grad_norm_(parameters, runner["gradient_clipping"])
@@ -120,6 +129,9 @@ class Runner(EvaluationLoop):
                     elif self._is_finite(norm, step):
                         optimizer.step()
                     optimizer.zero_grad()
+                    if cosines and torch.isfinite(norm):
+                        for tasks, cosine in cosines.items():
+                            records[f"gradient_cosine/{tasks}"].append(cosine)
                     if self.average is not None:
                         self.average.update()
                     if updates is not None:
@@ -268,6 +280,8 @@ class Runner(EvaluationLoop):
         state |= {entry.name: unwrapped(entry.model).state_dict() for entry in self.all_entries if entry.trainable}
         if self.average is not None:
             state["Average"] = self.average.state()
+        if self.moments is not None:
+            state["Optimizer"]["state"], state["Moments"] = {}, self.moments.state()
         if scheduler is not None:
             state["Scheduler"] = scheduler.state_dict()
         if scaler is not None:

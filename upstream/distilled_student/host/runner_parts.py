@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.provenance import weights_fingerprint
+from distilled_student.host.task_gradients import TaskGradients
+from distilled_student.host.task_moments import TaskMoments
 from distilled_student.host.weight_average import WeightAverage
 from distilled_student.host.yaml_sections import repair_numbers, source
 from distilled_student.patches.apply import apply_patches
@@ -193,6 +195,31 @@ class RunnerParts(s3prl_runner.Runner):
             return WeightAverage(models, decay, self.init_ckpt.get("Average"))
         except (RuntimeError, KeyError, TypeError) as error:
             raise UserError(f"{self.args.init_ckpt}: Average: does not fit this experiment: {error}") from None
+
+    def _get_task_gradients(self) -> TaskGradients | None:
+        """For an expert with ``conflict`` (``downstream_expert.conflict``): of the upstream's weights."""
+        conflict = getattr(self.expert, "conflict", None)
+        if conflict is None:
+            return None
+        trained = [p for p in unwrapped(self.upstream.model).parameters() if p.requires_grad]
+        return TaskGradients(trained, projects=conflict == "pcgrad")
+
+    def _get_moments(self, optimizer: torch.optim.Optimizer) -> TaskMoments | None:
+        """For an expert with ``optimizer_per_task``: the optimizer's states, from the checkpoint if it has some.
+
+        Raises:
+            UserError: the checkpoint was trained with the other value of the setting, another optimizer or other tasks.
+        """
+        is_used, saved = getattr(self.expert, "optimizer_per_task", False), self.init_ckpt.get("Moments")
+        if "Optimizer" in self.init_ckpt and is_used != (saved is not None):
+            reason = f"{self.args.init_ckpt}: was trained with {str(not is_used).lower()}, cannot resume with another"
+            raise UserError(f"{self.where}.optimizer_per_task: {reason}")
+        if not is_used:
+            return None
+        try:
+            return TaskMoments(optimizer, self.expert.tasks, saved)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{self.args.init_ckpt}: Moments: does not fit this experiment: {error}") from None
 
     def _get_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
         scheduler = super()._get_scheduler(optimizer)
