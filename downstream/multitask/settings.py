@@ -19,6 +19,9 @@ TASKS = Path(__file__).parent / "tasks"
 RESERVED = ("split", "checkpoint", "upstream", "head_parameters", "train_seconds", "device")
 
 
+HIDDEN_STATES = "set the upstream's number of hidden states: that of its layers, and one for the front end"
+
+
 @dataclass
 class ExpertSettings:
     """``downstream_expert`` in the YAML file.
@@ -105,7 +108,8 @@ def check_runner(settings: ExpertSettings, runner: Mapping[str, Any], selected: 
     if float(runner.get("evaluate_ratio", 1)) != 1:
         raise UserError(f"{where}: runner.evaluate_ratio: needs 1: verification trials need all their utterances")
     if settings.layers > 1 and selected != "concatenated":
-        raise UserError(f"{where}: downstream_expert.layers: needs -s concatenated, not -s {selected}")
+        reason = f"{settings.layers} needs -s concatenated, not -s {selected}"
+        raise UserError(f"{where}: downstream_expert.layers: {reason}: add -s concatenated, or set layers to 1")
 
 
 def check_shared_weights(settings: ExpertSettings, optimizer: Mapping[str, Any], is_trained: bool, where: str) -> None:
@@ -151,7 +155,9 @@ class TaskEntry(NamedTuple):
         """
         if features % layers:
             expert = self.key.rpartition(".tasks.")[0]
-            raise UserError(f"{expert}.layers: {features} features cannot be divided into {layers} layers")
+            raise UserError(
+                f"{expert}.layers: {features} features cannot be divided into {layers} layers: {HIDDEN_STATES}"
+            )
         return features if self.settings.layer is None else features // layers
 
 
@@ -208,4 +214,5 @@ def check_early(
         check_shared_weights(settings, config["optimizer"], is_trained, where)
     for name in settings.schedule if mode == "train" else ():
         if name in checked:
+            checked[name].check_splits(f"{expert}.tasks.{name}", config["runner"].get("eval_dataloaders") or ())
             checked[name].check_folders(f"{expert}.tasks.{name}")

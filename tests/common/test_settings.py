@@ -12,7 +12,7 @@ from distilled_student.common.errors import UserError
 from distilled_student.common.expected_values import expected_value
 from distilled_student.common.settings import find_config, read_yaml, typed
 from distilled_student.common.shipped_configs import shipped_configs
-from distilled_student.distillation.config import DistillConfig
+from distilled_student.distillation.config import DistillConfig, read_config
 from distilled_student.multitask.settings import ExpertSettings
 from distilled_student.student.config import named_size
 
@@ -145,3 +145,27 @@ def test_every_shipped_distillation_config_is_valid() -> None:
     folder = find_config("demo", "distill").parent
     for path in folder.glob("*.yaml"):
         assert typed(DistillConfig, read_yaml(path), path).teacher
+
+
+def test_a_config_of_joint_training_is_not_taken_for_one_of_distillation() -> None:
+    path = find_config("demo", "multitask")
+    with pytest.raises(
+        UserError, match=r"demo\.yaml: is a config of joint training: use run_downstream\.py -m train -c"
+    ):
+        read_config(read_yaml(path), path)
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (
+            "data.batch_seconds=5",
+            r"data\.batch_seconds: needs .*, found 0\.1, 15 and 5: a batch holds the longest piece",
+        ),
+        ("data.max_seconds=0.05", r"data\.max_seconds: needs .*, found 0\.1, 0\.05 and 20"),
+    ],
+)
+def test_the_length_of_a_batch_that_is_too_small_is_named(pair: str, message: str) -> None:
+    path = find_config("demo", "distill")
+    with pytest.raises(UserError, match=rf"demo\.yaml: {message}"):
+        read_config(read_yaml(path), path, [pair])

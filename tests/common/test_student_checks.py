@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import distilled_student as ds
-from distilled_student.common.early_checks import check_student
+from distilled_student.common.early_checks import check_run, check_student, checkpoint_name
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,19 @@ def test_saved_students_and_torch_files_are_accepted(zipped: bool, small_cnn: ds
         check_student("", tmp_path / format)
     torch.save({}, tmp_path / "file.pt", _use_new_zipfile_serialization=zipped)
     check_student("", tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize("given", ["states-3.ckpt", "runs/a/states-3.ckpt", "{here}/runs/a/states-3.ckpt"])
+def test_a_checkpoint_is_named_by_its_name_or_by_its_path(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for run in ("a", "b"):
+        Path("runs", run).mkdir(parents=True)
+    Path("runs/a/states-3.ckpt").touch()
+    assert checkpoint_name(Path("runs/a"), given.format(here=tmp_path)) == "states-3.ckpt"
+    if "/" in given:
+        with pytest.raises(ds.UserError, match=r"^--checkpoint .*: is not in runs/b: give .*runs/a as the folder of"):
+            checkpoint_name(Path("runs/b"), given.format(here=tmp_path))
+    with pytest.raises(ds.UserError, match=r"^runs/b/gone/states-3\.ckpt: no such checkpoint"):
+        check_run(Path("runs/b"), checkpoint_name(Path("runs/b"), "gone/states-3.ckpt"), "best-dev.ckpt")

@@ -13,8 +13,10 @@ import pytest
 from helpers.trees import tasks
 
 from distilled_student import register
+from distilled_student.common.errors import UserError
 from distilled_student.common.settings import find_config, read_yaml, typed
 from distilled_student.host.command_line import make_parser
+from distilled_student.host.early_checks import check_layers
 from distilled_student.host.launch import main
 from distilled_student.host.overrides import override, parse_overrides
 from distilled_student.host.s3prl_names import downstream_names, upstream_names
@@ -210,3 +212,29 @@ def test_the_experiment_folder_must_not_be_a_folder_of_the_data(
     message = f"error: -p {tmp_path / folder}: is the folder of {key} too: choose another folder"
     assert capfd.readouterr().err.strip() == message
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "layers", "found"),
+    [
+        (["-u", "distilled_student"], 5, 2),  # the student that ships has one layer
+        (["-u", "distilled_student"], 4, 2),  # its 1,024 features could be divided into four
+        (["-u", "distilled_student", "-k", "student"], 2, 3),
+        (["-u", "teacher"], 2, 3),
+        (["-u", "teacher", "-k", "student"], 7, 3),
+    ],
+)
+def test_a_wrong_number_of_layers_is_named_with_the_right_one(
+    arguments: list[str], layers: int, found: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("student").mkdir()
+    Path("student/config.json").write_text('{"model_type": "distilled_student", "layers": 2}')
+    args = make_parser().parse_args(["-m", "train", *arguments, "-c", "FILE"])
+    check_layers(args, found)
+    check_layers(args, 1)
+    with pytest.raises(UserError) as error:
+        check_layers(args, layers)
+    what = f"-u {args.upstream} has {found} hidden states, those of the front end and of {found - 1} layers"
+    remedy = f"set {found}, or 1 if all tasks use all of them"
+    assert str(error.value) == f"FILE: downstream_expert.layers: {layers}, but {what}: {remedy}"

@@ -104,6 +104,27 @@ def test_the_folder_that_is_wrong_is_named_and_the_right_one_is_suggested(
     assert message.format(here=here) in found and found.startswith(f"FILE: downstream_expert.tasks.{task}.")
 
 
+@pytest.mark.parametrize(
+    ("task", "values", "splits", "message"),
+    [
+        ("sv", {"dev_speakers": 0}, ["dev"], "sv.dev_speakers: 0 makes no trials for dev: set 2 or more, or dev_utter"),
+        ("sv", {"trials": None}, ["dev", "test"], "sv.trials: null, but runner.eval_dataloaders has test: give a list"),
+        ("kws", {"validation_percentage": 0}, ["dev"], "kws.validation_percentage: 0 puts no speaker into dev: set a"),
+        ("kws", {"testing_percentage": 0, "test_root": None}, ["test"], "kws.testing_percentage: 0 puts no speaker in"),
+    ],
+)
+def test_a_split_without_data_is_named_before_the_training(
+    config: dict[str, Any], task: str, values: dict[str, Any], splits: list[str], message: str
+) -> None:
+    config = copy.deepcopy(config)
+    config["downstream_expert"]["tasks"][task] |= values
+    check_early(config, "hidden_states", "train", "FILE")  # training evaluates nothing
+    config["runner"] = {"eval_dataloaders": splits}
+    with pytest.raises(UserError) as error:
+        check_early(config, "hidden_states", "train", "FILE")
+    assert str(error.value).startswith(f"FILE: downstream_expert.tasks.{message}")
+
+
 def test_without_silence_or_other_words_a_training_needs_no_test_folder(config: dict[str, Any]) -> None:
     config = copy.deepcopy(config)
     config["downstream_expert"]["tasks"]["kws"] |= {

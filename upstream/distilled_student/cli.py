@@ -24,6 +24,7 @@ from distilled_student.common.early_checks import (
     check_output_folder,
     check_positive,
     check_run,
+    checkpoint_name,
 )
 from distilled_student.common.errors import UserError
 from distilled_student.common.interruption import resumed_by
@@ -121,7 +122,7 @@ def distill(
 def evaluate(
     expdir: Annotated[Path, typer.Argument(help="Folder of a joint training run.")],
     split: Annotated[str, typer.Option(help="Data to evaluate on: dev or test.")] = "test",
-    checkpoint: Annotated[str, typer.Option(help="Checkpoint file in the folder.")] = BEST,
+    checkpoint: Annotated[str, typer.Option(help="Checkpoint in the folder: its name or its path.")] = BEST,
     device: Annotated[str | None, typer.Option(help="Device, such as cpu or cuda; default: the best one here.")] = None,
     trials: Annotated[str | None, typer.Option(help="Another list of test trials, such as VoxCeleb1-H.")] = None,
     trials_root: Annotated[
@@ -137,6 +138,7 @@ def evaluate(
     """Evaluate a joint training run on its tasks and write results.json (with --trials: results-LIST.json) there."""
     check_choice("--split", split, ("dev", "test"))
     check_device("--device", device)
+    checkpoint = checkpoint_name(expdir, checkpoint)
     check_run(expdir, checkpoint, BEST)
     if trials is not None and Path(trials).is_absolute():  # others can be in the task's folder
         check_file("--trials", Path(trials))
@@ -167,7 +169,7 @@ def export(
     ] = False,
     window: Annotated[float, typer.Option(help="Seconds of audio that a score of a stream covers.")] = 1.0,
     max_seconds: Annotated[float, typer.Option(help="Longest utterance that a .pte file accepts, in seconds.")] = 10.0,
-    checkpoint: Annotated[str, typer.Option(help="Checkpoint file in the folder of the run.")] = BEST,
+    checkpoint: Annotated[str, typer.Option(help="Checkpoint in the folder of the run: its name or its path.")] = BEST,
 ) -> None:
     """Export a model to one file: waveforms in; hidden states, keyword scores and speaker embedding out."""
     is_program = output.suffix == ".pte"
@@ -175,6 +177,7 @@ def export(
         raise UserError(f"--output {output}: expected a name that ends with .onnx or .pte")
     if int8 + streaming + is_program > 1:
         raise UserError("--int8, --streaming, .pte: only one of them can be chosen")
+    checkpoint = checkpoint_name(source, checkpoint)
     check_model(source, checkpoint, BEST)
     check_output_file("--output", output)
     from distilled_student.multitask.device_model import open_joint

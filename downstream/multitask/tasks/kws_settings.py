@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -101,6 +102,13 @@ class Settings(TaskSettings):
         _check_train_words(self, f"{key}.train_root", f"{key}.keywords")
         if self.test_root is not None:
             _check_test_classes(self, self.test_root, key)
+
+    def check_splits(self, key: str, splits: Sequence[str]) -> None:
+        parts = (("dev", "validation_percentage"), ("test", "testing_percentage"))
+        for split, name in parts if self.test_root is None else parts[:1]:
+            if split in splits and getattr(self, name) == 0:
+                remedy = f"set a larger percentage, or leave {split} out of runner.eval_dataloaders"
+                raise UserError(f"{key}.{name}: 0 puts no speaker into {split}: {remedy}")
 
 
 def _words(folder: Path) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -225,3 +225,13 @@ class TaskSettings:
             folder = getattr(self.augment, name)
             if folder is not None and not Path(folder).is_dir():
                 raise UserError(f"{key}.augment.{name}: {folder}: no such folder")
+
+    def check_splits(self, key: str, splits: Sequence[str]) -> None:
+        """Check that there are data of the ``splits``, ``dev`` and ``test``, that training evaluates.
+
+        Args:
+            key: ``FILE: dotted.key`` of the task, for messages.
+
+        Raises:
+            UserError: the settings leave one of them without data.
+        """

@@ -213,8 +213,9 @@ class Task(BaseTask):
             return self.development
         if split == "test" and self.index.test is not None:
             return self.index.test
-        name = "dev_speakers" if split == "dev" else "trials"
-        raise UserError(f"{self.key}.{name}: not set, so there are no trials for {split}")
+        if split == "dev":
+            raise UserError(f"{self.key}.{self.settings.no_development()}")
+        raise UserError(f"{self.key}.trials: null, so there are no trials for test: give a list, or evaluate dev")
 
     def evaluation_data(self, split: str) -> Evaluation:
         return Evaluation(self._trials(split).paths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -111,6 +112,17 @@ class Settings(TaskSettings):
     def has_development(self) -> bool:
         """Whether there are development trials."""
         return bool(self.dev_speakers or self.dev_utterances)
+
+    def no_development(self) -> str:
+        """Why there are no development trials, and the remedy."""
+        remedy = "set 2 or more, or dev_utterances, or leave dev out of runner.eval_dataloaders"
+        return f"dev_speakers: {self.dev_speakers} makes no trials for dev: {remedy}"
+
+    def check_splits(self, key: str, splits: Sequence[str]) -> None:
+        if "dev" in splits and not self.has_development:
+            raise UserError(f"{key}.{self.no_development()}")
+        if "test" in splits and self.trials is None:
+            raise UserError(f"{key}.trials: null, but runner.eval_dataloaders has test: give a list of trials")
 
     @property
     def speeds(self) -> list[float]:

@@ -90,6 +90,20 @@ def check_output_file(option: str, file: Path | None) -> None:
         raise UserError(f"{option} {file}: {file.parent} is not a writable folder")
 
 
+def checkpoint_name(folder: Path, checkpoint: str) -> str:
+    """The name of a checkpoint in the folder of its run, from this name or from a path to the file.
+
+    Raises:
+        UserError: the path leads to a file in another folder.
+    """
+    file = Path(checkpoint)
+    if file.name == checkpoint or not file.is_file():
+        return checkpoint
+    if not is_same_folder(file.parent, folder):
+        raise UserError(f"--checkpoint {checkpoint}: is not in {folder}: give {file.parent} as the folder of the run")
+    return file.name
+
+
 def check_run(folder: Path, checkpoint: str, default: str) -> None:
     """Raise UserError if the folder of a joint training run has no checkpoint to open.
 

@@ -190,7 +190,12 @@ def read_config(values: Mapping[str, Any], where: str | Path, overrides: Sequenc
 
     An override of ``teachers`` replaces ``teacher`` and ``targets`` of ``values``, and overrides of these two replace
     ``teachers``.
+
+    Raises:
+        UserError: see `typed`; or the settings are those of a joint training.
     """
+    if "downstream_expert" in values:
+        raise UserError(f"{where}: is a config of joint training: use run_downstream.py -m train -c {where}")
     given = dict(pair.partition("=")[::2] for pair in overrides)
     replaced: tuple[str, ...] = ()
     if given.get("teachers", "").strip() not in ("", "[]", "null"):

@@ -50,6 +50,7 @@ def check_early(args: Namespace) -> None:
         multitask = importlib.import_module("distilled_student.multitask.settings")
         selected, is_trained = start.upstream_feature_selection, start.upstream_trainable
         multitask.check_early(config, selected, start.mode, source(vars(start)), is_trained)
+        check_layers(start, config["downstream_expert"].get("layers", 1))
     folder = Path(start.expdir).absolute() if start.expdir else folder
     if start.mode == "train" and ((folder / CONFIG).is_file() or (folder / "checkpoints").is_dir()):
         raise UserError(f"-p {folder}: holds a student or its distillation: choose another folder")
@@ -65,6 +66,22 @@ def data_folders(group: Mapping[str, Any], key: str = "downstream_expert") -> li
     return inner + [
         (name, value) for name, value in values if isinstance(value, str) and value and Path(value).is_dir()
     ]
+
+
+def check_layers(args: Namespace, layers: Any) -> None:
+    """Raise UserError for a number of ``layers`` in the settings that is not that of the student or the teacher.
+
+    Only of folders: without them the number of hidden states is not known before the upstream is built.
+    """
+    shipped = Path(__file__).parents[1] / "assets" / ("teacher" if args.upstream == "teacher" else "student")
+    model = shipped if args.upstream_ckpt in (None, "shipped") else Path(args.upstream_ckpt)
+    if layers == 1 or args.upstream not in FEATURES or not model.is_dir():
+        return
+    found = check_teacher(str(model), f"-u {args.upstream} -k", upstream_names())
+    if found is not None and layers != found + 1:
+        what = f"-u {args.upstream} has {found + 1} hidden states, those of the front end and of {found} layers"
+        reason = f"downstream_expert.layers: {layers}, but {what}: set {found + 1}, or 1 if all tasks use all of them"
+        raise UserError(f"{source(vars(args))}: {reason}")
 
 
 def check_arguments(args: Namespace) -> None:

@@ -40,6 +40,9 @@ class DataConfig:
         if not self.paths:
             raise ValueError("data.paths: needs at least one folder or manifest")
         if not 0 < self.min_seconds < self.max_seconds <= self.batch_seconds:
-            raise ValueError("data: needs 0 < min_seconds < max_seconds <= batch_seconds")
+            found = f"{self.min_seconds:g}, {self.max_seconds:g} and {self.batch_seconds:g}"
+            key = "batch_seconds" if self.batch_seconds < self.max_seconds else "max_seconds"
+            order = "needs 0 < min_seconds < max_seconds <= batch_seconds"
+            raise ValueError(f"data.{key}: {order}, found {found}: a batch holds the longest piece at least")
         if self.buckets < 1 or self.streams < 1 or self.workers < 0:
             raise ValueError("data: buckets and streams need at least 1, workers at least 0")
