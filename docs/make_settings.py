@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, get_type_hints
 import omegaconf
 
 from distilled_student.benchmark import suite
+from distilled_student.common.effect_settings import EffectSettings
 from distilled_student.common.settings import find_config, parse_yaml
 from distilled_student.distillation.config import DistillConfig, TeacherConfig
 from distilled_student.multitask.settings import ExpertSettings
@@ -86,6 +87,7 @@ PARTS: list[tuple[str, list[Section | str]]] = [
             Section("The config", "", DistillConfig, config=DISTILL),
             Section("`teachers`", "A list of groups with these keys.", TeacherConfig),
             Section("`data`", "", get_type_hints(DistillConfig)["data"], config=DISTILL, prefix="data."),
+            Section("`data.augment`", "Each effect has a probability; 0 turns it off.", EffectSettings),
             Section("`student`", "A named size (`configs/student`) or these keys.", StudentConfig),
         ],
     ),

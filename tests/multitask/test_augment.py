@@ -10,9 +10,10 @@ import soundfile
 import torch
 from helpers.trees import write_tone
 
+from distilled_student.common.effects import add_noise, reverberate, synthetic_rir
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import typed
-from distilled_student.multitask.augment import Augmentation, add_noise, change_speed, reverberate, synthetic_rir
+from distilled_student.multitask.augment import Augmentation, change_speed
 from distilled_student.multitask.tasks.settings import AugmentSettings
 
 

@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
-from distilled_student.common.errors import UserError
+from distilled_student.common.effect_settings import EffectSettings
 
 WEIGHTED = "weighted"  # a task's `layer`: the sum of all layers with learned weights
 HEADS = ("linear", "projection", "xvector", "pooled")
@@ -45,13 +45,10 @@ def nearby_folder(root: Path, fits: Callable[[Path], bool]) -> str:
 
 
 @dataclass
-class AugmentSettings:
-    """Each effect has a probability (0 turns it off) and a range. All are off by default.
+class AugmentSettings(EffectSettings):
+    """Augmentation of a task's training data: the effects, and speed. All are off by default.
 
     Attributes:
-        speed: Probability that an utterance is played faster or slower; the pitch changes too, as in Kaldi. In speaker
-            verification a speaker at another speed is a class of its own.
-        speed_factors: The speeds, of which one is drawn; 1.1 is 10 % faster.
         reverb: Probability that reverberation is added.
         rt60: Lowest and highest reverberation time in seconds of a generated impulse response, which is decaying noise.
         drr: Lowest and highest ratio of direct to reverberant sound in dB, of a generated impulse response.
@@ -61,30 +58,18 @@ class AugmentSettings:
         noise_root: Folder of noise recordings; None: the task's background noises, or white noise if it has none.
         gain: Probability that the loudness is changed.
         gain_db: Lowest and highest gain in dB.
+        speed: Probability that an utterance is played faster or slower; the pitch changes too, as in Kaldi. In speaker
+            verification a speaker at another speed is a class of its own.
+        speed_factors: The speeds, of which one is drawn; 1.1 is 10 % faster.
     """
 
     speed: float = 0.0
     speed_factors: list[float] = field(default_factory=lambda: [0.9, 1.1])
-    reverb: float = 0.0
-    rt60: list[float] = field(default_factory=lambda: [0.1, 0.6])
-    drr: list[float] = field(default_factory=lambda: [0.0, 15.0])
-    rir_root: str | None = None
-    noise: float = 0.0
-    snr: list[float] = field(default_factory=lambda: [0.0, 20.0])
-    noise_root: str | None = None
-    gain: float = 0.0
-    gain_db: list[float] = field(default_factory=lambda: [-10.0, 6.0])
 
     def __post_init__(self) -> None:
-        for name in ("speed", "reverb", "noise", "gain"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"augment.{name}: needs a probability in [0, 1], not {getattr(self, name)}")
-        for name in ("rt60", "drr", "snr", "gain_db"):
-            value = getattr(self, name)
-            if len(value) != 2 or value[0] > value[1]:
-                raise ValueError(f"augment.{name}: needs [lowest, highest], not {value}")
-        if self.rt60[0] <= 0:
-            raise ValueError("augment.rt60: needs positive seconds")
+        super().__post_init__()
+        if not 0.0 <= self.speed <= 1.0:
+            raise ValueError(f"augment.speed: needs a probability in [0, 1], not {self.speed}")
         if not self.speed_factors or not all(0.5 <= f <= 2.0 for f in self.speed_factors):
             raise ValueError(f"augment.speed_factors: need numbers in [0.5, 2], not {self.speed_factors}")
 
@@ -221,10 +206,7 @@ class TaskSettings:
         Raises:
             UserError: one of them does not.
         """
-        for name in ("rir_root", "noise_root"):
-            folder = getattr(self.augment, name)
-            if folder is not None and not Path(folder).is_dir():
-                raise UserError(f"{key}.augment.{name}: {folder}: no such folder")
+        self.augment.check_folders(f"{key}.augment")
 
     def check_splits(self, key: str, splits: Sequence[str]) -> None:
         """Check that there are data of the ``splits``, ``dev`` and ``test``, that training evaluates.

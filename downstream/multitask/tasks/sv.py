@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from distilled_student.common import audio
+from distilled_student.common.effects import fill
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.processes import count_processes, sum_over_processes
 from distilled_student.common.progress import note
 from distilled_student.corpora.speaker_names import identity
 from distilled_student.corpora.speakers import Trials
 from distilled_student.multitask import metrics as M
-from distilled_student.multitask.augment import Augmentation, change_speed, fill
+from distilled_student.multitask.augment import Augmentation, change_speed
 from distilled_student.multitask.heads import PooledHead
 from distilled_student.multitask.losses import SpeakerLoss
 from distilled_student.multitask.scoring import as_norm, cllr, cosine_scores, fit_calibration

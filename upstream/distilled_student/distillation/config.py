@@ -247,7 +247,8 @@ def default_settings() -> dict[str, Any]:
     for prefix, schema in (("", DistillConfig), ("data.", DataConfig)):
         for one in fields(schema):
             if one.default_factory is not dataclasses.MISSING:
-                found[f"{prefix}{one.name}"] = one.default_factory()
+                value = one.default_factory()
+                found[f"{prefix}{one.name}"] = asdict(value) if dataclasses.is_dataclass(value) else value
             elif one.default is not dataclasses.MISSING:
                 found[f"{prefix}{one.name}"] = one.default
     return found

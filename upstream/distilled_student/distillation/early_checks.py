@@ -55,6 +55,7 @@ def check_settings(config: DistillConfig, where: str | Path) -> None:
             check_speaker_encoder(teacher.teacher, f"{key}teacher")
         else:
             _check_layers(teacher.teacher, teacher.targets, key)
+    config.data.augment.check_folders(f"{where}: data.augment")
     check_output_folder(f"{where}: output:", Path(config.output))
     check_output_folder(f"{where}: cache:", Path(config.cache) if config.cache else None)
 

@@ -36,6 +36,15 @@ def _summed(config: DistillConfig) -> str:
     return "weighted sum over the targets of all teachers" if len(config.teachers) > 1 else "sum over target layers"
 
 
+def _effects_row(config: DistillConfig) -> str:
+    """A row with the effects on the student's input, empty if there are none."""
+    effects = config.data.augment
+    noise = f"noise at {effects.snr[0]:g} to {effects.snr[1]:g} dB"
+    shares = {"reverberation": effects.reverb, noise: effects.noise, "gain": effects.gain}
+    parts = [f"{effect} in {share:.0%}" for effect, share in shares.items() if share]
+    return f"| student's input | {', '.join(parts)} of the utterances |\n" if parts else ""
+
+
 def _name(teacher: str) -> str:
     return os.path.basename(os.path.normpath(teacher))
 
@@ -99,11 +108,11 @@ def write_card(
         f" ({rate:g} for the weights copied from the teacher)" if rate is not None and initialization.copied else ""
     )
     learning_rate = f"{config.learning_rate:g}{copied_rate}"
-    held_out_row = ""
+    training_rows = _effects_row(config)
     if held_out is not None:
         step, loss, seconds = held_out
         row = f"{loss:.4f} on {seconds / 3600:.2f} hours, the lowest: of step {int(step)}"
-        held_out_row = f"| held-out loss per frame | {row} |\n"
+        training_rows += f"| held-out loss per frame | {row} |\n"
     text = f"""# Distilled speech student
 
 {escape_markdown(config.description) or "A student distilled with distilled-student."}
@@ -114,7 +123,7 @@ What follows is measured or taken from the settings of this run.
 |---|---|
 {_teacher_rows(config, costs)}| initialised from the teacher | {escape_markdown(_initialized(initialization))} |
 | data | {escape_markdown(corpus)}; trained on {audio_seconds / 3600:.2f} hours of audio in {int(curve[-1][0])} steps |
-{held_out_row}| parameters | {kept / 1e6:.2f} M + {prediction / 1e6:.2f} M in the prediction layers |
+{training_rows}| parameters | {kept / 1e6:.2f} M + {prediction / 1e6:.2f} M in the prediction layers |
 | multiply-accumulates | {macs / 1e6:.0f} M per second of audio, prediction layers included |
 | front end | {student.config.frontend}, one frame every {student.config.frame_shift / 16:g} ms |
 | optimiser | AdamW, learning rate {learning_rate}, {config.warmup:.0%} warm-up, seed {config.seed} |

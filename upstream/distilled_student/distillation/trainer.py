@@ -21,6 +21,7 @@ from lhotse import CutSet
 from torch import Tensor
 
 from distilled_student.common.audio import SAMPLE_RATE
+from distilled_student.common.effects import Effects
 from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.files import newest_undamaged, read_torch, save_torch
 from distilled_student.common.processes import start_workers, sum_over_processes
@@ -36,6 +37,7 @@ from distilled_student.distillation.config import (
 from distilled_student.distillation.data.cuts import Batch, make_loader
 from distilled_student.distillation.data.shards import Unit
 from distilled_student.distillation.data.stream import make_stream
+from distilled_student.distillation.data.student_input import StudentInput
 from distilled_student.distillation.heads import StudentWithHeads, make_head
 from distilled_student.distillation.held_out import HeldOut, HeldOutLoss
 from distilled_student.distillation.initialize import Initialization, initialize
@@ -109,6 +111,10 @@ class Distillation:
             skip_range_check(model)  # it waits for a GPU
         caches = [source.cache for source in self.sources if source.cache is not None]
         self.find_targets = partial(read_cached, caches) if caches else None
+
+        augment = config.data.augment
+        effects = Effects(augment, f"{where}: data.augment") if augment.any else None
+        self.student_input = None if effects is None else StudentInput(effects, config.seed)
 
         self.state = TrainingState()
         if config.front_end_gradient != 1:
@@ -225,10 +231,13 @@ class Distillation:
         With ``idle`` no frame counts.
         """
         waveforms = batch.waveforms.to(self.accelerator.device, non_blocking=True)
+        inputs = waveforms
+        if batch.student_waveforms is not None:
+            inputs = batch.student_waveforms.to(self.accelerator.device, non_blocking=True)
         found = [source.targets(batch, number, waveforms) for number, source in enumerate(self.sources)]
 
         with self.accelerator.autocast():
-            output, predictions = model(waveforms, batch.lengths)
+            output, predictions = model(inputs, batch.lengths)
 
         parts, frames = [], output.predictions.shape[2]
         for source, (targets, lengths), predicted in zip(self.sources, found, predictions, strict=True):
@@ -281,7 +290,8 @@ class Distillation:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         used = {i: position for i, position in enumerate(self.stream_positions[rank].tolist()) if position[0] >= 0}
         count, where = self.state.batch, f"{self.where}: data"
-        for batch in make_stream(self.config.data, self.units, self.config.seed, rank, world, used, count, where=where):
+        more = {"student_input": self.student_input, "where": where}
+        for batch in make_stream(self.config.data, self.units, self.config.seed, rank, world, used, count, **more):
             self.state.batch += 1
             # every process learns the stream and the position of every other one: the first saves them all
             position = torch.zeros(world, 5, dtype=torch.long)
@@ -295,7 +305,7 @@ class Distillation:
         any_readable = state.batch > 0
         while True:
             position = self.config.seed, state.epoch, state.batch
-            loader = make_loader(cuts, self.config.data, *position, rank, world, self.find_targets)
+            loader = make_loader(cuts, self.config.data, *position, rank, world, self.find_targets, self.student_input)
             for batch in start_workers(loader):
                 state.batch += 1
                 any_readable = any_readable or not batch.failed or len(batch.lengths) > 0

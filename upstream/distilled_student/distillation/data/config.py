@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from distilled_student.common.effect_settings import EffectSettings
+
 MANIFESTS = (".jsonl", ".jsonl.gz")
 TARS = (".tar", ".tar.gz", ".tgz")
 
@@ -18,6 +20,9 @@ class DataConfig:
         held_out: Folders or manifests of audio on which the loss is measured during training, see ``held_out_every``.
             Files that ``paths`` leads to as well are not trained on. Its speakers should be others than those of
             ``paths``.
+        augment: Effects on the student's input: noise, reverberation, gain. The teachers encode the clean utterance
+            (RobustDistiller, Guimarães et al. 2023), and held-out audio stays clean. These keys have a table of their
+            own.
         min_seconds: Shorter files are skipped.
         max_seconds: Longer files are cut into pieces.
         batch_seconds: Seconds of audio in a batch of each process, padding included.
@@ -29,6 +34,7 @@ class DataConfig:
 
     paths: list[str]
     held_out: list[str] = field(default_factory=list)
+    augment: EffectSettings = field(default_factory=EffectSettings)
     min_seconds: float = 0.1
     max_seconds: float = 15.0
     batch_seconds: float = 60.0

@@ -34,6 +34,7 @@ from distilled_student.distillation.data.manifests import (
     read_manifest,
     recordings_of,
 )
+from distilled_student.distillation.data.student_input import StudentInput
 
 log = logging.getLogger(__name__)
 CHECKED_CUTS = 10  # of a manifest, whose files are looked at before the training
@@ -143,6 +144,7 @@ class Batch:
 
     Attributes:
         waveforms: ``(batch, samples)`` at 16 kHz.
+        student_waveforms: The student's input, of the same shape; None: ``waveforms``.
         lengths: ``(batch,)`` in samples, always on the CPU.
         names: The recording of each utterance: a path, an id in a manifest or a member of a shard.
         failed: Files that could not be read, with the reason.
@@ -158,10 +160,13 @@ class Batch:
     targets: list[Sequence[Tensor | None] | None]
     stream: int = 0
     position: tuple[int, int, int, int] | None = None
+    student_waveforms: Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """Called by torch's DataLoader: copy the waveforms to pinned memory, which a GPU can copy while it computes."""
-        return replace(self, waveforms=self.waveforms.pin_memory())
+        student = self.student_waveforms
+        student = None if student is None else student.pin_memory()
+        return replace(self, waveforms=self.waveforms.pin_memory(), student_waveforms=student)
 
     def seconds(self) -> float:
         """Seconds of audio."""
@@ -211,26 +216,42 @@ def decode_cut(cut: Cut) -> Tensor:
 class CutDataset(Dataset):
     """Decodes the cuts of one batch and reads their cached targets. Files that cannot be read are in ``failed``.
 
-    ``find_targets``: returns the cached targets of a waveform for each teacher, see `Batch`.
+    Args:
+        find_targets: Returns the cached targets of a waveform for each teacher, see `Batch`.
+        student_input: Makes the student's input; None: it is the utterance as it is.
+        epoch: Number of the pass over the data, on which the student's input depends.
     """
 
-    def __init__(self, find_targets: Callable[[Tensor], Sequence[Tensor | None]] | None = None) -> None:
-        self.find_targets = find_targets
+    def __init__(
+        self,
+        find_targets: Callable[[Tensor], Sequence[Tensor | None]] | None = None,
+        student_input: StudentInput | None = None,
+        epoch: int = 0,
+    ) -> None:
+        self.find_targets, self.student_input, self.epoch = find_targets, student_input, epoch
 
     def __getitem__(self, cuts: Iterable[Cut]) -> Batch:
-        waveforms, names, failed = [], [], {}
+        return self.batch(cuts, self.epoch)
+
+    def batch(self, cuts: Iterable[Cut], epoch: int) -> Batch:
+        """The batch of ``cuts`` in pass number ``epoch``."""
+        decoded, failed = [], {}
         for cut in cuts:
             name = recording_name(cut)
             try:
-                waveforms.append(decode_cut(cut))
-                names.append(name)
+                decoded.append((cut, decode_cut(cut)))
             except Exception as error:  # for a damaged file lhotse can raise any exception
                 failed[name] = " ".join(str(error).split())[:300] or type(error).__name__
+        waveforms, names = [waveform for _, waveform in decoded], [recording_name(cut) for cut, _ in decoded]
         if not waveforms:
             return Batch(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long), [], failed, [])
         lengths = torch.tensor([len(w) for w in waveforms])
         targets = [self.find_targets(waveform) if self.find_targets else None for waveform in waveforms]
-        return Batch(pad_sequence(waveforms, batch_first=True), lengths, names, failed, targets)
+        batch = Batch(pad_sequence(waveforms, batch_first=True), lengths, names, failed, targets)
+        if self.student_input is None:
+            return batch
+        inputs = [self.student_input(waveform, cut, epoch, failed) for cut, waveform in decoded]
+        return replace(batch, student_waveforms=pad_sequence(inputs, batch_first=True))
 
 
 class _ProcessSampler(Sampler):
@@ -268,18 +289,20 @@ def make_loader(
     rank: int = 0,
     world: int = 1,
     find_targets: Callable[[Tensor], Sequence[Tensor | None]] | None = None,
+    student_input: StudentInput | None = None,
 ) -> DataLoader:
     """Batches of one epoch, from batch ``start`` on, in an order that depends only on the seed and the epoch.
 
     Args:
         rank, world: Number of this process, and of processes.
         find_targets: Returns the cached targets of a waveform for each teacher. The data workers call it.
+        student_input: Makes the student's input, see `StudentInput`; also called by the data workers.
     """
     options = {"max_duration": config.batch_seconds * world, "shuffle": True, "seed": seed, "rank": 0, "world_size": 1}
     sampler = make_sampler(cuts, min(config.buckets, len(cuts) // 4), **options)
     sampler.set_epoch(epoch)
     return DataLoader(
-        CutDataset(find_targets),
+        CutDataset(find_targets, student_input, epoch),
         sampler=_ProcessSampler(sampler, start, rank, world),
         batch_size=None,
         worker_init_fn=end_with_parent,

@@ -24,6 +24,7 @@ from distilled_student.common.processes import end_with_parent, start_workers
 from distilled_student.distillation.data.cuts import Batch, CutDataset, DataConfig
 from distilled_student.distillation.data.manifests import parse_cut
 from distilled_student.distillation.data.shards import Item, Unit, cut_of_member, read_chunks
+from distilled_student.distillation.data.student_input import StudentInput
 
 MAX_EMPTY_BATCHES = 50  # of each stream in a row: after these, the corpus counts as one without audio
 Position = tuple[int, int, int, int]  # of a batch in a stream: pass, unit of the pass, chunk of the unit, batch of it
@@ -99,10 +100,10 @@ class StreamDataset(IterableDataset):
             has_batches = last_used[0] == number and last_used != BEFORE_FIRST
             units = self._units_of_pass(stream, number)
             for position, cuts, failed in self._batches_after(last_used, units, number):
-                has_batches, batch = True, self.read[cuts]
+                has_batches, batch = True, self.read.batch(cuts, number)
                 yield replace(batch, failed=failed | batch.failed, position=position)
             if not has_batches:
-                yield replace(self.read[[]], position=(number, len(units), 0, 0))
+                yield replace(self.read.batch([], number), position=(number, len(units), 0, 0))
 
     def _units_of_pass(self, stream: int, number: int) -> list[int]:
         """The indices of a stream's units in a pass. The streams of all processes share the units without overlap."""
@@ -141,6 +142,7 @@ def make_stream(
     positions: Mapping[int, Sequence[int]] | None = None,
     count: int = 0,
     find_targets: Callable[[Tensor], Tensor | None] | None = None,
+    student_input: StudentInput | None = None,
     where: str | Path = "data",
 ) -> Iterator[Batch]:
     """The endless batches of one process. They do not depend on the number of workers.
@@ -154,6 +156,7 @@ def make_stream(
         positions: To resume: stream -> position of its last used batch. Used batches are not decoded again.
         count: To resume: the number of batches that this process has used.
         find_targets: Returns the cached targets of a waveform, or None. The data workers call it.
+        student_input: Makes the student's input, see `StudentInput`; also called by the data workers.
         where: What error messages begin with, ``FILE: data``.
 
     Raises:
@@ -161,7 +164,7 @@ def make_stream(
     """
     positions = {int(stream): tuple(position) for stream, position in (positions or {}).items()}
     loader = DataLoader(
-        StreamDataset(config, units, seed, rank, world, positions, count, CutDataset(find_targets)),
+        StreamDataset(config, units, seed, rank, world, positions, count, CutDataset(find_targets, student_input)),
         batch_size=None,
         worker_init_fn=end_with_parent,
         num_workers=config.workers,

@@ -1,0 +1,58 @@
+"""The settings of reverberation, noise and gain. Does not import torch: wrong settings are reported quickly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from distilled_student.common.errors import UserError
+
+
+@dataclass
+class EffectSettings:
+    """Each effect has a probability (0 turns it off) and a range. All are off by default.
+
+    Attributes:
+        reverb: Probability that reverberation is added.
+        rt60: Lowest and highest reverberation time in seconds of a generated impulse response, which is decaying noise.
+        drr: Lowest and highest ratio of direct to reverberant sound in dB, of a generated impulse response.
+        rir_root: Folder of recorded impulse responses; None: they are generated, see ``rt60`` and ``drr``.
+        noise: Probability that noise is added.
+        snr: Lowest and highest signal-to-noise ratio in dB.
+        noise_root: Folder of noise recordings; None: white noise.
+        gain: Probability that the loudness is changed.
+        gain_db: Lowest and highest gain in dB.
+    """
+
+    reverb: float = 0.0
+    rt60: list[float] = field(default_factory=lambda: [0.1, 0.6])
+    drr: list[float] = field(default_factory=lambda: [0.0, 15.0])
+    rir_root: str | None = None
+    noise: float = 0.0
+    snr: list[float] = field(default_factory=lambda: [0.0, 20.0])
+    noise_root: str | None = None
+    gain: float = 0.0
+    gain_db: list[float] = field(default_factory=lambda: [-10.0, 6.0])
+
+    def __post_init__(self) -> None:
+        for name in ("reverb", "noise", "gain"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"augment.{name}: needs a probability in [0, 1], not {getattr(self, name)}")
+        for name in ("rt60", "drr", "snr", "gain_db"):
+            value = getattr(self, name)
+            if len(value) != 2 or value[0] > value[1]:
+                raise ValueError(f"augment.{name}: needs [lowest, highest], not {value}")
+        if self.rt60[0] <= 0:
+            raise ValueError("augment.rt60: needs positive seconds")
+
+    @property
+    def any(self) -> bool:
+        """Whether an effect is on."""
+        return bool(self.reverb or self.noise or self.gain)
+
+    def check_folders(self, key: str) -> None:
+        """Raise UserError for a folder that does not exist; ``key``: ``FILE: dotted.key`` of this group."""
+        for name in ("rir_root", "noise_root"):
+            folder = getattr(self, name)
+            if folder is not None and not Path(folder).is_dir():
+                raise UserError(f"{key}.{name}: {folder}: no such folder")
