@@ -29,7 +29,7 @@ from distilled_student.multitask.loader import Batch, EvaluationLoader
 from distilled_student.multitask.precise_batch_norm import measure_statistics
 from distilled_student.multitask.resume import EpochPosition, saved_classes
 from distilled_student.multitask.settings import ExpertSettings, check_runner, check_shared_weights, read_tasks
-from distilled_student.multitask.tasks.base import TrainingData, pad_to
+from distilled_student.multitask.tasks.base import NEW_TRAINING, TrainingData, pad_to
 from distilled_student.multitask.tasks.settings import WEIGHTED
 from distilled_student.multitask.training_log import TrainingLog
 
@@ -57,7 +57,8 @@ class DownstreamExpert(nn.Module):
         super().__init__()
         where, runner = source(kwargs), kwargs.get("runner") or {}
         selected = kwargs.get("upstream_feature_selection", "concatenated")
-        self.settings = typed(ExpertSettings, downstream_expert, f"{where}: downstream_expert")
+        self._where = f"{where}: downstream_expert"
+        self.settings = typed(ExpertSettings, downstream_expert, self._where)
         check_runner(self.settings, runner, selected, where)
         if kwargs.get("mode") == "train" and "upstream_trainable" in kwargs:
             check_shared_weights(self.settings, kwargs.get("optimizer") or {}, kwargs["upstream_trainable"], where)
@@ -305,28 +306,39 @@ class DownstreamExpert(nn.Module):
                 log.warning("%s: %s", task.key, reason)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def check_saved(self, config: Mapping[str, Any]) -> None:
-        """Refuse the heads of a checkpoint whose configuration names other classes, such as other keywords.
+    def check_saved(self, config: Mapping[str, Any], is_new: bool = False) -> None:
+        """Refuse the heads of a checkpoint whose configuration does not fit this one.
 
         Checkpoints of versions before 0.2 do not hold the names of the classes themselves.
 
         Args:
             config: The configuration in the checkpoint.
+            is_new: Whether a new training starts from the checkpoint's weights: it may hold out other utterances, which
+                is logged, and use other inputs. A resumed run and an evaluation must not.
 
         Raises:
-            UserError: the classes have other names, or another order; names the key.
+            UserError: the classes have other names or another order, or a setting that must not change has; names the
+                key.
         """
-        groups = (config.get("downstream_expert") or {}).get("tasks") or {}
+        expert = config.get("downstream_expert") or {}
+        groups = expert.get("tasks") or {}
+        if not is_new and (gain := expert.get("gain_db", 0.0)) != self.settings.gain_db:
+            reason = f"{self.settings.gain_db}, but {gain} in the checkpoint"
+            raise UserError(f"{self._where}.gain_db: {reason}: use the value of its training ({NEW_TRAINING})")
         for name, task in self.tasks.items():
             if name not in groups:
                 continue
             values = {key: value for key, value in (groups[name] or {}).items() if key != "module"}
             try:
-                saved = typed(type(task.settings), values, "checkpoint").class_names()
+                saved = typed(type(task.settings), values, "checkpoint")
             except UserError:  # settings of another version
                 continue
-            if saved is not None:
-                task.check_classes(saved)
+            if (class_names := saved.class_names()) is not None:
+                task.check_classes(class_names)
+            if not is_new:
+                task.check_settings(saved)
+            elif changed := task.changed_setting(saved, task.settings.held_out_by):
+                log.warning("%s: development data may have utterances that its weights were trained on", changed)
 
     # s3prl's inference mode
     def load_audio(self, path: str | Path) -> Tensor:

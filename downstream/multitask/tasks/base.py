@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, ClassVar, NamedTuple, Protocol
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from distilled_student.multitask.heads import make_head
 # Samples that the front end of every upstream needs at least (a window of 25 ms and some more); a shorter utterance is
 # zero-padded to it.
 SHORTEST = SAMPLE_RATE // 10
+NEW_TRAINING = "-i starts a new training from the weights of a checkpoint"
 
 
 class Item(NamedTuple):
@@ -105,7 +107,8 @@ class BaseTask(nn.Module):
 
     def check_classes(self, saved: Sequence[str]) -> None:
         """Raise UserError if a checkpoint's classes have other names, or another order, than those of this task."""
-        for number, (here, there) in enumerate(zip_longest(self.class_names or saved, saved)):
+        names_here, names_saved = ([normalize("NFC", n) for n in names] for names in (self.class_names or saved, saved))
+        for number, (here, there) in enumerate(zip_longest(names_here, names_saved)):
             if here != there:
                 names = [f"'{name}'" if name is not None else "missing" for name in (here, there)]
                 settings = self.settings.classes_from
@@ -113,6 +116,25 @@ class BaseTask(nn.Module):
                     f"class {number} is {names[0]}, but {names[1]} in the checkpoint, whose classes cannot be replaced"
                 )
                 raise UserError(f"{self.key}.{settings[0]}: {reason}: use the {', '.join(settings)} of its training")
+
+    def changed_setting(self, saved: Any, names: Sequence[str]) -> str | None:
+        """The first of the settings ``names`` that a checkpoint, with the settings ``saved``, has another value of.
+
+        As ``FILE: dotted.key: VALUE, but VALUE in the checkpoint``, for messages.
+        """
+        for name in names:
+            here, there = getattr(self.settings, name), getattr(saved, name)
+            if here != there:
+                return f"{self.key}.{name}: {here}, but {there} in the checkpoint"
+        return None
+
+    def check_settings(self, saved: Any) -> None:
+        """Raise UserError if a checkpoint, with the settings ``saved``, cannot be continued or evaluated with these."""
+        remedy = f"use the value of its training, or train again ({NEW_TRAINING})"
+        if changed := self.changed_setting(saved, self.settings.held_out_by):
+            raise UserError(f"{changed}: utterances that were trained on would be tested: {remedy}")
+        if changed := self.changed_setting(saved, self.settings.inputs_from):
+            raise UserError(f"{changed}: its head was trained on other inputs: {remedy}")
 
     # Training
     def prepare_training(self) -> None:

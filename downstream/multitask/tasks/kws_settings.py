@@ -44,6 +44,8 @@ class Settings(TaskSettings):
     """
 
     classes_from: ClassVar[tuple[str, ...]] = ("keywords",)
+    held_out_by: ClassVar[tuple[str, ...]] = ("validation_percentage", "testing_percentage", "speaker_pattern")
+    inputs_from: ClassVar[tuple[str, ...]] = ("layer", "crop_seconds", "fill")
 
     train_root: str = "data/speech_commands/train"
     test_root: str | None = "data/speech_commands/test"

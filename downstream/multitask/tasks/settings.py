@@ -163,6 +163,10 @@ class TaskSettings:
     heads: ClassVar[tuple[str, ...]] = ("linear", "projection")
     # the settings that determine the classes and their order, for messages
     classes_from: ClassVar[tuple[str, ...]] = ("settings",)
+    # the settings that choose which utterances training leaves out; a checkpoint is refused with other values
+    held_out_by: ClassVar[tuple[str, ...]] = ()
+    # the settings that determine what the head gets of an utterance; a checkpoint is refused with other values
+    inputs_from: ClassVar[tuple[str, ...]] = ("layer",)
 
     batch_size: int = 32
     eval_batch_size: int = 16

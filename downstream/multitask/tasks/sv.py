@@ -100,6 +100,11 @@ class Evaluation:
         return Item(audio.load(self.paths[index]), -1, str(index))
 
 
+def _file_name(value: str | None) -> str | None:
+    """The name of a file without its folder, which may have been moved."""
+    return value and Path(value).name
+
+
 def verification(scores: np.ndarray, trials: Trials, calibration: tuple[float, float] | None) -> dict[str, Any]:
     """EER in percent and detection costs of one kind of scores; with a calibration also Cllr and the actual costs.
 
@@ -154,6 +159,8 @@ class Task(BaseTask):
         if isinstance(self.head, PooledHead):
             self.embedding_size = self.head.pooling.output_size
         self.objective: SpeakerLoss | None = None
+        self._trains = False
+        self._replaced: str | None = None  # a setting of the test trials that a checkpoint has another value of
         if settings.center:
             self.register_buffer("center", torch.zeros(self.embedding_size))  # running mean of training embeddings
             self.register_buffer("centered_batches", torch.zeros((), dtype=torch.long))
@@ -171,6 +178,7 @@ class Task(BaseTask):
         )
 
     def prepare_training(self) -> None:
+        self._trains = True
         names = self.index.training_names
         held_out = f"{len(self.index.development)} development speakers"
         note(f"{self.key}.root: {len(names)} training speakers, such as '{one_line(names[0])}', and {held_out}")
@@ -201,6 +209,13 @@ class Task(BaseTask):
         remedy = "give the folders and the dev_speakers that it was trained with"
         return f"{self.key}.root, extra_roots: {folders}: {reason}: {remedy}"
 
+    def check_settings(self, saved: Settings) -> None:
+        super().check_settings(saved)
+        if self.settings.speaker_pattern != saved.speaker_pattern:
+            self._replaced = "speaker_pattern"
+        elif _file_name(self.settings.trials) != _file_name(saved.trials):
+            self._replaced = "trials"
+
     def training_data(self) -> Training:
         items = self.index.training_items(self.settings.crop_seconds)
         return Training(items, self.settings, self.key, len(self.index.training))
@@ -210,6 +225,9 @@ class Task(BaseTask):
         return self.index.development_trials(self.settings.dev_trials, seed=0)  # the same trials for every seed
 
     def _trials(self, split: str) -> Trials:
+        if split == "dev" and self._replaced is not None and not self._trains:
+            reason = "is not that of the training, on which the choice of the development speakers depends"
+            raise UserError(f"{self.key}.{self._replaced}: {reason}: replace it for test trials only")
         if split == "dev" and self.settings.has_development:
             return self.development
         if split == "test" and self.index.test is not None:

@@ -59,6 +59,8 @@ class Settings(TaskSettings):
         "trials",
         "augment.speed_factors",
     )
+    held_out_by: ClassVar[tuple[str, ...]] = ("dev_speakers", "dev_utterances")
+    inputs_from: ClassVar[tuple[str, ...]] = ("layer", "crop_seconds", "fill")
 
     root: str = "data/voxceleb1"
     trials: str | None = "veri_test.txt"

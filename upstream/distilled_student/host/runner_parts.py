@@ -29,6 +29,12 @@ from s3prl.optimizers import get_optimizer  # noqa: E402
 
 # the number of a transformer layer in a parameter's name; the convolutions of a front end are no such layers
 LAYER = re.compile(r"^(?!.*(?:frontend|feature_extractor)).*\blayers?\.(\d+)\.")
+# options that choose the upstream's features; a head fits those of its training, even where others have the same shape
+FEATURE_OPTIONS = {
+    "-s": "upstream_feature_selection",
+    "-l": "upstream_layer_selection",
+    "--upstream_feature_normalize": "upstream_feature_normalize",
+}
 DOWNLOADERS = {"urllib", "requests", "http", "huggingface_hub"}
 
 
@@ -91,6 +97,20 @@ class RunnerParts(s3prl_runner.Runner):
         """The downstream, not wrapped."""
         return unwrapped(self.downstream.model)
 
+    @property
+    def _is_new(self) -> bool:
+        """Whether a new training starts, possibly from a checkpoint's weights (``-i``)."""
+        return self.args.mode == "train" and not self.args.past_exp
+
+    def _check_features(self) -> None:
+        """Raise UserError if a checkpoint was trained on other features of the upstream than those chosen now."""
+        before = vars(self.init_ckpt.get("Args", Namespace()))
+        for option, name in FEATURE_OPTIONS.items():
+            now = getattr(self.args, name)
+            if name in before and before[name] != now and not self._is_new:
+                reason = f"is {now}, but {before[name]} in {self.args.init_ckpt}, which was trained on those features"
+                raise UserError(f"args.{name} ({option}): {reason}: use the value of its training")
+
     def upstream_provenance(self) -> dict[str, Any]:
         """The upstream's name and file (``-u``, ``-k``), its revision on the hub, and the hash of its weights."""
         model, args = unwrapped(self.upstream.model), self.args
@@ -100,7 +120,7 @@ class RunnerParts(s3prl_runner.Runner):
     def _load_weight(self, model: Any, name: str) -> None:
         try:
             if name in self.init_ckpt and hasattr(model, "check_saved"):  # ours
-                model.check_saved(self.init_ckpt.get("Config") or {})
+                model.check_saved(self.init_ckpt.get("Config") or {}, is_new=self._is_new)
             super()._load_weight(model, name)
         except (RuntimeError, ValueError, KeyError, AttributeError) as error:
             raise UserError(f"{self.args.init_ckpt}: {name}: does not fit this experiment: {error}") from None
@@ -116,6 +136,7 @@ class RunnerParts(s3prl_runner.Runner):
             raise UserError(f"-u {name} -k {file}: {reason}") from error
 
     def _get_featurizer(self) -> Any:
+        self._check_features()
         selected, layer = self.args.upstream_feature_selection, self.args.upstream_layer_selection
         upstream = unwrapped(self.upstream.model)
         failure: Exception | None = None
