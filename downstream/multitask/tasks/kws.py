@@ -17,11 +17,12 @@ from torch.nn import functional as F
 from distilled_student.common import audio
 from distilled_student.common.errors import UserError
 from distilled_student.corpora.keywords import SILENCE, UNKNOWN, speaker_of
-from distilled_student.corpora.speaker_names import match_speaker
+from distilled_student.corpora.speaker_names import identity, match_speaker
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed
 from distilled_student.multitask.tasks.base import SHORTEST, BaseTask, Item, balanced_order, pad_to, samples_of
 from distilled_student.multitask.tasks.kws_index import (
+    UNKNOWN_LABEL,
     KeywordClip,
     check_training,
     class_index,
@@ -34,8 +35,6 @@ from distilled_student.multitask.tasks.kws_index import (
 from distilled_student.multitask.tasks.kws_settings import Settings
 
 log = logging.getLogger(__name__)
-
-UNKNOWN_LABEL = 1  # the classes are silence, unknown and the keywords
 
 
 def shortest_clip(settings: Settings) -> int:
@@ -220,11 +219,15 @@ class Task(BaseTask):
 
 
 def _speakers(keys: Sequence[str], pattern: str | None = None) -> set[str]:
-    """The speakers of ``CLASS/FILE`` keys. The test archive names unknown files ``WORD_SPEAKER_nohash_TAKE``."""
+    """The `identity` of each speaker of ``CLASS/FILE`` keys.
+
+    The test archive names unknown files ``WORD_SPEAKER_nohash_TAKE``.
+    """
     if pattern is not None:
-        return {speaker for key in keys if not key.startswith(SILENCE) and (speaker := match_speaker(pattern, key))}
+        spoken = [key for key in keys if not key.startswith(SILENCE)]
+        return {identity(speaker) for key in spoken if (speaker := match_speaker(pattern, key))}
     files = [key.split("/", 1) for key in keys if "_nohash_" in key]
-    speakers = {speaker_of(name) for word, name in files if word != UNKNOWN}
-    for name in {speaker_of(name) for word, name in files if word == UNKNOWN} - speakers:
+    speakers = {identity(speaker_of(name)) for word, name in files if word != UNKNOWN}
+    for name in {identity(speaker_of(name)) for word, name in files if word == UNKNOWN} - speakers:
         speakers.add(name.partition("_")[2] or name)  # without the word
     return speakers

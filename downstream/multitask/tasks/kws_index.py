@@ -24,12 +24,14 @@ from distilled_student.corpora.keywords import (
     set_of_speaker,
     speaker_of,
 )
-from distilled_student.corpora.speaker_names import speaker_by_pattern
+from distilled_student.corpora.speaker_names import identity, merged_names, speaker_by_pattern
 
 if TYPE_CHECKING:
     from distilled_student.multitask.tasks.kws import Settings
 
 log = logging.getLogger(__name__)
+
+SILENCE_LABEL, UNKNOWN_LABEL = 0, 1  # the classes are silence, unknown and the keywords
 
 
 @dataclass(frozen=True)
@@ -148,27 +150,30 @@ def _read_words(
     unknown: dict[str, list[KeywordClip]] = {name: [] for name in sets}
     keywords = {normal_word(word): word for word in settings.keywords}
     clips = [(clip, word) for word, of_word in words.items() for clip in of_word]
-    nameless = []
+    speakers = _speakers([clip for clip, _ in clips], settings, key, "train_root")
     for found, word in sorted(clips):
-        name = f"{found.folder}/{found.inside}"
-        speaker = _speaker(found, name, settings, key)
-        if speaker == found.path.name:
-            nameless.append(name)
+        speaker = speakers[found.path]
         part = set_of_speaker(speaker, settings.validation_percentage, settings.testing_percentage)
-        known = word in keywords
+        known, name = word in keywords, f"{found.folder}/{found.inside}"
         clip = KeywordClip(found.path, labels[keywords[word] if known else UNKNOWN], name, speaker=speaker)
         (sets if known else unknown)[part].append(clip)
-    if nameless:
-        reason = f"{len(nameless)} clips are not named SPEAKER_nohash_TAKE, such as {one_line(nameless[0])}"
-        effect = "each counts as a speaker of its own, so one person can be in training and in development"
-        log.warning("%s.train_root: %s: %s: set %s.speaker_pattern", key, reason, effect, key)
     return sets, unknown
 
 
-def _speaker(clip: FolderClip, name: str, settings: Settings, key: str) -> str:
-    if settings.speaker_pattern is not None:
-        return speaker_by_pattern(settings.speaker_pattern, name, key)
-    return speaker_of(clip.path.name)
+def _speakers(clips: Sequence[FolderClip], settings: Settings, key: str, root: str) -> dict[Path, str]:
+    """The speaker of each clip; logs clips whose name does not say it. ``root``: the setting that names the folder."""
+    pattern, found, nameless = settings.speaker_pattern, dict[Path, str](), []
+    for clip in clips:
+        name = f"{clip.folder}/{clip.inside}"
+        found[clip.path] = speaker_of(clip.path.name) if pattern is None else speaker_by_pattern(pattern, name, key)
+        if pattern is None and found[clip.path] == clip.path.name:
+            nameless.append(name)
+    if nameless:
+        reason = f"{len(nameless)} clips are not named SPEAKER_nohash_TAKE, such as {one_line(min(nameless))}"
+        effect = "each counts as a speaker of its own, so one person can be in training and in development or test"
+        log.warning("%s.%s: %s: %s: set %s.speaker_pattern", key, root, reason, effect, key)
+    names = merged_names(found.values(), f"{key}.{root}")
+    return {path: names[speaker] for path, speaker in found.items()}
 
 
 def check_training(sets: Mapping[str, Sequence[KeywordClip]], settings: Settings, key: str) -> None:
@@ -186,12 +191,11 @@ def check_training(sets: Mapping[str, Sequence[KeywordClip]], settings: Settings
 
 def warn_of_tested_speakers(training: Sequence[KeywordClip], test: Sequence[KeywordClip], key: str) -> None:
     """Log speakers of the test archive who are trained on too."""
-    trained = {clip.speaker for clip in training if clip.speaker}
+    trained = {identity(clip.speaker) for clip in training if clip.speaker}
+    names = {clip.speaker for clip in test if clip.speaker}
     # the test archive names unknown files WORD_SPEAKER_nohash_TAKE
-    names = {clip.speaker for clip in test if clip.speaker} | {
-        clip.speaker.partition("_")[2] for clip in test if clip.label == 1
-    }
-    if both := sorted(names & trained):
+    names |= {clip.speaker.partition("_")[2] for clip in test if clip.label == UNKNOWN_LABEL}
+    if both := sorted(name for name in names if identity(name) in trained):
         reason = f"{len(both)} test speakers are training speakers, such as '{one_line(both[0])}'"
         log.warning("%s.test_root: %s: the results do not hold for new speakers", key, reason)
 
@@ -222,16 +226,16 @@ def test_index(settings: Settings, key: str) -> list[KeywordClip]:
     Raises:
         UserError: no folder, a class without files, or clips in further folders.
     """
-    root, clips = Path(str(settings.test_root)), []
+    root, found = Path(str(settings.test_root)), list[tuple[FolderClip, int, str]]()
     words = word_clips(root, settings, f"{key}.test_root")
     for label, word in enumerate([SILENCE, UNKNOWN, *settings.keywords]):
         files = words.pop(normal_word(word), [])
         if not files:
             raise UserError(f"{key}.test_root: {root / word}: class '{word}' has no files")
-        for file in files:
-            name = f"{word}/{file.inside}"
-            speaker = "" if word == SILENCE else _speaker(file, name, settings, key)
-            clips.append(KeywordClip(file.path, label, name, speaker=speaker))
+        found += [(file, label, f"{word}/{file.inside}") for file in files]
+    spoken = [file for file, label, _ in found if label != SILENCE_LABEL]
+    speakers = _speakers(spoken, settings, key, "test_root")
+    clips = [KeywordClip(file.path, label, name, speaker=speakers.get(file.path, "")) for file, label, name in found]
     if words:
         names = one_line(", ".join(of_word[0].folder for of_word in words.values()))
         log.warning("%s.test_root: %s: these folders are no class and are not tested: %s", key, root, names)

@@ -12,7 +12,7 @@ from distilled_student.common import audio
 from distilled_student.common.audio_folders import AudioFolders, path_identity
 from distilled_student.common.errors import UserError
 from distilled_student.corpora.keywords import hash_percentage
-from distilled_student.corpora.speaker_names import identity
+from distilled_student.corpora.speaker_names import identity, merged_names
 from distilled_student.corpora.speakers import (
     Trials,
     find_agreeing_pattern,
@@ -88,7 +88,7 @@ class SpeakerIndex:
         """The speakers of training and development."""
         test_identities = self._test_identities  # first: a missing root is reported as such
         folder = self.root / "dev" / "wav" if (self.root / "dev" / "wav").is_dir() else self.root / "wav"
-        found = speaker_files(folder, f"{self.key}.root", self.pattern, self._folders)
+        found = self._read(folder, "root")
         self._check_other_folders(found)
         speakers = {name: files for name, files in found.items() if identity(name) not in test_identities}
         if not self.dev_utterances and self.dev_speakers >= len(speakers):
@@ -100,6 +100,15 @@ class SpeakerIndex:
                 reason = f"{same} is a recording of the test trials, whose speaker has another name than '{name}'"
                 raise UserError(f"{self.key}.root: {self.root}: {reason}: remove it from the training speakers")
         return speakers
+
+    def _read(self, folder: Path, setting: str) -> dict[str, list[Path]]:
+        """`speaker_files` of a folder that ``setting`` names; spellings of a name are one speaker."""
+        key = f"{self.key}.{setting}"
+        found = speaker_files(folder, key, self.pattern, self._folders)
+        names, merged = merged_names(found, f"{key}: {folder}"), dict[str, list[Path]]()
+        for name, files in found.items():
+            merged[names[name]] = sorted(merged.get(names[name], []) + files)
+        return dict(sorted(merged.items()))
 
     @functools.cached_property
     def _tested(self) -> set[tuple[int, int] | str]:
@@ -151,8 +160,7 @@ class SpeakerIndex:
         """``(folder, name)`` -> files, of `extra`."""
         found, held_out = {}, self._test_identities | set(map(identity, self.development))
         for folder in self.extra_roots:
-            found_here = speaker_files(Path(folder), f"{self.key}.extra_roots", self.pattern, self._folders)
-            for name, files in found_here.items():
+            for name, files in self._read(Path(folder), "extra_roots").items():
                 if identity(name) in held_out:
                     continue
                 if same := self._tested_file(files):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
+from collections.abc import Iterable
 
-from distilled_student.common.errors import UserError
+from distilled_student.common.errors import UserError, one_line
+
+log = logging.getLogger(__name__)
 
 # Other places of the speaker in a path, which an error message suggests where they agree with all labels of a list.
 COMMON_PATTERNS = (
@@ -45,3 +49,23 @@ def speaker_by_pattern(pattern: str, path: str, key: str) -> str:
 def identity(name: str) -> str:
     """Equal for names that differ only in case or in their Unicode normal form: both are taken for one speaker."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def merged_names(names: Iterable[str], where: str) -> dict[str, str]:
+    """Each name -> the name of its speaker: the first of those that differ only in case or Unicode normal form.
+
+    Names are composed (NFC), so that they do not depend on a file system. Names that differ in case are logged.
+
+    Args:
+        where: The folder or list, with its key, for messages.
+    """
+    composed = {name: unicodedata.normalize("NFC", name) for name in names}
+    first: dict[str, str] = {}
+    for name in sorted(set(composed.values())):
+        first.setdefault(identity(name), name)
+    merged = {name: first[identity(name)] for name in composed}
+    if others := sorted(name for name in set(composed.values()) if first[identity(name)] != name):
+        example = one_line(f"'{first[identity(others[0])]}' and '{others[0]}'")
+        reason = f"{len(others)} names of speakers differ from another one only in case, such as {example}"
+        log.warning("%s: %s: they are taken as one speaker", where, reason)
+    return merged

@@ -15,7 +15,12 @@ import numpy as np
 from distilled_student.common.audio_folders import AudioFolders
 from distilled_student.common.errors import UserError
 from distilled_student.common.untrusted import leads_outside
-from distilled_student.corpora.speaker_names import COMMON_PATTERNS, match_speaker, speaker_by_pattern
+from distilled_student.corpora.speaker_names import (
+    COMMON_PATTERNS,
+    match_speaker,
+    merged_names,
+    speaker_by_pattern,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +57,8 @@ def read_trials(
 
     VoxCeleb1's lists O, E and H have this format. The first folder of a file, below the innermost of the roots that
     hold it, is its speaker; with ``pattern`` it is what that finds in this path. Further columns, the same number in
-    each line, become groups. White space separates columns, so file names cannot contain any.
+    each line, become groups. White space separates columns, so file names cannot contain any. Names of speakers that
+    differ only in case or Unicode normal form are one speaker; all of them are returned.
 
     Args:
         key: ``FILE: dotted.key`` of the task, for messages; empty where there is no setting ``speaker_pattern``.
@@ -91,14 +97,15 @@ def read_trials(
         raise UserError(f"{path}: needs both target (1) and non-target (0) trials")
     relative = relative_to_roots(utterances, roots)
     of_files = [name.split("/")[0] if pattern is None else speaker_by_pattern(pattern, name, key) for name in relative]
-    names, speakers = np.unique([unicodedata.normalize("NFC", name) for name in of_files], return_inverse=True)
+    merged = merged_names(of_files, str(path))
+    names, speakers = np.unique([merged[name] for name in of_files], return_inverse=True)
     left, right = np.array(pairs).T
     groups = {f"column {4 + i}": values for i, values in enumerate(np.array(further).T)}
     for column, values in groups.items():
         _check_group(f"{path}: {column}", values)
     trials = Trials(list(map(Path, utterances)), left, right, np.array(labels), speakers, groups, names.tolist())
     _check_labels(path, trials, relative, numbers, key)
-    return trials, set(names.tolist())
+    return trials, {unicodedata.normalize("NFC", name) for name in of_files}
 
 
 def _malformed(fields: Sequence[str], line: str) -> str:
