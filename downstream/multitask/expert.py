@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from distilled_student.common import audio
-from distilled_student.common.errors import UserError
+from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.processes import count_processes, sum_over_processes
 from distilled_student.common.provenance import files_fingerprint, utterances_fingerprint
 from distilled_student.common.settings import typed
@@ -29,7 +29,7 @@ from distilled_student.multitask.loader import Batch, EvaluationLoader
 from distilled_student.multitask.precise_batch_norm import measure_statistics
 from distilled_student.multitask.resume import EpochPosition, saved_classes
 from distilled_student.multitask.settings import ExpertSettings, check_runner, check_shared_weights, read_tasks
-from distilled_student.multitask.tasks.base import NEW_TRAINING, TrainingData, pad_to
+from distilled_student.multitask.tasks.base import NEW_TRAINING, BaseTask, TrainingData, pad_to
 from distilled_student.multitask.tasks.settings import WEIGHTED
 from distilled_student.multitask.training_log import TrainingLog
 
@@ -81,6 +81,7 @@ class DownstreamExpert(nn.Module):
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
         self.log = TrainingLog(Path(expdir))
         self._position = EpochPosition()
+        self._is_new = False  # whether a new training starts from a checkpoint's weights
         self._training: dict[str, TrainingData] = {}  # made in the first epoch, because it reads the files' headers
         self._recent: deque[Sequence[str]] = deque(maxlen=self.accumulate)  # utterances of the last step's batches
 
@@ -287,7 +288,8 @@ class DownstreamExpert(nn.Module):
     def get_extra_state(self) -> Tensor:
         """torch's hook of `state_dict`: see `EpochPosition`."""
         classes = {name: task.class_names for name, task in self.tasks.items() if task.class_names is not None}
-        return self._position.state(classes)
+        recordings = {name: task.recordings for name, task in self.tasks.items() if task.recordings is not None}
+        return self._position.state(classes, recordings)
 
     def set_extra_state(self, state: Tensor) -> None:
         """torch's hook of `load_state_dict`."""
@@ -296,7 +298,7 @@ class DownstreamExpert(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # a state dict that other code has saved may lack the position: only the heads are needed
         state = state_dict.setdefault(f"{prefix}_extra_state", torch.empty(0, dtype=torch.uint8))
-        saved = saved_classes(state)
+        saved, recordings = saved_classes(state), saved_recordings(state)
         for name, task in self.tasks.items():
             if name in saved:
                 task.check_classes(saved[name])
@@ -304,7 +306,22 @@ class DownstreamExpert(nn.Module):
             elif task.class_names != task.settings.class_names():  # names of the data
                 reason = "the checkpoint does not hold the names of the classes: only their number is compared"
                 log.warning("%s: %s", task.key, reason)
+            if name in recordings:
+                self._check_recordings(task, recordings[name])
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _check_recordings(self, task: BaseTask, saved: list[str]) -> None:
+        """Refuse classes with each other's recordings; a resumed run logs those with new ones, an evaluation has none.
+
+        Raises:
+            UserError: see `BaseTask.check_recordings`.
+        """
+        changed = task.check_recordings(saved)
+        if changed and not self._is_new:
+            names = one_line(", ".join((task.class_names or [])[number] for number in changed[:5]))
+            reason = f"{len(changed)} classes have other recordings than in the training so far, such as {names}"
+            log.warning("%s: %s", task.key, reason)
+        task.recordings = task.recordings or saved
 
     def check_saved(self, config: Mapping[str, Any], is_new: bool = False) -> None:
         """Refuse the heads of a checkpoint whose configuration does not fit this one.
@@ -320,6 +337,7 @@ class DownstreamExpert(nn.Module):
             UserError: the classes have other names or another order, or a setting that must not change has; names the
                 key.
         """
+        self._is_new = is_new
         expert = config.get("downstream_expert") or {}
         groups = expert.get("tasks") or {}
         if not is_new and (gain := expert.get("gain_db", 0.0)) != self.settings.gain_db:

@@ -1,6 +1,6 @@
-"""What a checkpoint holds in addition to weights: where training stands in its epoch, and the names of the classes.
+"""What a checkpoint holds in addition to weights: where training stands in its epoch, and what the classes are.
 
-A resumed run continues with the next batch, and its classes must have the same names.
+A resumed run continues with the next batch, and its classes must have the same names and recordings.
 """
 
 from __future__ import annotations
@@ -37,9 +37,13 @@ class EpochPosition:
         if loaded and is_leader():  # a checkpoint has the random states of the leader only
             set_random_states(loaded["random"])
 
-    def state(self, classes: Mapping[str, Sequence[str]]) -> Tensor:
-        """The position and each task's classes as JSON in ``(bytes,)`` uint8, as state dicts hold tensors only."""
-        state = {"epoch": self.epoch, "used": self.used, "random": random_states(), "classes": dict(classes)}
+    def state(self, classes: Mapping[str, Sequence[str]], recordings: Mapping[str, Sequence[str]]) -> Tensor:
+        """The position, and each task's classes and their recordings.
+
+        As JSON in ``(bytes,)`` uint8, because state dicts hold tensors only.
+        """
+        state = {"epoch": self.epoch, "used": self.used, "random": random_states()}
+        state |= {"classes": dict(classes), "recordings": dict(recordings)}
         return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
 
     def load(self, state: Tensor) -> None:
@@ -53,10 +57,23 @@ def saved_classes(state: Tensor) -> dict[str, list[str]]:
     Raises:
         ValueError: they are not lists of text.
     """
-    classes = _read(state).get("classes", {})
-    if not isinstance(classes, dict) or not all(isinstance(names, list) for names in classes.values()):
-        raise ValueError("the names of the classes are not lists")
-    return {task: list(map(str, names)) for task, names in classes.items()}
+    return _lists(state, "classes")
+
+
+def saved_recordings(state: Tensor) -> dict[str, list[str]]:
+    """The `BaseTask.recordings` of each task in `EpochPosition.state`; empty as in `saved_classes`.
+
+    Raises:
+        ValueError: they are not lists of text.
+    """
+    return _lists(state, "recordings")
+
+
+def _lists(state: Tensor, entry: str) -> dict[str, list[str]]:
+    of_tasks = _read(state).get(entry, {})
+    if not isinstance(of_tasks, dict) or not all(isinstance(values, list) for values in of_tasks.values()):
+        raise ValueError(f"{entry} of the tasks are not lists")
+    return {task: list(map(str, values)) for task, values in of_tasks.items()}
 
 
 def _read(state: Tensor) -> dict[str, Any]:

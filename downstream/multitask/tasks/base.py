@@ -77,6 +77,8 @@ class BaseTask(nn.Module):
         has_threshold: Whether a device decides by a threshold: `device_threshold`.
         class_names: The names of the classes in the order of their numbers; None where the task does not know them.
             A checkpoint holds them, and refuses to be loaded with other names.
+        recordings: The `recordings_fingerprint` of each class's training data, in the order of the numbers, empty for a
+            class without one; None where the task does not know them. A checkpoint holds them, too.
     """
 
     output_name: ClassVar[str] = ""
@@ -100,6 +102,7 @@ class BaseTask(nn.Module):
         super().__init__()
         self.head = make_head(settings, features, output_size)
         self.class_names: list[str] | None = settings.class_names()
+        self.recordings: list[str] | None = None
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """``(batch, frames, features)`` and lengths ``(batch,)`` in frames -> the head's ``(batch, outputs)``."""
@@ -116,6 +119,30 @@ class BaseTask(nn.Module):
                     f"class {number} is {names[0]}, but {names[1]} in the checkpoint, whose classes cannot be replaced"
                 )
                 raise UserError(f"{self.key}.{settings[0]}: {reason}: use the {', '.join(settings)} of its training")
+
+    def check_recordings(self, saved: Sequence[str]) -> list[int]:
+        """The numbers of the classes that have other recordings than those of a checkpoint.
+
+        Args:
+            saved: `recordings` in the checkpoint.
+
+        Raises:
+            UserError: a class has the recordings that another class had.
+        """
+        known, changed = {fingerprint: number for number, fingerprint in enumerate(saved) if fingerprint}, []
+        for number, (here, there) in enumerate(zip(self.recordings or (), saved, strict=False)):
+            if here == there:
+                continue
+            changed.append(number)
+            if (other := known.get(here, number)) != number:
+                names = [f"'{self.class_names[i]}'" if self.class_names else "it" for i in (number, other)]
+                settings = self.settings.classes_from
+                reason = (
+                    f"class {number}, {names[0]}, has the recordings that class {other}, {names[1]}, was trained on"
+                )
+                remedy = f"give back the folders, and their order, of its training ({', '.join(settings)})"
+                raise UserError(f"{self.key}.{settings[0]}: {reason}: {remedy}")
+        return changed
 
     def changed_setting(self, saved: Any, names: Sequence[str]) -> str | None:
         """The first of the settings ``names`` that a checkpoint, with the settings ``saved``, has another value of.

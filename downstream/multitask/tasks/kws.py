@@ -20,12 +20,14 @@ from distilled_student.corpora.keywords import SILENCE, UNKNOWN, speaker_of
 from distilled_student.corpora.speaker_names import identity, match_speaker
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed
+from distilled_student.multitask.copies import Use, check_copies
 from distilled_student.multitask.tasks.base import SHORTEST, BaseTask, Item, balanced_order, pad_to, samples_of
 from distilled_student.multitask.tasks.kws_index import (
     UNKNOWN_LABEL,
     KeywordClip,
     check_training,
     class_index,
+    class_recordings,
     cut_silence,
     no_speaker,
     share_of,
@@ -144,6 +146,18 @@ class Task(BaseTask):
         check_training(self.index[0], self.settings, self.key)
         if self.settings.test_root is not None:  # find missing test data now, not after the training
             warn_of_tested_speakers(self.index[0]["training"], self.testing, self.key)
+        check_copies(self._uses(), self.key)
+        self.recordings = class_recordings(self.index[0]["training"], len(self.labels))
+
+    def _uses(self) -> list[tuple[Path, Use]]:
+        """The files of speech, with their classes, that are trained on or held out."""
+        parts = {part: clips for part, clips in self.index[0].items() if part != "testing"} | {"test": self.testing}
+        return [
+            (clip.path, Use(self.labels[clip.label], part == "training"))
+            for part, clips in parts.items()
+            for clip in clips
+            if clip.volume is None
+        ]
 
     def training_data(self) -> Training:
         sets, noises = self.index

@@ -15,6 +15,7 @@ from distilled_student.common import audio
 from distilled_student.common.audio_folders import audio_files
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.progress import note
+from distilled_student.common.recordings import recordings_fingerprint
 from distilled_student.corpora.keywords import (
     BACKGROUND,
     NO_WORDS,
@@ -174,6 +175,18 @@ def _speakers(clips: Sequence[FolderClip], settings: Settings, key: str, root: s
         log.warning("%s.%s: %s: %s: set %s.speaker_pattern", key, root, reason, effect, key)
     names = merged_names(found.values(), f"{key}.{root}")
     return {path: names[speaker] for path, speaker in found.items()}
+
+
+def class_recordings(training: Sequence[KeywordClip], classes: int) -> list[str]:
+    """`recordings_fingerprint` of each keyword's training clips.
+
+    It is empty for silence, which is cut from noise, and for the class of other words, which the seed chooses.
+    """
+    files: list[list[Path]] = [[] for _ in range(classes)]
+    for clip in training:
+        if clip.label > UNKNOWN_LABEL:
+            files[clip.label].append(clip.path)
+    return list(map(recordings_fingerprint, files))
 
 
 def check_training(sets: Mapping[str, Sequence[KeywordClip]], settings: Settings, key: str) -> None:

@@ -22,6 +22,7 @@ from distilled_student.corpora.speaker_names import identity
 from distilled_student.corpora.speakers import Trials
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed
+from distilled_student.multitask.copies import Use, check_copies
 from distilled_student.multitask.heads import PooledHead
 from distilled_student.multitask.losses import SpeakerLoss
 from distilled_student.multitask.scoring import as_norm, cllr, cosine_scores, fit_calibration
@@ -186,6 +187,20 @@ class Task(BaseTask):
         self.objective = SpeakerLoss(self.settings.loss, self.embedding_size, len(self.class_names))
         if self.settings.has_development:
             _ = self.development  # find missing development data now
+        check_copies(self._uses(), self.key)
+        self.recordings = self.index.recordings
+
+    def _uses(self) -> list[tuple[Path, Use]]:
+        """The files of all speakers that are trained on or held out."""
+        training, development = zip(self.index.training_names, self.index.training.values(), strict=True), []
+        if self.settings.has_development:
+            development = list(self.index.development.items())
+        uses = [(file, Use(name, True)) for name, files in training for file in files]
+        uses += [(file, Use(name, False)) for name, files in development for file in files]
+        if (test := self.index.test) is not None:
+            names = [test.speaker_names[speaker] for speaker in test.speakers]
+            uses += [(file, Use(name, False)) for file, name in zip(test.paths, names, strict=True)]
+        return uses
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(f"{prefix}objective.weight")
@@ -229,12 +244,21 @@ class Task(BaseTask):
             reason = "is not that of the training, on which the choice of the development speakers depends"
             raise UserError(f"{self.key}.{self._replaced}: {reason}: replace it for test trials only")
         if split == "dev" and self.settings.has_development:
+            if self.settings.dev_utterances and not self._trains:
+                self._check_held_out()
             return self.development
         if split == "test" and self.index.test is not None:
             return self.index.test
         if split == "dev":
             raise UserError(f"{self.key}.{self.settings.no_development()}")
         raise UserError(f"{self.key}.trials: null, so there are no trials for test: give a list, or evaluate dev")
+
+    def _check_held_out(self) -> None:
+        """Log that held-out utterances of training speakers may have been trained on, if their recordings changed."""
+        here = self.index.recordings_of_root
+        if self.recordings is not None and here != self.recordings[: len(here)]:
+            reason = "the speakers have other recordings than in training, so others are held out"
+            log.warning("%s.dev_utterances: %s: some of them may have been trained on", self.key, reason)
 
     def evaluation_data(self, split: str) -> Evaluation:
         return Evaluation(self._trials(split).paths)

@@ -11,6 +11,7 @@ import numpy as np
 from distilled_student.common import audio
 from distilled_student.common.audio_folders import AudioFolders, path_identity
 from distilled_student.common.errors import UserError
+from distilled_student.common.recordings import recordings_fingerprint
 from distilled_student.corpora.keywords import hash_percentage
 from distilled_student.corpora.speaker_names import identity, merged_names
 from distilled_student.corpora.speakers import (
@@ -195,6 +196,16 @@ class SpeakerIndex:
         names = list(self._training)
         numbers = {folder: number for number, folder in reversed(list(enumerate(self.extra_roots)))}
         return names + [f"{name}{EXTRA}{numbers[folder]}]" for folder, name in self._extra]
+
+    @functools.cached_property
+    def recordings_of_root(self) -> list[str]:
+        """`recordings_fingerprint` of each training speaker of ``root``, in the order of the classes."""
+        return [recordings_fingerprint(files) for files in self._training.values()]
+
+    @property
+    def recordings(self) -> list[str]:
+        """`recordings_fingerprint` of each training speaker, in the order of the classes."""
+        return self.recordings_of_root + [recordings_fingerprint(files) for files in self._extra.values()]
 
     def training_items(self, crop_seconds: float) -> list[tuple[Path, int]]:
         """``(file, class)`` of one pass; a file of an extra speaker once for each crop that fits into it."""

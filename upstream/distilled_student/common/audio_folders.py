@@ -72,9 +72,12 @@ def how_to_convert(name: str) -> str:
     return f"{path.suffix.lower()} is not read: convert it, as in `ffmpeg -i {path.name} {path.stem}.wav`"
 
 
-def path_identity(path: str | Path) -> tuple[int, int] | str:
-    """What is the same for all paths of a file or folder. Some network file systems have no inode numbers."""
-    status = os.stat(path)
+def path_identity(path: str | Path, status: os.stat_result | None = None) -> tuple[int, int] | str:
+    """What is the same for all paths of a file or folder. Some network file systems have no inode numbers.
+
+    ``status``: of ``os.stat``, if it is known.
+    """
+    status = os.stat(path) if status is None else status
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
 
 
