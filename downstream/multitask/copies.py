@@ -34,7 +34,7 @@ def check_copies(files: Iterable[tuple[Path, Use]], key: str) -> None:
     """
     copies = find_copies(files)
     if links := [copy for copy in copies if copy.is_link]:
-        raise UserError(f"{key}: {_described(links, 'is the same recording')}: remove one of the two paths")
+        raise UserError(f"{key}: {_described(links, 'is the same recording')}: remove one of the two")
     if copies:
         log.warning("%s: %s: remove one of the two files", key, _described(copies, "has the same bytes"))
 
@@ -42,6 +42,8 @@ def check_copies(files: Iterable[tuple[Path, Use]], key: str) -> None:
 def _described(copies: list[Copy], what: str) -> str:
     """The first two paths, what is wrong with them, and how many others there are."""
     first, second, (one, other), _ = copies[0]
+    if first == second:
+        return f"{first} is both trained on and held out" + (f" ({len(copies)} such files)" if copies[1:] else "")
     if one.is_trained != other.is_trained:
         reason = "but one is trained on and one is held out, so the results do not hold for new recordings"
     else:

@@ -27,9 +27,9 @@ from distilled_student.multitask.alternation import AlternationLoader
 from distilled_student.multitask.heads import LayerChoice
 from distilled_student.multitask.loader import Batch, EvaluationLoader
 from distilled_student.multitask.precise_batch_norm import measure_statistics
-from distilled_student.multitask.resume import EpochPosition, saved_classes
+from distilled_student.multitask.resume import EpochPosition, saved_classes, saved_recordings
 from distilled_student.multitask.settings import ExpertSettings, check_runner, check_shared_weights, read_tasks
-from distilled_student.multitask.tasks.base import NEW_TRAINING, BaseTask, TrainingData, pad_to
+from distilled_student.multitask.tasks.base import OTHER_SETTINGS, BaseTask, TrainingData, pad_to
 from distilled_student.multitask.tasks.settings import WEIGHTED
 from distilled_student.multitask.training_log import TrainingLog
 
@@ -81,7 +81,7 @@ class DownstreamExpert(nn.Module):
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
         self.log = TrainingLog(Path(expdir))
         self._position = EpochPosition()
-        self._is_new = False  # whether a new training starts from a checkpoint's weights
+        self._is_new = False  # whether another training starts from a checkpoint's weights
         self._training: dict[str, TrainingData] = {}  # made in the first epoch, because it reads the files' headers
         self._recent: deque[Sequence[str]] = deque(maxlen=self.accumulate)  # utterances of the last step's batches
 
@@ -309,6 +309,8 @@ class DownstreamExpert(nn.Module):
             if name in recordings:
                 self._check_recordings(task, recordings[name])
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if self._is_new:  # the best checkpoint is that of this run, and its development data may be others
+            self.best_score.fill_(float("-inf"))
 
     def _check_recordings(self, task: BaseTask, saved: list[str]) -> None:
         """Refuse classes with each other's recordings; a resumed run logs those with new ones, an evaluation has none.
@@ -330,8 +332,8 @@ class DownstreamExpert(nn.Module):
 
         Args:
             config: The configuration in the checkpoint.
-            is_new: Whether a new training starts from the checkpoint's weights: it may hold out other utterances, which
-                is logged, and use other inputs. A resumed run and an evaluation must not.
+            is_new: Whether another training starts from the checkpoint's weights: it may hold out other utterances,
+                which is logged, and use other inputs. A resumed run and an evaluation must not.
 
         Raises:
             UserError: the classes have other names or another order, or a setting that must not change has; names the
@@ -342,7 +344,7 @@ class DownstreamExpert(nn.Module):
         groups = expert.get("tasks") or {}
         if not is_new and (gain := expert.get("gain_db", 0.0)) != self.settings.gain_db:
             reason = f"{self.settings.gain_db}, but {gain} in the checkpoint"
-            raise UserError(f"{self._where}.gain_db: {reason}: use the value of its training ({NEW_TRAINING})")
+            raise UserError(f"{self._where}.gain_db: {reason}: use the value of its training ({OTHER_SETTINGS})")
         for name, task in self.tasks.items():
             if name not in groups:
                 continue

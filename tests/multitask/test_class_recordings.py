@@ -37,8 +37,11 @@ def exchange(one: Path, two: Path) -> None:
     one.with_name("between").rename(two)
 
 
-def test_extra_roots_in_another_order_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
+def test_extra_roots_in_another_order_are_refused(
+    values: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     e = expert(values, tmp_path)
+    assert "sv.extra_roots: 2 names of speakers are in several folders, such as 'p1': each is a class" in caplog.text
     state, names = e.state_dict(), e.tasks["sv"].class_names
     other = {**values, "sv": {**values["sv"], "extra_roots": values["sv"]["extra_roots"][::-1]}}
     swapped = expert(other, tmp_path)

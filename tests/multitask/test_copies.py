@@ -121,3 +121,13 @@ def test_a_copied_recording_of_the_test_trials_is_named(vox: Path, caplog: pytes
     speakers(vox).prepare_training()
     assert "test/wav/id2000/s0/00000.wav has the same bytes as" in caplog.text
     assert "one is trained on and one is held out" in caplog.text
+
+
+def test_a_folder_that_is_both_trained_on_and_tested_is_refused(words: Path) -> None:
+    task = keywords(words)
+    trained = [clip for clip in task.index[0]["training"] if clip.volume is None]
+    task.testing = trained[:3]
+    with pytest.raises(
+        UserError, match=r"\.wav is both trained on and held out \(3 such files\): remove one of the two"
+    ):
+        task.prepare_training()

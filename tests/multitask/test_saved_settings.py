@@ -1,4 +1,4 @@
-"""What a checkpoint keeps: settings that choose held-out utterances or shape the inputs cannot be replaced."""
+"""What a checkpoint keeps: settings that choose held-out utterances or shape the inputs, and a frozen upstream."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from helpers.trees import tasks
 
+import distilled_student as ds
 from distilled_student.common.errors import UserError
 from distilled_student.host import launch
 from distilled_student.multitask.evaluate import evaluate
@@ -74,7 +76,7 @@ def test_a_resumed_run_keeps_its_development_utterances(trained: Path, capsys: p
     )
 
 
-def test_a_new_training_from_weights_may_hold_out_others_and_says_so(
+def test_a_training_with_other_settings_may_hold_out_others_and_says_so(
     trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     initial = [*start(trained), "-i", str(trained / "exp/states-2.ckpt"), "-p", str(tmp_path / "new"), "-o"]
@@ -105,3 +107,47 @@ def test_a_head_is_not_evaluated_on_other_features_of_the_same_size(
 ) -> None:
     with pytest.raises(UserError, match=rf"args\.{name} \({option}\): is {value}, but (None|False) in .*ckpt, which"):
         evaluate(trained / "exp", device="cpu", overrides=[f"args.{name}={value}"])
+
+
+def save_student(folder: Path, seed: int) -> None:
+    small = {"hidden_size": 16, "layers": 1, "heads": 2, "feed_forward": 32, "position_kernel": 8, "position_groups": 2}
+    torch.manual_seed(seed)
+    ds.save_student(ds.build_student(ds.StudentConfig(conv_dim=[8] * 7, **small)), folder)
+
+
+def on_student(folder: Path, *more: str) -> list[str]:
+    start = ["-m", "train", "-u", "distilled_student", "-k", str(folder / "student"), "-s", "last_hidden_state"]
+    return [*start, "-d", "multitask", "-c", str(folder / "c.yaml"), "--device", "cpu", *more]
+
+
+def test_another_student_in_the_folder_of_a_frozen_upstream_is_refused(
+    trained: Path, capsys: pytest.CaptureFixture
+) -> None:
+    save_student(trained / "student", seed=0)
+    assert launch.main(on_student(trained, "-p", str(trained / "frozen"))) == 0
+    before = evaluate(trained / "frozen", device="cpu")
+    (trained / "student").rename(trained / "old")
+    save_student(trained / "student", seed=1)
+    message = (
+        r"-k .*student: the weights of the upstream are not those of the training of .*ckpt, whose hash is in prov"
+    )
+    with pytest.raises(UserError, match=message):
+        evaluate(trained / "frozen", device="cpu")
+    resumed = ["-m", "train", "-e", str(trained / "frozen"), "--device", "cpu", "-o", "config.runner.total_steps=3"]
+    assert launch.main(resumed) == 2 and "are not those of the training" in capsys.readouterr().err
+    moved = [f"args.upstream_ckpt={trained / 'old'}"]
+    assert evaluate(trained / "frozen", device="cpu", overrides=moved) == before
+
+
+def test_a_frozen_upstream_from_initial_weights_is_saved_with_the_heads(trained: Path) -> None:
+    save_student(trained / "student", seed=0)
+    assert launch.main(on_student(trained, "-f", "-p", str(trained / "joint"))) == 0
+    state = torch.load(trained / "joint/states-2.ckpt", weights_only=True)
+    torch.save({name: state[name] for name in ("Upstream", "Downstream")}, trained / "weights.ckpt")
+    initial = ["-i", str(trained / "weights.ckpt"), "-p", str(trained / "heads")]
+    assert launch.main(on_student(trained, *initial)) == 0
+    wanted = state["Upstream"]
+    model = launch.open_runner(trained / "heads/best-dev.ckpt", "cpu").upstream.model
+    assert wanted and all(torch.equal(value, model.state_dict()[name]) for name, value in wanted.items())
+    start = ds.load_student(trained / "student").state_dict()
+    assert any(not torch.equal(value, wanted[f"student.{name}"]) for name, value in start.items())

@@ -23,7 +23,7 @@ from distilled_student.multitask.heads import make_head
 # Samples that the front end of every upstream needs at least (a window of 25 ms and some more); a shorter utterance is
 # zero-padded to it.
 SHORTEST = SAMPLE_RATE // 10
-NEW_TRAINING = "-i starts a new training from the weights of a checkpoint"
+OTHER_SETTINGS = "-i trains a checkpoint further with other settings"
 
 
 class Item(NamedTuple):
@@ -157,7 +157,7 @@ class BaseTask(nn.Module):
 
     def check_settings(self, saved: Any) -> None:
         """Raise UserError if a checkpoint, with the settings ``saved``, cannot be continued or evaluated with these."""
-        remedy = f"use the value of its training, or train again ({NEW_TRAINING})"
+        remedy = f"use the value of its training ({OTHER_SETTINGS})"
         if changed := self.changed_setting(saved, self.settings.held_out_by):
             raise UserError(f"{changed}: utterances that were trained on would be tested: {remedy}")
         if changed := self.changed_setting(saved, self.settings.inputs_from):

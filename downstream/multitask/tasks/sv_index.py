@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 
 from distilled_student.common import audio
 from distilled_student.common.audio_folders import AudioFolders, path_identity
-from distilled_student.common.errors import UserError
+from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.recordings import recordings_fingerprint
 from distilled_student.corpora.keywords import hash_percentage
 from distilled_student.corpora.speaker_names import identity, merged_names
@@ -21,6 +23,8 @@ from distilled_student.corpora.speakers import (
     relative_to_roots,
     speaker_files,
 )
+
+log = logging.getLogger(__name__)
 
 EXTRA = " in extra_roots["  # ends the name of a training speaker, before the number of the folder
 
@@ -168,7 +172,16 @@ class SpeakerIndex:
                     reason = f"speaker '{name}' has {same}, a file of the test trials, whose speaker has another name"
                     raise UserError(f"{self.key}.extra_roots: {folder}: {reason}: expected a folder for each speaker")
                 found[folder, name] = files
+        self._warn_of_repeated_names([name for _, name in found])
         return found
+
+    def _warn_of_repeated_names(self, extra: Sequence[str]) -> None:
+        """Log speakers of ``extra_roots`` who have the name of another training speaker."""
+        counts = Counter(map(identity, [*self._training, *extra]))
+        if repeated := sorted({name for name in extra if counts[identity(name)] > 1}):
+            reason = f"{len(repeated)} names of speakers are in several folders, such as '{one_line(repeated[0])}'"
+            remedy = "each is a class of its own: if they are one person, use one folder"
+            log.warning("%s.extra_roots: %s: %s", self.key, reason, remedy)
 
     @property
     def extra(self) -> dict[str, list[Path]]:

@@ -277,7 +277,9 @@ class Runner(EvaluationLoop):
         """Write one state under each name, each completely or not at all; then remove the oldest ``states-*.ckpt``."""
         state = {"Optimizer": optimizer.state_dict(), "Step": step, "Epoch": epoch}
         state |= {"Args": self.args, "Config": self.config}
-        state |= {entry.name: unwrapped(entry.model).state_dict() for entry in self.all_entries if entry.trainable}
+        # a frozen upstream that came from a checkpoint (-i) is in no other file that this run names
+        saved = [entry for entry in self.all_entries if entry.trainable or entry.name in self.init_ckpt]
+        state |= {entry.name: unwrapped(entry.model).state_dict() for entry in saved}
         if self.average is not None:
             state["Average"] = self.average.state()
         if self.moments is not None:

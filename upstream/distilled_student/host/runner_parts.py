@@ -7,6 +7,7 @@ import pickle
 import re
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distilled_student.common.errors import UserError
-from distilled_student.common.provenance import weights_fingerprint
+from distilled_student.common.files import read_json
+from distilled_student.common.provenance import FILE, weights_fingerprint
 from distilled_student.host.task_gradients import TaskGradients
 from distilled_student.host.task_moments import TaskMoments
 from distilled_student.host.weight_average import WeightAverage
@@ -35,6 +37,7 @@ FEATURE_OPTIONS = {
     "-l": "upstream_layer_selection",
     "--upstream_feature_normalize": "upstream_feature_normalize",
 }
+OURS = ("distilled_student", "teacher")  # upstreams whose weights all come from the checkpoint that -k names
 DOWNLOADERS = {"urllib", "requests", "http", "huggingface_hub"}
 
 
@@ -99,7 +102,7 @@ class RunnerParts(s3prl_runner.Runner):
 
     @property
     def _is_new(self) -> bool:
-        """Whether a new training starts, possibly from a checkpoint's weights (``-i``)."""
+        """Whether a training starts with settings of its own, possibly from a checkpoint's weights (``-i``)."""
         return self.args.mode == "train" and not self.args.past_exp
 
     def _check_features(self) -> None:
@@ -110,6 +113,23 @@ class RunnerParts(s3prl_runner.Runner):
             if name in before and before[name] != now and not self._is_new:
                 reason = f"is {now}, but {before[name]} in {self.args.init_ckpt}, which was trained on those features"
                 raise UserError(f"args.{name} ({option}): {reason}: use the value of its training")
+
+    def _check_upstream(self, model: nn.Module) -> None:
+        """Raise UserError if a frozen upstream has other weights than in the training of the checkpoint.
+
+        Its folder may have been replaced, by a new distillation for example. The run's provenance holds their hash;
+        other upstreams than ours may have weights that are not read from a file.
+        """
+        provenance = Path(self.args.init_ckpt or "").parent / FILE
+        is_loaded = "Upstream" in self.init_ckpt  # from the checkpoint, not from the folder
+        if self._is_new or is_loaded or self.args.upstream not in OURS or not provenance.is_file():
+            return
+        models = read_json(provenance).get("models")
+        upstream = models.get("upstream") if isinstance(models, dict) else None
+        before = upstream.get("sha256") if isinstance(upstream, dict) else None
+        if before is not None and before != weights_fingerprint(model)["sha256"]:
+            reason = f"are not those of the training of {self.args.init_ckpt}, whose hash is in {provenance.name}"
+            raise UserError(f"-k {self.args.upstream_ckpt}: the weights of the upstream {reason}: restore them")
 
     def upstream_provenance(self) -> dict[str, Any]:
         """The upstream's name and file (``-u``, ``-k``), its revision on the hub, and the hash of its weights."""
@@ -127,7 +147,9 @@ class RunnerParts(s3prl_runner.Runner):
 
     def _get_upstream(self) -> Any:
         try:
-            return super()._get_upstream()
+            entry = super()._get_upstream()
+            self._check_upstream(unwrapped(entry.model))
+            return entry
         except (AssertionError, OSError, pickle.UnpicklingError) as error:
             name, file = self.args.upstream, self.args.upstream_ckpt
             if _is_download(error):
