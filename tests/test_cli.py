@@ -230,3 +230,24 @@ def test_the_recipes_are_those_of_s3prl(folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True)
     assert recipe_names() == json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--trials-root", "."], "--trials-root .: needs --trials"),
+        (["--speaker-pattern", "(a)"], "--speaker-pattern (a): needs --trials"),
+        (["--trials", "list.txt", "--split", "dev"], "--trials list.txt: a list of test trials cannot be used with"),
+        (["--trials", "list.txt", "--trials-root", "."], "--trials list.txt: no such file"),
+        (["--trials", "list.txt", "--speaker-pattern", "("], "--speaker-pattern: '(' is not a regular expression"),
+    ],
+)
+def test_options_about_trials_that_do_not_fit_are_reported_before_the_run_is_opened(
+    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/states-3.ckpt").touch()  # no checkpoint: it must not be read
+    with pytest.raises(SystemExit) as end:
+        cli.main(["evaluate", "run", *options])
+    assert end.value.code == 2 and message in capfd.readouterr().err

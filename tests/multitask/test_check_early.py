@@ -105,6 +105,40 @@ def test_the_folder_that_is_wrong_is_named_and_the_right_one_is_suggested(
 
 
 @pytest.mark.parametrize(
+    ("task", "values", "message"),
+    [
+        ("kws", {"speaker_pattern": "(x)/y$"}, "kws.speaker_pattern: '(x)/y$' finds no speaker in "),
+        ("sv", {"speaker_pattern": "^(x)/y$"}, "sv.speaker_pattern: '^(x)/y$' finds no speaker in id10"),
+        ("kws", {"keywords": ["yes", "no", "bed", "cat"], "test_root": None}, "kws.unknown_percentage: {sc}: class"),
+        (
+            "kws",
+            {"train_root": "{deep}", "test_root": None, "keywords": ["yes"]},
+            "kws.train_root: {deep}/yes/who/1.wav",
+        ),
+        (
+            "kws",
+            {"train_root": "{quiet}", "test_root": None, "keywords": ["yes"]},
+            "kws.silence_percentage: {quiet}/_b",
+        ),
+    ],
+)
+def test_names_that_do_not_fit_are_reported_before_torch_is_imported(
+    config: dict[str, Any], task: str, values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    config = copy.deepcopy(config)
+    group = config["downstream_expert"]["tasks"][task]
+    names = {"sc": group.get("train_root"), "deep": tmp_path / "deep", "quiet": tmp_path / "quiet"}
+    for name in ("deep/yes/who/1.wav", "deep/no/who/1.wav", "deep/_background_noise_/1.wav", "quiet/yes/1.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "quiet/no").mkdir()
+    group |= {key: value.format(**names) if isinstance(value, str) else value for key, value in values.items()}
+    with pytest.raises(UserError) as error:
+        check_early(config, "hidden_states", "train", "FILE")
+    assert str(error.value).startswith(f"FILE: downstream_expert.tasks.{message.format(**names)}")
+
+
+@pytest.mark.parametrize(
     ("task", "values", "splits", "message"),
     [
         ("sv", {"dev_speakers": 0}, ["dev"], "sv.dev_speakers: 0 makes no trials for dev: set 2 or more, or dev_utter"),

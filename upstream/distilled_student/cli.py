@@ -30,6 +30,7 @@ from distilled_student.common.errors import UserError
 from distilled_student.common.interruption import resumed_by
 from distilled_student.common.known_warnings import suppress_known_warnings
 from distilled_student.common.typer_errors import Commands, run_app
+from distilled_student.corpora.speaker_names import check_speaker_pattern
 
 # Importing torch, s3prl and lhotse takes seconds. A command therefore checks what it can first and imports them last.
 
@@ -118,6 +119,25 @@ def distill(
     run(settings, path)
 
 
+def check_trials(split: str, trials: str | None, trials_root: str | None, speaker_pattern: str | None) -> None:
+    """Raise UserError for options of `evaluate` about a list of trials that do not fit each other."""
+    if trials is None:
+        for option, value in (("--trials-root", trials_root), ("--speaker-pattern", speaker_pattern)):
+            if value is not None:
+                raise UserError(f"{option} {value}: needs --trials, the list that it is about")
+        return
+    if split != "test":
+        raise UserError(f"--trials {trials}: a list of test trials cannot be used with --split {split}")
+    if Path(trials).is_absolute():
+        check_file("--trials", Path(trials))
+    elif trials_root is not None and not Path(trials).is_file():  # without this option: in the task's folder
+        check_file("--trials", Path(trials_root, trials))
+    try:
+        check_speaker_pattern(speaker_pattern)
+    except ValueError as error:
+        raise UserError(f"--speaker-pattern: {str(error).removeprefix('speaker_pattern: ')}") from None
+
+
 @app.command()
 def evaluate(
     expdir: Annotated[Path, typer.Argument(help="Folder of a joint training run.")],
@@ -140,9 +160,8 @@ def evaluate(
     check_device("--device", device)
     checkpoint = checkpoint_name(expdir, checkpoint)
     check_run(expdir, checkpoint, BEST)
-    if trials is not None and Path(trials).is_absolute():  # others can be in the task's folder
-        check_file("--trials", Path(trials))
     check_folder("--trials-root", None if trials_root is None else Path(trials_root))
+    check_trials(split, trials, trials_root, speaker_pattern)
     from distilled_student.multitask.evaluate import evaluate as run
 
     run(

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from distilled_student.common.audio_folders import AudioFolders
 from distilled_student.common.errors import UserError, did_you_mean
-from distilled_student.corpora.keywords import KEYWORDS, SILENCE, UNKNOWN, normal_word
-from distilled_student.corpora.speaker_names import check_speaker_pattern
+from distilled_student.corpora.keywords import BACKGROUND, KEYWORDS, SILENCE, UNKNOWN, normal_word
+from distilled_student.corpora.speaker_names import check_speaker_pattern, speaker_by_pattern
 from distilled_student.multitask.tasks.settings import TaskSettings, nearby_folder
 
 
@@ -102,6 +103,11 @@ class Settings(TaskSettings):
             if folder is not None and not Path(folder).is_dir():
                 raise UserError(f"{key}.{name}: {folder}: no such folder")
         _check_train_words(self, f"{key}.train_root", f"{key}.keywords")
+        _check_further_classes(self, key)
+        keywords = set(map(normal_word, self.keywords))
+        for folder in sorted(Path(self.train_root).iterdir()):
+            if normal_word(folder.name) in keywords:
+                _check_first_clip(self, folder, key)
         if self.test_root is not None:
             _check_test_classes(self, self.test_root, key)
 
@@ -134,6 +140,32 @@ def _check_train_words(settings: Settings, root_key: str, keywords_key: str) -> 
         if normal_word(word) not in found:
             hint = did_you_mean(word, sorted(found - keywords))
             raise UserError(f"{keywords_key}: {root / word}: class '{word}' has no files{hint}")
+
+
+def _check_further_classes(settings: Settings, key: str) -> None:
+    """Refuse a ``train_root`` without other words, or without background noise, where training needs them."""
+    root = Path(settings.train_root)
+    others = _words(root) - set(map(normal_word, settings.keywords)) - {BACKGROUND}
+    if settings.unknown_percentage != 0 and not others:
+        reason = f"class '{UNKNOWN}' has no files: all words are keywords"
+        raise UserError(f"{key}.unknown_percentage: {root}: {reason}")
+    if settings.silence_percentage != 0 and BACKGROUND not in _words(root):
+        raise UserError(f"{key}.silence_percentage: {root / BACKGROUND}: no files to cut silence from")
+
+
+def _check_first_clip(settings: Settings, word: Path, key: str) -> None:
+    """Refuse a first clip in which ``speaker_pattern`` finds no speaker, or that is deeper than WORD/FILE without it.
+
+    The index checks all clips.
+    """
+    clip = AudioFolders().any_file(word)
+    if clip is None:
+        return
+    if settings.speaker_pattern is not None:
+        speaker_by_pattern(settings.speaker_pattern, clip.relative_to(word.parent).as_posix(), key)
+    elif clip.parent != word:
+        remedy = "if its folder is the speaker, set speaker_pattern next to it to '([^/]+)/[^/]+$'"
+        raise UserError(f"{key}.train_root: {clip}: is deeper than WORD/FILE: {remedy}")
 
 
 def _check_test_classes(settings: Settings, test_root: str, key: str) -> None:

@@ -46,6 +46,8 @@ def check_settings(config: DistillConfig, where: str | Path) -> None:
     check_output(config, where)
     for name in config.data.paths:
         _check_data(name, f"{where}: data.paths")
+    for name in config.data.held_out:
+        _check_data(name, f"{where}: data.held_out")
     student_config_for(config, target_size=1, where=where)  # raises for an unknown size or a wrong field
     if not config.teachers:
         _check_layers(config.teacher, config.targets, f"{where}: ")
@@ -69,7 +71,7 @@ def _check_layers(teacher: str, targets: list[int], where: str) -> None:
 
 
 def _check_data(name: str, where: str) -> None:
-    """An entry of ``data.paths``."""
+    """An entry of ``data.paths`` or ``data.held_out``."""
     path = Path(name)
     if path.is_dir():
         folders = AudioFolders()
