@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from distilled_student.common.audio_folders import AudioFolders
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.corpora.keywords import BACKGROUND, KEYWORDS, SILENCE, UNKNOWN, normal_word
 from distilled_student.corpora.speaker_names import check_speaker_pattern, speaker_by_pattern
-from distilled_student.multitask.tasks.settings import TaskSettings, nearby_folder
+from distilled_student.multitask.tasks.settings import TaskSettings, first_clip, nearby_folder
 
 
 @dataclass
@@ -158,7 +157,7 @@ def _check_first_clip(settings: Settings, word: Path, key: str) -> None:
 
     The index checks all clips.
     """
-    clip = AudioFolders().any_file(word)
+    clip = first_clip(word)
     if clip is None:
         return
     if settings.speaker_pattern is not None:

@@ -44,6 +44,19 @@ def nearby_folder(root: Path, fits: Callable[[Path], bool]) -> str:
     return "" if found is None else f"; did you mean {found}?"
 
 
+def first_clip(root: Path) -> Path | None:
+    """An audio file below ``root``, or None; for checks of names before `AudioFolders`, which imports soundfile.
+
+    Follows no links, knows the usual formats only, and leaves out all folders whose names may be an operating system's.
+    """
+    for folder, names, files in os.walk(root):
+        names[:] = sorted(name for name in names if name.replace("_", "").replace("-", "").isalnum())
+        for name in sorted(files):
+            if name[0].isalnum() and name.lower().endswith((".wav", ".flac", ".ogg", ".mp3")):
+                return Path(folder, name)
+    return None
+
+
 @dataclass
 class AugmentSettings(EffectSettings):
     """Augmentation of a task's training data: the effects, and speed. All are off by default.

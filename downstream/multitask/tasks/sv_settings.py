@@ -8,10 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from distilled_student.common.audio_folders import AudioFolders
 from distilled_student.common.errors import UserError
 from distilled_student.corpora.speaker_names import check_speaker_pattern, speaker_by_pattern
-from distilled_student.multitask.tasks.settings import HEADS, LossSettings, TaskSettings, nearby_folder, speed_ratio
+from distilled_student.multitask.tasks.settings import (
+    HEADS,
+    LossSettings,
+    TaskSettings,
+    first_clip,
+    nearby_folder,
+    speed_ratio,
+)
 
 
 @dataclass
@@ -147,7 +153,7 @@ class Settings(TaskSettings):
         self._check_trials(key)
         if self.speaker_pattern is not None:
             for root in (folder, *map(Path, self.extra_roots)):  # the index checks all files
-                if file := AudioFolders().any_file(root):
+                if file := first_clip(root):
                     speaker_by_pattern(self.speaker_pattern, file.relative_to(root).as_posix(), key)
             return
         for root in map(Path, self.extra_roots):

@@ -168,11 +168,7 @@ class AudioFolders:
 
     def has_audio(self, root: str | Path) -> bool:
         """Whether ``root`` has an audio file; walks up to the first one."""
-        return self.any_file(root) is not None
-
-    def any_file(self, root: str | Path) -> Path | None:
-        """The first audio file below ``root`` that is found, or None; walks no further."""
-        return next(self._found(root, None), None)
+        return any(self._found(root, None))
 
     def _found(self, root: str | Path, depth: int | None) -> Iterator[Path]:
         for folder, _, names in self.walk(root, depth):
