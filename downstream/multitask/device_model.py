@@ -19,7 +19,7 @@ from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.multitask.evaluate import find_checkpoint
 from distilled_student.multitask.expert import BEST
 from distilled_student.multitask.loader import EvaluationLoader
-from distilled_student.multitask.short_utterances import padded_rows
+from distilled_student.multitask.short_utterances import Filled, Filling, filled, padded_rows
 from distilled_student.multitask.tasks.base import SHORTEST, BaseTask
 from distilled_student.student.lengths import checked_lengths, mask_if_padded, zero_padding
 from distilled_student.student.network import Student, StudentOutput
@@ -162,9 +162,9 @@ class JointModel(nn.Module):
         return self.select(output)
 
     @property
-    def shortest_of_outputs(self) -> dict[str, int]:
-        """`BaseTask.shortest` of the task of each output that has one, by the output's name."""
-        return {output_name: self.tasks[name].shortest for output_name, name in self.task_of_output.items()}
+    def fillings(self) -> dict[str, Filling]:
+        """`BaseTask.filling` of the task of each output that has one, by the output's name."""
+        return {output_name: self.tasks[name].filling for output_name, name in self.task_of_output.items()}
 
     def head(self, output_name: str, features: Tensor, frames: Tensor) -> Tensor:
         """The output of a task, ``(batch, outputs)``, as a device gets it: `BaseTask.device_output`.
@@ -193,8 +193,8 @@ class JointModel(nn.Module):
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> JointOutput:
         """The outputs for a batch of utterances.
 
-        An utterance shorter than 0.1 s is zero-padded to that length, as in an evaluation. A task whose
-        `BaseTask.shortest` is larger gets it padded to that; hidden states and other tasks do not depend on this.
+        Each task gets an utterance that is shorter than those of its training as in an evaluation: `BaseTask.filling`.
+        Hidden states do not depend on this: only an utterance shorter than 0.1 s is zero-padded to that length.
 
         Args:
             waveforms: ``(batch, samples)`` float32 at 16 kHz in [-1, 1].
@@ -208,21 +208,61 @@ class JointModel(nn.Module):
         waveforms = zero_padding(waveforms, mask_if_padded(lengths, waveforms.shape[1], waveforms.device))
         if not is_exporting():  # an exported graph needs inputs of at least SHORTEST samples
             waveforms = F.pad(waveforms, (0, max(0, SHORTEST - waveforms.shape[1])))
-        (batch, samples), lengths = waveforms.shape, lengths.clamp(min=SHORTEST)
-        sizes, count_frames = set(self.shortest_of_outputs.values()), self.student.frontend.frames
+        spoken, (batch, samples), lengths = lengths, waveforms.shape, lengths.clamp(min=SHORTEST)
+        count_frames = self.student.frontend.frames
+        apart = {filling for filling in self.fillings.values() if self._is_encoded_apart(filling, is_padded)}
+        sizes = {SHORTEST if filling in apart else filling.samples for filling in self.fillings.values()}
         longer = [size for size in sizes if size > SHORTEST]
-        rows = padded_rows(waveforms, lengths, longer, self.student.config.causal, is_padded)
-        output = self.student(rows.waveforms if self.gain == 1.0 else self.gain * rows.waveforms, rows.lengths)
-        features, of_size = self.features(output), {}
+        rows = padded_rows(waveforms, lengths, longer, self._ignores_silence_behind, is_padded)
+        output, features = self._encode(rows.waveforms, rows.lengths)
+        of_size = {}
         for size in sizes:
             valid = lengths.clamp(min=size)
             x = features[rows.of_size[size]] if size in rows.of_size else features[:batch]
             of_size[size] = self.as_host(x, count_frames(valid), rows.waveforms.shape[1], valid)
-        tasks = {name: self.head(name, *of_size[size]) for name, size in self.shortest_of_outputs.items()}
+        tasks = {
+            name: self.head(name, *of_size[SHORTEST if filling in apart else filling.samples])
+            for name, filling in self.fillings.items()
+        }
+        for filling in sorted(apart):
+            tasks |= self._of_filled(filled(waveforms, spoken, filling, SHORTEST, is_padded), filling, tasks)
         frames, all_frames = count_frames(lengths), torch.arange(count_frames(samples), device=waveforms.device)
         hidden_state = output.last_hidden_state[:batch, all_frames]
         mask = mask_if_padded(frames, hidden_state.shape[1], hidden_state.device)
         return JointOutput(zero_padding(hidden_state, mask), frames, tasks)
+
+    def _encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[StudentOutput, Tensor]:
+        """The student's output for ``waveforms (rows, samples)``, and the features that the tasks use."""
+        output = self.student(waveforms if self.gain == 1.0 else self.gain * waveforms, lengths)
+        return output, self.features(output)
+
+    @property
+    def _ignores_silence_behind(self) -> bool:
+        """Whether no frame depends on the silence that follows an utterance.
+
+        An encoder with a stride averages neighbouring frames, the last frame and the one after it, too.
+        """
+        config = self.student.config
+        return config.causal and config.encoder_stride == 1
+
+    def _is_encoded_apart(self, filling: Filling, is_padded: bool) -> bool:
+        """Whether filled utterances are encoded apart (`filled`), not as rows of the batch (`padded_rows`).
+
+        Repeated ones are longer than most keyword clips, and all rows of a batch have the length of the longest.
+        """
+        needs_own_rows = filling.samples > SHORTEST and not self._ignores_silence_behind
+        return filling.repeats or (needs_own_rows and is_exporting() and not is_padded)
+
+    def _of_filled(self, utterances: Filled | None, filling: Filling, tasks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs of the tasks with this filling, from ``tasks`` where the utterance is long enough."""
+        if utterances is None:
+            return {}
+        samples = utterances.waveforms.shape[1]
+        lengths = torch.full((utterances.rows.shape[0],), samples)
+        _, features = self._encode(utterances.waveforms, lengths)
+        x, frames = self.as_host(features, self.student.frontend.frames(lengths), samples, lengths)
+        names = [name for name, used in self.fillings.items() if used == filling]
+        return {name: utterances.put(self.head(name, x, frames), tasks[name]) for name in names}
 
 
 def _of_runner(runner: Any) -> JointModel:

@@ -29,7 +29,7 @@ from distilled_student.multitask.loader import Batch, EvaluationLoader
 from distilled_student.multitask.precise_batch_norm import measure_statistics
 from distilled_student.multitask.resume import EpochPosition, saved_classes, saved_recordings
 from distilled_student.multitask.settings import ExpertSettings, check_runner, check_shared_weights, read_tasks
-from distilled_student.multitask.tasks.base import OTHER_SETTINGS, BaseTask, TrainingData, pad_to
+from distilled_student.multitask.tasks.base import OTHER_SETTINGS, SHORTEST, BaseTask, TrainingData, pad_to
 from distilled_student.multitask.tasks.settings import WEIGHTED
 from distilled_student.multitask.training_log import TrainingLog
 
@@ -364,9 +364,18 @@ class DownstreamExpert(nn.Module):
     def load_audio(self, path: str | Path) -> Tensor:
         """``(samples,)`` at 16 kHz of a file with any rate and any number of channels.
 
-        A short file is zero-padded to the largest `BaseTask.shortest`: all tasks get the same features here.
+        A short file is zero-padded to the most samples that a `BaseTask.filling` pads to, as all tasks get the same
+        features here. A warning names the tasks that repeat a short utterance instead.
         """
-        return self.gain * pad_to(audio.load(path), max(task.shortest for task in self.tasks.values()))
+        waveform, fillings = audio.load(path), {name: task.filling for name, task in self.tasks.items()}
+        for name, filling in fillings.items():
+            if filling.repeats and len(waveform) < filling.samples:
+                seconds = f"{len(waveform) / audio.SAMPLE_RATE:.2f} s"
+                reason = f"training and evaluations repeat an utterance to {filling.samples / audio.SAMPLE_RATE:g} s"
+                remedy = "use `distilled-student evaluate`, or an exported file"
+                log.warning("%s: %s: %s; %s, inference does not: %s", path, name, seconds, reason, remedy)
+        silence = [filling.samples for filling in fillings.values() if not filling.repeats]
+        return self.gain * pad_to(waveform, max([SHORTEST, *silence]))
 
     def inference(self, features: Sequence[Tensor], filenames: Sequence[str]) -> None:
         """Print one line for each utterance and task."""

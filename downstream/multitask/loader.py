@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from distilled_student.common.audio import MAX_ENCODED_SECONDS, SAMPLE_RATE
 from distilled_student.common.errors import UserError
 from distilled_student.common.processes import end_with_parent, start_workers
-from distilled_student.multitask.tasks.base import EvaluationData, Item, TrainingData, pad_to
+from distilled_student.multitask.short_utterances import Filling
+from distilled_student.multitask.tasks.base import SHORTEST, EvaluationData, Item, TrainingData, pad_to
 
 Batch = tuple[list[np.ndarray], str, list[int], list[str]]  # waveforms (samples,), task, labels, keys
 
@@ -34,12 +35,12 @@ class EvaluationItems(Dataset):
     """Evaluation items by index, checked to have the length that their header gives."""
 
     def __init__(self, data: EvaluationData) -> None:
-        self.data = data
+        self.data, self.filling = data, getattr(data, "filling", Filling(SHORTEST))
 
     def __getitem__(self, index: int) -> Item | UserError:
         try:
             item, samples = self.data.item(index), self.data.samples(index)
-            waveform = pad_to(item.waveform, samples)
+            waveform = pad_to(self.filling.fill(item.waveform), samples)
             if len(waveform) != samples:
                 return UserError(f"{item.key}: holds {len(waveform)} samples, but its header says {samples}")
             return item._replace(waveform=waveform)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -15,6 +16,7 @@ from test_streaming import CAUSAL, joint
 from torch.nn.utils.rnn import pad_sequence
 
 import distilled_student as ds
+import distilled_student.onnx
 from distilled_student.common.errors import UserError
 from distilled_student.export import graph, utterance
 from distilled_student.export.graph import Graph
@@ -65,6 +67,22 @@ def test_a_graph_computes_what_pytorch_computes_alone_and_in_any_batch(exported:
             torch.testing.assert_close(output.keyword_scores[at], expected.keyword_scores[0], atol=1e-4, rtol=0)
             torch.testing.assert_close(output.speaker_embedding[at], expected.speaker_embedding[0], atol=1e-4, rtol=0)
         assert not batch.hidden_state[i, frames:].any()
+
+
+def test_a_graph_and_the_devices_class_repeat_what_is_shorter_than_a_training_crop(
+    exported: tuple[JointModel, Path],
+) -> None:
+    model, file = exported
+    waves = [tone(1.3, seed=n)[:n] * torch.linspace(1.0, 0.2, n) for n in (800, 9_600, 20_000)]
+    batch = Graph(file)(pad_sequence(waves, batch_first=True), torch.tensor([len(wave) for wave in waves]))
+    for i, wave in enumerate(waves):
+        repeated = torch.from_numpy(np.resize(wave, 32_000))[None]  # 2 s, the `crop_seconds` of training
+        features = model.features(model.student(model.gain * repeated))
+        index = torch.arange(100).clamp(max=features.shape[1] - 1)  # as s3prl, which repeats the last frame
+        expected = model.head("speaker_embedding", features[:, index], torch.tensor([100]))[0]
+        torch.testing.assert_close(batch.speaker_embedding[i], expected, atol=1e-4, rtol=0)
+        found = torch.from_numpy(distilled_student.onnx.load(file).embed(wave.numpy()))
+        torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=0), atol=1e-4, rtol=0)
 
 
 def test_an_exported_file_is_a_speaker_encoder_for_distillation(exported: tuple[JointModel, Path]) -> None:

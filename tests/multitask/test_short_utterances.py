@@ -1,4 +1,4 @@
-"""Short keyword clips: the same silence follows them in training, in evaluation, on a device and in streams."""
+"""Short utterances: silence follows keyword clips, and speakers' utterances are repeated, the same everywhere."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import pytest
 import soundfile
 import torch
 from conftest import SMALL, tone
-from helpers.trees import WORDS, speech_commands
+from helpers.trees import WORDS, speech_commands, voxceleb
 from test_streaming import CAUSAL, joint
 from torch.nn.utils.rnn import pad_sequence
 
 import distilled_student as ds
+from distilled_student import onnx
+from distilled_student.export.stream import export_stream
 from distilled_student.multitask.device_model import JointModel
 from distilled_student.multitask.loader import EvaluationLoader, TrainingItems
-from distilled_student.multitask.tasks import kws
+from distilled_student.multitask.tasks import kws, sv
 from distilled_student.streaming import Stream
 
 STUDENTS = {
@@ -28,26 +30,38 @@ STUDENTS = {
 SECOND = 16_000
 
 
-def outputs_of(model: JointModel, wave: torch.Tensor, samples: int) -> dict[str, torch.Tensor]:
-    """The outputs for a single utterance that zeros follow until it has ``samples``, without `JointModel.forward`."""
-    padded = torch.from_numpy(np.pad(wave.numpy(), (0, max(0, samples - len(wave)))))
+def outputs_of(model: JointModel, wave: torch.Tensor, samples: int, repeat: bool = False) -> dict[str, torch.Tensor]:
+    """The outputs for a single utterance without `JointModel.forward`.
+
+    Zeros follow the utterance until it has ``samples``, or it is repeated.
+    """
+    longer = np.resize(wave.numpy(), samples) if repeat else np.pad(wave.numpy(), (0, max(0, samples - len(wave))))
+    padded = torch.from_numpy(longer) if len(wave) < samples else wave
     features = model.features(model.student(1.5 * padded[None]))
     count = round(len(padded) / 320)  # as s3prl, which repeats the last frame if there is one less
     index = torch.arange(count).clamp(max=features.shape[1] - 1)
     return model.heads(features[:, index], torch.tensor([count]))
 
 
+def voice(seconds: float) -> torch.Tensor:
+    """A tone that changes within an utterance, so that a repetition is no continuation."""
+    samples = round(seconds * SECOND)
+    return (tone(seconds + 0.01, seed=int(10 * seconds))[:samples] * torch.linspace(1.0, 0.2, samples)).contiguous()
+
+
 @pytest.mark.parametrize("student", STUDENTS)
 @pytest.mark.parametrize("fill", [True, False])
-def test_a_device_pads_keyword_clips_as_training_does_and_nothing_else(student: str, fill: bool) -> None:
+def test_a_device_fills_short_utterances_for_each_task_as_training_does(student: str, fill: bool) -> None:
     model = joint(STUDENTS[student])
-    model.tasks["kws"].settings.fill = fill
-    waves = [tone(seconds, seed=int(10 * seconds)) for seconds in (0.6, 1.4, 0.12, 1.0)]
+    model.tasks["kws"].settings.fill = model.tasks["sv"].settings.fill = fill
+    model.tasks["sv"].settings.crop_seconds = 1.2
+    waves = [voice(seconds) for seconds in (0.6, 1.4, 0.12, 1.0, 0.05)]
     batch = model(pad_sequence(waves, batch_first=True), torch.tensor([len(wave) for wave in waves]))
     short_batch = model(pad_sequence(waves[::2], batch_first=True), torch.tensor([len(wave) for wave in waves[::2]]))
     for i, wave in enumerate(waves):
-        scores = outputs_of(model, wave, SECOND if fill else 0)["keyword_scores"][0]
-        embedding, hidden_state = outputs_of(model, wave, 0)["speaker_embedding"][0], model.student(1.5 * wave[None])
+        scores = outputs_of(model, wave, SECOND if fill else 1_600)["keyword_scores"][0]
+        embedding = outputs_of(model, wave, 19_200 if fill else 1_600, repeat=fill)["speaker_embedding"][0]
+        hidden_state = model.student(1.5 * torch.from_numpy(np.pad(wave, (0, max(0, 1_600 - len(wave)))))[None])
         found = [(model(wave[None]), 0), (batch, i)] + ([] if i % 2 else [(short_batch, i // 2)])
         for output, at in found:
             torch.testing.assert_close(output.keyword_scores[at], scores, atol=1e-5, rtol=0)
@@ -56,9 +70,10 @@ def test_a_device_pads_keyword_clips_as_training_does_and_nothing_else(student: 
             expected = hidden_state.last_hidden_state[0]
             torch.testing.assert_close(output.hidden_state[at, :frames], expected, atol=1e-5, rtol=1e-5)
             assert not output.hidden_state[at, frames:].any()
-    short = outputs_of(model, waves[0], 0)["keyword_scores"][0]
-    different = (batch.keyword_scores[0] - short).abs().max() > 1e-3
-    assert bool(different) == fill, "the silence makes a difference"
+    short = outputs_of(model, waves[0], 0)
+    for name, found in (("keyword_scores", batch.keyword_scores), ("speaker_embedding", batch.speaker_embedding)):
+        different = (found[0] - short[name][0]).abs().max() > 1e-3
+        assert bool(different) == fill, "it makes a difference"
 
 
 def test_a_stream_scores_a_short_clip_as_an_evaluation_and_continues_without_the_silence() -> None:
@@ -68,10 +83,42 @@ def test_a_stream_scores_a_short_clip_as_an_evaluation_and_continues_without_the
         last = stream.feed(samples)
     expected = outputs_of(model, wave[:9_600], SECOND)["keyword_scores"][0]
     torch.testing.assert_close(last.keyword_scores, expected, atol=1e-5, rtol=0)
-    expected = outputs_of(model, wave[:9_600], 0)["speaker_embedding"][0]
+    # the window holds 1 s of the 2 s of training; a chunk of this student has 640 samples
+    expected = outputs_of(model, wave[:9_600], SECOND, repeat=True)["speaker_embedding"][0]
     torch.testing.assert_close(last.speaker_embedding, expected, atol=2e-5, rtol=1e-5)
     after, at_once = stream.feed(wave[9_600:]), continued.feed(wave)
     torch.testing.assert_close(after.keyword_scores, at_once.keyword_scores, atol=1e-5, rtol=0)
+    torch.testing.assert_close(after.speaker_embedding, at_once.speaker_embedding, atol=2e-5, rtol=1e-5)
+
+
+def test_an_exported_stream_repeats_a_short_utterance_as_an_evaluation(tmp_path: Path) -> None:
+    model, wave, file = joint(STUDENTS["causal"]), voice(2.56), tmp_path / "stream.onnx"
+    export_stream(model, file, window=2.0)
+    stream, count = onnx.Stream(file), 24_960  # 1.56 s, whole chunks
+    assert stream.model.repeated_to == {"speaker_embedding": 32_000}, "whole chunks of the window of 2 s"
+    for samples in wave[:count].split(1_248):
+        last = stream.feed(samples.numpy())
+    processed = count // 640 * 640
+    expected = outputs_of(model, wave[:processed], 32_000, repeat=True)
+    np.testing.assert_allclose(last["speaker_embedding"], expected["speaker_embedding"][0], atol=1e-4)
+    whole = stream.feed(wave[count:].numpy())
+    at_once = Stream(model, window=2.0).feed(wave)
+    np.testing.assert_allclose(whole["speaker_embedding"], at_once.speaker_embedding, atol=1e-4)
+
+
+def test_training_and_evaluation_repeat_a_short_utterance_in_the_same_way(tmp_path: Path) -> None:
+    root = voxceleb(tmp_path, speakers=4)
+    samples = voice(0.6).numpy()
+    for file in [*root.glob("dev/wav/*/*/*.wav"), *root.glob("test/wav/*/*/*.wav")]:
+        soundfile.write(file, samples, SECOND, subtype="FLOAT")
+    task = sv.Task(sv.Settings(root=str(root), dev_speakers=2, crop_seconds=1.3), 4, 0, "F")
+    expected = np.resize(samples, 20_800)
+    trained = TrainingItems(task.training_data(), [0])[0, 0].waveform.numpy()
+    np.testing.assert_array_equal(trained, expected)
+    for split in ("dev", "test"):
+        for wavs, *_ in EvaluationLoader({"sv": task.evaluation_data(split)}, {"sv": 4}):
+            for evaluated in wavs:
+                np.testing.assert_array_equal(evaluated, expected)
 
 
 def test_training_and_evaluation_put_the_same_silence_behind_a_short_clip(tmp_path: Path) -> None:

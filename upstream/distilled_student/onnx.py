@@ -171,6 +171,7 @@ class Model:
         rate: Sample rate in Hz.
         chunk: For a stream, the number of samples that every input must be a multiple of; else 0.
         padded_to: For a stream, samples that an utterance is padded to with silence, by the output that needs it.
+        repeated_to: For a stream, samples that an utterance is repeated to, by the output that needs it.
 
     Raises:
         ValueError: from all methods too: a file, a sample rate or a shape is not usable; the message is one line.
@@ -194,6 +195,7 @@ class Model:
         self.threshold = float(metadata["keyword_threshold"]) if "keyword_threshold" in metadata else None
         self.chunk = int(metadata.get("chunk", 0))
         self.padded_to: dict[str, int] = json.loads(metadata.get("padded_to", "{}"))
+        self.repeated_to: dict[str, int] = json.loads(metadata.get("repeated_to", "{}"))
         self._calibration: tuple[float, float] | None = None  # slope and offset: cosine -> log-likelihood ratio
         if "sv_slope" in metadata:
             self._calibration = float(metadata["sv_slope"]), float(metadata["sv_offset"])
@@ -283,12 +285,14 @@ class Stream:
         _, *state = self.model.session.get_inputs()
         self._state = {tensor.name: np.zeros(tensor.shape, types[tensor.type]) for tensor in state}
         self._waiting, self._processed = np.zeros(0, np.float32), 0
+        self._beginning = np.zeros(0, np.float32)  # the first samples, as many as are repeated
 
     def feed(self, samples: NDArray) -> dict[str, NDArray[np.float32]] | None:
         """Process any number of samples ``(samples,)``, floats in [-1, 1] or int16.
 
-        Samples that do not complete a frame wait for the next call. Keyword scores of less audio than a training clip
-        are those of this audio followed by silence (`Model.padded_to`), which does not become part of the stream.
+        Samples that do not complete a frame wait for the next call. Outputs for less audio than in training are those
+        of this audio followed by silence (`Model.padded_to`), or repeated (`Model.repeated_to`). What is added does not
+        become part of the stream.
 
         Returns:
             ``hidden_state (frames, features)`` of the new frames; ``keyword_scores (classes,)`` and
@@ -305,6 +309,11 @@ class Stream:
         for name, length in self.model.padded_to.items():
             if self._processed < length:
                 outputs[name] = self._step(np.zeros(length - self._processed, np.float32))[0][name]
+        if len(self._beginning) < max(self.model.repeated_to.values(), default=0):
+            self._beginning = np.concatenate([self._beginning, waiting[:ready]])
+        for name, length in self.model.repeated_to.items():
+            if self._processed < length:  # np.resize repeats
+                outputs[name] = self._step(np.resize(self._beginning, length)[self._processed :])[0][name]
         return outputs
 
     def _step(self, samples: NDArray[np.float32]) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray]]:

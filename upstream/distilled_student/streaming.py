@@ -22,6 +22,7 @@ from distilled_student.student.positions import ConvPositions
 
 if TYPE_CHECKING:
     from distilled_student.multitask.device_model import JointModel
+    from distilled_student.multitask.short_utterances import Filling
 
 WINDOW_SECONDS = 1.0  # the length of the keyword clips that models are trained on
 
@@ -89,14 +90,25 @@ class Step(nn.Module):
             raise UserError(f"window: must be at least {self.chunk / SAMPLE_RATE} s, found {window}")
 
     @property
-    def padded_to(self) -> dict[str, int]:
-        """Samples that an utterance is padded to for a task, by the task's output: `BaseTask.shortest`.
+    def fillings(self) -> dict[str, Filling]:
+        """What happens for a task while fewer samples have arrived, by the task's output: `BaseTask.filling`.
 
-        A multiple of ``chunk``, and not more than the window holds.
+        A multiple of ``chunk`` samples, and not more than the window holds.
         """
         window = math.inf if self.window is None else self.window // self.config.encoder_stride
-        needed = {name: ceil_div(samples, self.chunk) for name, samples in self.model.shortest_of_outputs.items()}
-        return {name: int(min(chunks, window)) * self.chunk for name, chunks in needed.items()}
+        needed = {name: ceil_div(filling.samples, self.chunk) for name, filling in self.model.fillings.items()}
+        lengths = {name: int(min(chunks, window)) * self.chunk for name, chunks in needed.items()}
+        return {name: filling._replace(samples=lengths[name]) for name, filling in self.model.fillings.items()}
+
+    @property
+    def padded_to(self) -> dict[str, int]:
+        """The samples of those `fillings` that are silence."""
+        return {name: filling.samples for name, filling in self.fillings.items() if not filling.repeats}
+
+    @property
+    def repeated_to(self) -> dict[str, int]:
+        """The samples of those `fillings` that repeat the utterance."""
+        return {name: filling.samples for name, filling in self.fillings.items() if filling.repeats}
 
     def start(self) -> dict[str, Tensor]:
         """The state before the first sample: all zeros, of fixed shapes; only without a window it grows."""
@@ -210,13 +222,14 @@ class Stream:
     def reset(self) -> None:
         """Discard the state: the next sample is the first of a new stream."""
         self.state, self.waiting = self.step.start(), torch.zeros(0)
+        self.beginning = torch.zeros(0)  # the first samples, as many as a filling needs
 
     @torch.no_grad()
     def feed(self, samples: Tensor) -> StreamOutput | None:
         """Process any number of samples ``(samples,)``, float32 at 16 kHz in [-1, 1]; None if no frame is complete.
 
-        A task whose training pads short utterances gets the samples so far followed by silence, as in an evaluation,
-        until there are as many (`Step.padded_to`). This silence does not become part of the stream.
+        While there are fewer samples than in training, a task gets those so far followed by silence or repeated, as in
+        an evaluation (`Step.fillings`). What is added does not become part of the stream.
 
         Raises:
             UserError: another shape, integers, or a peak far above 1.
@@ -232,10 +245,13 @@ class Stream:
         if ready == 0:
             return None
         output, tasks, self.state = self.step(samples[None, :ready], self.state)
-        processed = int(self.state["frames"]) * self.step.config.frame_shift
-        for name, length in self.step.padded_to.items():
-            if processed < length:
-                tasks[name] = self.step(torch.zeros(1, length - processed), self.state).tasks[name]
+        processed, fillings = int(self.state["frames"]) * self.step.config.frame_shift, self.step.fillings
+        if len(self.beginning) < max((filling.samples for filling in fillings.values()), default=0):
+            self.beginning = torch.cat([self.beginning, samples[:ready]])
+        for name, filling in fillings.items():
+            if processed < filling.samples:
+                added = filling.fill(self.beginning)[processed:]
+                tasks[name] = self.step(added[None], self.state).tasks[name]
         return StreamOutput(
             [hidden_state[0] for hidden_state in output.hidden_states],
             {name: task_output[0] for name, task_output in tasks.items()},

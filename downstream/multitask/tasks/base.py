@@ -19,6 +19,7 @@ from distilled_student.common import audio
 from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.common.errors import UserError
 from distilled_student.multitask.heads import make_head
+from distilled_student.multitask.short_utterances import Filling
 
 # Samples that the front end of every upstream needs at least (a window of 25 ms and some more); a shorter utterance is
 # zero-padded to it.
@@ -50,13 +51,14 @@ class TrainingData(Protocol):
 class EvaluationData(Protocol):
     """Whole utterances, the same at every call.
 
-    If it also has ``path(index) -> Path``, the provenance of an evaluation lists the files.
+    If it also has ``path(index) -> Path``, the provenance of an evaluation lists the files. If it also has ``filling``,
+    the task's `BaseTask.filling`, shorter utterances are brought to its length by it; all others by zeros to `samples`.
     """
 
     def __len__(self) -> int: ...
 
     def samples(self, index: int) -> int:
-        """Length at 16 kHz, without decoding: utterances of the same length are evaluated in one batch."""
+        """Length at 16 kHz as it is evaluated, without decoding: utterances of the same length are one batch."""
 
     def item(self, index: int) -> Item: ...
 
@@ -90,13 +92,13 @@ class BaseTask(nn.Module):
     key: str = "tasks"  # ``FILE: dotted.key`` for messages
 
     @property
-    def shortest(self) -> int:
-        """Samples of the shortest utterance that the head is trained on.
+    def filling(self) -> Filling:
+        """What happens with an utterance shorter than those that the head is trained on, everywhere the same.
 
-        A shorter one is zero-padded at its end to this length: in training and evaluation by the task's data, on a
-        device by `JointModel`.
+        Training applies it in `TrainingData.item`, evaluations in `EvaluationLoader`, devices and streams as
+        `JointModel` does.
         """
-        return SHORTEST
+        return Filling(SHORTEST)
 
     def __init__(self, settings: Any, features: int, output_size: int) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ from distilled_student.corpora.speaker_names import identity, match_speaker
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed
 from distilled_student.multitask.copies import Use, check_copies
+from distilled_student.multitask.short_utterances import Filling
 from distilled_student.multitask.tasks.base import SHORTEST, BaseTask, Item, balanced_order, pad_to, samples_of
 from distilled_student.multitask.tasks.kws_index import (
     UNKNOWN_LABEL,
@@ -39,9 +40,9 @@ from distilled_student.multitask.tasks.kws_settings import Settings
 log = logging.getLogger(__name__)
 
 
-def shortest_clip(settings: Settings) -> int:
-    """Samples that shorter clips are zero-padded to."""
-    return int(settings.crop_seconds * audio.SAMPLE_RATE) if settings.fill else SHORTEST
+def filling_of(settings: Settings) -> Filling:
+    """See `BaseTask.filling`: zeros follow shorter clips."""
+    return Filling(int(settings.crop_seconds * audio.SAMPLE_RATE) if settings.fill else SHORTEST)
 
 
 class Training:
@@ -73,7 +74,7 @@ class Training:
             waveform = change_speed(audio.load(clip.path), self.augment.speed(rng))
             waveform = self._shift(waveform, samples, rng)
         first = int(rng.integers(max(1, len(waveform) - samples + 1)))
-        waveform = pad_to(waveform[first : first + samples], shortest_clip(self.settings))
+        waveform = filling_of(self.settings).fill(waveform[first : first + samples])
         return Item(self.augment(waveform, rng), clip.label, clip.key)
 
     def _shift(self, waveform: Tensor, samples: int, rng: np.random.Generator) -> Tensor:
@@ -94,7 +95,7 @@ class Evaluation:
     """
 
     def __init__(self, clips: list[KeywordClip], settings: Settings) -> None:
-        self.clips, self.crop_seconds, self.shortest = clips, settings.crop_seconds, shortest_clip(settings)
+        self.clips, self.crop_seconds, self.filling = clips, settings.crop_seconds, filling_of(settings)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -103,7 +104,7 @@ class Evaluation:
         clip = self.clips[index]
         if clip.volume is not None:
             return int(self.crop_seconds * audio.SAMPLE_RATE)
-        return max(samples_of(clip.path), self.shortest)
+        return max(samples_of(clip.path), self.filling.samples)
 
     def path(self, index: int) -> Path:
         return self.clips[index].path
@@ -130,8 +131,8 @@ class Task(BaseTask):
         self.labels = [SILENCE, UNKNOWN, *settings.keywords]
 
     @property
-    def shortest(self) -> int:
-        return shortest_clip(self.settings)
+    def filling(self) -> Filling:
+        return filling_of(self.settings)
 
     @functools.cached_property
     def index(self) -> tuple[dict[str, list[KeywordClip]], list[Path]]:

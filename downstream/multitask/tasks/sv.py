@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from distilled_student.common import audio
-from distilled_student.common.effects import fill
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.processes import count_processes, sum_over_processes
 from distilled_student.common.progress import note
@@ -26,13 +25,13 @@ from distilled_student.multitask.copies import Use, check_copies
 from distilled_student.multitask.heads import PooledHead
 from distilled_student.multitask.losses import SpeakerLoss
 from distilled_student.multitask.scoring import as_norm, cllr, cosine_scores, fit_calibration
+from distilled_student.multitask.short_utterances import Filling
 from distilled_student.multitask.tasks.base import (
     SHORTEST,
     BaseTask,
     Item,
     balanced_order,
     grouped_order,
-    pad_to,
     samples_of,
 )
 from distilled_student.multitask.tasks.settings import speed_ratio
@@ -45,6 +44,13 @@ AT_SPEED = " at speed "  # in the name of a class: a speaker whose utterances ar
 KINDS = ("cosine", "as_norm")  # of scores
 CENTER_BATCHES = 100  # over which `center` is averaged
 PRIORS = (0.01, 0.05)  # prior probabilities of a target trial in the detection costs; papers on VoxCeleb1 use either
+
+
+def filling_of(settings: Settings) -> Filling:
+    """See `BaseTask.filling`: shorter utterances are repeated."""
+    if not settings.fill:
+        return Filling(SHORTEST)
+    return Filling(int(settings.crop_seconds * audio.SAMPLE_RATE), repeats=True)
 
 
 class Training:
@@ -78,21 +84,24 @@ class Training:
         spare = max(0.0, audio.seconds(path) - length)
         waveform = audio.load(path, rng.uniform(0.0, spare), length + 0.01)
         waveform, samples = change_speed(waveform, speed), int(seconds * audio.SAMPLE_RATE)
-        waveform = fill(waveform, samples) if self.settings.fill else pad_to(waveform[:samples], SHORTEST)
+        to_crop = filling_of(self.settings)
+        if self.settings.fill:  # to the length of this crop, which an evaluation does not draw
+            to_crop = to_crop._replace(samples=samples)
+        waveform = to_crop.fill(waveform[:samples])
         return Item(self.augment(waveform, rng), label + self._first_class.get(speed_ratio(speed), 0), str(path))
 
 
 class Evaluation:
     """Each utterance of the trials once, not cut."""
 
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
+    def __init__(self, paths: list[Path], settings: Settings) -> None:
+        self.paths, self.filling = paths, filling_of(settings)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def samples(self, index: int) -> int:
-        return samples_of(self.paths[index])
+        return max(samples_of(self.paths[index]), self.filling.samples)
 
     def path(self, index: int) -> Path:
         return self.paths[index]
@@ -178,6 +187,10 @@ class Task(BaseTask):
             settings.dev_utterances,
         )
 
+    @property
+    def filling(self) -> Filling:
+        return filling_of(self.settings)
+
     def prepare_training(self) -> None:
         self._trains = True
         names = self.index.training_names
@@ -261,7 +274,7 @@ class Task(BaseTask):
             log.warning("%s.dev_utterances: %s: some of them may have been trained on", self.key, reason)
 
     def evaluation_data(self, split: str) -> Evaluation:
-        return Evaluation(self._trials(split).paths)
+        return Evaluation(self._trials(split).paths, self.settings)
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """The embedding ``(batch, embedding)``; with ``center`` without the training mean, except in training."""

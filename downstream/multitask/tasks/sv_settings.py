@@ -46,7 +46,8 @@ class Settings(TaskSettings):
         longest_crop_seconds: The length of each crop is drawn between ``crop_seconds`` and this. An upstream's
             features depend on the position in the utterance, so a head trained on one length fails on others. None:
             every crop has ``crop_seconds``.
-        fill: Whether an utterance shorter than its crop is repeated to fill it.
+        fill: Whether an utterance shorter than its crop is repeated to fill it: in training, and then (to
+            ``crop_seconds``) in evaluations, exported files and streams too.
         embedding_size: Features of a speaker embedding; those of the ``pooled`` head are the pooled features.
         center: Whether the mean of the training embeddings is subtracted from an embedding in evaluation and on a
             device. All embeddings share it, so it makes the cosines of different speakers alike.

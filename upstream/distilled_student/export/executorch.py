@@ -122,15 +122,11 @@ def export_executorch(
         raise UserError(f"max_seconds: must be at least 1, found {max_seconds}")
     path, longest = Path(path), round(max_seconds * SAMPLE_RATE)
     module, waveforms = SingleUtterance(model).eval(), speech_samples(model)
-    shortest = SHORTEST
-    if not model.student.config.causal:  # silence at the end would change the hidden states: the user has to add it
-        shortest = max([SHORTEST, *model.shortest_of_outputs.values()])
     metadata = file_metadata(model, checkpoint, "float32", thresholds(model, model))
-    metadata["shortest"] = str(shortest)
     output_names = list(module.named_outputs(waveforms[-1][None]))
     metadata |= {"outputs": json.dumps(output_names), "longest": str(longest)}
-    program = compile_program(module, shortest, longest, metadata)
-    difference = check_program(program, module, fit_lengths(with_halves(waveforms), shortest, longest))
+    program = compile_program(module, SHORTEST, longest, metadata)
+    difference = check_program(program, module, fit_lengths(with_halves(waveforms), SHORTEST, longest))
     write_files(path.parent, {path.name: program})
     print(f"{path}: {file_size(path)}, differs by at most {difference:.1e} from PyTorch on {len(waveforms)} utterances")
     return difference

@@ -70,9 +70,11 @@ def _store_convolutions_in_int8(graph: Any) -> None:
     """
     onnx, _ = load_onnx()
     weights = {weight.name: weight for weight in graph.initializer}
-    convolutions = [(position, node) for position, node in enumerate(graph.node) if node.op_type == "Conv"]
-    for position, node in reversed(convolutions):  # from the end, so that the earlier positions stay valid
-        name = node.input[1]
+    first_use: dict[str, int] = {}  # a graph that encodes short utterances apart uses weights twice
+    for position, node in enumerate(graph.node):
+        if node.op_type == "Conv":
+            first_use.setdefault(node.input[1], position)
+    for name, position in reversed(first_use.items()):  # from the end, so that the earlier positions stay valid
         values = onnx.numpy_helper.to_array(weights[name])
         scale = np.abs(values).max(axis=tuple(range(1, values.ndim)), keepdims=True).clip(min=1e-12) / 127
         graph.initializer.remove(weights[name])

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from distilled_student.export.graph import (
     compare,
@@ -82,9 +81,8 @@ def check_stream(file: Path, step: Step, waveforms: Sequence[Tensor]) -> float:
         complete = [output for output in outputs if output is not None]
         expected = {"hidden_state": model.student(model.gain * waveform[None]).last_hidden_state}
         for name in model.task_of_output:
-            missing = max(0, step.padded_to.get(name, 0) - len(waveform))
-            padded = model.student(model.gain * F.pad(waveform[None], (0, missing)))
-            window = model.features(padded)[:, -step.window :]
+            filled = model.student(model.gain * step.fillings[name].fill(waveform)[None])
+            window = model.features(filled)[:, -step.window :]
             expected[name] = model.head(name, window, torch.tensor([window.shape[1]]))
         hidden_state = np.concatenate([output["hidden_state"] for output in complete])
         where = f"in chunks of {chunk_length} samples"
@@ -98,7 +96,7 @@ def export_stream(model: JointModel, path: str | Path, window: float = WINDOW_SE
 
     The graph is written to a temporary file first: a graph that differs from PyTorch never gets to ``path``. Its
     metadata are those of `file_metadata`, and ``chunk``, the number of samples that every input must be a multiple of,
-    ``window``, and ``padded_to`` (`Step.padded_to`).
+    ``window``, ``padded_to`` and ``repeated_to`` (see `Step`).
 
     Args:
         window: Length in seconds of the window that keyword scores and speaker embeddings are computed from.
@@ -117,7 +115,8 @@ def export_stream(model: JointModel, path: str | Path, window: float = WINDOW_SE
     metadata = file_metadata(model, checkpoint, "float32", thresholds(model, model))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder) / "stream.onnx"
-        metadata |= {"chunk": str(step.chunk), "window": str(window), "padded_to": json.dumps(step.padded_to)}
+        metadata |= {"chunk": str(step.chunk), "window": str(window)}
+        metadata |= {"padded_to": json.dumps(step.padded_to), "repeated_to": json.dumps(step.repeated_to)}
         write_onnx(trace_step(step), file, metadata)
         waveforms = speech_samples(model)
         long_enough = [waveform for waveform in with_halves(waveforms) if len(waveform) >= step.chunk]
