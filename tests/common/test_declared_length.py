@@ -14,6 +14,7 @@ from conftest import tone
 
 from distilled_student import UserError, onnx
 from distilled_student.common import audio
+from distilled_student.common.audio_folders import audio_files
 from distilled_student.corpora.keywords import KEYWORDS
 from distilled_student.distillation.data.config import DataConfig
 from distilled_student.distillation.data.cuts import CutDataset, read_cuts
@@ -27,6 +28,7 @@ WITH_A_LENGTH = [
     *(("WAV", name) for name in ("PCM_16", "PCM_U8", "PCM_24", "FLOAT", "ULAW", "IMA_ADPCM", "GSM610", "G721_32")),
     *(("AIFF", "PCM_16"), ("AIFF", "FLOAT"), ("AU", "PCM_16"), ("AU", "G723_24"), ("AU", "ULAW")),
     *(("W64", "PCM_16"), ("RF64", "PCM_16"), ("WAVEX", "PCM_16"), ("CAF", "PCM_16"), ("CAF", "ALAC_16")),
+    *(("CAF", "ULAW"), ("CAF", "FLOAT")),
     *(("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("FLAC", "PCM_16"), ("NIST", "PCM_16")),
     *(("SVX", "PCM_16"), ("AVR", "PCM_16"), ("MPC2K", "PCM_16"), ("VOC", "PCM_16"), ("WVE", "ALAW")),
 ]
@@ -60,7 +62,7 @@ def refused_in_one_line(path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("part", [0.5, 0.9])
+@pytest.mark.parametrize("part", [0.5, 0.9, 0.98])
 @pytest.mark.parametrize(("kind", "subtype"), WITH_A_LENGTH)
 def test_a_file_whose_end_is_missing_is_refused_by_every_reader(
     kind: str, subtype: str, part: float, tmp_path: Path
@@ -74,6 +76,39 @@ def test_a_file_whose_end_is_missing_is_refused_by_every_reader(
     cuts, skipped = ([], ["it"]) if not readable(path) else read_cuts(DataConfig([str(tmp_path)]))
     failed = CutDataset()[cuts].failed
     assert len(skipped) + len(failed) == 1, "distillation names it"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [
+        ("IRCAM", "PCM_16"),
+        ("MAT5", "PCM_16"),
+        ("PAF", "PCM_16"),
+        ("PVF", "PCM_16"),
+        ("SDS", "PCM_16"),
+        ("XI", "DPCM_16"),
+    ],
+)
+def test_a_format_whose_length_cannot_be_checked_is_refused_and_named_in_folders(
+    kind: str, subtype: str, tmp_path: Path
+) -> None:
+    path = put(tmp_path / f"a.{kind.lower()}", encoded(kind, subtype))
+    with pytest.raises(UserError, match=r"a\..*cannot be checked.*: convert it, as in `ffmpeg -i a\.\w+ a\.wav`$"):
+        audio.load(path)
+    with pytest.raises(UserError, match=r"key: .*a\..* is not read: convert it"):
+        audio_files(tmp_path, "key")
+    put(tmp_path / "b.wav", encoded(kind, subtype))  # by its content, not by its name
+    with pytest.raises(UserError, match=r"b\.wav: .*convert it to WAV or FLAC"):
+        audio.load(tmp_path / "b.wav")
+
+
+def test_a_coding_that_libsndfile_cannot_read_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.aiff", encoded("AIFF", "DWVW_16"))
+    with pytest.raises(
+        UserError, match=r"a\.aiff: .*another program plays it, convert it: `ffmpeg -i a\.aiff a\.wav`$"
+    ):
+        audio.load(path)
 
 
 def readable(path: Path) -> bool:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distilled_student.common.arithmetic import ceil_div
-from distilled_student.common.audio_folders import how_to_convert, is_foreign_audio
+from distilled_student.common.audio_folders import convert_command, how_to_convert, is_foreign_audio
 from distilled_student.common.declared_length import check_last_sample, check_length
 from distilled_student.common.errors import UserError
 from distilled_student.common.sample_range import cancelling_channels, wrong_range
@@ -70,7 +70,11 @@ def header(path: str | Path) -> Header:
 
 def unreadable(path: str | Path, error: Exception) -> UserError:
     """What is raised for a file that cannot be read: names the file, the reason and the remedy, if there is one."""
-    remedy = f"; {how_to_convert(str(path))}" if is_foreign_audio(Path(path).name) else ""
+    remedy = ""
+    if is_foreign_audio(Path(path).name):
+        remedy = f"; {how_to_convert(str(path))}"
+    elif isinstance(error, soundfile.LibsndfileError) and os.path.isfile(path):
+        remedy = f"; if another program plays it, convert it: {convert_command(str(path))}"
     return UserError(f"{path}: not readable as audio ({error}){remedy}")
 
 

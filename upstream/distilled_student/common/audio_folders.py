@@ -18,13 +18,23 @@ log = logging.getLogger(__name__)
 USUAL_SUFFIXES = {
     "AIFF": ("aif", "aifc"),
     "AU": ("snd",),
-    "IRCAM": ("sf",),
     "MP3": ("mp2", "mpga"),
     "NIST": ("sph",),
     "OGG": ("oga", "opus"),
     "RF64": ("bw64",),
     "SVX": ("iff", "8svx", "16svx"),
     "WAV": ("wave", "bwf"),
+}
+# libsndfile's formats whose files do not say their length, or not in a way that all programs agree on: a truncated file
+# would count as a short one. XI has no sampling rate either.
+WITHOUT_LENGTH = {
+    "IRCAM": ("ircam", "sf"),
+    "MAT5": ("mat5",),
+    "PAF": ("paf",),
+    "PVF": ("pvf",),
+    "SD2": ("sd2",),
+    "SDS": ("sds",),
+    "XI": ("xi",),
 }
 WITHOUT_HEADER = ("gsm", "pcm", "raw", "vox")
 COMPRESSED = ("3ga", "aac", "ac3", "alac", "amr", "ape", "awb", "dff", "dsf", "dts", "eac3", "m4a", "m4b", "m4p", "m4r")
@@ -40,14 +50,16 @@ LEFT_OUT = frozenset(
 
 
 def _readable_suffixes(formats: Iterable[str]) -> frozenset[str]:
-    names = [name.lower() for name in formats if name != "RAW"]
-    usual = [suffix for name in formats for suffix in USUAL_SUFFIXES.get(name, ())]
+    readable = [name for name in formats if name != "RAW" and name not in WITHOUT_LENGTH]
+    names = [name.lower() for name in readable]
+    usual = [suffix for name in readable for suffix in USUAL_SUFFIXES.get(name, ())]
     return frozenset(f".{suffix}" for suffix in names + usual)
 
 
 SUFFIXES = _readable_suffixes(soundfile.available_formats())
 # what looks like audio but is not read; an old libsndfile does not read MP3, for example
 FOREIGN_SUFFIXES = frozenset(f".{suffix}" for suffix in (*WITHOUT_HEADER, *COMPRESSED, *VIDEO))
+FOREIGN_SUFFIXES |= frozenset(f".{suffix}" for suffixes in WITHOUT_LENGTH.values() for suffix in suffixes)
 FOREIGN_SUFFIXES |= _readable_suffixes(USUAL_SUFFIXES) - SUFFIXES
 
 
@@ -68,8 +80,14 @@ def is_foreign_audio(name: str) -> bool:
 
 def how_to_convert(name: str) -> str:
     """The remedy for a file that `is_foreign_audio`."""
+    return f"{PurePath(name).suffix.lower()} is not read: convert it, as in {convert_command(name)}"
+
+
+def convert_command(name: str) -> str:
+    """A command that makes a WAV file of an audio file."""
     path = PurePath(name)
-    return f"{path.suffix.lower()} is not read: convert it, as in `ffmpeg -i {path.name} {path.stem}.wav`"
+    other = f"{path.stem}.wav" if path.suffix.lower() != ".wav" else f"{path.stem}-converted.wav"
+    return f"`ffmpeg -i {path.name} {other}`"
 
 
 def path_identity(path: str | Path, status: os.stat_result | None = None) -> tuple[int, int] | str:

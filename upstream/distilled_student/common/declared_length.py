@@ -10,6 +10,8 @@ from typing import BinaryIO
 
 import soundfile
 
+from distilled_student.common.audio_folders import WITHOUT_LENGTH
+
 # 32-bit sizes from here on, and 0, stand for "unknown": programs write them when they write to a pipe
 UNKNOWN_SIZE = 0x7FFFF000
 # recorders declare the size of the whole file as that of the audio: mostly 44 bytes too many
@@ -59,7 +61,9 @@ def check_last_sample(opened: soundfile.SoundFile) -> None:
 
 def _check(file: BinaryIO, opened: soundfile.SoundFile) -> None:
     size = file.seek(0, os.SEEK_END)
-    if opened.format in ("WAV", "WAVEX", "RF64", "AIFF", "SVX", "W64", "AU", "NIST"):
+    if opened.format in WITHOUT_LENGTH:
+        raise RuntimeError(f"{opened.format}: its length cannot be checked: convert it to WAV or FLAC")
+    if opened.format in ("WAV", "WAVEX", "RF64", "AIFF", "SVX", "W64", "AU", "NIST", "CAF"):
         found = _declared_bytes(file, opened.format)
         if found is not None:
             _check_bytes(*found, size)
@@ -95,7 +99,7 @@ def _declared_bytes(file: BinaryIO, kind: str) -> tuple[int, int] | None:
         elif name[:4] in (b"data", b"SSND", b"BODY"):
             if declared == 0xFFFFFFFF and size_64 is not None:
                 declared = size_64
-            is_known = declared < UNKNOWN_SIZE or (kind in ("RF64", "W64") and declared < 1 << 62)
+            is_known = declared < UNKNOWN_SIZE or (kind in ("RF64", "W64", "CAF") and declared < 1 << 62)
             return (start, declared) if declared and is_known else None
     return None
 
@@ -104,8 +108,12 @@ def _chunks(file: BinaryIO, kind: str) -> Iterator[tuple[bytes, int, int]]:
     """The chunks of a file: name, position of the content, declared size of the content."""
     file.seek(0)
     is_big_endian = file.read(4) in (b"FORM", b"RIFX")
-    name_size, form, align = (16, "<Q", 8) if kind == "W64" else (4, ">I" if is_big_endian else "<I", 2)
-    position, head = (40, 24) if kind == "W64" else (12, 8)
+    name_size, form, align = 4, ">I" if is_big_endian else "<I", 2
+    position, head = 12, 8
+    if kind == "W64":
+        name_size, form, align, position, head = 16, "<Q", 8, 40, 24
+    elif kind == "CAF":
+        name_size, form, align, position, head = 4, ">Q", 1, 8, 12
     for _ in range(MAX_CHUNKS):
         file.seek(position)
         found = file.read(head)
