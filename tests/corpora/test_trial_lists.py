@@ -109,6 +109,13 @@ def test_a_trial_of_a_recording_with_itself_is_refused(tmp_path: Path) -> None:
         ("a/s/1.wav a/s/2.wav 1", r"the label is last; reorder the columns: awk '\{print \$3, \$1, \$2\}' LIST"),
         ("a/s/1.wav a/s/2.wav target", r"the label is last; .* \(\$3 == \"target\"\)"),
         ("1,a/s/1.wav,a/s/2.wav", "separated by white space, not by commas"),
+        ("1;a/s/1.wav;a/s/2.wav", "separated by white space, not by semicolons: tr ';' ' ' < LIST"),
+        ("a/s/1.wav 1 a/s/2.wav", r"the label is in the middle; .*: awk '\{print \$2, \$1, \$3\}' LIST"),
+        ("1.0 a/s/1.wav a/s/2.wav", r"a whole number: awk '\{\$1 = \(\$1 > 0\) \+ 0; print\}' LIST"),
+        ("-1 a/s/1.wav b/s/2.wav", "0 must mark a trial of two speakers, not -1: awk"),
+        ('"1" "a/s/1.wav" "a/s/2.wav"', "remove the quotes: tr -d"),
+        ('1 "a/s/1.wav" "a/s/2.wav"', "remove the quotes: tr -d"),
+        ("a/s/1.wav a/s/2.wav", "the label is missing"),
         ("1 /elsewhere/1.wav a/s/2.wav", r"refused; give a path relative to .*, or another folder \(--trials-root\)"),
     ],
 )
@@ -117,6 +124,37 @@ def test_other_forms_of_a_line_are_refused_with_the_remedy(line: str, remedy: st
     (tmp_path / "list.txt").write_text("\n".join([*lines, line]))
     with pytest.raises(UserError, match=rf"list\.txt: line 9: .*{remedy}"):
         read_trials(tmp_path / "list.txt", [tmp_path / "wav"], KEY)
+
+
+@pytest.mark.parametrize("header", ["label file1 file2", "same enrol test"])
+def test_a_header_is_refused_with_the_remedy(header: str, tmp_path: Path) -> None:
+    read(tmp_path, lines := pairs("{speaker}/s/{take}.wav"))
+    (tmp_path / "list.txt").write_text("\n".join([header, *lines]))
+    with pytest.raises(UserError, match=r"list\.txt: line 1: .*looks like a header: remove it: tail -n \+2 LIST"):
+        read_trials(tmp_path / "list.txt", [tmp_path / "wav"], KEY)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+def test_a_list_in_another_encoding_is_refused_with_the_remedy(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes("1 ä/1.wav ä/2.wav\n".encode(encoding))
+    with pytest.raises(UserError, match=r"list\.txt: .*not UTF-8.*: iconv -f \S+ -t UTF-8"):
+        read_trials(tmp_path / "list.txt", [tmp_path], KEY)
+
+
+def test_repeated_trials_count_and_are_reported_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = pairs("{speaker}/s/{take}.wav")
+    label, left, right = lines[2].split()
+    assert len(read(tmp_path, lines).labels) == 8 and not caplog.records
+    assert len(read(tmp_path, [*lines, f"{label} {right} {left}", lines[0]]).labels) == 10
+    (record,) = caplog.records
+    assert "list.txt: 2 of 10 lines repeat a trial, such as line 9 that of line 3" in record.getMessage()
+
+
+def test_a_single_training_speaker_is_refused(tmp_path: Path) -> None:
+    root = voxceleb(tmp_path, speakers=3)
+    task = sv.Task(sv.Settings(root=str(root), dev_speakers=2, dev_trials=4), 4, 0, KEY)
+    with pytest.raises(UserError, match=r"sv\.root: .*: one training speaker, 'id1\d+', .*: add speakers"):
+        task.prepare_training()
 
 
 @pytest.mark.parametrize("count", [4, 75])

@@ -144,3 +144,27 @@ def test_the_number_of_frames_is_that_of_the_front_end(student_variant: ds.Stude
     for samples in (1_600, 1_601, 1_919, 1_920, 5_000, 5_123, 16_000):
         frames, lengths = student_variant.frontend(torch.zeros(1, samples), torch.tensor([samples]))
         assert frames.shape[1] == int(lengths) == student_variant.frontend.frames(samples)
+
+
+@pytest.mark.parametrize(("seconds", "reason"), [(0.5, "holds zeros only"), (0.05, "holds 0.05 s of audio, less than")])
+def test_recordings_without_speech_are_named_once_in_training_and_evaluation(
+    seconds: float, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = np.zeros(8_000, np.float32) if reason.endswith("only") else tone(0.1).numpy()[:800]
+    root, vox = speech_commands(tmp_path / "sc", speakers=4), voxceleb(tmp_path / "vox", speakers=4)
+    words = [root / folder / "yes/none_nohash_0.wav" for folder in ("train", "test")]
+    voices = [*vox.glob("dev/wav/id1000/s0/00000.wav"), *vox.glob("test/wav/id2000/s0/00000.wav")]
+    for file in [*words, *voices, root / "test/_silence_/none_nohash_0.wav"]:
+        soundfile.write(file, samples, SECOND, subtype="FLOAT")
+    folders = {"train_root": str(root / "train"), "test_root": str(root / "test")}
+    keywords = kws.Settings(**folders, keywords=WORDS, validation_percentage=0, testing_percentage=0)
+    tasks = [kws.Task(keywords, 4, 0, "F"), sv.Task(sv.Settings(root=str(vox), dev_speakers=0), 4, 0, "F")]
+    for task in tasks:
+        training, data = task.training_data(), task.evaluation_data("test")
+        for _ in range(2):
+            for place in range(len(training.labels if task is tasks[1] else training.clips)):
+                TrainingItems(training, [0])[0, place]
+            list(EvaluationLoader({"task": data}, {"task": 4}))
+    found = sorted(record.getMessage() for record in caplog.records if "is used as speech" in record.getMessage())
+    assert len(found) == 4 and all(reason in line and "remove the file" in line for line in found)
+    assert {line.split(": ")[0] for line in found} == set(map(str, [*words, *voices]))

@@ -6,6 +6,8 @@ A new task is one module with a dataclass ``Settings`` (a `TaskSettings`, from `
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -20,6 +22,8 @@ from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.common.errors import UserError
 from distilled_student.multitask.heads import make_head
 from distilled_student.multitask.short_utterances import Filling
+
+log = logging.getLogger(__name__)
 
 # Samples that the front end of every upstream needs at least (a window of 25 ms and some more); a shorter utterance is
 # zero-padded to it.
@@ -269,6 +273,25 @@ def pad_to(waveform: Tensor, samples: int) -> Tensor:
     """``waveform`` zero-padded at the end to at least ``samples``."""
     missing = samples - len(waveform)
     return torch.nn.functional.pad(waveform, (0, missing)) if missing > 0 else waveform
+
+
+@functools.lru_cache(maxsize=1024)
+def _warn_of_no_speech(path: str, reason: str) -> None:
+    """Log a recording that holds no speech, once."""
+    log.warning("%s: %s, but it is used as speech: remove the file", path, reason)
+
+
+def load_speech(path: Any, start: float = 0.0, duration: float | None = None) -> Tensor:
+    """`audio.load`. Logs a file without speech: shorter than 0.1 s, or of zeros only.
+
+    It is used all the same, as results on published lists of files must be comparable.
+    """
+    waveform = audio.load(path, start, duration)
+    if len(waveform) < SHORTEST and audio.seconds(path) < SHORTEST / SAMPLE_RATE:
+        _warn_of_no_speech(str(path), f"holds {audio.seconds(path):g} s of audio, less than 0.1 s")
+    elif not waveform.any() and (duration is None or not audio.load(path).any()):
+        _warn_of_no_speech(str(path), "holds zeros only")
+    return waveform
 
 
 def samples_of(path: Any) -> int:

@@ -22,7 +22,15 @@ from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed
 from distilled_student.multitask.copies import Use, check_copies
 from distilled_student.multitask.short_utterances import Filling
-from distilled_student.multitask.tasks.base import SHORTEST, BaseTask, Item, balanced_order, pad_to, samples_of
+from distilled_student.multitask.tasks.base import (
+    SHORTEST,
+    BaseTask,
+    Item,
+    balanced_order,
+    load_speech,
+    pad_to,
+    samples_of,
+)
 from distilled_student.multitask.tasks.kws_index import (
     UNKNOWN_LABEL,
     KeywordClip,
@@ -38,6 +46,8 @@ from distilled_student.multitask.tasks.kws_index import (
 from distilled_student.multitask.tasks.kws_settings import Settings
 
 log = logging.getLogger(__name__)
+
+SILENCE_LABEL = 0  # the class of silence
 
 
 def filling_of(settings: Settings) -> Filling:
@@ -71,7 +81,7 @@ class Training:
             path, start, volume = cut_silence(self.noises, self.settings, rng)
             waveform = audio.load(path, start, self.settings.crop_seconds) * volume
         else:
-            waveform = change_speed(audio.load(clip.path), self.augment.speed(rng))
+            waveform = change_speed(load_speech(clip.path), self.augment.speed(rng))
             waveform = self._shift(waveform, samples, rng)
         first = int(rng.integers(max(1, len(waveform) - samples + 1)))
         waveform = filling_of(self.settings).fill(waveform[first : first + samples])
@@ -112,7 +122,8 @@ class Evaluation:
     def item(self, index: int) -> Item:
         clip = self.clips[index]
         if clip.volume is None:
-            return Item(audio.load(clip.path), clip.label, clip.key)
+            load = audio.load if clip.label == SILENCE_LABEL else load_speech
+            return Item(load(clip.path), clip.label, clip.key)
         cut = audio.load(clip.path, clip.start, self.crop_seconds) * clip.volume
         samples = self.samples(index)
         return Item(pad_to(cut[:samples], samples), clip.label, clip.key)

@@ -32,6 +32,7 @@ from distilled_student.multitask.tasks.base import (
     Item,
     balanced_order,
     grouped_order,
+    load_speech,
     samples_of,
 )
 from distilled_student.multitask.tasks.settings import speed_ratio
@@ -82,7 +83,7 @@ class Training:
             seconds = rng.uniform(seconds, self.settings.longest_crop_seconds)
         length = seconds * speed
         spare = max(0.0, audio.seconds(path) - length)
-        waveform = audio.load(path, rng.uniform(0.0, spare), length + 0.01)
+        waveform = load_speech(path, rng.uniform(0.0, spare), length + 0.01)
         waveform, samples = change_speed(waveform, speed), int(seconds * audio.SAMPLE_RATE)
         to_crop = filling_of(self.settings)
         if self.settings.fill:  # to the length of this crop, which an evaluation does not draw
@@ -107,7 +108,7 @@ class Evaluation:
         return self.paths[index]
 
     def item(self, index: int) -> Item:
-        return Item(audio.load(self.paths[index]), -1, str(index))
+        return Item(load_speech(self.paths[index]), -1, str(index))
 
 
 def _file_name(value: str | None) -> str | None:
@@ -194,6 +195,10 @@ class Task(BaseTask):
     def prepare_training(self) -> None:
         self._trains = True
         names = self.index.training_names
+        if len(names) < 2:
+            reason = f"one training speaker, '{one_line(names[0])}', but the loss tells speakers apart"
+            remedy = f"add speakers (root, extra_roots), or hold out fewer ({self.key}.dev_speakers)"
+            raise UserError(f"{self.key}.root: {self.settings.root}: {reason}: {remedy}")
         held_out = f"{len(self.index.development)} development speakers"
         note(f"{self.key}.root: {len(names)} training speakers, such as '{one_line(names[0])}', and {held_out}")
         self.class_names = names + [f"{name}{AT_SPEED}{s:g}" for s in self.settings.speeds for name in names]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
 import re
@@ -68,10 +69,7 @@ def read_trials(
             target or without non-target trials, labels that contradict the speakers, or a further column with more than
             `MAX_GROUPS` values.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a trial list ({error})") from None
+    lines = _read_lines(path)
     found: dict[str, int] = {}
     utterances: dict[str, int] = {}  # the paths of the files -> their indices
     labels, pairs, further, numbers = [], [], [], []
@@ -79,7 +77,7 @@ def read_trials(
         if not (fields := line.split()):
             continue
         if len(fields) < 3 or fields[0] not in ("0", "1"):
-            raise UserError(f"{path}: line {number}: {_malformed(fields, line)}")
+            raise UserError(f"{path}: line {number}: {_malformed(fields, line, is_first=not further)}")
         further.append(fields[3:])
         if len(further[-1]) != len(further[0]):
             columns = f"{len(fields)} columns, but the first line has {len(further[0]) + 3}"
@@ -105,19 +103,64 @@ def read_trials(
         _check_group(f"{path}: {column}", values)
     trials = Trials(list(map(Path, utterances)), left, right, np.array(labels), speakers, groups, names.tolist())
     _check_labels(path, trials, relative, numbers, key)
+    _warn_of_repeated_trials(path, pairs, numbers)
     return trials, {unicodedata.normalize("NFC", name) for name in of_files}
 
 
-def _malformed(fields: Sequence[str], line: str) -> str:
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a trial list. Raises UserError if there is none, or if it is not UTF-8."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as a trial list ({error})") from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:1000]:
+        raise UserError(f"{path}: is UTF-16, not UTF-8: convert it: iconv -f UTF-16 -t UTF-8 {path.name} > NEW")
+    try:
+        return content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        remedy = "save it as UTF-8, or convert it: iconv -f ENCODING -t UTF-8"
+        raise UserError(f"{path}: cannot be read as a trial list, is not UTF-8 ({error}): {remedy}") from None
+
+
+def _warn_of_repeated_trials(path: Path, pairs: Sequence[tuple[int, int]], numbers: Sequence[int]) -> None:
+    """Log trials that are in a list more than once, in either order of their sides. Lists may be so on purpose."""
+    first: dict[tuple[int, int], int] = {}
+    repeated = []
+    for pair, number in zip(pairs, numbers, strict=True):
+        earlier = first.setdefault((min(pair), max(pair)), number)
+        if earlier != number:
+            repeated.append((number, earlier))
+    if repeated:
+        (number, earlier), times = repeated[0], f"{len(repeated)} of {len(pairs)} lines repeat a trial"
+        log.warning(
+            "%s: %s, such as line %d that of line %d, and each counts: remove them unless the list is published so",
+            *(path, times, number, earlier),
+        )
+
+
+def _malformed(fields: Sequence[str], line: str, is_first: bool) -> str:
     """What is wrong with a line that does not begin with 1 or 0 and two files, and the remedy."""
     expected = f"expected '1|0 FILE FILE', found '{line[:80]}'"
+    if re.search("[\"'\u2018-\u201d]", fields[0] + fields[-1]):
+        return f"{expected}: remove the quotes: tr -d '\"' < LIST"
+    if fields[0] == "-1":
+        return f"{expected}: 0 must mark a trial of two speakers, not -1: awk '{{if ($1 == -1) $1 = 0; print}}' LIST"
+    if re.fullmatch(r"[-+]?[01](\.0*)?", fields[0]):
+        return f"{expected}: write the label as a whole number: awk '{{$1 = ($1 > 0) + 0; print}}' LIST"
+    if len(fields) >= 3 and fields[1] in ("0", "1"):
+        return f"{expected}: the label is in the middle; reorder the columns: awk '{{print $2, $1, $3}}' LIST"
     if len(fields) >= 3 and (fields[2] in ("0", "1") or fields[2].lower() in ("target", "nontarget", "imposter")):
         label = "$3" if fields[2] in ("0", "1") else '($3 == "target")'
         return f"{expected}: the label is last; reorder the columns: awk '{{print {label}, $1, $2}}' LIST"
+    if is_first and not re.search(r"[/\\]|\.[a-z\d]{2,4}\b", line.lower()):
+        return f"{expected}: looks like a header: remove it: tail -n +2 LIST"
     if fields[0].lower() in ("target", "nontarget", "imposter", "true", "false", "same", "different"):
         return f"{expected}: write 1 for a trial of one speaker and 0 for one of two"
-    if "," in line and len(fields) < 3:
-        return f"{expected}: columns are separated by white space, not by commas"
+    if len(fields) < 3 and (separator := next((mark for mark in ",;|" if mark in line), None)):
+        name = {",": "commas", ";": "semicolons", "|": "bars"}[separator]
+        return f"{expected}: columns are separated by white space, not by {name}: tr '{separator}' ' ' < LIST"
+    if len(fields) == 2:
+        return f"{expected}: the label is missing"
     return expected
 
 
@@ -143,6 +186,8 @@ def _find_file(name: str, roots: Sequence[Path], where: str, has_further: bool) 
             if os.path.isfile(file := f"{root}/{form}"):
                 return os.path.normpath(file)
     hint = "; file names cannot contain white space" if has_further else ""
+    if re.search("[\"'\u2018-\u201d]", name[0] + name[-1]):
+        hint = ": remove the quotes: tr -d '\"' < LIST"
     raise UserError(f"{where}: no file {name} under {' or '.join(map(str, roots))}{hint}")
 
 
