@@ -42,8 +42,8 @@ class DownstreamExpert(nn.Module):
     """The joint downstream, on the features of any upstream: a head per task, and batches of the tasks in turn.
 
     The contract with the runner is that of s3prl's ``downstream/example/expert.py``: `get_dataloader`, `forward`,
-    `log_records`, `inference`. Our runner (``host/runner.py``) also calls `calibrate`, `forget`, `fingerprints`,
-    `resolved` and `last_keys`, and reads `conflict` and `optimizer_per_task`, where an expert has them.
+    `log_records`, `inference`. Our runner (``host/runner.py``) also calls `calibrate`, `restart`, `forget`,
+    `fingerprints`, `resolved` and `last_keys`, and reads `conflict` and `optimizer_per_task`, where an expert has them.
 
     Attributes:
         conflict, optimizer_per_task: See `ExpertSettings`.
@@ -280,6 +280,11 @@ class DownstreamExpert(nn.Module):
     def last_keys(self) -> list[str]:
         """The utterances of the last step."""
         return [key for keys in self._recent for key in keys]
+
+    def restart(self) -> None:
+        """Begin a new training with the loaded weights: the first epoch, without a best score."""
+        self._position = EpochPosition()
+        self.best_score.fill_(float("-inf"))
 
     def forget(self, step: int) -> None:
         """Remove log entries after ``step``, from which training resumes."""

@@ -46,6 +46,8 @@ def check_early(args: Namespace) -> None:
     check_mode(start)
     evaluated = [start.evaluate_split] if start.mode == "evaluate" else []
     check_sections(source(vars(start)), config, start.downstream, evaluated)
+    if start.mode == "train" and config["runner"].get("weights_only") and not start.init_ckpt:
+        raise UserError(f"{source(vars(start))}: runner.weights_only: needs -i CHECKPOINT, which has the weights")
     if start.downstream == "multitask":  # by name: it stands above this package
         multitask = importlib.import_module("distilled_student.multitask.settings")
         selected, is_trained = start.upstream_feature_selection, start.upstream_trainable

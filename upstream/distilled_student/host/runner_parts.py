@@ -89,6 +89,19 @@ class RunnerParts(s3prl_runner.Runner):
         super().__init__(args, config)
         if args.mode != "train" and self.init_ckpt.get("Average") is not None:
             self._get_average(1.0).apply()
+        if args.mode == "train" and config["runner"].get("weights_only") and not args.past_exp:
+            self._keep_weights_only()
+
+    def _keep_weights_only(self) -> None:
+        """``runner.weights_only``: the weights of ``-i`` have been loaded; all else starts as in a new run.
+
+        The weights are those that an evaluation uses: the averages of a training with ``runner.average``.
+        """
+        if self.init_ckpt.get("Average") is not None:
+            self._get_average(1.0).apply()
+        self.init_ckpt = {}
+        if hasattr(self.expert, "restart"):
+            self.expert.restart()
 
     @property
     def where(self) -> str:

@@ -13,7 +13,7 @@ from distilled_student.host.optimizer_names import names_of, torch_optimizer_nam
 from distilled_student.host.superb import settings as superb
 
 COUNTS = ("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step", "max_keep")
-FLAGS = ("fp16", "bf16")
+FLAGS = ("fp16", "bf16", "weights_only")
 OTHERS = ("gradient_clipping", "eval_dataloaders", "train_dataloader", "evaluate_ratio", "max_skipped")
 OTHERS += ("upstream_lr", "layer_decay", "average")
 RUNNER_KEYS = (*COUNTS, *OTHERS, *FLAGS)
