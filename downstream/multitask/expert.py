@@ -22,6 +22,7 @@ from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.processes import count_processes, sum_over_processes
 from distilled_student.common.provenance import files_fingerprint, utterances_fingerprint
 from distilled_student.common.settings import typed
+from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.host.yaml_sections import source
 from distilled_student.multitask.alternation import AlternationLoader
 from distilled_student.multitask.heads import LayerChoice
@@ -42,8 +43,9 @@ class DownstreamExpert(nn.Module):
     """The joint downstream, on the features of any upstream: a head per task, and batches of the tasks in turn.
 
     The contract with the runner is that of s3prl's ``downstream/example/expert.py``: `get_dataloader`, `forward`,
-    `log_records`, `inference`. Our runner (``host/runner.py``) also calls `calibrate`, `restart`, `forget`,
-    `fingerprints`, `resolved` and `last_keys`, and reads `conflict` and `optimizer_per_task`, where an expert has them.
+    `log_records`, `inference`. Our runner (``host/runner.py``) also calls `prepare_upstream`, `calibrate`, `restart`,
+    `forget`, `fingerprints`, `resolved` and `last_keys`, and reads `conflict` and `optimizer_per_task`, where an expert
+    has them.
 
     Attributes:
         conflict, optimizer_per_task: See `ExpertSettings`.
@@ -68,13 +70,15 @@ class DownstreamExpert(nn.Module):
         self.accumulate = int(runner.get("gradient_accumulate_steps", 1))
 
         entries, layers = read_tasks(self.settings, where), self.settings.layers
+        branched = self.settings.branched
         self.tasks, self.choices = nn.ModuleDict(), nn.ModuleDict()
         for name in self.settings.schedule:
             entry = entries[name]
             entry.check_layer(layers, selected)
-            width = entry.width(upstream_dim, layers)
+            width = entry.width(upstream_dim, layers, len(branched))
             self.tasks[name] = entry.module.Task(entry.settings, width, self.seed, entry.key)
-            self.choices[name] = LayerChoice(layers, entry.settings.layer)
+            choice = layers + branched.index(name) if name in branched else entry.settings.layer
+            self.choices[name] = LayerChoice(layers, choice, len(branched))
 
         self.register_buffer("best_score", torch.full((1,), float("-inf"), dtype=torch.float64))
         self.results: dict[str, dict[str, Any]] = {}
@@ -92,6 +96,25 @@ class DownstreamExpert(nn.Module):
         if mode == "train":  # find what is wrong with the evaluation data now, not after hours of training
             for split in runner.get("eval_dataloaders") or ():
                 self.get_dataloader(split)
+
+    @staticmethod
+    def prepare_upstream(upstream: nn.Module, downstream_expert: Mapping[str, Any], where: str) -> None:
+        """Add the branches of the tasks to a student; called before the weights of a checkpoint are loaded.
+
+        ``where``: ``FILE: downstream_expert``, for messages.
+
+        Raises:
+            UserError: the upstream is no student, or has another number of hidden states than ``layers``.
+        """
+        settings = typed(ExpertSettings, downstream_expert, where)
+        if not settings.branched:
+            return
+        if not isinstance(upstream, StudentUpstream):
+            raise UserError(f"{where}.tasks.{settings.branched[0]}.branch: needs -u distilled_student")
+        states = upstream.student.config.layers + 1
+        if settings.layers != states:
+            raise UserError(f"{where}.layers: {settings.layers}, but the student has {states} hidden states")
+        upstream.student.add_branches(len(settings.branched))
 
     # Data
     def get_dataloader(self, split: str, epoch: int = 0) -> AlternationLoader | EvaluationLoader:

@@ -20,20 +20,23 @@ class LayerChoice(nn.Module):
 
     ``choice``: the number of a layer; None: all layers, still concatenated; ``weighted``: the sum of all layers, with
     the softmax of learned weights, equal at first (SUPERB, arXiv 2105.01051, section 3; s3prl's ``Featurizer``).
+    ``branches``: the number of further layers after these, which are used by number only.
     """
 
-    def __init__(self, layers: int, choice: int | str | None) -> None:
+    def __init__(self, layers: int, choice: int | str | None, branches: int = 0) -> None:
         super().__init__()
-        self.layers, self.choice = layers, choice
+        self.layers, self.choice, self.branches = layers, choice, branches
         if choice == WEIGHTED:
             self.weights = nn.Parameter(torch.zeros(layers))
 
     def forward(self, features: Tensor) -> Tensor:
-        if self.choice is None:
+        if self.choice is None and not self.branches:
             return features
-        layers = features.unflatten(-1, (self.layers, -1))
+        layers = features.unflatten(-1, (self.layers + self.branches, -1))
+        if self.choice is None:
+            return layers[..., : self.layers, :].flatten(-2)
         if self.choice == WEIGHTED:
-            return self.weights.softmax(dim=0) @ layers.float()
+            return self.weights.softmax(dim=0) @ layers[..., : self.layers, :].float()
         return layers[..., self.choice, :]
 
 

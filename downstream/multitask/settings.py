@@ -87,6 +87,12 @@ class ExpertSettings:
         need_finite(asdict(self))
 
     @property
+    def branched(self) -> list[str]:
+        """The tasks of the schedule with a branch, in the order of their branches."""
+        groups = {name: self.tasks[name] for name in self.schedule}
+        return [name for name, group in groups.items() if isinstance(group, Mapping) and group.get("branch")]
+
+    @property
     def cycle(self) -> int:
         """Batches in a cycle of the schedule."""
         return sum(self.schedule.values())
@@ -110,10 +116,13 @@ def check_runner(settings: ExpertSettings, runner: Mapping[str, Any], selected: 
     if settings.layers > 1 and selected != "concatenated":
         reason = f"{settings.layers} needs -s concatenated, not -s {selected}"
         raise UserError(f"{where}: downstream_expert.layers: {reason}: add -s concatenated, or set layers to 1")
+    if settings.branched and (selected != "concatenated" or settings.layers < 2):
+        reason = "needs -s concatenated and layers, the number of hidden states of the student"
+        raise UserError(f"{where}: downstream_expert.tasks.{settings.branched[0]}.branch: {reason}")
 
 
 def check_shared_weights(settings: ExpertSettings, optimizer: Mapping[str, Any], is_trained: bool, where: str) -> None:
-    """Check what a training needs whose tasks meet in the upstream's weights: `conflict`, `optimizer_per_task`.
+    """Check what a training needs whose tasks meet in the upstream's weights: see the keys that it reads.
 
     Args:
         optimizer: The group ``optimizer`` of the YAML file. is_trained: ``-f``. where: The file, for messages.
@@ -124,6 +133,9 @@ def check_shared_weights(settings: ExpertSettings, optimizer: Mapping[str, Any],
     for key in ("conflict", "optimizer_per_task"):
         if getattr(settings, key) and not is_trained:
             raise UserError(f"{where}: downstream_expert.{key}: needs -f: the tasks share the upstream's weights alone")
+    if settings.branched and not is_trained:
+        reason = "needs -f: without training it is the student's last layer"
+        raise UserError(f"{where}: downstream_expert.tasks.{settings.branched[0]}.branch: {reason}")
     name = str(optimizer.get("name"))
     if settings.optimizer_per_task and name.endswith("_with_schedule"):
         reason = f"{name} changes its learning rate by the steps of each task: use TorchOptim and a scheduler"
@@ -147,18 +159,20 @@ class TaskEntry(NamedTuple):
         if isinstance(layer, int) and not 0 <= layer < layers:
             raise UserError(f"{self.key}.layer: {layer} is not one of layers: {layers}, counted from 0")
 
-    def width(self, features: int, layers: int) -> int:
-        """The features of a frame that the task uses, of ``features`` in all layers together.
+    def width(self, features: int, layers: int, branches: int = 0) -> int:
+        """The features of a frame that the task uses, of ``features`` in all layers and branches together.
 
         Raises:
             UserError: ``features`` cannot be divided into ``layers``.
         """
-        if features % layers:
+        if features % (layers + branches):
             expert = self.key.rpartition(".tasks.")[0]
             raise UserError(
                 f"{expert}.layers: {features} features cannot be divided into {layers} layers: {HIDDEN_STATES}"
             )
-        return features if self.settings.layer is None else features // layers
+        of_one = features // (layers + branches)
+        uses_all = self.settings.layer is None and not self.settings.branch
+        return layers * of_one if uses_all else of_one
 
 
 def read_tasks(settings: ExpertSettings, where: str) -> dict[str, TaskEntry]:

@@ -118,7 +118,7 @@ class Step(nn.Module):
             state[f"stem_{i}"] = torch.zeros(1, stem.frames_before(layer), width)
         if config.positions == "conv":
             state["positions"] = torch.zeros(1, config.position_kernel - 1, config.hidden_size)
-        for i in range(config.layers):
+        for i in range(self.model.student.attending_layers):
             state[f"layer_{i}"] = torch.zeros(1, config.attention_context - 1, 2 * config.hidden_size)
         with torch.no_grad():
             features = self.model.features(self.encode(torch.zeros(1, self.chunk), dict(state)))
@@ -150,14 +150,15 @@ class Step(nn.Module):
         # frames in front of the first sample are zeros in the state, and attention must not see them
         exists = torch.arange(past + x.shape[1]) >= past - state["frames"] // stride
         mask = causal_mask(x.shape[1], past, past + 1, x.device) & exists
-        hidden_states, key_values = student.run_layers(x, mask, [state[f"layer_{i}"] for i in range(config.layers)])
+        pasts = [state[f"layer_{i}"] for i in range(student.attending_layers)]
+        hidden_states, key_values = student.run_layers(x, mask, pasts)
         for i, key_value in enumerate(key_values):
             state[f"layer_{i}"] = key_value[:, x.shape[1] :]
         state["frames"] = state["frames"] + frames
-        predictions = None if student.predictions is None else student.predictions(hidden_states[-1])
+        predictions = None if student.predictions is None else student.predictions(hidden_states[config.layers])
         hidden_states = [repeat_frames(h, stride, frames) for h in hidden_states]
         predictions = None if predictions is None else repeat_frames(predictions, stride, frames)
-        return StudentOutput(hidden_states, hidden_states[-1], predictions, torch.full((1,), frames))
+        return StudentOutput(hidden_states, hidden_states[config.layers], predictions, torch.full((1,), frames))
 
     def forward(self, samples: Tensor, state: dict[str, Tensor]) -> StepOutput:
         """``(1, samples)`` float32 at 16 kHz in [-1, 1], a multiple of ``chunk``, and the state before the chunk."""
@@ -176,7 +177,7 @@ class StreamOutput(NamedTuple):
     """The outputs of a `Stream` for the frames that some samples complete; D is the student's width.
 
     Attributes:
-        hidden_states: ``layers + 1`` tensors ``(frames, D)`` of the new frames, as in `StudentOutput`.
+        hidden_states: Tensors ``(frames, D)`` of the new frames, as many as in `StudentOutput`.
         tasks: The output of each task ``(outputs,)`` by name, of the window that ends with the last new frame; see
             `JointModel.heads`.
     """

@@ -165,6 +165,9 @@ class TaskSettings:
         layer: With ``-s concatenated`` and ``layers``: the number of the hidden state that this task uses, counted from
             0 (the front end), or ``weighted``, their sum with learned weights. None: all features. Early layers
             describe the speaker best, late layers the word.
+        branch: A copy of the student's last layer for this task, trained with it, whose output the task uses instead of
+            a ``layer``; with ``-u distilled_student -f -s concatenated`` and ``layers``. One task of two needs it: the
+            other one then has the student's own last layer.
         standardize: Bring each pooled feature to zero mean and unit variance (batch norm without weights): before the
             linear layer of the ``linear`` head, or as the embedding of the ``pooled`` head. The head then needs a tenth
             of the steps: the differences between classes are small compared with what all utterances have in common.
@@ -186,6 +189,7 @@ class TaskSettings:
     head: str = "linear"
     pooling: str = "mean"
     layer: int | str | None = None
+    branch: bool = False
     standardize: bool = False
     augment: AugmentSettings = field(default_factory=AugmentSettings)
 
@@ -205,6 +209,8 @@ class TaskSettings:
             raise ValueError(f"standardize: works with the heads linear and pooled only, not with {self.head}")
         if isinstance(self.layer, str) and self.layer != WEIGHTED:
             raise ValueError(f"layer: '{self.layer}' is neither a number nor {WEIGHTED}")
+        if self.branch and self.layer is not None:
+            raise ValueError(f"branch: the task uses its branch, which excludes layer: {self.layer}")
 
     def class_names(self) -> list[str] | None:
         """The names of the classes in the order of their numbers; None where the settings alone do not name them."""

@@ -48,12 +48,14 @@ def save_student(
 
     Raises:
         ValueError: there is no such format.
-        UserError: `transformers` has no such network; names the key.
+        UserError: `transformers` has no such network; names the key. Or the student has branches for tasks.
     """
     from safetensors.torch import save
 
     if format not in FORMATS:
         raise ValueError(f"format: '{format}' is not one of {', '.join(FORMATS)}")
+    if len(student.branches):
+        raise UserError(f"{path}: the student has a branch for a task of a joint run, and is saved with that run only")
     folder = Path(path)
     if format == "transformers":
         return write_transformers(student, folder, dtype)

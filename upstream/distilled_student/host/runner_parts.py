@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import re
@@ -89,7 +90,7 @@ class RunnerParts(s3prl_runner.Runner):
         super().__init__(args, config)
         if args.mode != "train" and self.init_ckpt.get("Average") is not None:
             self._get_average(1.0).apply()
-        if args.mode == "train" and config["runner"].get("weights_only") and not args.past_exp:
+        if self._is_new and config["runner"].get("weights_only"):
             self._keep_weights_only()
 
     def _keep_weights_only(self) -> None:
@@ -99,7 +100,8 @@ class RunnerParts(s3prl_runner.Runner):
         """
         if self.init_ckpt.get("Average") is not None:
             self._get_average(1.0).apply()
-        self.init_ckpt = {}
+        models = {entry.name for entry in self.all_entries}
+        self.init_ckpt = {name: weights for name, weights in self.init_ckpt.items() if name in models}
         if hasattr(self.expert, "restart"):
             self.expert.restart()
 
@@ -199,6 +201,8 @@ class RunnerParts(s3prl_runner.Runner):
             raise UserError(f"{self.where}: key {error}: missing") from error
 
     def _init_model(self, model: nn.Module, name: str, trainable: bool, interfaces: Sequence[str] = ()) -> Any:
+        if name == "Upstream":
+            self._prepare_upstream(model)
         if not dist.is_initialized():
             return super()._init_model(model, name, trainable, interfaces)
         self._load_weight(model, name)
@@ -212,6 +216,12 @@ class RunnerParts(s3prl_runner.Runner):
                 setattr(wrapped, interface, getattr(model, interface))
             model = wrapped
         return s3prl_runner.ModelEntry(model, name, trainable, interfaces)
+
+    def _prepare_upstream(self, model: nn.Module) -> None:
+        """What the downstream adds to the upstream before the weights of a checkpoint are loaded, such as branches."""
+        expert = importlib.import_module(f"s3prl.downstream.{self.args.downstream}.expert").DownstreamExpert
+        if hasattr(expert, "prepare_upstream"):
+            expert.prepare_upstream(model, self.config["downstream_expert"], self.where)
 
     def _get_optimizer(self, models: Sequence[nn.Module]) -> torch.optim.Optimizer:
         optimizer = get_optimizer(models, self.config["runner"]["total_steps"], self.config["optimizer"])

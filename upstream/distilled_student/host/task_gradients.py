@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-Gradient = list[Tensor]  # of each shared weight, in the same order for every task
+Gradient = list[Tensor]  # of each weight of the upstream, in the same order for every task
+TINY = 1e-300  # the smallest divisor, in double precision: a gradient of zeros has the cosine 0
 
 
 def _dot(x: Gradient, y: Gradient) -> Tensor:
@@ -18,33 +19,46 @@ def _dot(x: Gradient, y: Gradient) -> Tensor:
     return torch.stack(parts).double().sum()
 
 
+def _on_shared(x: Gradient, y: Gradient) -> tuple[Gradient, Gradient]:
+    """Both gradients on the weights that both tasks use; zeros on a weight whose gradient is zero for one of them.
+
+    Such weights are a task's own: its branch, or the layers above the one that the other task uses.
+    """
+    shared = [(a.any() & b.any()).to(a.dtype) for a, b in zip(x, y, strict=True)]
+    of_x = [gradient * is_shared for gradient, is_shared in zip(x, shared, strict=True)]
+    of_y = [gradient * is_shared for gradient, is_shared in zip(y, shared, strict=True)]
+    return of_x, of_y
+
+
 def cosine(x: Gradient, y: Gradient) -> Tensor:
-    """The cosine of the angle between two gradients, ``()``; 0 if one of them is zero."""
-    return _dot(x, y) / (_dot(x, x) * _dot(y, y)).sqrt().clamp(min=1e-300)
+    """The cosine of the angle between two gradients, ``()``, on the weights that both have; 0 if there are none."""
+    x, y = _on_shared(x, y)
+    return _dot(x, y) / (_dot(x, x) * _dot(y, y)).sqrt().clamp(min=TINY)
 
 
 def project_conflicts(gradients: Mapping[str, Gradient], order: random.Random) -> list[Gradient]:
     """The gradient of each task without what conflicts with other tasks: PCGrad (Yu et al., arXiv 2001.06782).
 
-    Algorithm 1 of the paper. Where the scalar product with the gradient of another task is negative, the projection
-    onto that gradient is subtracted; the other tasks follow each other in random order.
+    Algorithm 1 of the paper, on the weights that two tasks share. Where the scalar product with the gradient of another
+    task is negative, the projection onto that gradient is subtracted. The other tasks follow in random order.
     """
     projected = []
-    for task, own in gradients.items():
-        others = [gradient for name, gradient in gradients.items() if name != task]
+    for task, gradient in gradients.items():
+        own, others = gradient, [other for name, other in gradients.items() if name != task]
         order.shuffle(others)
         for other in others:
-            factor = (_dot(own, other) / _dot(other, other).clamp(min=1e-300)).clamp(max=0.0)
-            own = [x - factor.to(x.dtype) * y for x, y in zip(own, other, strict=True)]
+            _, direction = _on_shared(gradient, other)
+            factor = (_dot(own, direction) / _dot(direction, direction).clamp(min=TINY)).clamp(max=0.0)
+            own = [x - factor.to(x.dtype) * y for x, y in zip(own, direction, strict=True)]
         projected.append(own)
     return projected
 
 
 class TaskGradients:
-    """Keeps the gradient of each task on the shared weights separate until the step.
+    """Keeps the gradient of each task on the upstream's weights separate until the step.
 
     Args:
-        parameters: The shared weights.
+        parameters: The upstream's weights.
         projects: Whether `combine` projects conflicts out.
     """
 

@@ -129,7 +129,7 @@ class Upstream(nn.Module):
         samples = [len(wav) for wav in wavs]
         lengths = torch.tensor(samples)  # on the CPU, see Student.forward
         found, frames = self.encode(pad_sequence(list(wavs), batch_first=True), lengths)
-        found["last_hidden_state"] = found["hidden_states"][-1:]
+        found.setdefault("last_hidden_state", found["hidden_states"][-1:])
         if self.selected in (None, "concatenated"):
             found["concatenated"] = [torch.cat(found["hidden_states"], dim=2)]
         names = found if self.selected is None else [self.selected]
@@ -147,7 +147,7 @@ class StudentUpstream(Upstream):
 
     def encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[dict[str, list[Tensor]], Tensor]:
         output = self.student(waveforms, lengths, predict=self.selected in (None, "predictions"))
-        named = {"hidden_states": output.hidden_states}
+        named = {"hidden_states": output.hidden_states, "last_hidden_state": [output.last_hidden_state]}
         if output.predictions is not None:
             named["predictions"] = list(output.predictions.unbind(1))
         return named, output.lengths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,8 +25,9 @@ class StudentOutput(NamedTuple):
     """What a student returns; T is frames, D the student's width, F the teacher's features.
 
     Attributes:
-        hidden_states: ``layers + 1`` tensors ``(batch, T, D)``: the input of the first layer, then each layer's output.
-        last_hidden_state: The last of them.
+        hidden_states: ``layers + 1`` tensors ``(batch, T, D)``: the input of the first layer, then each layer's output;
+            then the output of each branch.
+        last_hidden_state: The output of the last layer.
         predictions: ``(batch, targets, T, F)``, or None for a student without prediction layers.
         lengths: ``(batch,)`` valid frames, on the same device as the lengths that were passed in.
     """
@@ -126,6 +128,14 @@ class Layer(nn.TransformerEncoderLayer):
         return x + y if self.norm_first else self.norm2(x + y), key_value
 
 
+class Branch(nn.Module):
+    """A copy of a student's last layer for one task, and of the norm after it: late branching (arXiv 2206.13708)."""
+
+    def __init__(self, layer: Layer, norm: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.norm = copy.deepcopy(layer), copy.deepcopy(norm)
+
+
 def causal_mask(frames: int, past: int, context: int, device: torch.device) -> Tensor:
     """``(frames, past + frames)`` bool: each frame attends to itself and the ``context - 1`` frames before it."""
     age = past + torch.arange(frames, device=device)[:, None] - torch.arange(past + frames, device=device)[None, :]
@@ -155,6 +165,20 @@ class Student(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(1 if config.shared else config.layers))
         self.predictions = PredictionLayers(config) if config.targets else None
+        self.branches = nn.ModuleList()
+
+    def add_branches(self, count: int) -> None:
+        """Add ``count`` copies of the last layer, with the same input. Their outputs follow the other hidden states.
+
+        They are not part of the configuration: a student with branches is saved in the checkpoint of a joint run only.
+        """
+        norm = self.norm if self.config.norm_first else nn.Identity()
+        self.branches.extend(Branch(self.layers[-1], norm) for _ in range(count))
+
+    @property
+    def attending_layers(self) -> int:
+        """The number of layers that keep keys and values in a stream: ``layers``, then the branches."""
+        return self.config.layers + len(self.branches)
 
     def train(self, mode: bool = True) -> Student:
         """As every module's; what an evaluation has computed from the weights is computed again."""
@@ -217,41 +241,52 @@ class Student(nn.Module):
             mask = causal_mask(x.shape[1], 0, config.attention_context, x.device)
         else:  # without a mask, attention uses its fastest kernel
             mask = None if valid is None else valid[:, None, None, :].expand(-1, -1, x.shape[1], -1)
-        hidden_states, _ = self.run_layers(x, mask, [None] * config.layers)
+        hidden_states, _ = self.run_layers(x, mask, [None] * self.attending_layers)
+        last = config.layers
         predictions = None
         if predict and self.predictions is not None:
-            predictions = self.predictions(zero_padding(hidden_states[-1], valid))
+            predictions = self.predictions(zero_padding(hidden_states[last], valid))
             predictions = repeat_frames(predictions, config.encoder_stride, frames)
         valid = mask_if_padded(frame_lengths, frames, x.device)
         hidden_states = [zero_padding(repeat_frames(h, config.encoder_stride, frames), valid) for h in hidden_states]
-        return StudentOutput(hidden_states, hidden_states[-1], predictions, frame_lengths)
+        return StudentOutput(hidden_states, hidden_states[last], predictions, frame_lengths)
 
     def run_layers(
         self, x: Tensor, mask: Tensor | None, pasts: Sequence[Tensor | None]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """All transformer layers.
+        """All transformer layers, then the branches.
 
         Args:
             x: ``(batch, frames, hidden_size)``, positions added.
             mask: See `Layer.forward`.
-            pasts: ``layers`` keys and values of earlier frames, or None; see `Layer.forward`.
+            pasts: ``attending_layers`` keys and values of earlier frames, or None; see `Layer.forward`.
 
         Returns:
-            ``layers + 1`` hidden states and ``layers`` keys and values.
+            Hidden states as in `StudentOutput`, and ``attending_layers`` keys and values.
         """
         x = self.dropout(x if self.config.norm_first else self.norm(x))
         layers = [self.layers[0]] * self.config.layers if self.config.shared else self.layers
         hidden_states, key_values = [x], []
-        for layer, past in zip(layers, pasts, strict=True):
-            y, key_value = layer(x, mask, past)
-            if self.training and self.config.layerdrop:  # computed all the same: every weight then has a gradient
-                y = torch.where(torch.rand((), device=x.device) < self.config.layerdrop, x, y)
-            x = y
+        own, of_branches = pasts[: self.config.layers], pasts[self.config.layers :]
+        for layer, past in zip(layers, own, strict=True):
+            x, key_value = self._run_layer(layer, x, mask, past)
             hidden_states.append(x)
             key_values.append(key_value)
         if self.config.norm_first:
             hidden_states[-1] = self.norm(x)
+        before_last = hidden_states[-2]
+        for branch, past in zip(self.branches, of_branches, strict=True):
+            x, key_value = self._run_layer(branch.layer, before_last, mask, past)
+            hidden_states.append(branch.norm(x))
+            key_values.append(key_value)
         return hidden_states, key_values
+
+    def _run_layer(self, layer: Layer, x: Tensor, mask: Tensor | None, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`Layer.forward`; in training with ``layerdrop``."""
+        y, key_value = layer(x, mask, past)
+        if self.training and self.config.layerdrop:  # computed all the same: every weight then has a gradient
+            y = torch.where(torch.rand((), device=x.device) < self.config.layerdrop, x, y)
+        return y, key_value
 
 
 def build_student(size: str | StudentConfig = "paper") -> Student:
