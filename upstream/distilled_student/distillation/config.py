@@ -18,6 +18,7 @@ from distilled_student.student.config import StudentConfig, named_size
 
 UTTERANCE = "utterance"  # targets of a teacher: the embeddings of utterances
 PAPER_LAYERS = (4, 8, 12)
+MAX_CODES = 64  # bytes of a frame in codes
 
 
 @dataclass
@@ -93,7 +94,11 @@ class DistillConfig:
         teacher_precision: Precision of the teacher, which is not trained. ``auto``: ``bf16`` where the device has
             instructions for it, else ``fp32``. It changes the loss by less than 0.1 % (see the tests).
         compile: Compile the student's transformer layers (`torch.compile`): takes a minute at the start; for GPUs.
-        cache: Folder for the teacher's targets in half precision, for repeated epochs over a small set.
+        cache: Folder for the teachers' targets in half precision, for repeated epochs over a small set.
+        cache_codes: Bytes for each frame and layer in the cache. Hidden states are then stored in codes, one byte for
+            each of so many codebooks, and the student is trained on what these decode to. 0: half precision.
+            Embeddings of utterances and targets of held-out audio are always in half precision.
+        cache_codes_seconds: Seconds of the corpus that the codebooks are trained on, unless the cache has some.
         seed: Seed of the initial weights, of dropout and of the order of the data.
         log_every: Number of steps between two log lines.
         save_every: Number of steps between two checkpoints.
@@ -128,6 +133,8 @@ class DistillConfig:
     teacher_precision: str = "auto"
     compile: bool = False
     cache: str | None = None
+    cache_codes: int = 0
+    cache_codes_seconds: float = 600.0
     seed: int = 0
     log_every: int = 50
     save_every: int = 1000
@@ -143,7 +150,7 @@ class DistillConfig:
                 raise ValueError(f"{name}: missing")
         self._check_teachers()
         intervals = ("log_every", "save_every", "held_out_every")
-        for name in ("steps", "learning_rate", "eps", "clip", *intervals, "keep", "max_skipped"):
+        for name in ("steps", "learning_rate", "eps", "clip", *intervals, "keep", "max_skipped", "cache_codes_seconds"):
             if not 0 < getattr(self, name) < math.inf:  # false for NaN too
                 raise ValueError(f"{name}: needs a positive number")
         if not 0 <= (self.copied_learning_rate or 0) < math.inf:
@@ -152,6 +159,10 @@ class DistillConfig:
             raise ValueError("front_end_gradient: needs a factor in [0, 1]")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError("weight_decay: needs a number of 0 or more")
+        if not 0 <= self.cache_codes <= MAX_CODES:
+            raise ValueError(f"cache_codes: needs 0 to {MAX_CODES} bytes, not {self.cache_codes}")
+        if self.cache_codes and not self.cache:
+            raise ValueError("cache_codes: needs cache, the folder of the codes")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: needs two numbers in [0, 1), not {self.betas}")
         if not 0 <= self.warmup < 1:
@@ -235,6 +246,7 @@ def student_config_for(
 def settings_fixed_on_resume(config: DistillConfig) -> dict[str, Any]:
     """The settings that must not change when a run is resumed: the result depends on them. ``steps`` may change."""
     may_change = ("output", "steps", "log_every", "save_every", "keep", "max_skipped", "weights", "description", "data")
+    may_change += ("cache_codes_seconds",)  # a run compares the codebooks themselves
     settings = asdict(config)
     data = {f"data.{key}": value for key, value in settings["data"].items() if key not in ("workers", "streams")}
     settings["cache"] = config.cache is not None  # cached targets are rounded; where they are stored may change

@@ -87,9 +87,9 @@ class HeldOut:
         model.eval()
         sums = torch.zeros(sum(2 * count + 1 for count in counts), dtype=torch.float64, device=run.accelerator.device)
         rank, world = run.accelerator.process_index, run.accelerator.num_processes
-        for batch in self.batches(rank, world, run.find_targets):
+        for batch in self.batches(rank, world, run.find_held_out_targets):
             if len(batch.lengths):
-                found = run.loss_parts(batch, model)
+                found = run.loss_parts(batch, model, held_out=True)
                 sums += torch.cat([t for p in found for t in (p.l1, p.cosine, p.frames[None].to(p.l1.dtype))])
         model.train(was_training)
         sums = sum_over_processes(sums).cpu()

@@ -17,6 +17,7 @@ from distilled_student.student.network import Student
 from distilled_student.teachers.open import shipped_teacher
 
 if TYPE_CHECKING:
+    from distilled_student.distillation.code_cache import QuantizationError
     from distilled_student.distillation.config import DistillConfig
     from distilled_student.distillation.throughput import TeacherCost
 
@@ -66,6 +67,16 @@ def _teacher_rows(config: DistillConfig, costs: Sequence[TeacherCost]) -> str:
     return "".join(rows)
 
 
+def _code_rows(config: DistillConfig, codes: Sequence[Sequence[QuantizationError]]) -> str:
+    """A row for each layer whose targets were in codes."""
+    rows, teachers = [], config.all_teachers()
+    for number, (teacher, errors) in enumerate(zip(teachers, codes, strict=False)):
+        label = f"teacher {number + 1}, " if len(teachers) > 1 else ""
+        for layer, error in zip(teacher.targets, errors, strict=False):
+            rows.append(f"| targets in codes, {label}layer {layer} | {config.cache_codes} bytes per frame: {error} |\n")
+    return "".join(rows)
+
+
 def _licences(config: DistillConfig) -> str:
     """A sentence about the licence of each teacher."""
     return "; ".join(_licence(teacher.teacher, _name(teacher.teacher)) for teacher in config.all_teachers())
@@ -89,6 +100,7 @@ def write_card(
     initialization: Initialization,
     held_out: tuple[float, float, float] | None = None,
     costs: Sequence[TeacherCost] = (),
+    codes: Sequence[Sequence[QuantizationError]] = (),
 ) -> None:
     """Write ``README.md`` into the student folder.
 
@@ -99,6 +111,7 @@ def write_card(
         initialization: What was copied from the teacher.
         held_out: The step of the student's weights, their loss on held-out audio, and the seconds of that audio.
         costs: Of each teacher.
+        codes: For each teacher the error of each layer's targets in codes; none if they are not in codes.
     """
     prediction = parameters(student.predictions) if student.predictions is not None else 0
     kept = parameters(student) - prediction
@@ -108,6 +121,7 @@ def write_card(
         f" ({rate:g} for the weights copied from the teacher)" if rate is not None and initialization.copied else ""
     )
     learning_rate = f"{config.learning_rate:g}{copied_rate}"
+    teacher_rows = _teacher_rows(config, costs) + _code_rows(config, codes)
     training_rows = _effects_row(config)
     if held_out is not None:
         step, loss, seconds = held_out
@@ -121,7 +135,7 @@ What follows is measured or taken from the settings of this run.
 
 | | |
 |---|---|
-{_teacher_rows(config, costs)}| initialised from the teacher | {escape_markdown(_initialized(initialization))} |
+{teacher_rows}| initialised from the teacher | {escape_markdown(_initialized(initialization))} |
 | data | {escape_markdown(corpus)}; trained on {audio_seconds / 3600:.2f} hours of audio in {int(curve[-1][0])} steps |
 {training_rows}| parameters | {kept / 1e6:.2f} M + {prediction / 1e6:.2f} M in the prediction layers |
 | multiply-accumulates | {macs / 1e6:.0f} M per second of audio, prediction layers included |

@@ -1,4 +1,4 @@
-"""Teacher targets on disk, in half precision: later epochs over a small set do not need the teacher."""
+"""Teacher targets on disk, in half precision or in codes: later epochs do not need the teacher."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TargetCache:
         """
         is_of_utterances = isinstance(teacher, UtteranceTeacher)
         frames = utterances if is_of_utterances else seconds * SAMPLE_RATE / teacher.encoder.frame_shift
-        size = int(frames * teacher.features * teacher.target_count * torch.float16.itemsize)
+        size = int(frames * teacher.target_count * self.bytes_per_frame(teacher))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             stored = sum(file.stat().st_size for file in self.folder.glob("*/*.safetensors"))
@@ -64,40 +64,64 @@ class TargetCache:
             space = f"needs {(size - stored) / 1e9:.2f} GB more, its disk has {free / 1e9:.2f} GB free"
             raise UserError(f"{self.where}: {self.folder}: {space}")
 
+    def bytes_per_frame(self, teacher: Teacher | UtteranceTeacher) -> int:
+        """Stored bytes of a frame of one target."""
+        return teacher.features * torch.float16.itemsize
+
+    def metadata(self) -> dict[str, str]:
+        """What a file must say for its targets to be used."""
+        return {}
+
+    def pack(self, states: Tensor) -> Tensor:
+        """``states (targets, frames, features)`` as they are stored, ``(targets, frames, ...)`` on the CPU.
+
+        Raises:
+            UserError: the states are too large for half precision.
+        """
+        half = states.to("cpu", torch.float16).contiguous()
+        if not torch.isfinite(half).all():
+            raise UserError(f"{self.where}: the teacher's hidden states are too large for half precision; remove cache")
+        return half
+
+    def unpack(self, stored: Tensor) -> Tensor:
+        """Stored targets ``(batch, targets, frames, ...)`` as ``(batch, targets, frames, features)``."""
+        return stored
+
     def _file(self, waveform: Tensor) -> Path:
         key = hashlib.sha256(waveform.contiguous().numpy()).hexdigest()
         return self.folder / key[:2] / f"{key[2:]}.safetensors"
 
     def read(self, waveform: Tensor) -> Tensor | None:
-        """The cached targets of ``waveform (samples,)`` on the CPU; None if there are none or their file is damaged."""
+        """The cached targets of ``waveform (samples,)`` as they are stored, on the CPU.
+
+        None if there are none or their file is damaged.
+        """
         try:
             with safe_open(self._file(waveform), "pt") as file:
-                states, checksum = file.get_tensor(TENSOR), (file.metadata() or {}).get(CHECKSUM)
+                states, found = file.get_tensor(TENSOR), file.metadata() or {}
         except (OSError, SafetensorError):
             return None
-        return states if checksum == _checksum(states) else None
+        return states if found == {CHECKSUM: _checksum(states), **self.metadata()} else None
 
     def write(self, waveform: Tensor, states: Tensor) -> Tensor:
         """Store ``states (targets, frames, features)`` of ``waveform (samples,)``; returns them as they are stored.
 
         Raises:
-            UserError: the states are too large for half precision, or the disk is full.
+            UserError: the states cannot be stored, or the disk is full.
         """
-        half = states.to("cpu", torch.float16).contiguous()
-        if not torch.isfinite(half).all():
-            raise UserError(f"{self.where}: the teacher's hidden states are too large for half precision; remove cache")
+        stored = self.pack(states)
         file = self._file(waveform)
         temporary = file.with_suffix(f".{os.getpid()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(save({TENSOR: half}, {CHECKSUM: _checksum(half)}))
+            temporary.write_bytes(save({TENSOR: stored}, {CHECKSUM: _checksum(stored), **self.metadata()}))
             os.replace(temporary, file)
         except OSError as error:
             raise UserError(f"{self.where}: {file}: cannot be written ({error.strerror})") from None
-        return half
+        return stored
 
     def targets(self, batch: Batch, waveforms: Tensor, teacher: Teacher | UtteranceTeacher) -> tuple[Tensor, Tensor]:
-        """The result of ``teacher(waveforms, batch.lengths)`` in half precision.
+        """The result of ``teacher(waveforms, batch.lengths)`` as far as the stored targets keep it.
 
         The teacher encodes only the utterances without cached targets, and these are then stored.
 
@@ -111,7 +135,7 @@ class TargetCache:
             for row, targets, count in zip(uncached, states, frames.tolist(), strict=True):
                 found[row] = self.write(batch.waveforms[row, : batch.lengths[row]], targets[:, :count])
         frames = torch.tensor([targets.shape[1] for targets in found])
-        padded = found[0].new_zeros(len(found), teacher.target_count, int(frames.max()), teacher.features)
+        padded = found[0].new_zeros(len(found), teacher.target_count, int(frames.max()), *found[0].shape[2:])
         for row, targets in enumerate(found):
             padded[row, :, : targets.shape[1]] = targets
-        return padded.to(waveforms.device, non_blocking=True), frames
+        return self.unpack(padded.to(waveforms.device, non_blocking=True)), frames

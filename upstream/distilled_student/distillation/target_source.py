@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.provenance import weights_fingerprint
+from distilled_student.distillation.code_cache import CodeCache
 from distilled_student.distillation.config import DistillConfig, TeacherConfig
 from distilled_student.distillation.data.cuts import Batch
 from distilled_student.distillation.target_cache import TargetCache
@@ -54,6 +55,8 @@ class TargetSource:
         where: The settings file, for error messages.
 
     Attributes:
+        cache: Of training targets; None without ``cache`` in the settings.
+        held_out_cache: Of targets of held-out audio, always in half precision.
         weight: Of its loss.
         provenance: Name, revision, number and hash of its weights.
         target_names: ``layer 4`` or ``utterance``, for each target.
@@ -92,8 +95,12 @@ class TargetSource:
             which = f"{settings.teacher}: " if len(config.teachers) > 1 else ""
             raise UserError(f"{where}: {which}{error}") from None
         self.cache: TargetCache | None = None
+        self.held_out_cache: TargetCache | None = None
         if config.cache:
-            self.cache = TargetCache(config.cache, self.teacher.fingerprint(), f"{where}: cache")
+            place = config.cache, self.teacher.fingerprint()
+            self.cache = self.held_out_cache = TargetCache(*place, where=f"{where}: cache")
+            if config.cache_codes and isinstance(self.teacher, Teacher):
+                self.cache = CodeCache(*place, config.cache_codes, f"{where}: cache")
 
     def _offset(self, encoder: Encoder, align: str) -> float | None:
         """Samples from the centre of the teacher's first frame to that of the student's; None for ``align: number``."""
@@ -103,7 +110,7 @@ class TargetSource:
             raise ValueError("align: centre: where the teacher's frames are centred is not known; use number")
         return self.student.first_centre - encoder.first_centre
 
-    def targets(self, batch: Batch, number: int, waveforms: Tensor) -> tuple[Tensor, Tensor]:
+    def targets(self, batch: Batch, number: int, waveforms: Tensor, held_out: bool = False) -> tuple[Tensor, Tensor]:
         """The targets of a batch ``(batch, targets, frames, features)`` and their lengths, at the teacher's frame rate.
 
         An utterance's embedding is one frame.
@@ -111,11 +118,13 @@ class TargetSource:
         Args:
             number: Position of this teacher among those of the run.
             waveforms: The batch's waveforms, on the teacher's device.
+            held_out: Whether the audio is held out: its targets are never in codes.
         """
-        if self.cache is None:
+        cache = self.held_out_cache if held_out else self.cache
+        if cache is None:
             return self.teacher(waveforms, batch.lengths)
         cached = [None if found is None else found[number] for found in batch.targets]
-        return self.cache.targets(replace(batch, targets=cached), waveforms, self.teacher)
+        return cache.targets(replace(batch, targets=cached), waveforms, self.teacher)
 
     def align(self, targets: Tensor, lengths: Tensor, student_lengths: Tensor, frames: int) -> tuple[Tensor, Tensor]:
         """The targets at the times of the student's frames, and ``(batch,)`` valid frames, see `align`.

@@ -29,6 +29,7 @@ from distilled_student.common.provenance import (
     weights_fingerprint,
     write_provenance,
 )
+from distilled_student.distillation.code_cache import CodeCache
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data.cuts import Batch, SkippedFiles, read_cuts
 from distilled_student.distillation.data.shards import open_units
@@ -95,6 +96,7 @@ def _distill(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles, held
         for source in run.sources:
             if source.cache:
                 source.cache.reserve(data["train"]["seconds"], source.teacher, len(cuts))
+        run.prepare_codes(list(cuts))
     if run.resume() and run.state.step >= config.steps and main:
         more = f"for more steps set steps, now {config.steps}"
         log.info("%s: finished: all %d steps are trained; %s", output, run.state.step, more)
@@ -112,7 +114,8 @@ def _distill(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles, held
         measured = None if held_out is None or state.best is None else (*state.best, held_out.seconds)
         costs = [teacher_cost(teacher) for teacher in run.teachers]
         trained = (state.curve, state.audio_seconds, corpus, run.initialization)
-        write_card(output, student.eval(), config, *trained, measured, costs)
+        codes = [source.cache.errors if isinstance(source.cache, CodeCache) else [] for source in run.sources]
+        write_card(output, student.eval(), config, *trained, measured, costs, codes)
         save_student(student, output, getattr(torch, config.weights))
         initialization = {"taken": list(run.initialization.copied), "not taken": run.initialization.refused}
         models["student"] = {

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from lhotse import CutSet
+from lhotse.cut import Cut
 from torch import Tensor
 
 from distilled_student.common.audio import SAMPLE_RATE
@@ -28,6 +29,7 @@ from distilled_student.common.processes import start_workers, sum_over_processes
 from distilled_student.common.random_states import random_states, seed_all, set_random_states
 from distilled_student.common.sample_range import skip_range_check
 from distilled_student.common.settings import changes
+from distilled_student.distillation.code_cache import CodeCache
 from distilled_student.distillation.config import (
     DistillConfig,
     default_settings,
@@ -109,8 +111,10 @@ class Distillation:
         self._open_models()
         for model in (self.student, *self.teachers):
             skip_range_check(model)  # it waits for a GPU
-        caches = [source.cache for source in self.sources if source.cache is not None]
-        self.find_targets = partial(read_cached, caches) if caches else None
+        self.find_targets = self.find_held_out_targets = None
+        if config.cache:
+            self.find_targets = partial(read_cached, [source.cache for source in self.sources])
+            self.find_held_out_targets = partial(read_cached, [source.held_out_cache for source in self.sources])
 
         augment = config.data.augment
         effects = Effects(augment, f"{where}: data.augment") if augment.any else None
@@ -175,6 +179,14 @@ class Distillation:
         if self.accelerator.process_index:
             seed_all(self.config.seed, self.accelerator.process_index, self.state.step)
 
+    def prepare_codes(self, cuts: Sequence[Cut]) -> None:
+        """Read or train the codebooks of cached targets, see `CodeCache.prepare`. The first process trains them."""
+        for source in self.sources:
+            if isinstance(source.cache, CodeCache):
+                with self.accelerator.main_process_first():
+                    seconds, device = self.config.cache_codes_seconds, self.accelerator.device
+                    source.cache.prepare(cuts, seconds, source.teacher, device)
+
     # the training step
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
@@ -225,16 +237,20 @@ class Distillation:
             losses.append(part.total * scales[self.config.reduction] * source.weight)
         return torch.stack(losses).sum()
 
-    def loss_parts(self, batch: Batch, model: torch.nn.Module, idle: bool = False) -> list[LossParts]:
+    def loss_parts(
+        self, batch: Batch, model: torch.nn.Module, idle: bool = False, held_out: bool = False
+    ) -> list[LossParts]:
         """The loss of ``model``, a `StudentWithHeads`, for each teacher on this process's batch.
 
-        With ``idle`` no frame counts.
+        Args:
+            idle: No frame counts.
+            held_out: Whether the audio is held out, see `TargetSource.targets`.
         """
         waveforms = batch.waveforms.to(self.accelerator.device, non_blocking=True)
         inputs = waveforms
         if batch.student_waveforms is not None:
             inputs = batch.student_waveforms.to(self.accelerator.device, non_blocking=True)
-        found = [source.targets(batch, number, waveforms) for number, source in enumerate(self.sources)]
+        found = [source.targets(batch, number, waveforms, held_out) for number, source in enumerate(self.sources)]
 
         with self.accelerator.autocast():
             output, predictions = model(inputs, batch.lengths)
@@ -352,6 +368,8 @@ class Distillation:
         more = {"processes": self.accelerator.num_processes}
         for number, source in enumerate(self.sources):
             more[f"{TEACHER_WEIGHTS} {number + 1}" if number else TEACHER_WEIGHTS] = source.provenance["sha256"]
+            if isinstance(source.cache, CodeCache):
+                more[f"sha256 of the codebooks of teacher {number + 1}"] = source.cache.version
         return settings_fixed_on_resume(self.config) | data | more
 
     def save(self) -> None:
