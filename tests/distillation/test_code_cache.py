@@ -184,7 +184,7 @@ def test_embeddings_of_utterances_stay_in_half_precision(config: DistillConfig, 
     ("values", "message"),
     [
         ({"cache_codes": 4}, "cache_codes: needs cache, the folder of the codes"),
-        ({"cache_codes": 65, "cache": "x"}, "cache_codes: needs 0 to 64 bytes, not 65"),
+        ({"cache_codes": 129, "cache": "x"}, "cache_codes: needs 0 to 128 bytes, not 129"),
         ({"cache_codes_seconds": 0.0}, "cache_codes_seconds: needs a positive number"),
     ],
 )

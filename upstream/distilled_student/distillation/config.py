@@ -18,7 +18,7 @@ from distilled_student.student.config import StudentConfig, named_size
 
 UTTERANCE = "utterance"  # targets of a teacher: the embeddings of utterances
 PAPER_LAYERS = (4, 8, 12)
-MAX_CODES = 64  # bytes of a frame in codes
+MAX_CODES = 128  # bytes of a frame in codes: an eighth of half precision with 512 features
 
 
 @dataclass
