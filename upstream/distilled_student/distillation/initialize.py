@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distilled_student.student.network import Student
 from distilled_student.teachers.encoders import Encoder
-from distilled_student.teachers.parts import difference, parts_of_student
+from distilled_student.teachers.parts import difference, loses_future, parts_of_student
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,12 @@ class Initialization:
     Attributes:
         copied: The parts that were taken, such as ``front end`` and ``layer 1``, each with the names of its weights.
         refused: The parts that were not, each with the reason.
+        made_causal: Whether these parts depend on later audio in the teacher, but not in the student.
     """
 
     copied: dict[str, list[str]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    made_causal: bool = False
 
     @property
     def names(self) -> set[str]:
@@ -49,7 +51,8 @@ class Initialization:
         for part, reason in self.refused.items():
             by_reason.setdefault(reason, []).append(part)
         left = "; ".join(f"{', '.join(parts)} ({reason})" for reason, parts in by_reason.items())
-        return (", ".join(self.copied) or "nothing") + (f"; not taken: {left}" if left else "")
+        taken = ", ".join(self.copied) + (" (made causal)" if self.made_causal else "") if self.copied else "nothing"
+        return taken + (f"; not taken: {left}" if left else "")
 
 
 def initialize(student: Student, teacher: Encoder) -> Initialization:
@@ -57,7 +60,8 @@ def initialize(student: Student, teacher: Encoder) -> Initialization:
 
     A part is taken if it is of the same kind (`teachers.parts`), has no weights that the student lacks, and all shapes
     match. The parts are front end, projection and its norm, positions, the norm before the first layer, and the layers
-    in order, up to the first one that cannot be taken. Without front end and projection nothing is taken.
+    in order, up to the first one that cannot be taken. Without front end and projection nothing is taken. A causal
+    student takes parts of a teacher that is not causal too.
     """
     state, weights = student.state_dict(), teacher.weights()
     theirs, own = teacher.parts(), parts_of_student(student.config)
@@ -76,6 +80,7 @@ def initialize(student: Student, teacher: Encoder) -> Initialization:
         if reason is None:
             if names:
                 result.copied[part] = names
+                result.made_causal |= loses_future(theirs[kind], own[kind])
             continue
         result.refused[part] = reason
         if part in REQUIRED or kind == "layers":
