@@ -14,6 +14,7 @@ from distilled_student.common.settings import typed
 from distilled_student.multitask.tasks import task_module
 from distilled_student.multitask.tasks.settings import WEIGHTED, TaskSettings, need_finite
 
+SIDE_BY_SIDE = ("concatenated", "all")  # features of ``-s`` that hold several layers
 TASKS = Path(__file__).parent / "tasks"
 # keys of results.json next to the tasks' results, which a task's name must not replace
 RESERVED = ("split", "checkpoint", "upstream", "head_parameters", "train_seconds", "device")
@@ -38,8 +39,9 @@ class ExpertSettings:
             the sum (Yu et al. 2020). None: nothing.
         optimizer_per_task: With ``update: alternate`` and ``-f``: each task has its own state of the optimizer (Adam's
             moments) for the weights that the tasks share. The learning rates are the same.
-        layers: Number of hidden states in the features of ``-s concatenated``. If it is more than 1, each task can use
-            one of them, or a weighted sum of its own: see ``layer`` of the tasks.
+        layers: Number of layers in the features: the hidden states with ``-s concatenated``, and the predictions with
+            ``-s all``. If it is more than 1, each task can use one of them, or a weighted sum of its own: see ``layer``
+            of the tasks.
         gain_db: Gain of every waveform in decibels, in training and evaluation.
         score: Weight of each task's score in the choice of the best checkpoint; 1 for tasks that are not named.
         num_workers: Processes that read data, for each task.
@@ -113,8 +115,8 @@ def check_runner(settings: ExpertSettings, runner: Mapping[str, Any], selected: 
         raise UserError(f"{where}: runner.gradient_accumulate_steps: {reason}")
     if float(runner.get("evaluate_ratio", 1)) != 1:
         raise UserError(f"{where}: runner.evaluate_ratio: needs 1: verification trials need all their utterances")
-    if settings.layers > 1 and selected != "concatenated":
-        reason = f"{settings.layers} needs -s concatenated, not -s {selected}"
+    if settings.layers > 1 and selected not in SIDE_BY_SIDE:
+        reason = f"{settings.layers} needs -s concatenated or all, not -s {selected}"
         raise UserError(f"{where}: downstream_expert.layers: {reason}: add -s concatenated, or set layers to 1")
     if settings.branched and (selected != "concatenated" or settings.layers < 2):
         reason = "needs -s concatenated and layers, the number of hidden states of the student"
@@ -153,8 +155,8 @@ class TaskEntry(NamedTuple):
         """Raise UserError if the task uses a layer that the features of ``-s`` do not have, of ``layers`` there are."""
         expert, _, name = self.key.rpartition(".tasks.")
         layer = self.settings.layer
-        if layer == WEIGHTED and selected == "concatenated" and layers == 1:
-            reason = f"{name}.layer: {WEIGHTED} needs the number of hidden states with -s concatenated"
+        if layer == WEIGHTED and selected in SIDE_BY_SIDE and layers == 1:
+            reason = f"{name}.layer: {WEIGHTED} needs the number of layers in -s {selected}"
             raise UserError(f"{expert}.layers: {reason}")
         if isinstance(layer, int) and not 0 <= layer < layers:
             raise UserError(f"{self.key}.layer: {layer} is not one of layers: {layers}, counted from 0")

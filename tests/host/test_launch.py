@@ -159,7 +159,7 @@ WARM = "config.scheduler.name=linear_schedule_with_warmup"
             "default.yaml with -o: sheduler: no such section; did you mean `scheduler`?",
         ),
         ([*JOINT, "-o", "config.downstream_expert.tasks.asr={}"], "tasks.asr: no task of this name"),
-        ([*JOINT, "-o", "config.downstream_expert.layers=2"], "layers: 2 needs -s concatenated, not -s hidden_states"),
+        ([*JOINT, "-o", "config.downstream_expert.layers=2"], "layers: 2 needs -s concatenated or all, not -s"),
         ([*JOINT, "-o", "config.downstream_expert.tasks.sv.crop_seconds=nan"], "crop_seconds: needs a finite number"),
         (
             [*START, "-o", "config.downstream_expert.modelrc.select=exit()"],

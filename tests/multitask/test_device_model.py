@@ -85,7 +85,7 @@ def test_outputs_equal_an_evaluations_for_single_utterances_and_in_a_batch(run: 
     assert model.student.predictions is None, "not used"
 
 
-@pytest.mark.parametrize("key", ["hidden_states", "predictions", "last_hidden_state", "concatenated"])
+@pytest.mark.parametrize("key", ["hidden_states", "predictions", "last_hidden_state", "concatenated", "all"])
 @pytest.mark.parametrize(("layer", "normalize"), [(None, False), (1, False), (None, True)])
 def test_features_equal_those_of_s3prls_featurizer(
     key: str, layer: int | None, normalize: bool, small_logmel: ds.StudentConfig

@@ -13,16 +13,18 @@ from typing import Any
 from distilled_student.checkpoints.hub import may_be_on_hub
 from distilled_student.common.early_checks import CONFIG, check_device, check_no_data, check_student, held_instead
 from distilled_student.common.errors import UserError, did_you_mean
+from distilled_student.common.files import read_json
 from distilled_student.common.settings import find_config, read_yaml
+from distilled_student.common.shipped_models import ASSETS
 from distilled_student.host.overrides import override
 from distilled_student.host.s3prl_names import downstream_names, upstream_names
 from distilled_student.host.superb import settings as superb
 from distilled_student.host.yaml_sections import NAME, SPLITS, check_sections, source
-from distilled_student.teachers.early_checks import check_teacher
+from distilled_student.teachers.early_checks import SHIPPED, check_teacher
 
 UPSTREAMS = "give distilled_student, teacher, or an upstream of s3prl such as fbank"
 TEACHER_FEATURES = ("hidden_states", "last_hidden_state", "concatenated")
-FEATURES = {"distilled_student": (*TEACHER_FEATURES, "predictions"), "teacher": TEACHER_FEATURES}
+FEATURES = {"distilled_student": (*TEACHER_FEATURES, "predictions", "all"), "teacher": TEACHER_FEATURES}
 NEED_FILE = ("_local", "_url", "_custom", "_gdriveid")  # endings of upstreams that s3prl builds from a given file
 
 
@@ -75,14 +77,20 @@ def check_layers(args: Namespace, layers: Any) -> None:
 
     Only of folders: without them the number of hidden states is not known before the upstream is built.
     """
-    shipped = Path(__file__).parents[1] / "assets" / ("teacher" if args.upstream == "teacher" else "student")
-    model = shipped if args.upstream_ckpt in (None, "shipped") else Path(args.upstream_ckpt)
+    name = args.upstream_ckpt or args.upstream
+    model = Path(name) if Path(name).is_dir() or name not in SHIPPED else ASSETS / SHIPPED[name]
     if layers == 1 or args.upstream not in FEATURES or not model.is_dir():
         return
     found = check_teacher(str(model), f"-u {args.upstream} -k", upstream_names())
-    if found is not None and layers != found + 1:
-        what = f"-u {args.upstream} has {found + 1} hidden states, those of the front end and of {found} layers"
-        reason = f"downstream_expert.layers: {layers}, but {what}: set {found + 1}, or 1 if all tasks use all of them"
+    if found is None:
+        return
+    predictions = read_json(model / CONFIG).get("targets", []) if args.upstream_feature_selection == "all" else []
+    expected = found + 1 + len(predictions)
+    if layers != expected:
+        and_predictions = f", and {len(predictions)} predictions" if predictions else ""
+        what = f"{found + 1} hidden states, those of the front end and of {found} layers{and_predictions}"
+        what = f"-u {args.upstream} has {what}"
+        reason = f"downstream_expert.layers: {layers}, but {what}: set {expected}, or 1 if all tasks use all of them"
         raise UserError(f"{source(vars(args))}: {reason}")
 
 

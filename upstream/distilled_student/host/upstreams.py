@@ -10,16 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from distilled_student.checkpoints.folder import load_student, shipped_student
+from distilled_student.checkpoints.folder import load_student
 from distilled_student.common.arithmetic import ceil_div
 from distilled_student.common.audio import MAX_ENCODED_SECONDS, SAMPLE_RATE
 from distilled_student.common.sample_range import wrong_range, wrong_type
+from distilled_student.common.shipped_models import DEFAULT
 from distilled_student.student.lengths import not_a_tensor
 from distilled_student.student.network import Student
 from distilled_student.teachers.open import open_teacher
 from distilled_student.teachers.s3prl_encoder import FRONT_END_GRADIENT
 
-TENSORS = ("last_hidden_state", "concatenated")  # features that are one tensor; all others are a list of tensors
+TENSORS = ("last_hidden_state", "concatenated", "all")  # features that are one tensor; all others are a list of tensors
 
 
 def match_host(x: Tensor, lengths: Tensor, samples: Sequence[int], shift: int) -> Tensor:
@@ -87,12 +88,14 @@ class Upstream(nn.Module):
     """What both upstreams share: a list of waveforms in, padded features of the lengths that s3prl expects out.
 
     In addition to the named lists: ``last_hidden_state``, and ``concatenated``, all hidden states side by side. From
-    the latter each task's head takes the layers it needs; s3prl's weighted sum is one for all tasks.
+    the latter each task's head takes the layers it needs; s3prl's weighted sum is one for all tasks. ``all``, of a
+    student whose predictions are as wide as its hidden states, has the predictions behind them.
     """
 
     frame_shift: int
     revision: str | None = None  # the commit on the hub that the weights were read from
     selected: str | None = None  # the only features that are computed; None: all
+    predicts_same_width = False  # whether there are predictions with as many features as the hidden states
 
     def get_downsample_rates(self, key: str | None = None) -> int:
         """Samples at 16 kHz per frame; the same for every ``key``."""
@@ -132,6 +135,8 @@ class Upstream(nn.Module):
         found.setdefault("last_hidden_state", found["hidden_states"][-1:])
         if self.selected in (None, "concatenated"):
             found["concatenated"] = [torch.cat(found["hidden_states"], dim=2)]
+        if self.selected in (None, "all") and self.predicts_same_width:
+            found["all"] = [torch.cat([*found["hidden_states"], *found["predictions"]], dim=2)]
         names = found if self.selected is None else [self.selected]
         matched = {name: [match_host(x, frames, samples, self.frame_shift) for x in found[name]] for name in names}
         return {name: x[0] if name in TENSORS else x for name, x in matched.items()}
@@ -144,9 +149,12 @@ class StudentUpstream(Upstream):
         super().__init__()
         self.student = student
         self.frame_shift, self.revision = student.config.frame_shift, student.revision
+        self.predicts_same_width = (
+            bool(student.config.targets) and student.config.target_size == student.config.hidden_size
+        )
 
     def encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[dict[str, list[Tensor]], Tensor]:
-        output = self.student(waveforms, lengths, predict=self.selected in (None, "predictions"))
+        output = self.student(waveforms, lengths, predict=self.selected in (None, "predictions", "all"))
         named = {"hidden_states": output.hidden_states, "last_hidden_state": [output.last_hidden_state]}
         if output.predictions is not None:
             named["predictions"] = list(output.predictions.unbind(1))
@@ -170,8 +178,8 @@ class TeacherUpstream(Upstream):
 
 
 def student_upstream(ckpt: str | None = None, **_: Any) -> StudentUpstream:
-    """s3prl's factory of ``distilled_student``; ``ckpt`` (-k): see `load_student`; by default the shipped one."""
-    return StudentUpstream(load_student(ckpt or shipped_student()))
+    """s3prl's factory of ``distilled_student``; ``ckpt`` (-k): see `load_student`; by default ``edge``."""
+    return StudentUpstream(load_student(ckpt or DEFAULT))
 
 
 def teacher_upstream(ckpt: str | None = None, **_: Any) -> TeacherUpstream:
