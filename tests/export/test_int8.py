@@ -23,7 +23,7 @@ from test_streaming import CAUSAL, joint
 import distilled_student as ds
 from distilled_student.export import int8
 from distilled_student.export.graph import write_onnx
-from distilled_student.export.int8 import METHODS, check_products, prepare_matmuls, quantize
+from distilled_student.export.int8 import METHODS, check_products, prepare_matmuls, quantize, utterance_inputs
 from distilled_student.export.utterance import trace_model
 from distilled_student.multitask.device_model import Measured
 
@@ -52,13 +52,13 @@ def written(prepared: tuple[Path, list[str]]) -> dict[str, Path]:
     saturating = file.with_name("saturating.onnx")
     options = {"nodes_to_quantize": matmuls, "op_types_to_quantize": ["MatMul"], "per_channel": True}
     quantize_dynamic(file, saturating, weight_type=QuantType.QInt8, **options)
-    files = {"saturating": saturating}
+    files, calls = {"saturating": saturating}, utterance_inputs(file, WAVES)
     for form in FORMS:
         folder = file.parent / form
         folder.mkdir()
         shutil.copy(file, folder)
         for method in METHODS:
-            files[f"{form}, {method}"] = quantize(folder / file.name, matmuls, method, WAVES, form == "unsigned")
+            files[f"{form}, {method}"] = quantize(folder / file.name, matmuls, method, calls, form == "unsigned")
     return files
 
 
@@ -146,14 +146,13 @@ def test_unsigned_weights_are_used_only_if_7_bits_lose_too_much(
     monkeypatch: pytest.MonkeyPatch, max_loss: float, expected: tuple[str, str]
 ) -> None:
     lost = {"dynamic, False": 0.6, "static, False": 0.4, "dynamic, True": 0.1, "static, True": 0.3}
-    monkeypatch.setattr(int8, "Graph", lambda file: file)
     monkeypatch.setattr(int8, "prepare_matmuls", lambda file: [])
     monkeypatch.setattr(int8, "quantize", lambda file, names, method, waves, unsigned: f"{method}, {unsigned}")
     monkeypatch.setattr(int8, "points_lost", lambda model, float32, files: {m: lost[f] for m, f in files.items()})
     model = SimpleNamespace(task_of_output={}, tasks={"kws": None})
-    assert int8.quantize_best(model, Path("float32.onnx"), [], max_loss) == expected
+    assert int8.quantize_best(model, Path("float32.onnx"), [], max_loss, str) == expected
     with pytest.raises(ds.UserError, match=r"int8: loses 0\.10 points on development data, more than --max-loss 0\.05"):
-        int8.quantize_best(model, Path("float32.onnx"), [], 0.05)
+        int8.quantize_best(model, Path("float32.onnx"), [], 0.05, str)
 
 
 RUN = """

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,26 @@ def to_onnx_program(
     return torch.onnx.export(
         program, dynamo=True, opset_version=OPSET, input_names=input_names, output_names=output_names, verbose=False
     )
+
+
+def fold_constants(proto: Any) -> Any:
+    """A graph in which everything that depends on weights alone is computed, such as weight norm.
+
+    Only optimisations that are valid on every machine are applied.
+    """
+    onnx, onnxruntime = load_onnx()
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # valid on every machine
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = f"{folder}/folded.onnx"
+        onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        folded = onnx.load(options.optimized_model_filepath)
+    used_domains = {node.domain for node in folded.graph.node}
+    for unused in [opset for opset in folded.opset_import if opset.domain not in used_domains]:
+        folded.opset_import.remove(unused)
+    del folded.graph.value_info[:]
+    return folded
 
 
 def write_onnx(proto: Any, file: Path, metadata: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,10 @@ from torch.nn import functional as F
 
 from distilled_student.common.errors import UserError
 from distilled_student.export.graph import INPUTS, Graph, load_onnx, padded_batches
-from distilled_student.multitask.device_model import JointModel, measure
+from distilled_student.multitask.device_model import JointModel, JointOutput, measure
 
+Run = Callable[[Tensor, Tensor], JointOutput]  # a graph, called as the model: waveforms and lengths
 METHODS = ("dynamic", "static")  # see `quantize`
-# Nodes whose names begin with this stay in float32: power spectra span ten decades, and in eight bits their small
-# values would all become zero.
-FLOAT_NODES = "student.frontend.mel/"
 # Operators that hold the weights of a matrix product in 8 bits -> the number of the input with the weights.
 WEIGHT_INPUTS = {"MatMulInteger": 1, "QLinearMatMul": 3, "DequantizeLinear": 0}
 LARGEST_SIGNED = 64  # absolute value of a weight with 7 bits
@@ -44,7 +42,8 @@ def prepare_matmuls(file: Path) -> list[str]:
     """Rewrite a float32 graph in place so that its matrix products can be quantised.
 
     Returns:
-        The names of the matrix products with weights, without those that stay in float32.
+        The names of the matrix products with float32 weights. Those of the log-mel spectrogram are in double precision
+        and stay so: power spectra span ten decades, and in eight bits their small values would all become zero.
     """
     onnx, _ = load_onnx()
     from onnxruntime.quantization.onnx_model import ONNXModel
@@ -56,9 +55,8 @@ def prepare_matmuls(file: Path) -> list[str]:
     graph = model.model.graph
     _store_convolutions_in_int8(graph)
     onnx.save(model.model, file)
-    weights = {weight.name for weight in graph.initializer}
-    matmuls = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
-    return [node.name for node in matmuls if not node.name.startswith(FLOAT_NODES)]
+    weights = {weight.name for weight in graph.initializer if weight.data_type == onnx.TensorProto.FLOAT}
+    return [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
 
 
 def _store_convolutions_in_int8(graph: Any) -> None:
@@ -86,14 +84,16 @@ def _store_convolutions_in_int8(graph: Any) -> None:
 
 
 def quantize(
-    file: Path, matmuls: Sequence[str], method: str, waveforms: Sequence[Tensor], unsigned: bool = False
+    file: Path, matmuls: Sequence[str], method: str, inputs: Iterable[Mapping[str, Any]], unsigned: bool = False
 ) -> Path:
     """Write a float32 graph with these matrix products in int8 to a new file, METHOD.onnx, in the same folder.
 
     Args:
         matmuls: See `prepare_matmuls`.
         method: ``dynamic``: each call scales activations by their range in this call, so a result depends on the other
-            utterances in its batch; ``static``: activations are scaled by their ranges on the ``waveforms``.
+            utterances in its batch, or on the length of a stream's chunk; ``static``: activations are scaled by their
+            ranges on the ``inputs``.
+        inputs: The graph's inputs by name, for many calls.
         unsigned: Whether weights have 8 unsigned bits; else 7 signed ones. The beginning of this module says why.
 
     Returns:
@@ -106,11 +106,10 @@ def quantize(
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.batches = padded_batches(waveforms, sizes=(1,))
+            self.calls = iter(inputs)
 
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else dict(zip(INPUTS, (part.numpy() for part in batch), strict=True))
+        def get_next(self) -> Mapping[str, Any] | None:
+            return next(self.calls, None)
 
     out = file.with_name(f"{method}.onnx")
     options = {"nodes_to_quantize": list(matmuls), "op_types_to_quantize": ["MatMul"], "per_channel": True}
@@ -157,16 +156,16 @@ def _is_signed(arrays: Mapping[str, Any], name: str) -> bool:
 
 
 @torch.no_grad()
-def cosine(model: JointModel, graph: Graph, waveforms: Sequence[Tensor]) -> float:
-    """Mean cosine similarity of a graph's hidden states to those of PyTorch, over all frames."""
+def cosine(model: JointModel, graph: Run, waveforms: Sequence[Tensor]) -> float:
+    """Mean cosine similarity of a graph's hidden states to those of PyTorch, over all frames of the graph."""
     similarities = []
     for padded, lengths in padded_batches(waveforms, sizes=(1,)):
         expected, found = model(padded, lengths).hidden_state, graph(padded, lengths).hidden_state
-        similarities.append(F.cosine_similarity(expected, found, dim=2).flatten())
+        similarities.append(F.cosine_similarity(expected[:, : found.shape[1]], found, dim=2).flatten())
     return torch.cat(similarities).mean().item()
 
 
-def points_lost(model: JointModel, float32: Graph, int8: Mapping[str, Graph]) -> dict[str, float]:
+def points_lost(model: JointModel, float32: Run, int8: Mapping[str, Run]) -> dict[str, float]:
     """Points of accuracy or EER that each int8 graph loses against float32 on development data: the most of any task.
 
     Prints a table of all values. Losses on test data, where these exist, are printed only: they decide nothing.
@@ -197,7 +196,20 @@ def points_lost(model: JointModel, float32: Graph, int8: Mapping[str, Graph]) ->
     return {method: max(points) for method, points in lost.items()}
 
 
-def quantize_best(model: JointModel, file: Path, waveforms: Sequence[Tensor], max_loss: float) -> tuple[str, Path]:
+def utterance_inputs(file: Path, waveforms: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """The inputs of an utterance's graph, one utterance in each."""
+    batches = padded_batches(waveforms, sizes=(1,))
+    return [dict(zip(INPUTS, (part.numpy() for part in batch), strict=True)) for batch in batches]
+
+
+def quantize_best(
+    model: JointModel,
+    file: Path,
+    waveforms: Sequence[Tensor],
+    max_loss: float,
+    open_graph: Callable[[Path], Run] = Graph,
+    inputs_of: Callable[[Path, Sequence[Tensor]], Sequence[Mapping[str, Any]]] = utterance_inputs,
+) -> tuple[str, Path]:
     """Quantise a float32 graph by the method that loses least: by accuracy and EER, or by cosine without any task.
 
     Weights have 7 signed bits, or, if both methods then lose too much, 8 unsigned ones, which take longer.
@@ -206,6 +218,8 @@ def quantize_best(model: JointModel, file: Path, waveforms: Sequence[Tensor], ma
         file: The float32 graph; it is overwritten, and the int8 graphs are written to its folder.
         waveforms: Speech that static quantisation measures ranges on.
         max_loss: Points of accuracy or EER that may be lost on development data.
+        open_graph: Opens a graph's file, to run it as the model.
+        inputs_of: The inputs of the float32 graph for the ``waveforms``.
 
     Returns:
         ``int8 METHOD`` and its file.
@@ -215,10 +229,11 @@ def quantize_best(model: JointModel, file: Path, waveforms: Sequence[Tensor], ma
     """
     for name in model.task_of_output.values():
         model.tasks[name].evaluation_data("dev")  # raises before the long work if the data are missing
-    float32, matmuls = Graph(file), prepare_matmuls(file)
+    float32, inputs = open_graph(file), inputs_of(file, waveforms)
+    matmuls = prepare_matmuls(file)
     for unsigned in (False, True):
-        files = {method: quantize(file, matmuls, method, waveforms, unsigned) for method in METHODS}
-        int8 = {method: Graph(file) for method, file in files.items()}
+        files = {method: quantize(file, matmuls, method, inputs, unsigned) for method in METHODS}
+        int8 = {method: open_graph(file) for method, file in files.items()}
         if not model.tasks:
             similarity = {method: cosine(model, graph, waveforms) for method, graph in int8.items()}
             print(

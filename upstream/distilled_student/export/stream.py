@@ -17,16 +17,19 @@ from distilled_student.export.graph import (
     compare,
     file_metadata,
     file_size,
+    fold_constants,
     load_onnx,
     speech_samples,
     to_onnx_program,
     with_halves,
     write_onnx,
 )
-from distilled_student.multitask.device_model import JointModel, thresholds
+from distilled_student.export.int8 import quantize_best
+from distilled_student.multitask.device_model import JointModel, JointOutput, thresholds
 from distilled_student.onnx import Stream
 from distilled_student.streaming import WINDOW_SECONDS, Step
 
+DEVICE_CHUNK = 640  # samples, 40 ms: the length of the chunks that int8 is measured with
 CHECKED_CHUNKS = (320, 640, 1_600, 777)  # lengths in samples of the chunks that exports are checked with
 
 
@@ -60,7 +63,7 @@ def trace_step(step: Step) -> Any:
     shapes = ({1: length}, tuple({} for _ in state))
     program = torch.export.export(flat, (torch.zeros(1, 5 * step.chunk), *state.values()), dynamic_shapes=shapes)
     input_names = ["samples", *(f"state_{name}" for name in state)]
-    return to_onnx_program(program, input_names, output_names).model_proto
+    return fold_constants(to_onnx_program(program, input_names, output_names).model_proto)
 
 
 @torch.no_grad()
@@ -91,7 +94,46 @@ def check_stream(file: Path, step: Step, waveforms: Sequence[Tensor]) -> float:
     return largest
 
 
-def export_stream(model: JointModel, path: str | Path, window: float = WINDOW_SECONDS, checkpoint: str = "") -> float:
+class StreamGraph:
+    """A stream's file, run on whole utterances in chunks as a device runs it; called as `JointModel` is.
+
+    The outputs are those after the last chunk of `DEVICE_CHUNK`; of an incomplete one as much is used as the stream
+    takes.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.stream = Stream(file)
+
+    def __call__(self, waveforms: Tensor, lengths: Tensor) -> JointOutput:
+        """One utterance ``(1, samples)``."""
+        self.stream.reset()
+        chunks = waveforms[0, : int(lengths[0])].split(DEVICE_CHUNK)
+        outputs = [output for chunk in chunks if (output := self.stream.feed(chunk.numpy())) is not None]
+        hidden_state = torch.from_numpy(np.concatenate([output["hidden_state"] for output in outputs]))[None]
+        tasks = {name: torch.from_numpy(value)[None] for name, value in outputs[-1].items() if name != "hidden_state"}
+        return JointOutput(hidden_state, torch.tensor([hidden_state.shape[1]]), tasks)
+
+
+def stream_inputs(file: Path, waveforms: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """The inputs of a stream's graph, state included, of all chunks of all utterances."""
+    stream, inputs = Stream(file), []
+    for waveform in waveforms:
+        stream.reset()
+        for chunk in waveform.split(DEVICE_CHUNK):
+            if len(chunk) == DEVICE_CHUNK:
+                inputs.append(stream.inputs(chunk.numpy()))
+                stream.feed(chunk.numpy())
+    return inputs
+
+
+def export_stream(
+    model: JointModel,
+    path: str | Path,
+    window: float = WINDOW_SECONDS,
+    checkpoint: str = "",
+    int8: bool = False,
+    max_loss: float = 0.3,
+) -> float:
     """Write the stream of a causal model to ``path`` after a comparison with PyTorch on whole utterances.
 
     The graph is written to a temporary file first: a graph that differs from PyTorch never gets to ``path``. Its
@@ -101,26 +143,38 @@ def export_stream(model: JointModel, path: str | Path, window: float = WINDOW_SE
     Args:
         window: Length in seconds of the window that keyword scores and speaker embeddings are computed from.
         checkpoint: Name of the checkpoint, for the metadata.
+        int8: Weights and matrix products in 8 bits, see `quantize_best`; the losses are those of streams.
+        max_loss: Points of accuracy or EER that int8 may lose.
 
     Returns:
-        The largest difference from PyTorch.
+        The largest difference of the float32 graph from PyTorch.
 
     Raises:
-        UserError: the student is not causal, onnx or onnxruntime is not installed, or the graph differs from PyTorch.
+        UserError: the student is not causal, onnx or onnxruntime is not installed, or the graph differs from PyTorch;
+            with ``int8``, development data are missing or the loss is too large.
     """
     load_onnx()
     model = model.eval()
     path, step = Path(path), Step(model, window).eval()
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = file_metadata(model, checkpoint, "float32", thresholds(model, model))
+    layout = {"chunk": str(step.chunk), "window": str(window)}
+    layout |= {"padded_to": json.dumps(step.padded_to), "repeated_to": json.dumps(step.repeated_to)}
+    metadata = file_metadata(model, checkpoint, "float32", thresholds(model, model)) | layout
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder) / "stream.onnx"
-        metadata |= {"chunk": str(step.chunk), "window": str(window)}
-        metadata |= {"padded_to": json.dumps(step.padded_to), "repeated_to": json.dumps(step.repeated_to)}
         write_onnx(trace_step(step), file, metadata)
         waveforms = speech_samples(model)
         long_enough = [waveform for waveform in with_halves(waveforms) if len(waveform) >= step.chunk]
         difference = check_stream(file, step, long_enough)
+        print(
+            f"float32: {file_size(file)}, differs by at most {difference:.1e} from PyTorch "
+            f"on {len(waveforms)} utterances"
+        )
+        precision = "float32"
+        if int8:
+            precision, file = quantize_best(model, file, waveforms, max_loss, StreamGraph, stream_inputs)
+            metadata = file_metadata(model, checkpoint, precision, thresholds(model, StreamGraph(file))) | layout
+            write_onnx(load_onnx()[0].load(file), file, metadata)
         os.replace(file, path)
-    print(f"{path}: {file_size(path)}, differs by at most {difference:.1e} from PyTorch on {len(waveforms)} utterances")
+    print(f"{path}: {precision}, {file_size(path)}")
     return difference

@@ -6,7 +6,6 @@ torch.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from distilled_student.export.graph import (
     compare,
     file_metadata,
     file_size,
+    fold_constants,
     load_onnx,
     padded_batches,
     speech_samples,
@@ -60,43 +60,15 @@ def trace_model(model: JointModel) -> Any:
         (waveforms, lengths),
         dynamic_shapes=({0: dynamic, 1: dynamic}, {0: dynamic}),
     )
-    onnx_program = to_onnx_program(program, INPUTS, output_names)
-    _prefix_node_names(onnx_program.model)
-    return _fold_constants(onnx_program.model_proto)
+    return _name_axes(fold_constants(to_onnx_program(program, INPUTS, output_names).model_proto))
 
 
-def _prefix_node_names(model: Any) -> None:
-    """Put the name of its module in front of each node's name: by it `export.int8` finds the log-mel's nodes.
-
-    ``model``: of the onnx_ir library, with the names of modules in torch's metadata.
-    """
-    for node in model.graph.all_nodes():
-        scopes = json.loads(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]").replace("'", '"'))
-        module = scopes[-2].removeprefix("model.") if len(scopes) > 1 else "model"
-        node.name = f"{module}/{node.name}"
-
-
-def _fold_constants(proto: Any) -> Any:
-    """A graph in which everything that depends on weights alone is computed, such as weight norm.
-
-    Only optimisations that are valid on every machine are applied.
-    """
-    onnx, onnxruntime = load_onnx()
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # valid on every machine
-    options.log_severity_level = 3
-    with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = f"{folder}/folded.onnx"
-        onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        folded = onnx.load(options.optimized_model_filepath)
-    used_domains = {node.domain for node in folded.graph.node}
-    for unused in [opset for opset in folded.opset_import if opset.domain not in used_domains]:
-        folded.opset_import.remove(unused)
-    del folded.graph.value_info[:]
-    for value in [*folded.graph.input, *folded.graph.output]:
+def _name_axes(proto: Any) -> Any:
+    """The graph with names for the dynamic axes of its inputs and outputs."""
+    for value in [*proto.graph.input, *proto.graph.output]:
         for axis, name in zip(value.type.tensor_type.shape.dim, AXES.get(value.name, ("batch",)), strict=False):
             axis.dim_param = name
-    return folded
+    return proto
 
 
 @torch.no_grad()
