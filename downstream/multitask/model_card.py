@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distilled_student.checkpoints.folder import shipped_student
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, write_files
 from distilled_student.common.model_cards import corpus_names, licence_of
 from distilled_student.common.provenance import FILE
+from distilled_student.common.shipped_models import DEFAULT, MODELS
 from distilled_student.common.tables import markdown_table
 from distilled_student.common.untrusted import escape_markdown
 from distilled_student.multitask.tasks.base import BaseTask
+from distilled_student.multitask.training_log import LOG
 
 log = logging.getLogger(__name__)
 TITLE = "# Joint training run"
+LIMITS = (
+    "The figures hold for speakers and recordings like those of the test data. Not measured: other languages, accents "
+    "and microphones, distant speech, and false alarms in hours of running speech. Nothing detects a recording of the "
+    "owner or an imitated voice: do not protect anything of value with it."
+)
 
 
 def write_card(
@@ -52,9 +59,60 @@ def write_card(
     rows += [["parameters", f"{upstream['parameters'] / 1e6:.2f} M in the upstream, {heads / 1e6:.3f} M in the heads"]]
     rows += [["multiply-accumulates", f"{upstream['macs_per_second'] / 1e6:.0f} M per second of audio, without heads"]]
     rows += [["licence", f"{_licence(arguments)}; the licences of the training data apply too"]]
-    table = markdown_table([[escape_markdown(cell) for cell in row] for row in rows])
     note = "Intervals: 95 %, bootstrap over test utterances (keywords) or test speakers. Accuracies and EER in percent."
-    write_files(folder, {file.name: f"{TITLE}\n\n{table}\n\n{note}\n".encode()})
+    parts = [TITLE, _table(rows), note]
+    for name in tasks:
+        parts += _classes(name, results[name])
+    parts += [*_other_lists(folder), *_curve(folder), "## Limits", LIMITS, "## Made by", f"    {_command(arguments)}"]
+    write_files(folder, {file.name: ("\n\n".join(parts) + "\n").encode()})
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return markdown_table([[escape_markdown(cell) for cell in row] for row in rows])
+
+
+def _classes(name: str, results: Mapping[str, Any]) -> list[str]:
+    """The accuracy of each class, if the task has classes."""
+    if "per_class" not in results or "confusion" not in results:
+        return []
+    counts = [sum(row) for row in results["confusion"]]
+    rows = [[f"{name}: class", "accuracy", "utterances"]]
+    for (label, share), count in zip(results["per_class"].items(), counts, strict=True):
+        rows.append([label, "" if share is None else f"{share:.1f}", str(count)])
+    return [_table(rows)]
+
+
+def _other_lists(folder: Path) -> list[str]:
+    """The results of other trial lists that `evaluate --trials` has written into the run's folder."""
+    rows = [["other trial lists", "EER", "speakers", "trials"]]
+    for file in sorted(folder.glob("results-*.json")):
+        results = read_json(file)
+        if results.get("split") == "test" and "eer" in (found := results.get("sv") or {}):
+            name = file.stem.removeprefix("results-")
+            rows.append([name, f"{found['eer']:.2f}", str(found.get("speakers", "")), str(found.get("trials", ""))])
+    return [_table(rows)] if len(rows) > 1 else []
+
+
+def _curve(folder: Path) -> list[str]:
+    """The score on development data during the training."""
+    file = folder / LOG
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    entries = [entry for entry in map(json.loads, lines) if entry.get("split") == "dev" and "score" in entry]
+    rows = [["step", "score on development data"]] + [[str(e["step"]), f"{e['score']:.2f}"] for e in entries]
+    return [_table(rows)] if entries else []
+
+
+def _command(arguments: Mapping[str, Any]) -> str:
+    """The command that trained the run, with names of files instead of paths."""
+    words = ["run_downstream.py -m train", f"-u {arguments['upstream']}"]
+    options = {"-k": "upstream_ckpt", "-s": "upstream_feature_selection", "-l": "upstream_layer_selection"}
+    for option, key in options.items():
+        if arguments.get(key) is not None:
+            words.append(f"{option} {Path(str(arguments[key])).name}")
+    words += ["-f"] if arguments.get("upstream_trainable") else []
+    config = arguments.get("config")
+    words += [f"-d {arguments['downstream']}", *([f"-c {Path(str(config)).name}"] if config else [])]
+    return f"{' '.join(words)} --seed {arguments.get('seed', 0)}"
 
 
 def _upstream(arguments: Mapping[str, Any]) -> str:
@@ -66,7 +124,7 @@ def _upstream(arguments: Mapping[str, Any]) -> str:
 def _licence(arguments: Mapping[str, Any]) -> str:
     weights, upstream = arguments.get("upstream_ckpt"), str(arguments["upstream"])
     if weights is None and upstream == "distilled_student":
-        return licence_of("the student that ships with distilled-student", shipped_student())
+        return licence_of(f"{DEFAULT}, which ships with distilled-student", MODELS / DEFAULT)
     name = Path(str(weights)).name if weights else f"-u {upstream}"
     return licence_of(name, Path(str(weights)) if weights else None)
 

@@ -10,12 +10,14 @@ from typing import Any
 
 from distilled_student.common.files import write_files
 
+LOG = "log.jsonl"
+
 
 class TrainingLog:
     """The file ``log.jsonl`` in ``folder``; every entry has its ``step``."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.file = folder, folder / "log.jsonl"
+        self.folder, self.file = folder, folder / LOG
 
     def write(self, entry: Mapping[str, Any]) -> None:
         """Append an entry."""

@@ -33,8 +33,9 @@ def test_the_card_of_a_joint_run(small_logmel: StudentConfig, tmp_path: Path, ca
     assert launch.main(["-m", "train", *models, "-c", str(tmp_path / "c.yaml"), "-p", str(exp), "--device", "cpu"]) == 0
     results = evaluate(exp, device="cpu")
     card = (exp / "README.md").read_text()
-    lines = [line for line in card.splitlines() if line.startswith("| ")][1:]  # the heading of the table is empty
-    rows = dict(line.replace("\\", "").strip("| ").split(" | ") for line in lines)
+    card = card.replace("\\", "")  # Markdown's escapes
+    lines = [line for line in card.split("\n\n")[1].splitlines() if line.startswith("| ")][1:]  # without the heading
+    rows = dict(line.strip("| ").split(" | ") for line in lines)
     assert rows["upstream"] == "distilled_student, from my-student, fine-tuned"
     assert rows["checkpoint"] == "best-dev.ckpt, step 2"
     assert rows["kws: classes"] == "_silence_, _unknown_, yes, no"
@@ -55,6 +56,18 @@ def test_the_card_of_a_joint_run(small_logmel: StudentConfig, tmp_path: Path, ca
     assert float(value) == pytest.approx(right, abs=0.01) and 0 <= low <= right <= high <= 100
     assert rows["parameters"].startswith(f"{results['upstream']['parameters'] / 1e6:.2f} M in the upstream")
     assert rows["licence"] == "CC0 (my teacher) (my-student); the licences of the training data apply too"
+    by_class = results["kws"]["per_class"]
+    for word, row in zip(by_class, results["kws"]["confusion"], strict=True):
+        share = f"{100 * row[results['kws']['labels'].index(word)] / sum(row):.1f}" if sum(row) else ""
+        assert f"| {word} | {share} | {sum(row)} |" in card
+    development = [json.loads(line) for line in (exp / "log.jsonl").read_text().splitlines() if '"dev"' in line]
+    assert f"| 2 | {development[-1]['score']:.2f} |" in card
+    command = "run_downstream.py -m train -u distilled_student -k my-student -s hidden_states -f -d multitask -c c.yaml"
+    assert f"    {command} --seed 1337" in card and "## Limits" in card and str(tmp_path) not in card
+    evaluate(exp, device="cpu", trials="veri_test.txt")
+    evaluate(exp, device="cpu")
+    other = (exp / "README.md").read_text().replace("\\", "")
+    assert f"| veri_test | {results['sv']['eer']:.2f} | 2 | 6 |" in other
     # a card of the user's own is kept
     (exp / "README.md").write_text("mine")
     evaluate(exp, device="cpu")
