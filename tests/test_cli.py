@@ -126,7 +126,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("export run -o gone/model.onnx", "--output gone/model.onnx: gone: no such folder; make it first"),
         ("export own.yaml -o model.onnx", "own.yaml: is not a student: neither a folder with config.json nor a"),
         ("export run", "--output: missing; see `distilled-student export --help`"),
-        ("export run -o model.pte --int8", "--int8, --streaming, .pte: only one of them"),
+        ("export run -o model.pte --int8", "--int8, --streaming: need a name that ends with .onnx"),
         ("stream gone recording.wav", "gone: no such file or folder"),
         ("stream run gone.wav", "gone.wav: no such file"),
         ("stream run recording.wav --chunk-ms 0", "--chunk-ms 0: must be 1 or more"),

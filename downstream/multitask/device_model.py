@@ -14,11 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_student.checkpoints.folder import load_student
+from distilled_student.common.early_checks import JOINT
 from distilled_student.common.errors import UserError
+from distilled_student.common.shipped_models import found
 from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.multitask.evaluate import find_checkpoint
 from distilled_student.multitask.expert import BEST
 from distilled_student.multitask.loader import EvaluationLoader
+from distilled_student.multitask.packed import PackedModel, load_packed
 from distilled_student.multitask.short_utterances import Filled, Filling, filled, padded_rows
 from distilled_student.multitask.tasks.base import SHORTEST, BaseTask
 from distilled_student.student.lengths import checked_lengths, mask_if_padded, zero_padding
@@ -63,7 +66,7 @@ class Features(nn.Module):
     """The features that ``-s`` and ``-l`` choose, computed as s3prl's ``Featurizer`` does (upstream/interfaces.py).
 
     Args:
-        key: ``hidden_states``, ``predictions``, ``last_hidden_state`` or ``concatenated``.
+        key: ``hidden_states``, ``predictions``, ``last_hidden_state``, ``concatenated`` or ``all``.
         layer: The layer that is used, if ``key`` is a list of layers; None: the sum of all under ``weights``, one
             weight per layer, which add up to 1.
         normalize: Bring each layer to zero mean and unit variance before the sum.
@@ -82,6 +85,8 @@ class Features(nn.Module):
             return output.last_hidden_state
         if self.key == "concatenated":
             return torch.cat(output.hidden_states, dim=2)
+        if self.key == "all":
+            return torch.cat([*output.hidden_states, *output.predictions.unbind(1)], dim=2)
         layers = output.hidden_states if self.key == "hidden_states" else list(output.predictions.unbind(1))
         if self.weights is None:
             return layers[self.layer or 0]
@@ -117,6 +122,8 @@ class JointModel(nn.Module):
 
     Attributes:
         task_of_output: The name of each task's output -> the task's name.
+        stored_thresholds: The threshold of each task that has one, by the task's name, if the model is a packed one:
+            its development data are not here.
     """
 
     def __init__(
@@ -131,6 +138,7 @@ class JointModel(nn.Module):
         self.student, self.select, self.gain = student, features, gain
         self.tasks, self.choices = nn.ModuleDict(tasks), nn.ModuleDict(choices)
         self.task_of_output = _tasks_of_outputs(self.tasks)
+        self.stored_thresholds: dict[str, float] = {}
 
     @property
     def labels(self) -> list[str]:
@@ -141,7 +149,7 @@ class JointModel(nn.Module):
     def keyword_threshold(self) -> float | None:
         """The threshold of the keyword scores in exported files; None without a keyword task or development data.
 
-        It is measured now, on all development data.
+        It is measured now, on all development data, unless the model is a packed one.
         """
         name = self.task_of_output.get(KEYWORD_SCORES)
         return None if name is None else measured_threshold(self, self, name)
@@ -282,25 +290,45 @@ def _of_runner(runner: Any) -> JointModel:
     return JointModel(upstream.student, features, expert.tasks, expert.choices, expert.gain)
 
 
+def _of_packed(packed: PackedModel) -> JointModel:
+    features = Features(packed.features["key"], packed.features["layer"], packed.weights, packed.features["normalize"])
+    model = JointModel(packed.student, features, packed.tasks, packed.choices, packed.gain)
+    model.stored_thresholds = packed.thresholds
+    return model
+
+
+def as_packed(model: JointModel) -> PackedModel:
+    """The parts of a model with heads, with the thresholds of their decisions."""
+    chosen = model.select
+    features = {"key": chosen.key, "layer": chosen.layer, "normalize": chosen.normalize}
+    layers = next(choice.layers for choice in model.choices.values())
+    found = {name: value for name, value in thresholds(model, model).items() if value is not None}
+    return PackedModel(model.student, features, chosen.weights, layers, model.gain, model.tasks, model.choices, found)
+
+
 def open_joint(path: str | Path, checkpoint: str = BEST) -> JointModel:
     """The model of a joint run, or a student without heads; on the CPU, in eval mode, without gradients.
 
     Args:
-        path: An experiment folder of ``run_downstream.py -d multitask``, or a student that `load_student` reads.
+        path: ``edge`` or ``tiny``, the models of this package; an experiment folder of
+            ``run_downstream.py -d multitask``; a folder of ``distilled-student pack``; or a student that `load_student`
+            reads.
         checkpoint: File in the experiment folder; see `find_checkpoint`.
 
     Raises:
         UserError: ``path`` is neither of these, the checkpoint is of another downstream, or its upstream is not a
             student.
     """
-    path = Path(path)
+    path = found(path)
     if path.is_dir() and any(path.glob("*.ckpt")):
         from distilled_student.host.launch import open_runner
 
         model = _of_runner(open_runner(find_checkpoint(path, checkpoint), device="cpu"))
+    elif (path / JOINT).is_file():
+        model = _of_packed(load_packed(path))
     else:
         model = JointModel(load_student(path), Features("last_hidden_state"))
-    if model.select.key != "predictions":
+    if model.select.key not in ("predictions", "all"):
         model.student.predictions = None  # not used
     return model.requires_grad_(False).eval()
 
@@ -344,9 +372,9 @@ def measure(model: JointModel, run: Callable[[Tensor, Tensor], JointOutput], spl
 
 
 def thresholds(model: JointModel, run: Callable[[Tensor, Tensor], JointOutput]) -> dict[str, float | None]:
-    """The threshold of each task that has one, from the outputs of ``run`` on development data.
+    """The threshold of each task that has one: the stored one, or from the outputs of ``run`` on development data.
 
-    None, and a warning, without these.
+    None, and a warning, without either.
 
     ``run``: the model itself, or an exported graph of it.
     """
@@ -355,6 +383,8 @@ def thresholds(model: JointModel, run: Callable[[Tensor, Tensor], JointOutput]) 
 
 def measured_threshold(model: JointModel, run: Callable[[Tensor, Tensor], JointOutput], name: str) -> float | None:
     """The threshold of one task, see `thresholds`."""
+    if name in model.stored_thresholds:
+        return model.stored_thresholds[name]
     try:
         return measure(model, run, "dev", name).threshold
     except UserError as error:

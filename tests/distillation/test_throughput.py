@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import distilled_student as ds
-from distilled_student.checkpoints.folder import load_student, shipped_student
+from distilled_student.checkpoints.folder import load_student
 from distilled_student.corpora.shipped import read_voice
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.distillation.data.cuts import Batch, DataConfig, make_loader, read_cuts
@@ -52,7 +52,7 @@ def test_a_teacher_in_bfloat16_changes_the_loss_by_less_than_a_thousandth() -> N
     lengths = torch.tensor([64_000, 48_000, 30_000])
     waves = torch.stack([torch.from_numpy(read_voice(name)[:64_000]) for name in ("af_alloy", "am_adam", "af_heart")])
     with torch.no_grad():
-        output = load_student(shipped_student())(waves, lengths)
+        output = load_student("edge")(waves, lengths)
     predictions = output.predictions[:, :2].requires_grad_()
     losses, gradients = [], []
     for precision in ("fp32", "bf16"):

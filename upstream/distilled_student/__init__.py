@@ -10,6 +10,7 @@ _HOMES = {
     "StudentOutput": "student.network",
     "UserError": "common.errors",
     "build_student": "student.network",
+    "load": "onnx",
     "load_student": "checkpoints.folder",
     "named_size": "student.config",
     "save_student": "checkpoints.folder",

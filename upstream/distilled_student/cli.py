@@ -14,6 +14,7 @@ import typer
 
 from distilled_student import __version__
 from distilled_student.common.early_checks import (
+    JOINT,
     check_choice,
     check_device,
     check_file,
@@ -29,6 +30,7 @@ from distilled_student.common.early_checks import (
 from distilled_student.common.errors import UserError
 from distilled_student.common.interruption import resumed_by
 from distilled_student.common.known_warnings import suppress_known_warnings
+from distilled_student.common.shipped_models import found
 from distilled_student.common.typer_errors import Commands, run_app
 from distilled_student.corpora.speaker_names import check_speaker_pattern
 
@@ -177,7 +179,7 @@ def evaluate(
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(help="Folder of a joint training run, or a student.")],
+    source: Annotated[Path, typer.Argument(help="edge, tiny, the folder of a joint training run, or a student.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .onnx, or .pte for ExecuTorch.")],
     int8: Annotated[bool, typer.Option("--int8", help="Quantise weights and matrix products to int8 (.onnx).")] = False,
     max_loss: Annotated[
@@ -194,11 +196,15 @@ def export(
     is_program = output.suffix == ".pte"
     if not is_program and output.suffix != ".onnx":
         raise UserError(f"--output {output}: expected a name that ends with .onnx or .pte")
-    if int8 + streaming + is_program > 1:
-        raise UserError("--int8, --streaming, .pte: only one of them can be chosen")
+    if is_program and (int8 or streaming):
+        raise UserError("--int8, --streaming: need a name that ends with .onnx")
     checkpoint = checkpoint_name(source, checkpoint)
     check_model(source, checkpoint, BEST)
     check_output_file("--output", output)
+    if int8 and (found(source) / JOINT).is_file():
+        from distilled_student.export.pack import copy_packed
+
+        return copy_packed(found(source), output, streaming)
     from distilled_student.multitask.device_model import open_joint
 
     model = open_joint(source, checkpoint)
@@ -209,11 +215,30 @@ def export(
     elif streaming:
         from distilled_student.export.stream import export_stream
 
-        export_stream(model, output, window, checkpoint)
+        export_stream(model, output, window, checkpoint, int8, max_loss)
     else:
         from distilled_student.export.utterance import export_onnx
 
         export_onnx(model, output, int8, max_loss, checkpoint)
+
+
+@app.command()
+def pack(
+    run: Annotated[Path, typer.Argument(help="Folder of a joint training run that was evaluated.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the packed model.")],
+    window: Annotated[float, typer.Option(help="Seconds of audio that a score of a stream covers.")] = 1.0,
+    max_loss: Annotated[
+        float, typer.Option(help="Largest loss by int8, in percentage points of accuracy and EER.")
+    ] = 0.3,
+    checkpoint: Annotated[str, typer.Option(help="Checkpoint file in the folder of the run.")] = BEST,
+) -> None:
+    """Pack a joint run to use or share it: weights, thresholds, int8 graphs for utterances and streams, model card."""
+    check_run(run, checkpoint, BEST)
+    check_output_folder("--output", output)
+    check_no_data("--output", output, [("RUN", str(run))])
+    from distilled_student.export.pack import pack as write
+
+    write(run, output, checkpoint, window, max_loss)
 
 
 @app.command()
@@ -354,7 +379,7 @@ def speed(
 
 @app.command()
 def stream(
-    model: Annotated[Path, typer.Argument(help="Folder of a joint training run whose student is causal.")],
+    model: Annotated[Path, typer.Argument(help="edge, tiny, or the folder of a joint run whose student is causal.")],
     recording: Annotated[Path, typer.Argument(help="Audio file, read chunk by chunk like a microphone.")],
     chunk_ms: Annotated[int, typer.Option(help="Length of a chunk in milliseconds.")] = 100,
     window: Annotated[float, typer.Option(help="Seconds of audio that a score covers.")] = 1.0,

@@ -16,6 +16,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+UTTERANCE, STREAM = "utterance.onnx", "stream.onnx"  # files of a packed model
+SHIPPED = Path(__file__).parent / "assets" / "models"  # not there next to a copy of this file
 MAX_PEAK = 8.0  # of floats: 18 dB above full scale; speech of 16 bits that is not divided by 32768 has more
 
 Wav: TypeAlias = "str | Path | NDArray"  # a PCM or float .wav file, or samples (samples,): floats in [-1, 1] or int16
@@ -165,6 +167,7 @@ class Model:
         threads: Threads of onnxruntime.
 
     Attributes:
+        file: The file.
         labels: Classes of the keyword scores; labels that begin with ``_`` are not keywords.
         threshold: Probability from which on a keyword counts as said. None if the export did not measure one: then a
             keyword counts as said if it is the most likely of all classes.
@@ -186,7 +189,8 @@ class Model:
             self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no other common base class
             raise ValueError(f"{file}: not readable as an ONNX file ({str(error).splitlines()[0]})") from None
-        self.file, self.output_shapes = file, {output.name: output.shape for output in self.session.get_outputs()}
+        self.file, self.threads = Path(file), threads
+        self.output_shapes = {output.name: output.shape for output in self.session.get_outputs()}
         metadata = self.session.get_modelmeta().custom_metadata_map
         if not {"sample_rate", "shortest"} <= metadata.keys():
             raise ValueError(f"{file}: was not written by `distilled-student export`")
@@ -265,6 +269,13 @@ class Model:
         ratio = slope * cosine + offset
         return Verified(ratio >= threshold, ratio, cosine)
 
+    def stream(self) -> Stream:
+        """A new stream of the same model: of the file ``stream.onnx`` in the folder of this one."""
+        file = self.file if self.chunk else self.file.with_name(STREAM)
+        if not file.is_file():
+            raise ValueError(f"{file}: no such file; `distilled-student export --streaming` writes a stream")
+        return Stream(file, self.threads)
+
 
 class Stream:
     """A file that ``distilled-student export --streaming`` has written, run on samples as they arrive.
@@ -316,9 +327,13 @@ class Stream:
                 outputs[name] = self._step(np.resize(self._beginning, length)[self._processed :])[0][name]
         return outputs
 
+    def inputs(self, samples: NDArray[np.float32]) -> dict[str, NDArray]:
+        """The inputs of the file for whole chunks ``(samples,)``: these and the state."""
+        return {"samples": samples[None], **self._state}
+
     def _step(self, samples: NDArray[np.float32]) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray]]:
         """The outputs for whole chunks ``(samples,)``, and the next state; the stream's own state is not changed."""
-        arrays = self.model.session.run(None, {"samples": samples[None], **self._state})
+        arrays = self.model.session.run(None, self.inputs(samples))
         outputs = dict(zip(self.model.output_shapes, arrays, strict=True))
         state = {name: outputs.pop(name.replace("state_", "next_", 1)) for name in self._state}
         return {name: output[0] for name, output in outputs.items()}, state
@@ -331,5 +346,15 @@ class Stream:
 
 
 def load(file: str | Path, threads: int = 1) -> Model:
-    """Open a file that ``distilled-student export`` has written. Raises ValueError."""
-    return Model(file, threads)
+    """Open a file that ``distilled-student export`` has written, a folder of ``distilled-student pack``, or a model.
+
+    Args:
+        file: The file, the folder, or ``edge`` or ``tiny``, the models that ship with the package.
+        threads: Threads of onnxruntime.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    shipped = SHIPPED / str(file) / UTTERANCE
+    path = shipped if not Path(file).exists() and shipped.is_file() else Path(file)
+    return Model(path / UTTERANCE if path.is_dir() else path, threads)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from distilled_student.benchmark.commands import Bench
@@ -11,6 +10,7 @@ from distilled_student.benchmark.suite import Run
 from distilled_student.checkpoints.folder import load_student
 from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.common.settings import typed
+from distilled_student.common.shipped_models import ASSETS
 from distilled_student.distillation.config import student_config_for
 from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.multitask.tasks import task_module
@@ -69,7 +69,7 @@ class Estimator:
     def _shape(self, name: str | None) -> StudentConfig:
         """Configuration with the size of published weights, by a name in `SHAPES`; None: the paper's student."""
         if name == "shipped":
-            return load_student(Path(__file__).parents[1] / "assets" / "teacher").config
+            return load_student(ASSETS / "teacher").config
         return StudentConfig(layers=12, targets=[]) if name == "hubert-base" else StudentConfig()
 
     def _student(self, run: Run) -> StudentConfig:

@@ -22,16 +22,12 @@ from distilled_student.checkpoints.weight_files import WEIGHTS
 from distilled_student.common.early_checks import held_instead
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, read_safetensors, write_files
+from distilled_student.common.shipped_models import found
 from distilled_student.student.config import StudentConfig
 from distilled_student.student.network import Student
 
 MODEL_TYPE = "distilled_student"
 FORMATS = (MODEL_TYPE, "transformers")
-
-
-def shipped_student() -> Path:
-    """The folder of the distilled student that is part of this package."""
-    return Path(__file__).parents[1] / "assets" / "student"
 
 
 def save_student(
@@ -121,6 +117,7 @@ def load_student(path: str | Path) -> Student:
     Args:
         path: One of these:
 
+            * ``edge`` or ``tiny``, the models of this package;
             * a folder from `save_student`;
             * a `transformers` folder of HuBERT, wav2vec 2.0, DistilHuBERT or Whisper (its encoder);
             * a ``.ckpt`` of s3prl's DistilHuBERT;
@@ -128,12 +125,12 @@ def load_student(path: str | Path) -> Student:
             * the name on the `transformers` hub of a folder of the first two kinds (``ntu-spml/distilhubert``), which
               is downloaded if it is not in the hub's local cache.
 
-            Only the first and the third have prediction layers.
+            Only our own folders and the ``.ckpt`` of DistilHuBERT have prediction layers.
 
     Raises:
         UserError: none of these, damaged, or the weights do not fit; one line naming the file, its format and keys.
     """
-    path = Path(path)
+    path = found(path)
     if not path.exists() and may_be_on_hub(str(path)):
         path = hub_folder(str(path))
     config, weights, source = _read(path)

@@ -10,8 +10,11 @@ from typing import Any
 from distilled_student.common.early_checks import CONFIG, is_torch_file
 from distilled_student.common.errors import UserError, did_you_mean, short_reason
 from distilled_student.common.files import read_json
+from distilled_student.common.shipped_models import ASSETS, DEFAULT, shipped_models
 
-SHIPPED = {"shipped": "teacher", "teacher": "teacher", "distilled_student": "student"}  # name -> folder in assets
+# name -> folder in assets
+SHIPPED = {"shipped": "teacher", "teacher": "teacher", "distilled_student": f"models/{DEFAULT}"}
+SHIPPED |= {name: f"models/{name}" for name in shipped_models()}
 EXPORT_EXTRA = "pip install 'distilled-student[export]'"
 # keys of a config.json with the number of layers: of Whisper's encoder, of other models of transformers, of students
 LAYER_KEYS = ("encoder_layers", "num_hidden_layers", "layers")
@@ -37,7 +40,7 @@ def check_teacher(name: str, where: str, upstreams: Collection[str]) -> int | No
     Raises:
         UserError: there is no such folder, file, upstream or model on the hub, or it cannot be a teacher.
     """
-    path = Path(__file__).parents[1] / "assets" / SHIPPED[name] if name in SHIPPED else Path(name)
+    path = ASSETS / SHIPPED[name] if name in SHIPPED else Path(name)
     if path.is_dir():
         if not (path / CONFIG).is_file():
             raise UserError(f"{where}: {name}: is not a model: the folder has no {CONFIG}")

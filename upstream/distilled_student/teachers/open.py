@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
-from distilled_student.checkpoints.folder import MODEL_TYPE, load_student, shipped_student
+from distilled_student.checkpoints.folder import MODEL_TYPE, load_student
 from distilled_student.checkpoints.foreign import CONFIG, read_normalization
 from distilled_student.checkpoints.foreign_config import why_not_a_student
 from distilled_student.checkpoints.hub import ELSEWHERE, hub_folder, hub_revision
 from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.files import read_json
+from distilled_student.common.shipped_models import ASSETS
+from distilled_student.teachers.early_checks import SHIPPED
 from distilled_student.teachers.encoders import Encoder, StudentEncoder, TransformersEncoder
 from distilled_student.teachers.ge2e import PACKAGE, find_weights_of_resemblyzer, read_ge2e
 from distilled_student.teachers.onnx_encoder import OnnxEncoder
@@ -26,7 +28,7 @@ UNUSED_WEIGHTS = r"masked_spec_embed$|(?:^|\.)adapter\."  # of `transformers` mo
 
 def shipped_teacher() -> Path:
     """The folder of the small teacher that is part of this package."""
-    return Path(__file__).parents[1] / "assets" / "teacher"
+    return ASSETS / "teacher"
 
 
 def open_teacher(name: str | Path) -> Encoder:
@@ -36,7 +38,7 @@ def open_teacher(name: str | Path) -> Encoder:
         name: The first of these that exists:
 
             * ``shipped`` or ``teacher``: the small teacher that is part of this package;
-            * ``distilled_student``: the student that is part of this package;
+            * ``distilled_student``, ``edge`` or ``tiny``: the students that are part of this package;
             * a folder or file that `load_student` reads;
             * a folder of another `transformers` encoder of waveforms;
             * the name of an s3prl upstream (``hubert_base``);
@@ -46,8 +48,7 @@ def open_teacher(name: str | Path) -> Encoder:
         UserError: none of these, or it cannot be loaded or downloaded; says what to do instead.
     """
     name = str(name)
-    shipped = {"shipped": shipped_teacher, "teacher": shipped_teacher, "distilled_student": shipped_student}
-    path = shipped[name]() if name in shipped else Path(name)
+    path = ASSETS / SHIPPED[name] if name in SHIPPED else Path(name)
     if not path.exists() and "/" not in name and name in names_on_s3prl_hub():
         return _open_s3prl(name).eval()
     path = path if path.exists() else _hub_folder(name)

@@ -1,0 +1,129 @@
+"""A joint model as a small folder: a student with its heads, without the run that trained them. Needs no s3prl.
+
+The folder is a student folder too (``config.json``, ``model.safetensors``), so that ``-k FOLDER`` takes the fine-tuned
+student. ``joint.json`` says what the heads are, ``heads.safetensors`` holds their weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distilled_student import __version__
+from distilled_student.checkpoints.folder import load_student, save_student
+from distilled_student.common.early_checks import JOINT
+from distilled_student.common.errors import UserError, short_reason
+from distilled_student.common.files import read_json, read_safetensors, write_files
+from distilled_student.common.settings import typed
+from distilled_student.multitask.heads import LayerChoice
+from distilled_student.multitask.settings import ExpertSettings, read_tasks
+from distilled_student.student.config import StudentConfig
+from distilled_student.student.network import Student
+
+HEADS = "heads.safetensors"
+FEATURE_WEIGHTS = "features.weights"
+TRAINING_ONLY = "objective."  # the loss: its weights are one vector for each training speaker
+NOT_PACKED = ("augment", "loss", "train_root", "test_root", "root", "trials", "trials_root", "extra_roots")
+
+
+@dataclass
+class PackedModel:
+    """The parts of a joint model.
+
+    Attributes:
+        student: With its prediction layers if ``features`` uses them.
+        features: ``key``, ``layer`` and ``normalize`` of `distilled_student.multitask.device_model.Features`.
+        weights: Of the sum of layers, if ``features`` is one.
+        layers: Number of layers in the features, see ``layers`` of the expert's settings.
+        gain: What every waveform is multiplied by.
+        tasks, choices: The expert's tasks and choices of layers, by name.
+        thresholds: Of the decisions on a device, by the task's name.
+    """
+
+    student: Student
+    features: dict[str, Any]
+    weights: Tensor | None
+    layers: int
+    gain: float
+    tasks: Mapping[str, nn.Module]
+    choices: Mapping[str, nn.Module]
+    thresholds: dict[str, float]
+
+
+def _heads(tasks: Mapping[str, nn.Module], choices: Mapping[str, nn.Module]) -> nn.ModuleDict:
+    return nn.ModuleDict({"tasks": nn.ModuleDict(tasks), "choices": nn.ModuleDict(choices)})
+
+
+def save_packed(model: PackedModel, folder: Path) -> None:
+    """Write a joint model; the folder need not exist. The student's weights are rounded to half precision."""
+    from safetensors.torch import save
+
+    state = _heads(model.tasks, model.choices).state_dict()
+    kept = {name: value for name, value in state.items() if isinstance(value, Tensor) and TRAINING_ONLY not in name}
+    if model.weights is not None:
+        kept[FEATURE_WEIGHTS] = model.weights
+    description = {
+        "version": __version__,
+        "features": model.features,
+        "layers": model.layers,
+        "gain": model.gain,
+        "tasks": {name: _described(task.settings) for name, task in model.tasks.items()},
+        "thresholds": model.thresholds,
+    }
+    save_student(model.student, folder, torch.float16)
+    content = save({name: value.detach().cpu().contiguous() for name, value in kept.items()})
+    write_files(folder, {HEADS: content, JOINT: (json.dumps(description, indent=2) + "\n").encode()})
+
+
+def _described(settings: Any) -> dict[str, Any]:
+    """The settings of a task that differ from their defaults, without those of training and its folders."""
+    values, defaults = dataclasses.asdict(settings), dataclasses.asdict(type(settings)())
+    return {key: value for key, value in values.items() if key not in NOT_PACKED and value != defaults[key]}
+
+
+def load_packed(folder: Path) -> PackedModel:
+    """Read what `save_packed` wrote; on the CPU.
+
+    Raises:
+        UserError: the folder is damaged, or of another version; names the file.
+    """
+    file = folder / JOINT
+    description, tensors = read_json(file), read_safetensors(folder / HEADS)
+    try:
+        layers, gain, features = int(description["layers"]), float(description["gain"]), description["features"]
+        features = {name: features[name] for name in ("key", "layer", "normalize")}
+        thresholds = {name: float(value) for name, value in description["thresholds"].items()}
+        groups = {"tasks": dict(description["tasks"]), "layers": layers}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: damaged, or of another version ({short_reason(error)})") from None
+    settings, student = typed(ExpertSettings, groups, str(file)), load_student(folder)
+    tasks, choices, width = {}, {}, _width(student.config, features["key"])
+    for name, entry in read_tasks(settings, str(file)).items():
+        tasks[name] = entry.module.Task(entry.settings, entry.width(width, layers), 0, entry.key)
+        choices[name] = LayerChoice(layers, entry.settings.layer)
+    weights = tensors.pop(FEATURE_WEIGHTS, None)
+    _load_heads(_heads(tasks, choices), tensors, folder / HEADS)
+    return PackedModel(student, features, weights, layers, gain, tasks, choices, thresholds)
+
+
+def _load_heads(heads: nn.ModuleDict, tensors: dict[str, Tensor], file: Path) -> None:
+    """Raise UserError if the tensors are not those of the heads."""
+    try:
+        missing, unexpected = heads.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"{file}: does not fit {JOINT} ({short_reason(error)})") from None
+    if wrong := [name for name in [*missing, *unexpected] if TRAINING_ONLY not in name]:
+        raise UserError(f"{file}: does not fit {JOINT}: missing or unexpected: {', '.join(wrong)}")
+
+
+def _width(config: StudentConfig, key: str) -> int:
+    """The number of features of a frame."""
+    layers = {"concatenated": config.layers + 1, "all": config.layers + 1 + len(config.targets)}
+    return (config.target_size if key == "predictions" else config.hidden_size) * layers.get(key, 1)

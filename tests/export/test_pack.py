@@ -1,0 +1,128 @@
+"""Packed models: what is used without the run that trained it answers as the run does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, tone
+from helpers.trees import tasks
+from safetensors.torch import load_file
+
+import distilled_student as ds
+from distilled_student import cli, onnx
+from distilled_student.common.errors import UserError
+from distilled_student.host import launch
+from distilled_student.multitask.device_model import open_joint
+from distilled_student.multitask.evaluate import evaluate
+
+pytest.importorskip("onnxscript")
+
+
+def command(*words: str) -> int:
+    """The exit code of ``distilled-student``."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(list(words))
+    return left.value.code
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluated joint run of a causal student, whose heads use all of its outputs."""
+    folder = tmp_path_factory.mktemp("joint")
+    config = ds.StudentConfig(
+        **{"frontend": "logmel", "conv_dim": [8, 16], "conv_kernel": [3, 3], "conv_stride": [1, 2], "conv_bias": True},
+        **{"conv_norm": "none", "projection": False, "projection_norm": False, "causal": True, "attention_context": 20},
+        **{**SMALL, "target_size": SMALL["hidden_size"]},
+    )
+    torch.manual_seed(0)
+    ds.save_student(ds.build_student(config), folder / "student")
+    values = {f"config.runner.{key}": 2 for key in ("total_steps", "log_step", "eval_step", "save_step")}
+    for name, settings in tasks(folder).items():
+        values |= {f"config.downstream_expert.tasks.{name}.{key}": value for key, value in settings.items()}
+        values[f"config.downstream_expert.tasks.{name}.layer"] = "weighted"
+    layers = config.layers + 1 + len(config.targets)
+    values |= {"config.downstream_expert.num_workers": 0, "config.downstream_expert.gain_db": -3.0}
+    values |= {"config.downstream_expert.layers": layers}
+    words = ["-m", "train", "-u", "distilled_student", "-k", str(folder / "student"), "-f", "-d", "multitask"]
+    words += ["-s", "all", "-p", str(folder / "exp"), "--device", "cpu"]
+    assert launch.main([*words, "-o", ",,".join(f"{key}={value}" for key, value in values.items())]) == 0
+    evaluate(folder / "exp", device="cpu")
+    return folder / "exp"
+
+
+@pytest.fixture(scope="module")
+def packed(run: Path) -> Path:
+    folder = run.parent / "packed"
+    assert command("pack", str(run), "-o", str(folder), "--max-loss", "100") == 0
+    return folder
+
+
+def test_a_packed_model_answers_as_its_run(run: Path, packed: Path) -> None:
+    of_run, model = open_joint(run), open_joint(packed)
+    wave, lengths = tone(1.0)[None], torch.tensor([16_000])
+    expected, found = of_run(wave, lengths), model(wave, lengths)
+    for name in ("hidden_state", "keyword_scores", "speaker_embedding"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=5e-3, rtol=5e-3)  # float16
+    assert model.labels == of_run.labels and model.gain == of_run.gain
+    threshold = model.keyword_threshold()
+    assert threshold == pytest.approx(of_run.keyword_threshold()) and threshold == model.stored_thresholds["kws"]
+    assert {key: value for key, value in model.metadata({}).items() if key.startswith("sv")} == pytest.approx(
+        {key: value for key, value in of_run.metadata({}).items() if key.startswith("sv")}
+    )
+
+
+def test_a_packed_model_holds_no_speakers_and_no_folders_of_the_training(packed: Path) -> None:
+    assert not [name for name in load_file(packed / "heads.safetensors") if "objective" in name]
+    text = (packed / "joint.json").read_text()
+    assert "root" not in text and str(packed.parent) not in text
+    assert json.loads(text)["features"]["key"] == "all"
+    names = {"README.md", "config.json", "heads.safetensors", "joint.json", "model.safetensors", "results.json"}
+    assert {file.name for file in packed.iterdir()} == names | {"stream.onnx", "utterance.onnx"}
+
+
+def test_the_graphs_of_a_packed_model_are_int8_and_have_one_set_of_scores(packed: Path) -> None:
+    model, wave = ds.load(packed), tone(1.0)
+    whole = model.scores(wave.numpy())
+    assert model.session.get_modelmeta().custom_metadata_map["precision"].startswith("int8")
+    stream = model.stream()
+    assert stream.model.session.get_modelmeta().custom_metadata_map["precision"].startswith("int8")
+    for chunk in wave.numpy().reshape(-1, 640):
+        outputs = stream.feed(chunk)
+    np.testing.assert_allclose(outputs["keyword_scores"], list(whole.values()), atol=0.05)
+    cosine = outputs["speaker_embedding"] @ model.embed(wave.numpy()) / np.linalg.norm(outputs["speaker_embedding"])
+    assert cosine > 0.98
+
+
+def test_a_packed_model_is_exported_and_distilled_from_and_trained_as_any_student(packed: Path, tmp_path: Path) -> None:
+    student = ds.load_student(packed)
+    assert student.config.causal
+    assert command("export", str(packed), "-o", str(tmp_path / "a.onnx"), "--int8", "--streaming") == 0
+    assert (tmp_path / "a.onnx").read_bytes() == (packed / "stream.onnx").read_bytes()
+    assert command("export", str(packed), "-o", str(tmp_path / "b.onnx")) == 0
+    exported, packed_model = onnx.load(tmp_path / "b.onnx"), open_joint(packed)
+    assert exported.threshold == pytest.approx(packed_model.keyword_threshold())
+
+
+def test_a_damaged_packed_model_names_its_file(packed: Path, tmp_path: Path) -> None:
+    for file in packed.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "joint.json").write_text("{}")
+    with pytest.raises(UserError, match=r"joint\.json: damaged, or of another version"):
+        open_joint(tmp_path)
+    (tmp_path / "joint.json").write_text((packed / "joint.json").read_text())
+    (tmp_path / "heads.safetensors").write_bytes((packed / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"heads\.safetensors: does not fit joint\.json"):
+        open_joint(tmp_path)
+
+
+def test_a_run_that_was_not_evaluated_is_not_packed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    copied = tmp_path / "exp"
+    copied.mkdir()
+    for file in run.glob("*.ckpt"):
+        (copied / file.name).write_bytes(file.read_bytes())
+    assert command("pack", str(copied), "-o", str(tmp_path / "out")) == 2
+    assert "run `distilled-student evaluate" in capsys.readouterr().err

@@ -1,0 +1,49 @@
+"""Packs a joint run into a folder that people use without the run: weights, int8 graphs, results, model card."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from distilled_student.common.errors import UserError
+from distilled_student.export.stream import export_stream
+from distilled_student.export.utterance import export_onnx
+from distilled_student.multitask.device_model import as_packed, open_joint
+from distilled_student.multitask.packed import save_packed
+from distilled_student.onnx import STREAM, UTTERANCE
+
+COPIED = ("README.md", "results.json")  # what `evaluate` wrote into the run
+
+
+def pack(run: Path, folder: Path, checkpoint: str, window: float, max_loss: float) -> None:
+    """Write the model of ``run``, a folder of ``run_downstream.py -d multitask``, into ``folder``.
+
+    Args:
+        checkpoint: File in the folder of the run.
+        window: Seconds of audio that a score of a stream covers.
+        max_loss: Points of accuracy or EER that int8 may lose on development data.
+
+    Raises:
+        UserError: the run was not evaluated, has no heads or no causal student; see `export_onnx` and `export_stream`.
+    """
+    for name in COPIED:
+        if not (run / name).is_file():
+            raise UserError(f"{run}: has no {name}: run `distilled-student evaluate {run}` first")
+    model = open_joint(run, checkpoint)
+    if not model.tasks:
+        raise UserError(f"{run}: is a student without heads: give the folder of a joint training run")
+    save_packed(as_packed(model), folder)
+    model.student.load_state_dict(open_joint(folder).student.state_dict())  # rounded, as it is stored
+    export_onnx(model, folder / UTTERANCE, int8=True, max_loss=max_loss, checkpoint=checkpoint)
+    export_stream(model, folder / STREAM, window, checkpoint, int8=True, max_loss=max_loss)
+    for name in COPIED:
+        shutil.copyfile(run / name, folder / name)
+
+
+def copy_packed(folder: Path, output: Path, streaming: bool) -> None:
+    """Copy the int8 graph of a packed model to ``output``. Raises UserError if the folder has none."""
+    file = folder / (STREAM if streaming else UTTERANCE)
+    if not file.is_file():
+        raise UserError(f"{folder}: has no {file.name}: `distilled-student pack` writes it")
+    shutil.copyfile(file, output)
+    print(f"{output}: int8, {output.stat().st_size / 1e6:.1f} MB, a copy of {file.name} of {folder.name}")
