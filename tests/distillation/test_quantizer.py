@@ -90,6 +90,19 @@ def test_more_codebooks_lose_less_of_other_frames() -> None:
     assert lost[1] < 0.5 * lost[0] and lost[1] < 0.15
 
 
+def test_refinements_of_groups_of_codebooks_lessen_the_error_of_the_trained_frames(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    states, lost = correlated_states(3000), {}
+    for together, rounds in ((2, 0), (2, 2), (4, 2)):
+        monkeypatch.setattr(module, "ENTRIES", 32)
+        monkeypatch.setattr(module, "FITTED_TOGETHER", together)
+        monkeypatch.setattr(module, "REFINEMENTS", rounds)
+        quantizer = train_quantizer(states, 4)
+        lost[together, rounds] = quantization_error(states, quantizer.decode(quantizer.encode(states))).l1
+    assert lost[2, 2] < 0.98 * lost[2, 0] and lost[4, 2] < 0.98 * lost[2, 0]
+
+
 def test_codebooks_are_the_same_for_the_same_seed_and_fit_few_or_constant_frames() -> None:
     states = correlated_states(100)
     states[:, 0] = 5.0

@@ -16,6 +16,7 @@ ENTRIES = 256  # of a codebook, so that a code is a byte
 BEAM = 4  # hypotheses that the encoder keeps
 KMEANS_ROUNDS, REFINEMENTS = 6, 3
 CHUNK = 1024  # frames that are encoded at a time
+FITTED_TOGETHER = 16  # codebooks; the work rises with the cube of their number, the memory with its square
 
 
 @dataclass
@@ -42,15 +43,19 @@ class Quantizer:
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes ``(..., codebooks)`` -> states ``(..., features)``, float32."""
-        books, entries, features = self.entries.shape
-        first = torch.arange(books, device=codes.device) * entries
-        table = (self.entries * self.scale).reshape(books * entries, features)
-        found = F.embedding_bag(codes.long().reshape(-1, books) + first, table, mode="sum")
-        return (found + self.mean).reshape(*codes.shape[:-1], features)
+        found = _sum_entries(self.entries * self.scale, codes.long().flatten(0, -2))
+        return (found + self.mean).reshape(*codes.shape[:-1], len(self.mean))
 
     def to(self, device: torch.device) -> Quantizer:
         """The same on a device."""
         return Quantizer(self.mean.to(device), self.scale.to(device), self.entries.to(device))
+
+
+def _sum_entries(entries: Tensor, codes: Tensor) -> Tensor:
+    """The sums ``(frames, features)`` of one entry of each codebook; ``codes``: ``(frames, codebooks)``, int64."""
+    books, size, features = entries.shape
+    first = torch.arange(books, device=codes.device) * size
+    return F.embedding_bag(codes + first, entries.reshape(books * size, features), mode="sum")
 
 
 def _no_codes(entries: Tensor) -> Tensor:
@@ -82,8 +87,9 @@ def _distances(frames: Tensor, book: Tensor) -> Tensor:
 def train_quantizer(states: Tensor, codebooks: int, seed: int = 0) -> Quantizer:
     """Fit a quantiser to ``states (frames, features)``.
 
-    Each codebook is fitted by k-means to what the codebooks before it leave. Then all codebooks are fitted together, by
-    least squares with the codes of a beam search, a few times (Babenko and Lempitsky 2014, additive quantisation).
+    Each codebook is fitted by k-means to what the codebooks before it leave. Then, a few times, the frames are encoded
+    and the codebooks fitted again by least squares, `FITTED_TOGETHER` of them at a time to what the others leave
+    (Babenko and Lempitsky 2014, additive quantisation).
 
     Raises:
         ValueError: there are no frames.
@@ -100,7 +106,12 @@ def train_quantizer(states: Tensor, codebooks: int, seed: int = 0) -> Quantizer:
         books.append(book)
     quantizer = Quantizer(mean, scale, torch.stack(books))
     for _ in range(REFINEMENTS):
-        quantizer.entries = _fit(quantizer.entries, scaled, quantizer.encode(states).long())
+        codes = quantizer.encode(states).long()
+        rest = scaled - _sum_entries(quantizer.entries, codes)
+        for group in torch.arange(codebooks).split(FITTED_TOGETHER):
+            rest += _sum_entries(quantizer.entries[group], codes[:, group])
+            quantizer.entries[group] = _fit(quantizer.entries[group], rest, codes[:, group])
+            rest -= _sum_entries(quantizer.entries[group], codes[:, group])
     return quantizer
 
 
