@@ -162,12 +162,12 @@ class TaskSettings:
             linear layer).
         pooling: How frames become one vector: ``mean``, ``mean_std`` (mean and standard deviation), ``attentive`` (a
             mean weighted by learned attention) or ``attentive_std`` (with the standard deviation weighted alike).
-    layer: With ``-s concatenated`` or ``-s all``, and ``layers``: the number of the layer that this task uses,
-        counted from 0 (the front end), or ``weighted``, their sum with learned weights. None: all features. Early
-        layers describe the speaker best, late layers the word.
-    branch: A copy of the student's last layer for this task, trained with it, whose output the task uses instead of
-        a ``layer``; with ``-u distilled_student -f -s concatenated`` and ``layers``. One task of two needs it: the
-        other one then has the student's own last layer.
+        layer: With ``-s concatenated`` or ``-s all``, and ``layers``: the number of the layer that this task uses,
+            counted from 0 (the front end), or ``weighted``, their sum with learned weights. None: all features. Early
+            layers describe the speaker best, late layers the word.
+        branch: A copy of the student's last layer for this task, trained with it, whose output the task uses instead of
+            a ``layer``; with ``-u distilled_student -f -s concatenated`` and ``layers``. One task of two needs it: the
+            other one then has the student's own last layer.
         standardize: Bring each pooled feature to zero mean and unit variance (batch norm without weights): before the
             linear layer of the ``linear`` head, or as the embedding of the ``pooled`` head. The head then needs a tenth
             of the steps: the differences between classes are small compared with what all utterances have in common.
