@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Iterable
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import distilled_student as ds
 from distilled_student.common.errors import UserError
@@ -30,7 +33,6 @@ from distilled_student.distillation.trainer import Distillation
 def small_codebooks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantizer, "ENTRIES", 16)
     monkeypatch.setattr(quantizer, "KMEANS_ROUNDS", 2)
-    monkeypatch.setattr(quantizer, "REFINEMENTS", 1)
 
 
 @pytest.fixture
@@ -79,8 +81,8 @@ def test_the_student_is_trained_on_the_decoded_targets_and_later_epochs_do_not_u
                 for target in range(2):  # decoded in a plain loop from codes of the live targets
                     own = run.cache.quantizers[target]
                     for frame, codes in enumerate(own.encode(states[target]).tolist()[:3]):
-                        total = sum(own.entries[book, code] for book, code in enumerate(codes))
-                        expected = own.mean + own.scale * total
+                        components = torch.cat([own.entries[book, code] for book, code in enumerate(codes)])
+                        expected = own.mean + own.scale * (own.rotation @ components)
                         torch.testing.assert_close(found[row, target, frame], expected, rtol=1e-4, atol=1e-4)
     pieces = len(list(run.cache.folder.glob("*/*.safetensors")))
     assert sum(map(len, encoded)) == pieces > 10
@@ -120,6 +122,31 @@ def test_codes_of_other_codebooks_are_not_used(config: DistillConfig) -> None:
     other = prepared(config)
     assert other.cache.version != run.cache.version
     assert all(found[0] is None for batch in epoch(other) for found in batch.targets)
+
+
+def test_codes_of_an_earlier_method_are_not_used(config: DistillConfig) -> None:
+    run = prepared(config)
+    for batch in epoch(run):
+        run.step(batch)
+    file = run.cache.folder / "codebooks.safetensors"
+    with safe_open(file, "pt") as stored:  # the method before had no rotation
+        parts = {name: stored.get_tensor(name) for name in ("mean", "scale", "entries")}
+        metadata = stored.metadata()
+    digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts.values()))
+    metadata["codebooks"] = digest.hexdigest()
+    save_file(parts, file, metadata)
+    for codes in run.cache.folder.glob("*/*.safetensors"):
+        save_file({"targets": load_file(codes)["targets"]}, codes, {"codebooks": digest.hexdigest()})
+    again = prepared(config)
+    assert again.cache.version == run.cache.version
+    assert all(found[0] is None for batch in epoch(again) for found in batch.targets)
+
+
+def test_states_that_are_not_finite_are_named_before_the_codebooks_are_trained(config: DistillConfig) -> None:
+    run = Distillation(config, "test.yaml")
+    run.teacher.register_forward_hook(lambda teacher, inputs, result: (result[0] * torch.inf, result[1]))
+    with pytest.raises(UserError, match=r"test.yaml: cache: .* hidden states are not finite"):
+        run.prepare_codes(list(read_cuts(config.data)[0]))
 
 
 def test_a_cache_in_half_precision_and_one_in_codes_share_a_folder(config: DistillConfig) -> None:

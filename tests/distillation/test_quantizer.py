@@ -1,4 +1,4 @@
-"""Additive quantisation: decoding, the beam search, the joint fit and the error, each against a plain computation."""
+"""Product quantisation: the rotation, the codebooks' bits, codes and the error, each against a plain computation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from distilled_student.distillation import quantizer as module
 from distilled_student.distillation.code_cache import quantization_error
-from distilled_student.distillation.quantizer import Quantizer, train_quantizer
+from distilled_student.distillation.quantizer import Quantizer, assign_components, train_quantizer, wanted_bits
 
 
 def correlated_states(frames: int = 1500, features: int = 24, seed: int = 0) -> torch.Tensor:
@@ -22,57 +21,75 @@ def correlated_states(frames: int = 1500, features: int = 24, seed: int = 0) -> 
     return torch.from_numpy(states.astype(np.float32))
 
 
-def small_quantizer(books: int, size: int, features: int = 5) -> Quantizer:
+def small_quantizer(books: int, width: int, features: int) -> Quantizer:
     rng = torch.Generator().manual_seed(2)
-    entries = torch.randn(books, size, features, generator=rng)
-    return Quantizer(torch.randn(features, generator=rng), torch.rand(features, generator=rng) + 0.5, entries)
+    rotation = torch.linalg.qr(torch.randn(books * width, books * width, generator=rng)).Q[:features]
+    mean, scale = torch.randn(features, generator=rng), torch.rand(features, generator=rng) + 0.5
+    return Quantizer(mean, scale, rotation, torch.randn(books, 256, width, generator=rng))
 
 
-def test_decoding_sums_one_entry_of_each_codebook() -> None:
-    quantizer, rng = small_quantizer(3, 256), np.random.default_rng(0)
+def in_numpy(quantizer: Quantizer) -> list[np.ndarray]:
+    return [getattr(quantizer, name).double().numpy() for name in ("mean", "scale", "rotation", "entries")]
+
+
+def test_decoding_rotates_the_chosen_entries_back() -> None:
+    quantizer, rng = small_quantizer(3, 2, 5), np.random.default_rng(0)
     codes = rng.integers(0, 256, (2, 4, 3)).astype(np.uint8)
     found = quantizer.decode(torch.from_numpy(codes)).numpy()
-    entries, mean, scale = (getattr(quantizer, name).double().numpy() for name in ("entries", "mean", "scale"))
+    mean, scale, rotation, entries = in_numpy(quantizer)
     for row, frame in itertools.product(range(2), range(4)):
-        total = sum(entries[book, codes[row, frame, book]] for book in range(3))
-        np.testing.assert_allclose(found[row, frame], mean + scale * total, rtol=1e-5, atol=1e-5)
+        components = np.concatenate([entries[book, codes[row, frame, book]] for book in range(3)])
+        expected = mean + scale * (rotation @ components)
+        np.testing.assert_allclose(found[row, frame], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_wide_beam_finds_the_nearest_sum_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BEAM", 1000)
-    quantizer, frames = small_quantizer(3, 6), torch.randn(20, 5, generator=torch.Generator().manual_seed(1))
-    choices = np.array(list(itertools.product(range(6), repeat=3)))
-    entries, mean, scale = (getattr(quantizer, name).double().numpy() for name in ("entries", "mean", "scale"))
-    sums = sum(entries[book, choices[:, book]] for book in range(3))
-    scaled = (frames.double().numpy() - mean) / scale
-    nearest = choices[((scaled[:, None] - sums[None]) ** 2).sum(axis=2).argmin(axis=1)]
+def test_a_code_is_the_nearest_entry_of_its_group_of_components() -> None:
+    quantizer = small_quantizer(3, 2, 5)
+    frames = torch.randn(1030, 5, generator=torch.Generator().manual_seed(1))  # more than are encoded at a time
     codes = quantizer.encode(frames)
-    assert codes.dtype == torch.uint8
-    np.testing.assert_array_equal(codes.numpy(), nearest)
+    assert codes.dtype == torch.uint8 and codes.shape == (1030, 3)
+    mean, scale, rotation, entries = in_numpy(quantizer)
+    for frame in (0, 1, 1023, 1024, 1029):
+        components = rotation.T @ ((frames[frame].double().numpy() - mean) / scale)
+        for book in range(3):
+            distances = np.square(entries[book] - components[2 * book : 2 * book + 2]).sum(axis=1)
+            assert codes[frame, book] == distances.argmin()
+    assert quantizer.encode(frames[:0]).shape == (0, 3)
 
 
-def test_a_beam_of_one_chooses_the_nearest_entry_in_each_codebook(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BEAM", 1)
-    quantizer, frames = small_quantizer(4, 8), torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
-    scaled = (frames.double().numpy() - quantizer.mean.double().numpy()) / quantizer.scale.double().numpy()
-    for frame, codes in zip(scaled, quantizer.encode(frames).tolist(), strict=True):
-        rest = frame
-        for book, code in zip(quantizer.entries.double().numpy(), codes, strict=True):
-            assert code == np.square(rest - book).sum(axis=1).argmin()
-            rest = rest - book[code]
+@pytest.mark.parametrize("total", [1, 16, 400])
+def test_bits_are_those_of_reverse_water_filling(total: int) -> None:
+    variances = np.random.default_rng(3).exponential(size=40) ** 3
+    low, high = 1e-300, float(variances.max())  # bisection of the level
+    for _ in range(2000):
+        level = np.sqrt(low) * np.sqrt(high)
+        bits = np.maximum(0.5 * np.log2(variances / level), 0)
+        low, high = (level, high) if bits.sum() > total else (low, level)
+    np.testing.assert_allclose(wanted_bits(torch.from_numpy(variances), total).numpy(), bits, atol=1e-6)
 
 
-def test_the_joint_fit_is_the_least_squares_solution() -> None:
-    rng = torch.Generator().manual_seed(0)
-    frames, codes = torch.randn(300, 4, generator=rng), torch.randint(7, (300, 3), generator=rng)
-    before = torch.randn(3, 7, 4, generator=rng)
-    design = np.zeros((300, 21))
-    for book in range(3):
-        design[np.arange(300), 7 * book + codes[:, book].numpy()] = 1
-    matrix = np.concatenate([design, np.eye(21)])
-    wanted = np.concatenate([frames.double().numpy(), before.reshape(21, 4).double().numpy()])
-    expected = np.linalg.lstsq(matrix, wanted, rcond=None)[0].reshape(3, 7, 4)
-    np.testing.assert_allclose(module._fit(before, frames, codes).numpy(), expected, atol=1e-5)
+def test_the_codebooks_get_similar_numbers_of_bits_and_different_columns() -> None:
+    bits = np.random.default_rng(4).exponential(size=30)
+    columns = assign_components(torch.from_numpy(bits), 8, 4).numpy()
+    assert len(set(columns)) == 30 and columns.min() >= 0 and columns.max() < 32
+    load = np.bincount(columns // 4, weights=bits, minlength=8)
+    assert np.ptp(load) < 0.2 * load.mean() or load.max() == bits.max()
+
+
+def test_the_rotation_has_the_principal_directions_of_the_scaled_features() -> None:
+    states = correlated_states()
+    quantizer = train_quantizer(states, 5)  # 24 features, 25 columns
+    mean, scale, rotation, entries = in_numpy(quantizer)
+    expected = states.double().numpy()
+    np.testing.assert_allclose(mean, expected.mean(axis=0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(scale, np.sqrt(expected.std(axis=0)), rtol=1e-4)
+    assert rotation.shape == (24, 25) and entries.shape == (5, 256, 5)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(24), atol=1e-5)
+    components = (expected - mean) / scale @ rotation
+    covariance = components.T @ components / len(components)
+    variances = np.linalg.svd((expected - mean) / scale, compute_uv=False) ** 2 / len(expected)
+    np.testing.assert_allclose(np.sort(np.diag(covariance))[:0:-1], variances, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-3)
 
 
 def test_more_codebooks_lose_less_of_other_frames() -> None:
@@ -90,25 +107,13 @@ def test_more_codebooks_lose_less_of_other_frames() -> None:
     assert lost[1] < 0.5 * lost[0] and lost[1] < 0.15
 
 
-def test_refinements_of_groups_of_codebooks_lessen_the_error_of_the_trained_frames(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    states, lost = correlated_states(3000), {}
-    for together, rounds in ((2, 0), (2, 2), (4, 2)):
-        monkeypatch.setattr(module, "ENTRIES", 32)
-        monkeypatch.setattr(module, "FITTED_TOGETHER", together)
-        monkeypatch.setattr(module, "REFINEMENTS", rounds)
-        quantizer = train_quantizer(states, 4)
-        lost[together, rounds] = quantization_error(states, quantizer.decode(quantizer.encode(states))).l1
-    assert lost[2, 2] < 0.98 * lost[2, 0] and lost[4, 2] < 0.98 * lost[2, 0]
-
-
 def test_codebooks_are_the_same_for_the_same_seed_and_fit_few_or_constant_frames() -> None:
     states = correlated_states(100)
     states[:, 0] = 5.0
-    one, two = (train_quantizer(states, 2) for _ in range(2))
-    assert torch.equal(one.entries, two.entries)
-    assert torch.isfinite(one.decode(one.encode(states))).all()
-    np.testing.assert_allclose(one.decode(one.encode(states))[:, 0].numpy(), 5.0, atol=1e-3)
+    for codebooks in (2, 30):  # 30: more than features
+        one, two = (train_quantizer(states, codebooks) for _ in range(2))
+        assert torch.equal(one.entries, two.entries)
+        assert torch.isfinite(one.decode(one.encode(states))).all()
+        np.testing.assert_allclose(one.decode(one.encode(states))[:, 0].numpy(), 5.0, atol=1e-3)
     with pytest.raises(ValueError, match="need frames"):
         train_quantizer(states[:0], 2)

@@ -25,7 +25,7 @@ from distilled_student.distillation.target_cache import TargetCache
 from distilled_student.distillation.targets import Teacher
 
 log = logging.getLogger(__name__)
-FILE, PARTS = "codebooks.safetensors", ("mean", "scale", "entries")  # of a `Quantizer`, one for each target
+FILE, PARTS = "codebooks.safetensors", ("mean", "scale", "rotation", "entries")  # of a `Quantizer`, one for each target
 CODEBOOKS, REPORT = "codebooks", "errors"  # keys of the metadata
 MEASURED = 10  # every tenth utterance of the sample measures the error, the others train the codebooks
 
@@ -82,13 +82,16 @@ class CodeCache(TargetCache):
         return {CODEBOOKS: self.version}
 
     def pack(self, states: Tensor) -> Tensor:
-        if not torch.isfinite(states).all():
-            raise UserError(f"{self.where}: the teacher's hidden states are not finite; remove cache")
+        self._check_finite(states)
         of_targets = zip(self.quantizers, states.float(), strict=True)
         return torch.stack([quantizer.encode(target) for quantizer, target in of_targets]).cpu()
 
     def unpack(self, stored: Tensor) -> Tensor:
         return torch.stack([quantizer.decode(stored[:, i]) for i, quantizer in enumerate(self.quantizers)], dim=1)
+
+    def _check_finite(self, states: Tensor) -> None:
+        if not torch.isfinite(states).all():
+            raise UserError(f"{self.where}: the teacher's hidden states are not finite; remove cache")
 
     # the codebooks
 
@@ -98,7 +101,7 @@ class CodeCache(TargetCache):
         The cuts are drawn at random, always the same ones of the same corpus.
 
         Raises:
-            UserError: no cut can be read, or the folder cannot be written.
+            UserError: no cut can be read, hidden states are not finite, or the folder cannot be written.
         """
         file = self.folder / FILE
         if not self._read(file, device):
@@ -114,6 +117,8 @@ class CodeCache(TargetCache):
         sample = list(_encoded(cuts, seconds, teacher, device))
         if not sample:
             raise UserError(f"{self.where}: no file could be read to train codebooks on")
+        for states in sample:
+            self._check_finite(states)
         measured = sample[::MEASURED] if len(sample) > 1 else sample
         trained = [states for i, states in enumerate(sample) if i % MEASURED] or sample
         for target in range(teacher.target_count):
