@@ -83,10 +83,20 @@ CONFIG_HELP = "Name of a config, such as hubert-base or multitask/default."
 
 
 @configs.command("show")
-def show_config(name: Annotated[str, typer.Argument(help=CONFIG_HELP)]) -> None:
+def show_config(
+    name: Annotated[str, typer.Argument(help=CONFIG_HELP)],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Print all settings, with those of the config's base.")
+    ] = False,
+) -> None:
     """Print a config."""
     from distilled_student.common import shipped_configs
 
+    if merged:
+        from distilled_student.common.base_configs import merged_text
+
+        print(merged_text(shipped_configs.full_name_of(name)), end="")
+        return
     print(shipped_configs.find_shipped(name).read_text(encoding="utf-8"), end="")
 
 
@@ -109,12 +119,13 @@ def distill(
     ] = None,
 ) -> None:
     """Distil a student from a teacher; the same command resumes an interrupted run."""
-    from distilled_student.common.settings import find_config, read_yaml
+    from distilled_student.common.base_configs import read_config_file
+    from distilled_student.common.settings import find_config
     from distilled_student.distillation.config import read_config
     from distilled_student.distillation.early_checks import check_settings
 
     path = find_config(config, "distill")
-    settings = read_config(read_yaml(path), path, overrides or [])
+    settings = read_config(read_config_file(path, "distill"), path, overrides or [])
     check_settings(settings, path)
     from distilled_student.distillation.train import distill as run
 
@@ -277,7 +288,9 @@ def prepare(
 
 @app.command()
 def benchmark(
-    suite: Annotated[str, typer.Argument(help="paper, superb, sizes, sizes-real, demo, or a YAML file.")],
+    suite: Annotated[
+        str, typer.Argument(help="paper, superb, edge, ablations, sizes, sizes-real, demo, or a YAML file.")
+    ],
     data: Annotated[
         Path | None, typer.Option(help="Folder of corpora that `prepare` fills; demo and sizes ship their own.")
     ] = None,

@@ -11,7 +11,8 @@ from typing import Any
 
 from distilled_student.benchmark.suite import Run, Suite
 from distilled_student.checkpoints.folder import CONFIG
-from distilled_student.common.settings import find_config, read_yaml
+from distilled_student.common.base_configs import read_config_file
+from distilled_student.common.settings import find_config
 from distilled_student.distillation.config import DistillConfig, read_config, settings_fixed_on_resume
 from distilled_student.host.overrides import override, set_key
 
@@ -60,13 +61,14 @@ class Bench:
     def distillation(self, run: Run) -> tuple[DistillConfig, Path]:
         """The settings of the distillation that a run starts from, and their file."""
         model = self.suite.models[run.model]
-        path = find_config(str(model.distill), "distill")
-        values = read_yaml(path) | ({"student": model.student} if model.student else {})
+        path, values = _distillation_file(str(model.distill))
+        values |= {"student": model.student} if model.student else {}
         for key, value in _in_data(values, self.data):
             set_key(values, key.split("."), value, str(path))
         values |= self._teachers(values) | {"output": str(self.student(run))}
         values |= {"seed": run.seed} if self.suite.distill == "seeds" else {}
-        values |= {"steps": self.steps, "log_every": self.steps} if self.steps else {}
+        if self.steps and values.get("steps") != 0:  # 0: a student that is initialised and not distilled
+            values |= {"steps": self.steps, "log_every": self.steps}
         return read_config(values, path, self.distil), path
 
     def _teachers(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -99,8 +101,8 @@ class Bench:
     def _configured(self, run: Run) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
         """A run's configuration with its overrides, the overrides for ``-o``, and its data paths: key -> new value."""
         setting, model = self.suite.settings[run.setting], self.suite.models[run.model]
-        path = find_config(setting.config, "multitask" if setting.downstream == "multitask" else "superb")
-        config = read_yaml(path)
+        kind = "multitask" if setting.downstream == "multitask" else "superb"
+        config = read_config_file(find_config(setting.config, kind), kind)
         pairs = [f"config.{pair}" for pair in [*setting.override, *model.override]]
         if self.steps:
             keys = ("total_steps", "eval_step", "save_step", "log_step")
@@ -166,7 +168,7 @@ class Bench:
         """The files and folders in ``data`` that a run's training reads, or its distillation."""
         distill = self.suite.models[run.model].distill
         if distillation:
-            paths = dict(_in_data(read_yaml(find_config(distill, "distill")), self.data)) if distill else {}
+            paths = dict(_in_data(_distillation_file(distill)[1], self.data)) if distill else {}
         else:
             paths = self._configured(run)[2]
         return [name for value in paths.values() for name in (value if isinstance(value, list) else [value])]
@@ -180,8 +182,8 @@ class Bench:
         """The missing data of the distillation that a run starts from; nothing if the student exists."""
         if (self.student(run) / CONFIG).is_file():
             return []
-        path = find_config(str(self.suite.models[run.model].distill), "distill")
-        return self._missing_paths(dict(_in_data(read_yaml(path), self.data)))
+        _, values = _distillation_file(str(self.suite.models[run.model].distill))
+        return self._missing_paths(dict(_in_data(values, self.data)))
 
     def _missing_paths(self, values: Mapping[str, Any]) -> list[str]:
         """A line for each corpus of which a file is missing, or a folder is missing or empty."""
@@ -195,6 +197,12 @@ class Bench:
     def _line(self, corpus: str, paths: list[str]) -> str:
         command = f"; distilled-student prepare {CORPORA[corpus]} {self.data}" if corpus in CORPORA else ""
         return f"data missing: {', '.join(paths)} in {self.data}{command}"
+
+
+def _distillation_file(name: str) -> tuple[Path, dict[str, Any]]:
+    """The file of a distillation's settings, by name or path, and the settings in it."""
+    path = find_config(name, "distill")
+    return path, read_config_file(path, "distill")
 
 
 def _used(config: dict[str, Any]) -> dict[str, Any]:

@@ -78,6 +78,17 @@ def _published(row: Row, key: str, sources: list[str]) -> str:
     return f"{_heading(key)[2].format(published[key])} {numbers}"
 
 
+def _difference(row: Row, key: str, reference: str | None) -> str:
+    """The difference of a task's figure from that of the reference: mean, standard deviation over seeds."""
+    if f"{row['model']}/{row['setting']}" == reference:
+        return "reference"
+    differences = row.get("differences", {})
+    if key not in differences:
+        return "-"
+    deviation = differences.get(f"{key}_deviation")
+    return f"{differences[key]:+.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+
 def _further(row: Row, key: str) -> str:
     if key not in row:
         return "-"
@@ -107,14 +118,16 @@ def _table(suite: Suite, settings: Sequence[str], rows: Sequence[Row], sources: 
     has_published = suite.results is not None
     headings = [""]
     for key in columns:
-        headings += [_heading(key)[0], "published"] if has_published else [_heading(key)[0]]
+        headings += [_heading(key)[0], *(["difference"] if suite.reference else [])]
+        headings += ["published"] if has_published else []
     headings += ["published parameters M"] if has_published else []
     table = [[*headings, *(heading for heading, *_ in FURTHER.values())]]
     for name, line in lines.items():
         cells = [escape_markdown(_named(name, line))]
         for key in columns:
             row = next((row for row in line if _has_figure(row, key)), line[0])  # the setting that trains this task
-            cells += [_number(row, key), _published(row, key, sources)] if has_published else [_number(row, key)]
+            cells += [_number(row, key), *([_difference(row, key, suite.reference)] if suite.reference else [])]
+            cells += [_published(row, key, sources)] if has_published else []
         seconds = sum(row.get("train_seconds", 0.0) for row in line)
         further = {key: value for row in line for key, value in row.items() if key in (*FURTHER, LOADED)}
         further |= {"train_seconds": seconds} if seconds else {}
@@ -168,6 +181,13 @@ def _loads(rows: Sequence[Row]) -> str:
     return "(loaded): other processes needed the cores while the real-time factor was measured: it is too high."
 
 
+def _about_differences(suite: Suite) -> str:
+    if suite.reference is None:
+        return ""
+    compared = f"from {escape_markdown(suite.reference)} with the same seed, mean over seeds"
+    return f"Difference: {compared}. A better model has a higher accuracy and a lower EER."
+
+
 def date_and_machine(rows: Sequence[Row]) -> str:
     """Today's date and this machine, for the head of a report; names the GPU if the rows were run on one."""
     cuda = torch.cuda.is_available() and any(str(row.get("device")).startswith("cuda") for row in rows)
@@ -216,7 +236,7 @@ def write_report(folder: Path, suite: Suite, rows: Sequence[Row], images: Sequen
             in_table = [row for row in rows if row["setting"] in settings]
             parts += [f"## {escape_markdown(title_of(title, in_table))}", table]
     intervals = "In brackets: 95 % bootstrap interval of the mean, over test utterances (KWS) or test speakers (SV)"
-    parts += [f"{intervals}; ±: standard deviation over seeds.", _loads(rows)]
+    parts += [f"{intervals}; ±: standard deviation over seeds.", _about_differences(suite), _loads(rows)]
     parts += [_trials(rows), _baselines(suite, sources), _errors(rows)]
     parts += [f"![{name}]({name}.png)" for name in images]
     parts += ["\n".join(f"[{i + 1}] {markdown_link(source)}  " for i, source in enumerate(sources))]
@@ -241,18 +261,23 @@ def print_table(suite: Suite, rows: Sequence[Row], title: str) -> None:
     )
     table.add_column("", no_wrap=True)
     columns = list(dict.fromkeys([*TASKS, *_columns(rows)]))
+    shown = () if suite.reference else FURTHER  # the differences need their columns
     for key in columns:
-        table.add_column(_heading(key)[1], justify="right")
-    for _, short, _, _ in FURTHER.values():
-        table.add_column(short, justify="right")
+        for heading in (_heading(key)[1], *(["difference"] if suite.reference else [])):
+            table.add_column(heading, justify="right")
+    for key in shown:
+        table.add_column(FURTHER[key][1], justify="right")
     all_trials = all(row.get("trial") for row in rows if "seeds" in row)
     several = len(suite.settings) > 1 and suite.results is not None
     for row in rows:
         name = f"{row['model']}/{row['setting']}" if several else row["name"]
-        figures = [_number(row, key).partition(" [")[0] for key in columns]
+        figures = []
+        for key in columns:
+            figures.append(_number(row, key).partition(" [")[0])
+            figures += [_difference(row, key, suite.reference)] if suite.reference else []
         name = name if all_trials else _named(name, [row])  # else the title says it
-        further = [_further(row, key).replace(LOADED_MARK, "*") for key in FURTHER]
+        further = [_further(row, key).replace(LOADED_MARK, "*") for key in shown]
         table.add_row(escape(name), *figures, *further)
     Console().print(table)
-    if any(row.get(LOADED) for row in rows):
+    if "rtf" in shown and any(row.get(LOADED) for row in rows):
         Console().print("* measured while other processes needed the cores: too high")

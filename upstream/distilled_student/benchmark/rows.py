@@ -107,3 +107,23 @@ def make_row(
     reasons = [*(outcome.results.get("trial", []) for outcome in done), *smaller]
     row["trial"] = list(dict.fromkeys(reason for of_run in reasons for reason in of_run))
     return row
+
+
+def add_differences(rows: Sequence[dict[str, Any]], reference: str | None) -> None:
+    """Add ``differences`` to the rows in place: of each task's figure from that of the run ``reference``.
+
+    A run is compared with the reference's run of the same seed. ``differences`` has, by the key of the figure, the mean
+    over the seeds that both have, and with several such seeds the standard deviation as ``KEY_deviation``.
+    """
+    compared = next((row for row in rows if f"{row['model']}/{row['setting']}" == reference), {})
+    figures = {seed["seed"]: seed for seed in compared.get("seeds", ())}
+    for row in rows:
+        pairs = [(seed, figures[seed["seed"]]) for seed in row.get("seeds", ()) if seed["seed"] in figures]
+        if row is compared or not pairs:
+            continue
+        row["differences"] = {}
+        for key in [key for key in row["intervals"] if all(key in one and key in other for one, other in pairs)]:
+            found = [one[key] - other[key] for one, other in pairs]
+            row["differences"][key] = float(np.mean(found))
+            if len(found) > 1:
+                row["differences"][f"{key}_deviation"] = float(np.std(found, ddof=1))

@@ -18,7 +18,7 @@ from distilled_student.benchmark.commands import Bench
 from distilled_student.benchmark.estimate import HALF, OVERHEAD, Estimate, Estimator
 from distilled_student.benchmark.execute import Outcome, execute, finished
 from distilled_student.benchmark.report import draw, print_table, write_report
-from distilled_student.benchmark.rows import make_row, run_tasks
+from distilled_student.benchmark.rows import add_differences, make_row, run_tasks
 from distilled_student.benchmark.suite import Run, plan, read_suite
 from distilled_student.benchmark.trials import smaller_corpora, title_of
 from distilled_student.checkpoints.folder import CONFIG
@@ -72,6 +72,7 @@ def rows_of(bench: Bench, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         # the settings of a failed run may be wrong
         tasks = run_tasks(bench.settings(finished_runs[0])) if finished_runs else {}
         rows.append(make_row(bench.suite, *cell, cells[cell], tasks))
+    add_differences(rows, bench.suite.reference)
     return rows
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from distilled_student.common.base_configs import read_config_file
 from distilled_student.common.errors import UserError, did_you_mean
-from distilled_student.common.settings import find_config, read_yaml, typed
+from distilled_student.common.settings import find_config, typed
 
 SHAPES = ("paper", "hubert-base", "shipped")
 # ours, and the keys of superb_results.EXPERTS, whose module imports torch
@@ -99,6 +100,8 @@ class SuiteFile:
         results: ``paper`` or ``superb``: the published results that the report compares with. None: no comparison.
         seeds: Number of seeds, from 0, of every run.
         distill: ``once`` (one student for all seeds) or ``seeds`` (one student for each seed).
+        reference: The run MODEL/SETTING that the others are compared with: the report has the difference of each figure
+            from that of this run with the same seed. None: no differences.
         models: A group of keys for each model, by the model's name; they have a table of their own.
         settings: A group of keys for each setting, a way to train, by its name; they have a table of their own.
         tables: The report's tables: the names of the settings in a table, by its heading. Settings of different tasks
@@ -114,6 +117,7 @@ class SuiteFile:
     results: str | None = None
     seeds: int = 1
     distill: str = "once"
+    reference: str | None = None
 
     def __post_init__(self) -> None:
         if self.results not in (None, "paper", "superb"):
@@ -122,6 +126,10 @@ class SuiteFile:
             raise ValueError(f"distill: '{self.distill}' is not once or seeds")
         if self.seeds < 1:
             raise ValueError("seeds: must be 1 or more")
+        if self.reference is not None:
+            model, _, setting = self.reference.rpartition("/")
+            if model not in self.models or setting not in self.settings:
+                raise ValueError(f"reference: no such run MODEL/SETTING: {self.reference}")
         for title, names in self.tables.items():
             for name in names:
                 if name not in self.settings:
@@ -180,7 +188,7 @@ def read_suite(name: str | Path) -> Suite:
         known = [file.stem for file in find_config("paper", "benchmark").parent.glob("*.yaml") if file.stem != RESULTS]
         hint = did_you_mean(name, known) or f"; the suites are {', '.join(sorted(known))}, or give a YAML file"
         raise UserError(f"benchmark {name}: no such suite{hint}") from None
-    file = typed(SuiteFile, read_yaml(path), path)
+    file = typed(SuiteFile, read_config_file(path, "benchmark"), path)
     models = _typed_group(SuiteModel, file.models, f"{path}: models")
     settings = _typed_group(Setting, file.settings, f"{path}: settings")
     known = ", ".join(settings)

@@ -14,7 +14,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.expected_values import check_containers, expected_value, value_at
-from distilled_student.common.shipped_configs import KINDS, shipped_configs
+from distilled_student.common.shipped_configs import KINDS, READ_AS, shipped_configs
 from distilled_student.common.unknown_keys import check_keys, check_override
 from distilled_student.common.yaml_errors import yaml_reason
 
@@ -45,13 +45,16 @@ def find_config(name: str | Path, kind: str = "") -> Path:
     if path.is_dir():
         raise UserError(f"{name}: is a folder; give a YAML file or the name of a config")
     configs, word = shipped_configs(), str(name).removesuffix(".yaml")
-    full_name = word if kind and word.startswith(f"{kind}/") else f"{kind}/{word}".lstrip("/")
-    if full_name.rpartition("/")[0] == kind and full_name in configs:
-        return configs[full_name]
+    folders = [kind, *(folder for folder, read_as in READ_AS.items() if read_as == kind)]
+    for folder in folders:
+        full_name = word if folder and word.startswith(f"{folder}/") else f"{folder}/{word}".lstrip("/")
+        if full_name.rpartition("/")[0] == folder and full_name in configs:
+            return configs[full_name]
     if word in configs:
         raise UserError(f"{name}: is a config of another kind, for {KINDS[word.rpartition('/')[0]]}")
-    known = [full.rpartition("/")[2] for full in configs if full.rpartition("/")[0] == kind]
-    suggestion = did_you_mean(word.removeprefix(f"{kind}/"), known)
+    similar = [full.removeprefix(f"{kind}/") for full in configs if full.rpartition("/")[0] in folders]
+    known = [name for name in similar if "/" not in name]
+    suggestion = did_you_mean(word.removeprefix(f"{kind}/"), similar)
     suggestion = suggestion or f"; the shipped {kind} configs are {', '.join(known)}"
     raise UserError(f"{name}: no such config file{suggestion}")
 

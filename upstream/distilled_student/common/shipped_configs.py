@@ -14,10 +14,12 @@ KINDS = {
     "distill": "distilled-student distill NAME",
     "student": "a student's size: `student: NAME` in a config of distill",
     "multitask": "run_downstream.py -d multitask -c NAME",
+    "ablations": "run_downstream.py -d multitask -c NAME; all of them: distilled-student benchmark ablations",
     "superb": "run_downstream.py -d DOWNSTREAM -c NAME; baselines: published results",
     "benchmark": "distilled-student benchmark NAME; paper-results: published results",
     "": "run_downstream.py -d example",
 }
+READ_AS = {"ablations": "multitask"}  # folder -> the folder whose files have the same settings
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -26,8 +28,16 @@ def shipped_configs() -> dict[str, Path]:
     return {f"{kind}/{file.stem}".lstrip("/"): file for kind in KINDS for file in sorted((root / kind).glob("*.yaml"))}
 
 
-def find_shipped(name: str) -> Path:
-    """The file of a shipped config. The kind may be left out where only one kind has a config of this name.
+def kind_of(name: str) -> str:
+    """The kind of settings of a shipped config, by its full name: ``ablations/without-shift`` -> ``multitask``."""
+    folder = name.rpartition("/")[0]
+    return READ_AS.get(folder, folder)
+
+
+def full_name_of(name: str) -> str:
+    """The full name of a shipped config, such as ``distill/hubert-base``, by this name or by its last part.
+
+    The kind may be left out where only one kind has a config of this name.
 
     Raises:
         UserError: no such config, or several kinds have one.
@@ -35,7 +45,7 @@ def find_shipped(name: str) -> Path:
     configs = shipped_configs()
     name = name.removesuffix(".yaml")
     if name in configs:
-        return configs[name]
+        return name
     matches = [full for full in configs if full.rpartition("/")[2] == name]
     if len(matches) > 1:
         raise UserError(f"{name}: {len(matches)} configs have this name; choose {' or '.join(matches)}")
@@ -43,7 +53,12 @@ def find_shipped(name: str) -> Path:
         short_names = [full.rpartition("/")[2] for full in configs]
         suggestion = did_you_mean(name, [*configs, *short_names]) or "; `distilled-student configs list` lists all"
         raise UserError(f"{name}: no such config{suggestion}")
-    return configs[matches[0]]
+    return matches[0]
+
+
+def find_shipped(name: str) -> Path:
+    """The file of a shipped config. Raises UserError as `full_name_of`."""
+    return shipped_configs()[full_name_of(name)]
 
 
 def first_sentence(file: Path) -> str:

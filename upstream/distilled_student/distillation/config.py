@@ -72,7 +72,7 @@ class DistillConfig:
             Every other one has a head that is trained with the student and not saved with it.
         initialize: Copy the teacher's front end and first layers into the student where they are of the same kind. The
             log and the model card say what was copied, what not, and why.
-        steps: Number of training steps.
+        steps: Number of training steps; 0: the student is only initialised.
         learning_rate: Peak learning rate of the optimiser, AdamW.
         copied_learning_rate: Peak learning rate of the copied weights; None: ``learning_rate``. A short run needs a
             smaller one: the first gradients of the random prediction layers destroy the copied weights.
@@ -150,7 +150,9 @@ class DistillConfig:
                 raise ValueError(f"{name}: missing")
         self._check_teachers()
         intervals = ("log_every", "save_every", "held_out_every")
-        for name in ("steps", "learning_rate", "eps", "clip", *intervals, "keep", "max_skipped", "cache_codes_seconds"):
+        if self.steps < 0:
+            raise ValueError("steps: needs 0 or more")
+        for name in ("learning_rate", "eps", "clip", *intervals, "keep", "max_skipped", "cache_codes_seconds"):
             if not 0 < getattr(self, name) < math.inf:  # false for NaN too
                 raise ValueError(f"{name}: needs a positive number")
         if not 0 <= (self.copied_learning_rate or 0) < math.inf:

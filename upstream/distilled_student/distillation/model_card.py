@@ -29,6 +29,19 @@ def _curve_table(curve: list[list[float]], rows: int = 12) -> str:
     return "\n".join(f"| {int(step)} | {loss:.4f} |" for step, loss in points)
 
 
+def _loss_section(config: DistillConfig, curve: list[list[float]]) -> str:
+    """The loss curve; empty for a student without updates."""
+    if not curve:
+        return ""
+    return f"""
+Loss per valid frame ({_summed(config)} of L1 and -log sigmoid(cosine)):
+
+| step | loss |
+|---|---|
+{_curve_table(curve)}
+"""
+
+
 def _initialized(initialization: Initialization) -> str:
     return initialization.describe() if initialization.refused or initialization.copied else "nothing (random weights)"
 
@@ -127,6 +140,10 @@ def write_card(
         step, loss, seconds = held_out
         row = f"{loss:.4f} on {seconds / 3600:.2f} hours, the lowest: of step {int(step)}"
         training_rows += f"| held-out loss per frame | {row} |\n"
+    data = "none: the student is initialised and not distilled"
+    if curve:
+        hours = audio_seconds / 3600
+        data = f"{escape_markdown(corpus)}; trained on {hours:.2f} hours of audio in {int(curve[-1][0])} steps"
     text = f"""# Distilled speech student
 
 {escape_markdown(config.description) or "A student distilled with distilled-student."}
@@ -136,17 +153,11 @@ What follows is measured or taken from the settings of this run.
 | | |
 |---|---|
 {teacher_rows}| initialised from the teacher | {escape_markdown(_initialized(initialization))} |
-| data | {escape_markdown(corpus)}; trained on {audio_seconds / 3600:.2f} hours of audio in {int(curve[-1][0])} steps |
+| data | {data} |
 {training_rows}| parameters | {kept / 1e6:.2f} M + {prediction / 1e6:.2f} M in the prediction layers |
 | multiply-accumulates | {macs / 1e6:.0f} M per second of audio, prediction layers included |
 | front end | {student.config.frontend}, one frame every {student.config.frame_shift / 16:g} ms |
 | optimiser | AdamW, learning rate {learning_rate}, {config.warmup:.0%} warm-up, seed {config.seed} |
 | licence | {escape_markdown(_licences(config))}; the licences of the data apply too |
-
-Loss per valid frame ({_summed(config)} of L1 and -log sigmoid(cosine)):
-
-| step | loss |
-|---|---|
-{_curve_table(curve)}
-"""
+{_loss_section(config, curve)}"""
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -164,6 +164,8 @@ def train(
         Interrupted: a signal was received, and a checkpoint is written.
     """
     config, state = run.config, run.state
+    if config.steps == 0:  # a checkpoint without updates, so that the same command finds its own run
+        return run.save()
     main, device = run.accelerator.is_main_process, run.accelerator.device
     writer = SummaryWriter(str(run.output / "tensorboard")) if main else None
     run.model.train()

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from distilled_student.checkpoints.hub import may_be_on_hub
+from distilled_student.common.base_configs import read_config_file
 from distilled_student.common.early_checks import CONFIG, check_device, check_no_data, check_student, held_instead
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.files import read_json
-from distilled_student.common.settings import find_config, read_yaml
+from distilled_student.common.settings import find_config
 from distilled_student.common.shipped_models import ASSETS
 from distilled_student.host.overrides import override
 from distilled_student.host.s3prl_names import downstream_names, upstream_names
@@ -127,14 +128,23 @@ def check_names(args: Namespace, upstreams: Sequence[str], downstreams: Sequence
         raise UserError(f"-d {args.downstream}: no such downstream{did_you_mean(args.downstream, downstreams)}")
 
 
+def _kind(args: Namespace) -> str:
+    """The folder of ``configs/`` with the YAML files of the downstream."""
+    return {"multitask": "multitask", "example": ""}.get(args.downstream, "superb")
+
+
+def read_file(args: Namespace) -> dict[str, Any]:
+    """The settings in the YAML file of ``args.config`` and its base, without ``-o``."""
+    return read_config_file(Path(args.config), _kind(args))
+
+
 def _find_config(args: Namespace) -> str:
     """``-c``, or the YAML file that s3prl would read, or the one that ships for this downstream."""
     local = Path("downstream", str(args.downstream), "config.yaml")
-    kind = {"multitask": "multitask", "example": ""}.get(args.downstream, "superb")
     shipped = {"multitask": "default", "example": "example", **superb.CONFIGS}
     name = args.config or (local if local.is_file() else shipped.get(args.downstream, args.downstream))
     try:
-        return str(find_config(name, kind).absolute())
+        return str(find_config(name, _kind(args)).absolute())
     except UserError:
         if args.config:
             raise
@@ -153,7 +163,7 @@ def apply_overrides(args: Namespace, onto: Namespace, config: dict[str, Any]) ->
 def read_start(args: Namespace) -> tuple[Namespace, dict[str, Any]]:
     """Arguments and configuration of a run that does not start from a checkpoint; sets ``args.config``."""
     args.config = _find_config(args)
-    return apply_overrides(args, args, read_yaml(Path(args.config)))
+    return apply_overrides(args, args, read_file(args))
 
 
 def check_mode(args: Namespace) -> None:

@@ -19,6 +19,11 @@ PATCHES: Table = {
             "            'device'\n        ]",
             "            'device', 'expdir'\n        ]",
         ),
+        Patch(
+            "a YAML file can name its base",
+            "config = yaml.load(file, Loader=yaml.FullLoader)",
+            "from distilled_student.host.early_checks import read_file; config = read_file(args)",
+        ),
     ],
     # SUPERB's experts
     "s3prl.downstream.speech_commands.expert": [
