@@ -1,0 +1,162 @@
+"""Suites with a reference: ablations of the recipe of edge, and what distillation and joint training bring."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from helpers.trees import WORDS, speech_commands, voxceleb, write_tone
+
+import distilled_student as ds
+from distilled_student.benchmark.commands import Bench
+from distilled_student.benchmark.report import print_table, write_report
+from distilled_student.benchmark.rows import add_differences
+from distilled_student.benchmark.run_suite import open_bench, run_suite
+from distilled_student.benchmark.suite import plan, read_suite
+from distilled_student.common.base_configs import read_config_file
+from distilled_student.common.errors import UserError
+from distilled_student.common.settings import find_config
+from distilled_student.common.shipped_configs import shipped_configs
+
+TASKS = "config.downstream_expert.tasks"
+JOINT = [
+    "config.downstream_expert.num_workers=0",
+    "config.runner.bf16=false",
+    f"{TASKS}.kws.keywords={WORDS}",
+    f"{TASKS}.kws.validation_percentage=30",
+    f"{TASKS}.kws.batch_size=4",
+    f"{TASKS}.sv.batch_size=6",
+    f"{TASKS}.sv.crop_seconds=0.3",
+    f"{TASKS}.sv.longest_crop_seconds=0.4",
+    f"{TASKS}.sv.embedding_size=8",
+    f"{TASKS}.sv.dev_speakers=2",
+    f"{TASKS}.sv.dev_trials=20",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small corpora in the folders of ``edge``'s configs, and a small teacher."""
+    root = tmp_path_factory.mktemp("data")
+    speech_commands(root / "speech_commands")
+    voxceleb(root / "voxceleb1")
+    for speaker in range(3):
+        for i in range(3):
+            write_tone(root / "librispeech_speakers" / f"s{speaker}" / f"{i}.wav", 300 + 50 * speaker, seed=i)
+    torch.manual_seed(0)
+    config = ds.StudentConfig(**{**SMALL, "conv_dim": [8] * 7})
+    ds.save_student(ds.build_student(config), root / "teachers/small")
+    return root
+
+
+def bench(suite: str, data: Path, output: Path) -> Bench:
+    student = {key: SMALL[key] for key in SMALL if key not in ("targets", "target_size")}
+    student |= {"conv_dim": [8] * 7, "layers": 1}
+    distil = [f"teacher={data / 'teachers/small'}", "targets=[1, 2]", f"student={json.dumps(student)}"]
+    distil += ["data.workers=0", "precision=fp32", "align=number"]
+    return open_bench(suite, data, output, steps=2, device="cpu", distil=distil, joint=JOINT)
+
+
+def by_name(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    assert all(not row["errors"] for row in rows), rows
+    return {f"{row['model']}/{row['setting']}": row for row in rows}
+
+
+def test_an_ablation_is_reported_with_its_difference_from_the_recipe_over_the_same_seeds(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = bench("ablations", data, tmp_path)
+    names = ["edge/joint", "edge/without-shift", "edge/words-only"]
+    rows = by_name(run_suite(suite, plan(suite.suite, 2, names)))
+    recipe, other, words = (rows[name] for name in names)
+    for key in ("kws_accuracy", "sv_eer"):
+        expected = [a[key] - b[key] for a, b in zip(other["seeds"], recipe["seeds"], strict=True)]
+        assert other["differences"][key] == pytest.approx(np.mean(expected))
+        assert other["differences"][f"{key}_deviation"] == pytest.approx(np.std(expected, ddof=1))
+    assert "differences" not in recipe and set(words["differences"]) == {"kws_accuracy", "kws_accuracy_deviation"}
+    report = (tmp_path / "report.md").read_text()
+    assert "| KWS accuracy % | difference | SV EER % | difference |" in report
+    line = next(line for line in report.splitlines() if line.startswith("| edge, without shift"))
+    difference = f"{other['differences']['kws_accuracy']:+.2f} ± {other['differences']['kws_accuracy_deviation']:.2f}"
+    assert f"| {difference} |" in line
+    assert "Difference: from edge/joint with the same seed" in report and "| reference |" in report
+    assert "without shift" in capsys.readouterr().out
+
+
+def test_the_suite_of_edge_has_a_row_for_each_question_of_the_paper(data: Path, tmp_path: Path) -> None:
+    suite = bench("edge", data, tmp_path)
+    rows = by_name(run_suite(suite, plan(suite.suite, 1)))
+    assert list(rows) == [
+        "distilled/joint",
+        "distilled/joint-frozen",
+        "distilled/kws",
+        "distilled/sv",
+        "initialised, not distilled/joint",
+        "from scratch/joint",
+    ]
+    lines = [line.split(" | ")[0].strip("| ") for line in (tmp_path / "report.md").read_text().splitlines()]
+    for name in ("distilled, frozen", "distilled, one task alone", "initialised, not distilled", "from scratch"):
+        assert any(line.startswith(name) for line in lines)
+    provenance = [json.loads(file.read_text()) for file in tmp_path.glob("distill/*/seed-0/provenance.json")]
+    assert sorted(content["settings"]["steps"] for content in provenance) == [0, 2]
+    # the seed of the distillation is the run's, and the student that is not distilled has the teacher's weights
+    teacher = ds.load_student(data / "teachers/small").state_dict()
+    student = ds.load_student(tmp_path / "distill/edge-initialized/seed-0").state_dict()
+    random = ds.load_student(tmp_path / "distill/edge/seed-0-untrained").state_dict()
+    copied = "layers.0.attention.query.weight" if "layers.0.attention.query.weight" in teacher else ""
+    names = [name for name in student if name.startswith("layers.0.") and student[name].dim() == 2]
+    assert names and copied in ("", *names)
+    for name in names:
+        assert torch.equal(student[name], teacher[name]) and not torch.equal(random[name], teacher[name])
+
+
+def test_every_row_of_the_suite_of_edge_has_the_same_number_of_updates() -> None:
+    suite = read_suite("edge")
+    for setting in suite.settings.values():
+        config = read_config_file(find_config(setting.config, "multitask"), "multitask")
+        assert config["runner"]["total_steps"] == 4800 and not any("total_steps" in pair for pair in setting.override)
+
+
+def test_every_ablation_is_a_row_of_the_suite_and_has_a_label_of_its_own() -> None:
+    suite = read_suite("ablations")
+    configs = {setting.config for setting in suite.settings.values()}
+    assert configs == {"edge", *(name for name in shipped_configs() if name.startswith("ablations/"))}
+    labels = [setting.label for setting in suite.settings.values()]
+    assert len(set(labels)) == len(labels)
+    assert suite.tables["Both tasks"] == list(suite.settings)
+    assert all(setting.trainable for setting in suite.settings.values())
+
+
+def test_a_difference_is_of_the_seeds_that_both_rows_have() -> None:
+    recipe = {"model": "m", "setting": "a", "seeds": [{"seed": 0, "x": 1.0}, {"seed": 1, "x": 5.0}]}
+    other = {"model": "m", "setting": "b", "seeds": [{"seed": 1, "x": 2.0}, {"seed": 2, "x": 9.0}]}
+    unfinished = {"model": "m", "setting": "c", "errors": {"0": "not run yet"}}
+    rows = [recipe | {"intervals": {"x": None}}, other | {"intervals": {"x": None}}, unfinished]
+    add_differences(rows, "m/a")
+    assert [row.get("differences") for row in rows] == [None, {"x": -3.0}, None]
+    rows = [other | {"intervals": {"x": None}}]
+    add_differences(rows, "m/a")  # the reference is not run yet
+    assert "differences" not in rows[0]
+
+
+def test_a_report_without_runs_of_the_reference_has_no_differences(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"name": "edge, without shift", "model": "edge", "setting": "without-shift", "errors": {}, "published": None}
+    row |= {"kws_accuracy": 90.0, "intervals": {"kws_accuracy": None}, "seeds": [{"seed": 0, "kws_accuracy": 90.0}]}
+    write_report(tmp_path, read_suite("ablations"), [row])
+    assert "| edge, without shift | 90.00 | - |" in (tmp_path / "report.md").read_text()
+    print_table(read_suite("ablations"), [row], "title")
+    assert "90.00" in capsys.readouterr().out
+
+
+def test_a_reference_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("base: ablations\nreference: edge/joined\n")
+    with pytest.raises(UserError, match=r"own\.yaml: reference: no such run MODEL/SETTING: edge/joined"):
+        read_suite(file)

@@ -1,0 +1,77 @@
+"""Zero steps of distillation: a student that is initialised from the teacher and not trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import SMALL
+
+import distilled_student as ds
+from distilled_student.cli import main
+
+
+@pytest.fixture
+def config(tmp_path: Path, audio_folder: Path, small_cnn: ds.StudentConfig) -> Path:
+    torch.manual_seed(1)
+    ds.save_student(ds.build_student(small_cnn), tmp_path / "teacher")
+    student = {key: SMALL[key] for key in SMALL if key not in ("targets", "target_size")}
+    values = {
+        "teacher": str(tmp_path / "teacher"),
+        "targets": [1, 2],
+        "student": {**student, "conv_dim": [8] * 7, "layers": 1},
+        "output": str(tmp_path / "out"),
+        "data": {"paths": [str(audio_folder)], "batch_seconds": 6, "max_seconds": 3, "workers": 0},
+        "steps": 2,
+    }
+    path = tmp_path / "distill.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def run(*argv: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(["distill", *map(str, argv)])
+    return int(end.value.code or 0)
+
+
+def test_without_steps_the_student_has_the_teachers_weights_and_its_card_says_so(config: Path, tmp_path: Path) -> None:
+    assert run(config, "steps=0") == 0
+    weights, teacher = (
+        ds.load_student(tmp_path / "out").state_dict(),
+        ds.load_student(tmp_path / "teacher").state_dict(),
+    )
+    copied = [name for name in weights if name.startswith(("frontend.", "layers.0."))]
+    assert copied and all(torch.equal(weights[name], teacher[name]) for name in copied)
+    card = (tmp_path / "out/README.md").read_text()
+    assert "| data | none: the student is initialised and not distilled |" in card and "| step | loss |" not in card
+
+
+def test_the_same_command_finds_its_student_again_and_more_steps_train_it(
+    config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert run(config, "steps=0") == 0
+    before = ds.load_student(tmp_path / "out").state_dict()
+    assert run(config, "steps=0") == 0
+    assert "finished: all 0 steps are trained" in caplog.text
+    assert all(
+        torch.equal(before[name], value) for name, value in ds.load_student(tmp_path / "out").state_dict().items()
+    )
+    assert run(config) == 0
+    after = ds.load_student(tmp_path / "out").state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_random_weights_are_those_before_the_first_step_of_a_distillation(config: Path, tmp_path: Path) -> None:
+    assert run(config, "steps=0") == 0
+    assert run(config, "steps=1", "learning_rate=1.0e-30", f"output={tmp_path / 'one'}") == 0
+    untrained, trained = (ds.load_student(tmp_path / name).state_dict() for name in ("out", "one"))
+    assert all(torch.allclose(untrained[name], trained[name], rtol=0, atol=1e-20) for name in untrained)
+
+
+def test_a_negative_number_of_steps_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(config, "steps=-1") == 2
+    assert "steps: needs 0 or more" in capsys.readouterr().err
