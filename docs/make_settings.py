@@ -38,6 +38,11 @@ Every key of the YAML files. Keys of nested groups are written with dots, as on 
 A wrong key, type or value is one line that names the file and the key. `distilled-student configs list` shows the
 configs that ship with the package; SUPERB's own tasks are in [superb.md](superb.md).
 
+A file can name another one at its top and hold only the settings that differ: `base: multitask/edge`. The base has
+the same kind of settings; it is a config that ships, or a file, relative to the folder of the file that names it.
+Groups are merged key by key; values, lists and `schedule` replace those of the base. `distilled-student configs show
+NAME --merged` prints all settings of a config that ships. Checkpoints and `provenance.json` have all settings, too.
+
 The last column, where there is one, is the value in the config of the paper's setting and where the value comes from:
 "paper" for Kerpicci et al. (Interspeech 2023), "ours" for what the paper does not state, in some rows with the reason.
 "ours: DistilHuBERT's" is the value that DistilHuBERT's authors published (Chang et al. 2022). An empty cell means that

@@ -141,7 +141,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("benchmark papper --data data", "benchmark papper: no such suite; did you mean `paper`?"),
         (
             "benchmark foo",
-            "benchmark foo: no such suite; the suites are demo, paper, sizes, sizes-real, superb",
+            "benchmark foo: no such suite; the suites are ablations, demo, edge, paper, sizes, sizes-real, superb",
         ),
         ("benchmark paper", "--data: no folder given; `distilled-student prepare` fills one"),
         ("benchmark benchmark/paper", "--data: no folder given; `distilled-student prepare` fills one"),

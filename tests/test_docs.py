@@ -19,7 +19,8 @@ import typer
 
 import distilled_student as ds
 from distilled_student.cli import app
-from distilled_student.common.settings import find_config, read_yaml, typed
+from distilled_student.common.base_configs import read_config_file
+from distilled_student.common.settings import find_config, typed
 from distilled_student.distillation.config import DistillConfig
 from distilled_student.host.command_line import make_parser
 from distilled_student.host.overrides import override
@@ -201,7 +202,7 @@ def test_every_call_of_distilled_student_is_one_that_it_understands(command: Com
     if folder is not None:
         path = find_config(values[folder], name)
         if name == "distill":
-            typed(DistillConfig, read_yaml(path), path, values["overrides"] or [])
+            typed(DistillConfig, read_config_file(path, "distill"), path, values["overrides"] or [])
 
 
 def check_name(option: str, name: str, known: Sequence[str]) -> None:
@@ -229,7 +230,7 @@ def test_every_call_of_run_downstream_is_one_that_it_understands(command: Comman
 
 def check_joint_settings(path: Path, arguments: argparse.Namespace) -> None:
     """A shipped config of the joint task with what ``-o`` changes in it."""
-    config = dict(read_yaml(path))
+    config = read_config_file(path, "multitask")
     if arguments.override:
         override(arguments.override, arguments, config)
     settings = typed(ExpertSettings, config["downstream_expert"], path)

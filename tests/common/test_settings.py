@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from distilled_student.common.base_configs import read_config_file
 from distilled_student.common.errors import UserError
 from distilled_student.common.expected_values import expected_value
 from distilled_student.common.settings import find_config, read_yaml, typed
@@ -144,7 +145,7 @@ def test_a_missing_config_names_the_shipped_ones() -> None:
 def test_every_shipped_distillation_config_is_valid() -> None:
     folder = find_config("demo", "distill").parent
     for path in folder.glob("*.yaml"):
-        assert typed(DistillConfig, read_yaml(path), path).teacher
+        assert typed(DistillConfig, read_config_file(path, "distill"), path).teacher
 
 
 def test_a_config_of_joint_training_is_not_taken_for_one_of_distillation() -> None:

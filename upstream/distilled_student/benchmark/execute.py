@@ -32,7 +32,7 @@ from distilled_student.student import cost
 from distilled_student.student.network import build_student
 
 log = logging.getLogger(__name__)
-RESULTS, SCORES, RECORD = "results.json", "scores-test.npz", "run.json"
+RESULTS, RECORD = "results.json", "run.json"
 CHECKPOINTS = ("states-*.ckpt", "step-*.pt")  # of joint training and of distillation
 
 
@@ -44,6 +44,11 @@ class Outcome:
     results: dict[str, Any] | None = None
     scores: dict[str, np.ndarray] | None = None
     error: str | None = None
+
+
+def _scores(bench: Bench) -> str:
+    """Name of the file with a run's scores."""
+    return f"scores-{bench.suite.split}.npz"
 
 
 def _has_started(folder: Path) -> bool:
@@ -132,19 +137,20 @@ def _upstream_cost(bench: Bench, run: Run) -> dict[str, Any]:
 
 
 def _evaluate(bench: Bench, run: Run, expdir: Path) -> None:
-    """Write ``results.json`` and ``scores-test.npz`` into the run's folder."""
+    """Write ``results.json`` and ``scores-SPLIT.npz`` into the run's folder."""
     folder, downstream = expdir.parent, bench.suite.settings[run.setting].downstream
     if downstream == "multitask":
         from distilled_student.multitask.evaluate import TIMING, evaluate
 
-        results = evaluate(expdir, device=bench.device, overrides=bench.location_overrides(run, expdir))
+        locations = bench.location_overrides(run, expdir)
+        results = evaluate(expdir, bench.suite.split, device=bench.device, overrides=locations)
         results["upstream"] |= read_json(expdir / TIMING)
-        shutil.copyfile(expdir / SCORES, folder / SCORES)
+        shutil.copyfile(expdir / _scores(bench), folder / _scores(bench))
     else:
         evaluate_checkpoint = functools.partial(_evaluate_checkpoint, bench, run)
         results, arrays = EXPERTS[downstream](expdir, bench.configuration(run), evaluate_checkpoint)
         results["upstream"] = _upstream_cost(bench, run)
-        np.savez_compressed(folder / SCORES, **arrays)
+        np.savez_compressed(folder / _scores(bench), **arrays)
     results |= {"train_seconds": _seconds(folder), "device": pick_device(bench.device)}
     results["trial"] = trial_reasons(bench, run)
     write_json(folder / RESULTS, results)
@@ -158,16 +164,17 @@ def finished(bench: Bench, run: Run) -> Outcome | None:
     """
     folder = run.folder(bench.output)
     _check_settings(folder, bench.settings(run))
-    if not ((folder / RESULTS).is_file() and (folder / SCORES).is_file()):
+    scores = folder / _scores(bench)
+    if not ((folder / RESULTS).is_file() and scores.is_file()):
         return None
     results = read_json(folder / RESULTS)
     if missing := {"train_seconds", "upstream"} - results.keys():
         raise UserError(f"{folder / RESULTS}: lacks {', '.join(sorted(missing))}: remove it to evaluate the run again")
     try:
-        with np.load(folder / SCORES) as arrays:
+        with np.load(scores) as arrays:
             return Outcome(run, results, dict(arrays))
     except Exception as error:  # numpy raises many types on damaged files, and on pickled objects
-        raise UserError(f"{folder / SCORES}: is damaged ({error}): remove it to evaluate the run again") from None
+        raise UserError(f"{scores}: is damaged ({error}): remove it to evaluate the run again") from None
 
 
 def execute(bench: Bench, run: Run) -> Outcome:

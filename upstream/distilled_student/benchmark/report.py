@@ -235,7 +235,10 @@ def write_report(folder: Path, suite: Suite, rows: Sequence[Row], images: Sequen
         if table := _table(suite, settings, rows, sources):
             in_table = [row for row in rows if row["setting"] in settings]
             parts += [f"## {escape_markdown(title_of(title, in_table))}", table]
-    intervals = "In brackets: 95 % bootstrap interval of the mean, over test utterances (KWS) or test speakers (SV)"
+    kind = "test" if suite.split == "test" else "development"
+    intervals = (
+        f"In brackets: 95 % bootstrap interval of the mean, over {kind} utterances (KWS) or {kind} speakers (SV)"
+    )
     parts += [f"{intervals}; ±: standard deviation over seeds.", _about_differences(suite), _loads(rows)]
     parts += [_trials(rows), _baselines(suite, sources), _errors(rows)]
     parts += [f"![{name}]({name}.png)" for name in images]

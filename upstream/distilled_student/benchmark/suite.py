@@ -100,6 +100,8 @@ class SuiteFile:
         results: ``paper`` or ``superb``: the published results that the report compares with. None: no comparison.
         seeds: Number of seeds, from 0, of every run.
         distill: ``once`` (one student for all seeds) or ``seeds`` (one student for each seed).
+        split: Data of the figures: ``test``, or ``dev`` where they choose settings; ``dev`` needs ``multitask`` in all
+            settings.
         reference: The run MODEL/SETTING that the others are compared with: the report has the difference of each figure
             from that of this run with the same seed. None: no differences.
         models: A group of keys for each model, by the model's name; they have a table of their own.
@@ -117,6 +119,7 @@ class SuiteFile:
     results: str | None = None
     seeds: int = 1
     distill: str = "once"
+    split: str = "test"
     reference: str | None = None
 
     def __post_init__(self) -> None:
@@ -124,6 +127,10 @@ class SuiteFile:
             raise ValueError(f"results: '{self.results}' is not paper or superb")
         if self.distill not in ("once", "seeds"):
             raise ValueError(f"distill: '{self.distill}' is not once or seeds")
+        if self.split not in ("test", "dev"):
+            raise ValueError(f"split: '{self.split}' is not test or dev")
+        if self.split == "dev" and self.results is not None:
+            raise ValueError("split: dev cannot be used with results: published figures are those of test data")
         if self.seeds < 1:
             raise ValueError("seeds: must be 1 or more")
         if self.reference is not None:
@@ -191,6 +198,9 @@ def read_suite(name: str | Path) -> Suite:
     file = typed(SuiteFile, read_config_file(path, "benchmark"), path)
     models = _typed_group(SuiteModel, file.models, f"{path}: models")
     settings = _typed_group(Setting, file.settings, f"{path}: settings")
+    for name, setting in settings.items():
+        if file.split == "dev" and setting.downstream != "multitask":
+            raise UserError(f"{path}: split: dev needs multitask in all settings, and {name} has {setting.downstream}")
     known = ", ".join(settings)
     for model, values in models.items():
         for setting in values.settings:
