@@ -21,7 +21,7 @@ import torch
 from conftest import SMALL
 
 from distilled_student import StudentConfig, UserError, build_student, load_student
-from distilled_student.benchmark.execute import RESULTS, SCORES, finished
+from distilled_student.benchmark.execute import RESULTS, finished
 from distilled_student.benchmark.report import print_table, write_report
 from distilled_student.common.errors import one_line
 from distilled_student.common.files import read_torch
@@ -112,10 +112,11 @@ def test_code_in_the_scores_of_a_run_is_refused_and_does_not_run(tmp_path: Path)
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / RESULTS).write_text('{"train_seconds": 1, "upstream": {}}')
-    np.savez(folder / SCORES, sv_scores=np.array([Harmful(tmp_path / "ran")], dtype=object))
-    bench = SimpleNamespace(output=tmp_path, settings=lambda run: {})
+    scores = folder / "scores-test.npz"
+    np.savez(scores, sv_scores=np.array([Harmful(tmp_path / "ran")], dtype=object))
+    bench = SimpleNamespace(output=tmp_path, settings=lambda run: {}, suite=SimpleNamespace(split="test"))
     run = SimpleNamespace(folder=lambda output: folder)
-    refused(lambda: finished(bench, run), folder / SCORES)
+    refused(lambda: finished(bench, run), scores)
     assert not (tmp_path / "ran").exists()
 
 
@@ -303,9 +304,8 @@ def test_no_name_changes_the_structure_of_a_model_card(text: str, tmp_path: Path
 
 
 def report(folder: Path, text: str) -> str:
-    suite = SimpleNamespace(
-        title=text, protocol=text, results=None, models={}, settings={"s": None}, tables={text: ["s"]}
-    )
+    names = {"title": text, "protocol": text, "tables": {text: ["s"]}, "reference": f"{text}/s"}
+    suite = SimpleNamespace(**names, results=None, models={}, settings={"s": None}, split="test")
     row = {"name": text, "model": text, "setting": "s", "errors": {"0": text}, "published": None, "intervals": {}}
     write_report(folder, suite, [row | {"kws_accuracy": 1.0}])
     print_table(suite, [row], text)
