@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from distilled_student.checkpoints.folder import load_student
 from distilled_student.common.early_checks import JOINT
 from distilled_student.common.errors import UserError
-from distilled_student.common.shipped_models import found
+from distilled_student.common.shipped_models import model_path
 from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.multitask.evaluate import find_checkpoint
 from distilled_student.multitask.expert import BEST
@@ -319,7 +319,7 @@ def open_joint(path: str | Path, checkpoint: str = BEST) -> JointModel:
         UserError: ``path`` is neither of these, the checkpoint is of another downstream, or its upstream is not a
             student.
     """
-    path = found(path)
+    path = model_path(path)
     if path.is_dir() and any(path.glob("*.ckpt")):
         from distilled_student.host.launch import open_runner
 

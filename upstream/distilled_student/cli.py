@@ -30,7 +30,7 @@ from distilled_student.common.early_checks import (
 from distilled_student.common.errors import UserError
 from distilled_student.common.interruption import resumed_by
 from distilled_student.common.known_warnings import suppress_known_warnings
-from distilled_student.common.shipped_models import found
+from distilled_student.common.shipped_models import model_path
 from distilled_student.common.typer_errors import Commands, run_app
 from distilled_student.corpora.speaker_names import check_speaker_pattern
 
@@ -212,10 +212,10 @@ def export(
     checkpoint = checkpoint_name(source, checkpoint)
     check_model(source, checkpoint, BEST)
     check_output_file("--output", output)
-    if int8 and (found(source) / JOINT).is_file():
+    if int8 and (model_path(source) / JOINT).is_file():
         from distilled_student.export.pack import copy_packed
 
-        return copy_packed(found(source), output, streaming)
+        return copy_packed(model_path(source), output, streaming)
     from distilled_student.multitask.device_model import open_joint
 
     model = open_joint(source, checkpoint)

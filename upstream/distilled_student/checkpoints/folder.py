@@ -22,7 +22,7 @@ from distilled_student.checkpoints.weight_files import WEIGHTS
 from distilled_student.common.early_checks import held_instead
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, read_safetensors, write_files
-from distilled_student.common.shipped_models import found
+from distilled_student.common.shipped_models import model_path
 from distilled_student.student.config import StudentConfig
 from distilled_student.student.network import Student
 
@@ -130,7 +130,7 @@ def load_student(path: str | Path) -> Student:
     Raises:
         UserError: none of these, damaged, or the weights do not fit; one line naming the file, its format and keys.
     """
-    path = found(path)
+    path = model_path(path)
     if not path.exists() and may_be_on_hub(str(path)):
         path = hub_folder(str(path))
     config, weights, source = _read(path)

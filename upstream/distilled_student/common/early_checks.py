@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.files import read_json
-from distilled_student.common.shipped_models import found
+from distilled_student.common.shipped_models import model_path
 
 CONFIG = "config.json"
 JOINT = "joint.json"  # of a joint model without its run
@@ -149,7 +149,7 @@ def held_instead(folder: Path) -> str:
 
 def check_model(path: Path, checkpoint: str, default: str) -> None:
     """Raise UserError for a path that is neither the folder of a joint training run nor a student (folder or file)."""
-    path = found(path)
+    path = model_path(path)
     if path.is_dir() and any(path.glob("*.ckpt")):
         check_run(path, checkpoint, default)
     elif path.is_dir() and not (path / CONFIG).is_file():
@@ -166,7 +166,7 @@ def check_student(option: str, path: Path) -> None:
 
     ``option`` is empty for an argument.
     """
-    where, path = f"{option} {path}".strip(), found(path)
+    where, path = f"{option} {path}".strip(), model_path(path)
     if path.is_dir():
         if not (path / CONFIG).is_file():
             raise UserError(f"{where}: is not a student: the folder has no {CONFIG}{held_instead(path)}")

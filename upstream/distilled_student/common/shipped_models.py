@@ -19,6 +19,6 @@ def shipped_model(name: str | Path) -> Path | None:
     return MODELS / name if str(name) in shipped_models() and not Path(name).exists() else None
 
 
-def found(name: str | Path) -> Path:
+def model_path(name: str | Path) -> Path:
     """The folder of a model that ships, or ``name`` as a path."""
     return shipped_model(name) or Path(name)

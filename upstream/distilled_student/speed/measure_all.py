@@ -65,6 +65,12 @@ def _streaming(output: Path, rounds: int) -> dict[str, Any]:
     return compare_streaming(seconds=rounds)
 
 
+def _shipped(output: Path, rounds: int) -> dict[str, Any]:
+    from distilled_student.speed.shipped import compare_shipped
+
+    return compare_shipped(rounds=20 * rounds)
+
+
 Part = Callable[[Path, int], dict[str, Any]]  # arguments: folder for results, number of rounds
 PARTS: dict[str, Part] = {
     "models": _models,
@@ -72,6 +78,7 @@ PARTS: dict[str, Part] = {
     "joint": _joint,
     "startup": _startup,
     "streaming": _streaming,
+    "shipped": _shipped,
 }
 
 

@@ -1,3 +1,3 @@
 """The parts of ``distilled-student speed``; alone in a module, so that names are checked before torch is imported."""
 
-PART_NAMES = ("models", "distillation", "joint", "startup", "streaming")
+PART_NAMES = ("models", "distillation", "joint", "startup", "streaming", "shipped")

@@ -26,7 +26,7 @@ WARMUP = 10  # chunks that do not count
 Array: TypeAlias = "NDArray[np.float64]"
 
 
-def _call_in_turn(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, tuple[Array, Array]]:
+def call_in_turn(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, tuple[Array, Array]]:
     """Seconds of each call by the clock, and of this thread's CPU, which other processes do not increase."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for _ in range(WARMUP + rounds):
@@ -52,7 +52,7 @@ def time_chunks(model: JointModel, file: Path, chunk_ms: Sequence[int], seconds:
                 "p99_ms": 1000 * float(np.quantile(wall, 0.99)),
                 "cpu_share": 1000 * float(np.mean(cpu)) / length,
             }
-            for form, (wall, cpu) in _call_in_turn(calls, round(1000 * seconds / length)).items()
+            for form, (wall, cpu) in call_in_turn(calls, round(1000 * seconds / length)).items()
         }
     return figures
 
