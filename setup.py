@@ -19,7 +19,6 @@ SUPERB = ["editdistance", "h5py", "dtw-python", "lxml"]
 EXPORT = [
     "onnx>=1.18",  # the graphs that `distilled-student export` writes
     "onnxscript>=0.5",  # torch's ONNX exporter needs it
-    "onnxruntime>=1.23",  # runs and quantises the graphs; 1.23 is the first with a kernel for opset 23's attention
 ]
 EXECUTORCH = ["executorch>=1.5,<1.6"]  # .pte programs for phones, see docs/device.md; release 1.5 needs torch 2.14
 
@@ -53,6 +52,8 @@ setup(
         "s3prl>=0.4.18,<0.5",  # runner, upstreams, SUPERB's experts
         "numpy",  # arrays between audio files and torch
         "pyyaml",  # configuration files
+        # runs the models that ship, and quantises graphs; 1.23 is the first with a kernel for opset 23's attention
+        "onnxruntime>=1.23",
         "safetensors",  # weight files that cannot contain code
         "soundfile",  # reads audio files of all common formats
         "lhotse>=1.24",  # manifests of audio, and batches of similar durations
