@@ -148,7 +148,9 @@ def test_unsigned_weights_are_used_only_if_7_bits_lose_too_much(
     lost = {"dynamic, False": 0.6, "static, False": 0.4, "dynamic, True": 0.1, "static, True": 0.3}
     monkeypatch.setattr(int8, "prepare_matmuls", lambda file: [])
     monkeypatch.setattr(int8, "quantize", lambda file, names, method, waves, unsigned: f"{method}, {unsigned}")
-    monkeypatch.setattr(int8, "points_lost", lambda model, float32, files: {m: lost[f] for m, f in files.items()})
+    monkeypatch.setattr(
+        int8, "points_lost", lambda model, float32, files, splits: {m: lost[f] for m, f in files.items()}
+    )
     model = SimpleNamespace(task_of_output={}, tasks={"kws": None})
     assert int8.quantize_best(model, Path("float32.onnx"), [], max_loss, str) == expected
     with pytest.raises(ds.UserError, match=r"int8: loses 0\.10 points on development data, more than --max-loss 0\.05"):

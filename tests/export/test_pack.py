@@ -107,6 +107,14 @@ def test_a_packed_model_is_exported_and_distilled_from_and_trained_as_any_studen
     assert exported.threshold == pytest.approx(packed_model.keyword_threshold())
 
 
+def test_a_packed_student_lacks_the_prediction_layers_that_no_head_uses(run: Path, tmp_path: Path) -> None:
+    model = open_joint(run)
+    model.student.predictions = None
+    ds.save_student(model.student, tmp_path)
+    student = ds.load_student(tmp_path)
+    assert student.predictions is None and student.config.targets == []
+
+
 def test_a_damaged_packed_model_names_its_file(packed: Path, tmp_path: Path) -> None:
     for file in packed.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

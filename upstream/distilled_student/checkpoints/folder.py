@@ -60,6 +60,7 @@ def save_student(
         "model_type": MODEL_TYPE,
         "dtype": str(dtype).removeprefix("torch."),
         **dataclasses.asdict(student.config),
+        **({"targets": []} if student.predictions is None else {}),  # a joint model drops what no head uses
     }
     write_files(folder, {WEIGHTS: save(state), CONFIG: (json.dumps(config, indent=2) + "\n").encode()})
 

@@ -165,13 +165,16 @@ def cosine(model: JointModel, graph: Run, waveforms: Sequence[Tensor]) -> float:
     return torch.cat(similarities).mean().item()
 
 
-def points_lost(model: JointModel, float32: Run, int8: Mapping[str, Run]) -> dict[str, float]:
+def points_lost(
+    model: JointModel, float32: Run, int8: Mapping[str, Run], splits: Sequence[str] = ("dev", "test")
+) -> dict[str, float]:
     """Points of accuracy or EER that each int8 graph loses against float32 on development data: the most of any task.
 
     Prints a table of all values. Losses on test data, where these exist, are printed only: they decide nothing.
 
     Args:
         int8: Graph of each method.
+        splits: What is measured; ``dev`` must be among them.
 
     Raises:
         UserError: there are no development data.
@@ -179,7 +182,7 @@ def points_lost(model: JointModel, float32: Run, int8: Mapping[str, Run]) -> dic
     table = Table("", "split", "float32", *(f"{method}, points lost" for method in int8), box=box.SIMPLE)
     lost: dict[str, list[float]] = {method: [] for method in int8}
     for task in model.task_of_output.values():
-        for split in ("dev", "test"):
+        for split in splits:
             try:
                 reference, *quantized = (measure(model, graph, split, task) for graph in (float32, *int8.values()))
             except UserError:
@@ -209,6 +212,7 @@ def quantize_best(
     max_loss: float,
     open_graph: Callable[[Path], Run] = Graph,
     inputs_of: Callable[[Path, Sequence[Tensor]], Sequence[Mapping[str, Any]]] = utterance_inputs,
+    splits: Sequence[str] = ("dev", "test"),
 ) -> tuple[str, Path]:
     """Quantise a float32 graph by the method that loses least: by accuracy and EER, or by cosine without any task.
 
@@ -220,6 +224,7 @@ def quantize_best(
         max_loss: Points of accuracy or EER that may be lost on development data.
         open_graph: Opens a graph's file, to run it as the model.
         inputs_of: The inputs of the float32 graph for the ``waveforms``.
+        splits: See `points_lost`.
 
     Returns:
         ``int8 METHOD`` and its file.
@@ -242,7 +247,7 @@ def quantize_best(
             best = max(similarity, key=similarity.__getitem__)
             break
         print(f"int8: weights of {'8 unsigned' if unsigned else '7'} bits")
-        lost = points_lost(model, float32, int8)
+        lost = points_lost(model, float32, int8, splits)
         best = min(lost, key=lost.__getitem__)
         if lost[best] <= max_loss:
             break

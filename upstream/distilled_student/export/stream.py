@@ -172,7 +172,9 @@ def export_stream(
         )
         precision = "float32"
         if int8:
-            precision, file = quantize_best(model, file, waveforms, max_loss, StreamGraph, stream_inputs)
+            precision, file = quantize_best(
+                model, file, waveforms, max_loss, StreamGraph, stream_inputs, splits=("dev",)
+            )
             metadata = file_metadata(model, checkpoint, precision, thresholds(model, StreamGraph(file))) | layout
             write_onnx(load_onnx()[0].load(file), file, metadata)
         os.replace(file, path)
