@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import distilled_student as ds
 from distilled_student import cli, onnx
 from distilled_student.common.errors import UserError
+from distilled_student.export.pack import share_weights
 from distilled_student.host import launch
 from distilled_student.multitask.device_model import open_joint
 from distilled_student.multitask.evaluate import evaluate
@@ -102,9 +103,27 @@ def test_a_packed_model_is_exported_and_distilled_from_and_trained_as_any_studen
     assert student.config.causal
     assert command("export", str(packed), "-o", str(tmp_path / "a.onnx"), "--int8", "--streaming") == 0
     assert (tmp_path / "a.onnx").read_bytes() == (packed / "stream.onnx").read_bytes()
+    assert command("export", str(packed), "-o", str(tmp_path / "c.onnx"), "--int8") == 0
+    wave = tone(1.0).numpy()
+    assert onnx.load(tmp_path / "c.onnx").scores(wave) == ds.load(packed).scores(wave), "alone, without the stream"
     assert command("export", str(packed), "-o", str(tmp_path / "b.onnx")) == 0
     exported, packed_model = onnx.load(tmp_path / "b.onnx"), open_joint(packed)
     assert exported.threshold == pytest.approx(packed_model.keyword_threshold())
+
+
+def test_the_graphs_of_a_packed_model_share_their_weights(packed: Path, tmp_path: Path) -> None:
+    before = ds.load(packed).scores(tone(1.0).numpy())
+    for file in packed.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    whole = tmp_path / "whole.onnx"
+    assert command("export", str(packed), "-o", str(whole), "--int8") == 0
+    assert whole.stat().st_size > (packed / "utterance.onnx").stat().st_size
+    (tmp_path / "utterance.onnx").write_bytes(whole.read_bytes())
+    share_weights(tmp_path / "utterance.onnx", tmp_path / "stream.onnx")
+    assert ds.load(tmp_path).scores(tone(1.0).numpy()) == before
+    (tmp_path / "stream.onnx").unlink()
+    with pytest.raises(ValueError, match=r"utterance\.onnx: not readable as an ONNX file"):
+        ds.load(tmp_path)
 
 
 def test_a_packed_student_lacks_the_prediction_layers_that_no_head_uses(run: Path, tmp_path: Path) -> None:

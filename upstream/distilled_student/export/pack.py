@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 from distilled_student.common.errors import UserError
+from distilled_student.export.graph import load_onnx
 from distilled_student.export.stream import export_stream
 from distilled_student.export.utterance import export_onnx
 from distilled_student.multitask.device_model import as_packed, open_joint
 from distilled_student.multitask.packed import save_packed
 from distilled_student.onnx import STREAM, UTTERANCE
 
+LARGE = 1024  # bytes; smaller tensors are not shared
 COPIED = ("README.md", "results.json")  # what `evaluate` wrote into the run
 
 
@@ -36,8 +38,27 @@ def pack(run: Path, folder: Path, checkpoint: str, window: float, max_loss: floa
     model.student.load_state_dict(open_joint(folder).student.state_dict())  # rounded, as it is stored
     export_onnx(model, folder / UTTERANCE, int8=True, max_loss=max_loss, checkpoint=checkpoint)
     export_stream(model, folder / STREAM, window, checkpoint, int8=True, max_loss=max_loss)
+    share_weights(folder / UTTERANCE, folder / STREAM)
     for name in COPIED:
         shutil.copyfile(run / name, folder / name)
+
+
+def share_weights(file: Path, other: Path) -> None:
+    """Let a graph read from the ``other`` file, in the same folder, the weights that both have.
+
+    They are the same bytes twice: a packed model is half as large without the second ones. ONNX calls this external
+    data. `copy_packed` writes a graph with all of its weights again.
+    """
+    onnx, _ = load_onnx()
+    from onnx.external_data_helper import set_external_data
+
+    model, content = onnx.load(file), other.read_bytes()
+    for tensor in model.graph.initializer:
+        raw = tensor.raw_data
+        if len(raw) >= LARGE and (offset := content.find(raw)) >= 0:
+            set_external_data(tensor, other.name, offset, len(raw))
+            tensor.ClearField("raw_data")
+    file.write_bytes(model.SerializeToString())
 
 
 def copy_packed(folder: Path, output: Path, streaming: bool) -> None:
@@ -45,5 +66,6 @@ def copy_packed(folder: Path, output: Path, streaming: bool) -> None:
     file = folder / (STREAM if streaming else UTTERANCE)
     if not file.is_file():
         raise UserError(f"{folder}: has no {file.name}: `distilled-student pack` writes it")
-    shutil.copyfile(file, output)
+    onnx, _ = load_onnx()
+    output.write_bytes(onnx.load(file).SerializeToString())  # with the weights that it shares with the other file
     print(f"{output}: int8, {output.stat().st_size / 1e6:.1f} MB, a copy of {file.name} of {folder.name}")
