@@ -32,7 +32,7 @@ def test_the_licence_that_a_folder_states(name: str, text: str, licence: str | N
 def test_the_shipped_models_and_the_embedded_corpus_state_theirs() -> None:
     from distilled_student.corpora.shipped import PACKED
 
-    for name in ("models/edge", "teacher"):
+    for name in ("models/edge", "models/tiny", "teacher"):
         assert stated_licence(PACKED.parent / name) == "MIT, as Whisper's weights"
     text = (PACKED / "README.md").read_text().partition("## Licence\n")[2]
     assert text.startswith("Apache License 2.0") and "not the project's MIT licence" in text
