@@ -152,7 +152,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("benchmark own.yaml --data data", "own.yaml: data: no such key"),
         (
             "speed --only modls",
-            "--only modls: not one of models, distillation, joint, startup, streaming; did you mean",
+            "--only modls: not one of models, distillation, joint, startup, streaming, shipped; did you mean",
         ),
         ("speed --report gone.json", "--report gone.json: no such file"),
         ("speed --report own.yaml --into gone.md", "--into gone.md: no such file"),

@@ -199,10 +199,10 @@ def test_a_branched_run_is_exported_for_utterances_and_streams(run: Path, tmp_pa
 @pytest.mark.parametrize(
     ("options", "changes", "message"),
     [
-        (["-f"], {}, "layers: needs -s concatenated, not -s hidden_states"),
+        (["-f"], {}, "layers: 3 needs -s concatenated or all, not -s"),
         (["-s", "concatenated"], {}, "tasks.sv.branch: needs -f"),
         (["-f", "-s", "concatenated"], {"layers": 1}, "tasks.sv.branch: needs -s concatenated and layers"),
-        (["-f", "-s", "concatenated"], {"layers": 4}, "layers: 4, but the student has 3 hidden states"),
+        (["-f", "-s", "concatenated"], {"layers": 4}, "layers: 4, but -u distilled_student has 3 hidden states"),
         (["-f", "-s", "concatenated", "-u", "fbank"], {}, "tasks.sv.branch: needs -u distilled_student"),
     ],
 )

@@ -255,7 +255,7 @@ def test_missing_evaluation_data_are_found_at_the_start_of_training(tmp_path: Pa
         soundfile.write(bad, [], 16_000)
     match = {
         "kws": r"kws\.validation_percentage: .* no speaker into dev",
-        "sv": r"sv\.dev_speakers: not set",
+        "sv": r"sv\.dev_speakers: 0 makes no trials for dev",
         "header": r"0\.wav: not readable as audio",
         "empty": r"0\.wav: holds no audio",
     }[missing]

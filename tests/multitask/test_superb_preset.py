@@ -105,9 +105,7 @@ def test_weighted_layers_without_their_number_give_one_line(
 ) -> None:
     assert train(data, tmp_path, upstream=("-u", "distilled_student", "-s", "concatenated")) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert (
-        "superb.yaml with -o: downstream_expert.layers: kws.layer: weighted needs the number of hidden states" in error
-    )
+    assert "superb.yaml with -o: downstream_expert.layers: kws.layer: weighted needs the number of layers" in error
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,24 @@ def fold_constants(proto: Any) -> Any:
     for unused in [opset for opset in folded.opset_import if opset.domain not in used_domains]:
         folded.opset_import.remove(unused)
     del folded.graph.value_info[:]
+    _merge_equal_constants(folded.graph)
     return folded
+
+
+def _merge_equal_constants(graph: Any) -> None:
+    """Keep one of several equal constants: a graph that encodes an utterance twice has computed some weights twice."""
+    onnx, _ = load_onnx()
+    kept: dict[tuple[Any, ...], str] = {}
+    merged: dict[str, str] = {}
+    for tensor in list(graph.initializer):
+        array = onnx.numpy_helper.to_array(tensor)
+        name = kept.setdefault((tensor.data_type, array.shape, array.tobytes()), tensor.name)
+        if name != tensor.name:
+            merged[tensor.name] = name
+            graph.initializer.remove(tensor)
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = merged.get(name, name)
 
 
 def write_onnx(proto: Any, file: Path, metadata: dict[str, str]) -> None:

@@ -135,7 +135,7 @@ class Upstream(nn.Module):
         found.setdefault("last_hidden_state", found["hidden_states"][-1:])
         if self.selected in (None, "concatenated"):
             found["concatenated"] = [torch.cat(found["hidden_states"], dim=2)]
-        if self.selected in (None, "all") and self.predicts_same_width:
+        if self.selected in (None, "all") and self.predicts_same_width and "predictions" in found:
             found["all"] = [torch.cat([*found["hidden_states"], *found["predictions"]], dim=2)]
         names = found if self.selected is None else [self.selected]
         matched = {name: [match_host(x, frames, samples, self.frame_shift) for x in found[name]] for name in names}

@@ -165,7 +165,15 @@ class Student(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(1 if config.shared else config.layers))
         self.predictions = PredictionLayers(config) if config.targets else None
-        self.branches = nn.ModuleList()
+
+    @property
+    def branches(self) -> Sequence[Branch]:
+        """The branches, see `add_branches`.
+
+        A student without them has no module for them, so that its description, of which the names of cached targets are
+        made, is that of version 0.1.
+        """
+        return self._modules.get("branches", ())
 
     def add_branches(self, count: int) -> None:
         """Add ``count`` copies of the last layer, with the same input. Their outputs follow the other hidden states.
@@ -173,7 +181,7 @@ class Student(nn.Module):
         They are not part of the configuration: a student with branches is saved in the checkpoint of a joint run only.
         """
         norm = self.norm if self.config.norm_first else nn.Identity()
-        self.branches.extend(Branch(self.layers[-1], norm) for _ in range(count))
+        self._modules["branches"] = nn.ModuleList(Branch(self.layers[-1], norm) for _ in range(count))
 
     @property
     def attending_layers(self) -> int:
