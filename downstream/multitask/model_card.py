@@ -14,7 +14,7 @@ from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, write_files
 from distilled_student.common.model_cards import corpus_names, licence_of
 from distilled_student.common.provenance import FILE
-from distilled_student.common.shipped_models import DEFAULT, MODELS
+from distilled_student.common.shipped_models import DEFAULT, MODELS, model_path
 from distilled_student.common.tables import markdown_table
 from distilled_student.common.untrusted import escape_markdown
 from distilled_student.multitask.tasks.base import BaseTask
@@ -126,7 +126,7 @@ def _licence(arguments: Mapping[str, Any]) -> str:
     if weights is None and upstream == "distilled_student":
         return licence_of(f"{DEFAULT}, which ships with distilled-student", MODELS / DEFAULT)
     name = Path(str(weights)).name if weights else f"-u {upstream}"
-    return licence_of(name, Path(str(weights)) if weights else None)
+    return licence_of(name, model_path(str(weights)) if weights else None)
 
 
 def _training_data(folder: Path) -> dict[str, Any]:

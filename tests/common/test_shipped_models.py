@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import distilled_student as ds
-from distilled_student.common.shipped_models import DEFAULT, MODELS, model_path, shipped_models
+from distilled_student.common.shipped_models import ASSETS, DEFAULT, MODELS, model_path, shipped_models
+from distilled_student.teachers.early_checks import teacher_path
 
 
 def test_the_default_model_ships() -> None:
@@ -26,3 +27,21 @@ def test_a_file_or_folder_here_comes_before_a_model_that_ships(tmp_path: Path, m
 def test_other_names_are_paths() -> None:
     assert model_path("exp/joint") == Path("exp/joint")
     assert model_path("EDGE") == Path("EDGE")
+
+
+def test_teachers_are_found_by_the_same_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert teacher_path("edge") == teacher_path("distilled_student") == MODELS / "edge"
+    assert teacher_path("shipped") == teacher_path("teacher") == ASSETS / "teacher"
+    Path("edge").mkdir()
+    assert teacher_path("edge") == Path("edge") and teacher_path("distilled_student") == MODELS / "edge"
+    assert teacher_path("facebook/hubert-base-ls960") == Path("facebook/hubert-base-ls960")
+
+
+def test_cards_state_the_licence_of_a_model_that_ships() -> None:
+    from distilled_student.distillation.model_card import _licence
+    from distilled_student.multitask.model_card import _licence as licence_of_run
+
+    arguments = {"upstream": "distilled_student", "upstream_ckpt": "tiny"}
+    assert licence_of_run(arguments) == "MIT, as Whisper's weights (tiny)"
+    assert _licence("edge", "edge") == "MIT, as Whisper's weights (edge)"

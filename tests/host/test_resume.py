@@ -30,10 +30,10 @@ from distilled_student.cli import main
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import save_torch
 from distilled_student.common.interruption import Interrupted, Interruption, resumed_by
+from distilled_student.common.shipped_models import ASSETS
 from distilled_student.host import launch
 from distilled_student.multitask.evaluate import evaluate
 from distilled_student.student.network import build_student
-from distilled_student.teachers.open import shipped_teacher
 
 KILLS = Path(kills.__file__)
 
@@ -399,7 +399,7 @@ def sha256_of(folder: Path) -> str:
 
 def test_the_weights_of_teacher_and_student_are_in_the_provenance(settings: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "teacher"
-    save_student(load_student(shipped_teacher()), teacher)
+    save_student(load_student(ASSETS / "teacher"), teacher)
     assert distil(settings, f"output={tmp_path / 'student'}", "steps=2", f"teacher={teacher}") == 0
     models = json.loads((tmp_path / "student" / "provenance.json").read_text())["models"]
     assert (models["teacher"]["name"], models["teacher"]["revision"]) == (str(teacher), None)
@@ -417,7 +417,7 @@ def test_the_weights_of_teacher_and_student_are_in_the_provenance(settings: Path
 def test_a_distillation_is_not_resumed_with_other_weights_of_its_teacher(
     settings: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    student = load_student(shipped_teacher())
+    student = load_student(ASSETS / "teacher")
     save_student(student, tmp_path / "teacher")
     options = [f"output={tmp_path / 'student'}", f"teacher={tmp_path / 'teacher'}"]
     assert distil(settings, "steps=1", *options) == 0

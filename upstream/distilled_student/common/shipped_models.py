@@ -14,11 +14,6 @@ def shipped_models() -> list[str]:
     return sorted(folder.name for folder in MODELS.iterdir() if folder.is_dir())
 
 
-def shipped_model(name: str | Path) -> Path | None:
-    """The folder of a model that ships; None for another name, or where a file or folder of this name exists here."""
-    return MODELS / name if str(name) in shipped_models() and not Path(name).exists() else None
-
-
 def model_path(name: str | Path) -> Path:
-    """The folder of a model that ships, or ``name`` as a path."""
-    return shipped_model(name) or Path(name)
+    """The folder of a model that ships; ``name`` as a path if it is another one, or if it exists here."""
+    return MODELS / name if str(name) in shipped_models() and not Path(name).exists() else Path(name)

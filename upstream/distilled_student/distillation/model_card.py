@@ -14,7 +14,7 @@ from distilled_student.distillation.initialize import Initialization
 from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.student.cost import macs_per_second, parameters
 from distilled_student.student.network import Student
-from distilled_student.teachers.open import shipped_teacher
+from distilled_student.teachers.early_checks import teacher_path
 
 if TYPE_CHECKING:
     from distilled_student.distillation.code_cache import QuantizationError
@@ -99,8 +99,8 @@ def _licence(teacher: str, name: str) -> str:
     if teacher == "resemblyzer":
         return "Apache-2.0 (resemblyzer)"
     if teacher in ("shipped", "teacher"):
-        return licence_of("the teacher that ships with distilled-student", shipped_teacher())
-    return licence_of(name, Path(teacher))
+        name = "the teacher that ships with distilled-student"
+    return licence_of(name, teacher_path(teacher))
 
 
 def write_card(

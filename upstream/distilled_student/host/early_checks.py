@@ -16,12 +16,11 @@ from distilled_student.common.early_checks import CONFIG, check_device, check_no
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.files import read_json
 from distilled_student.common.settings import find_config
-from distilled_student.common.shipped_models import ASSETS
 from distilled_student.host.overrides import override
 from distilled_student.host.s3prl_names import downstream_names, upstream_names
 from distilled_student.host.superb import settings as superb
 from distilled_student.host.yaml_sections import NAME, SPLITS, check_sections, source
-from distilled_student.teachers.early_checks import SHIPPED, check_teacher
+from distilled_student.teachers.early_checks import check_teacher, teacher_path
 
 UPSTREAMS = "give distilled_student, teacher, or an upstream of s3prl such as fbank"
 TEACHER_FEATURES = ("hidden_states", "last_hidden_state", "concatenated")
@@ -78,8 +77,7 @@ def check_layers(args: Namespace, layers: Any) -> None:
 
     Only of folders: without them the number of hidden states is not known before the upstream is built.
     """
-    name = args.upstream_ckpt or args.upstream
-    model = Path(name) if Path(name).is_dir() or name not in SHIPPED else ASSETS / SHIPPED[name]
+    model = teacher_path(args.upstream_ckpt or args.upstream)
     if layers == 1 or args.upstream not in FEATURES or not model.is_dir():
         return
     found = check_teacher(str(model), f"-u {args.upstream} -k", upstream_names())

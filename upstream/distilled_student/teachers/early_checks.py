@@ -10,11 +10,10 @@ from typing import Any
 from distilled_student.common.early_checks import CONFIG, is_torch_file
 from distilled_student.common.errors import UserError, did_you_mean, short_reason
 from distilled_student.common.files import read_json
-from distilled_student.common.shipped_models import ASSETS, DEFAULT, shipped_models
+from distilled_student.common.shipped_models import ASSETS, DEFAULT, MODELS, model_path, shipped_models
 
-# name -> folder in assets
-SHIPPED = {"shipped": "teacher", "teacher": "teacher", "distilled_student": f"models/{DEFAULT}"}
-SHIPPED |= {name: f"models/{name}" for name in shipped_models()}
+# names of upstreams and teachers that mean a folder in this package, whatever is here
+SHIPPED = {"shipped": ASSETS / "teacher", "teacher": ASSETS / "teacher", "distilled_student": MODELS / DEFAULT}
 EXPORT_EXTRA = "pip install 'distilled-student[export]'"
 # keys of a config.json with the number of layers: of Whisper's encoder, of other models of transformers, of students
 LAYER_KEYS = ("encoder_layers", "num_hidden_layers", "layers")
@@ -25,6 +24,11 @@ SPEAKER_ENCODERS = "resemblyzer, a folder of a ...ForXVector model of transforme
 def _is_folder_name(name: str) -> bool:
     """Whether a name can only be a folder: names on a hub have at most one slash, inside."""
     return name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1
+
+
+def teacher_path(name: str) -> Path:
+    """The folder or file that the name of a teacher means; it exists unless it is a name of s3prl or on the hub."""
+    return SHIPPED.get(name) or model_path(name)
 
 
 def check_teacher(name: str, where: str, upstreams: Collection[str]) -> int | None:
@@ -40,7 +44,7 @@ def check_teacher(name: str, where: str, upstreams: Collection[str]) -> int | No
     Raises:
         UserError: there is no such folder, file, upstream or model on the hub, or it cannot be a teacher.
     """
-    path = ASSETS / SHIPPED[name] if name in SHIPPED else Path(name)
+    path = teacher_path(name)
     if path.is_dir():
         if not (path / CONFIG).is_file():
             raise UserError(f"{where}: {name}: is not a model: the folder has no {CONFIG}")
@@ -54,7 +58,7 @@ def check_teacher(name: str, where: str, upstreams: Collection[str]) -> int | No
         raise UserError(f"{where}: {name}: no such file or folder")
     if name in upstreams:
         return None
-    hint = did_you_mean(name, [*SHIPPED, *upstreams])
+    hint = did_you_mean(name, [*SHIPPED, *shipped_models(), *upstreams])
     return _check_on_hub(name, where, hint or f"; {REMEDY}")
 
 

@@ -13,8 +13,7 @@ from distilled_student.checkpoints.foreign_config import why_not_a_student
 from distilled_student.checkpoints.hub import ELSEWHERE, hub_folder, hub_revision
 from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.files import read_json
-from distilled_student.common.shipped_models import ASSETS
-from distilled_student.teachers.early_checks import SHIPPED
+from distilled_student.teachers.early_checks import teacher_path
 from distilled_student.teachers.encoders import Encoder, StudentEncoder, TransformersEncoder
 from distilled_student.teachers.ge2e import PACKAGE, find_weights_of_resemblyzer, read_ge2e
 from distilled_student.teachers.onnx_encoder import OnnxEncoder
@@ -24,11 +23,6 @@ from distilled_student.teachers.transformers_folder import load_model
 from distilled_student.teachers.xvector import read_xvector
 
 UNUSED_WEIGHTS = r"masked_spec_embed$|(?:^|\.)adapter\."  # of `transformers` models: read in training only, or deleted
-
-
-def shipped_teacher() -> Path:
-    """The folder of the small teacher that is part of this package."""
-    return ASSETS / "teacher"
 
 
 def open_teacher(name: str | Path) -> Encoder:
@@ -48,7 +42,7 @@ def open_teacher(name: str | Path) -> Encoder:
         UserError: none of these, or it cannot be loaded or downloaded; says what to do instead.
     """
     name = str(name)
-    path = ASSETS / SHIPPED[name] if name in SHIPPED else Path(name)
+    path = teacher_path(name)
     if not path.exists() and "/" not in name and name in names_on_s3prl_hub():
         return _open_s3prl(name).eval()
     path = path if path.exists() else _hub_folder(name)
