@@ -159,10 +159,9 @@ def export_stream(
     path.parent.mkdir(parents=True, exist_ok=True)
     layout = {"chunk": str(step.chunk), "window": str(window)}
     layout |= {"padded_to": json.dumps(step.padded_to), "repeated_to": json.dumps(step.repeated_to)}
-    metadata = file_metadata(model, checkpoint, "float32", thresholds(model, model)) | layout
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder) / "stream.onnx"
-        write_onnx(trace_step(step), file, metadata)
+        write_onnx(trace_step(step), file, file_metadata(model, checkpoint, "float32", {}) | layout)
         waveforms = speech_samples(model)
         long_enough = [waveform for waveform in with_halves(waveforms) if len(waveform) >= step.chunk]
         difference = check_stream(file, step, long_enough)
@@ -170,13 +169,14 @@ def export_stream(
             f"float32: {file_size(file)}, differs by at most {difference:.1e} from PyTorch "
             f"on {len(waveforms)} utterances"
         )
-        precision = "float32"
+        precision, run = "float32", model
         if int8:
             precision, file = quantize_best(
                 model, file, waveforms, max_loss, StreamGraph, stream_inputs, splits=("dev",)
             )
-            metadata = file_metadata(model, checkpoint, precision, thresholds(model, StreamGraph(file))) | layout
-            write_onnx(load_onnx()[0].load(file), file, metadata)
+            run = StreamGraph(file)
+        metadata = file_metadata(model, checkpoint, precision, thresholds(model, run)) | layout
+        write_onnx(load_onnx()[0].load(file), file, metadata)
         os.replace(file, path)
     print(f"{path}: {precision}, {file_size(path)}")
     return difference
