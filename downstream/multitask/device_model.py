@@ -17,7 +17,7 @@ from distilled_student.checkpoints.folder import load_student
 from distilled_student.common.early_checks import JOINT
 from distilled_student.common.errors import UserError
 from distilled_student.common.shipped_models import model_path
-from distilled_student.host.upstreams import StudentUpstream
+from distilled_student.host.upstreams import PREDICTED, StudentUpstream
 from distilled_student.multitask.evaluate import find_checkpoint
 from distilled_student.multitask.expert import BEST
 from distilled_student.multitask.loader import EvaluationLoader
@@ -301,9 +301,8 @@ def as_packed(model: JointModel) -> PackedModel:
     """The parts of a model with heads, with the thresholds of their decisions."""
     chosen = model.select
     features = {"key": chosen.key, "layer": chosen.layer, "normalize": chosen.normalize}
-    layers = next(choice.layers for choice in model.choices.values())
     found = {name: value for name, value in thresholds(model, model).items() if value is not None}
-    return PackedModel(model.student, features, chosen.weights, layers, model.gain, model.tasks, model.choices, found)
+    return PackedModel(model.student, features, chosen.weights, model.gain, model.tasks, model.choices, found)
 
 
 def open_joint(path: str | Path, checkpoint: str = BEST) -> JointModel:
@@ -328,7 +327,7 @@ def open_joint(path: str | Path, checkpoint: str = BEST) -> JointModel:
         model = _of_packed(load_packed(path))
     else:
         model = JointModel(load_student(path), Features("last_hidden_state"))
-    if model.select.key not in ("predictions", "all"):
+    if model.select.key not in PREDICTED:
         model.student.predictions = None  # not used
     return model.requires_grad_(False).eval()
 

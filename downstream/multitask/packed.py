@@ -41,7 +41,6 @@ class PackedModel:
         student: With its prediction layers if ``features`` uses them.
         features: ``key``, ``layer`` and ``normalize`` of `distilled_student.multitask.device_model.Features`.
         weights: Of the sum of layers, if ``features`` is one.
-        layers: Number of layers in the features, see ``layers`` of the expert's settings.
         gain: What every waveform is multiplied by.
         tasks, choices: The expert's tasks and choices of layers, by name.
         thresholds: Of the decisions on a device, by the task's name.
@@ -50,7 +49,6 @@ class PackedModel:
     student: Student
     features: dict[str, Any]
     weights: Tensor | None
-    layers: int
     gain: float
     tasks: Mapping[str, nn.Module]
     choices: Mapping[str, nn.Module]
@@ -72,7 +70,7 @@ def save_packed(model: PackedModel, folder: Path) -> None:
     description = {
         "version": __version__,
         "features": model.features,
-        "layers": model.layers,
+        "layers": next(choice.layers for choice in model.choices.values()),  # the same for all tasks
         "gain": model.gain,
         "tasks": {name: _described(task.settings) for name, task in model.tasks.items()},
         "thresholds": model.thresholds,
@@ -110,7 +108,7 @@ def load_packed(folder: Path) -> PackedModel:
         choices[name] = LayerChoice(layers, entry.settings.layer)
     weights = tensors.pop(FEATURE_WEIGHTS, None)
     _load_heads(_heads(tasks, choices), tensors, folder / HEADS)
-    return PackedModel(student, features, weights, layers, gain, tasks, choices, thresholds)
+    return PackedModel(student, features, weights, gain, tasks, choices, thresholds)
 
 
 def _load_heads(heads: nn.ModuleDict, tensors: dict[str, Tensor], file: Path) -> None:

@@ -20,6 +20,7 @@ from distilled_student.student.network import Student
 from distilled_student.teachers.open import open_teacher
 from distilled_student.teachers.s3prl_encoder import FRONT_END_GRADIENT
 
+PREDICTED = ("predictions", "all")  # features that need the prediction layers
 TENSORS = ("last_hidden_state", "concatenated", "all")  # features that are one tensor; all others are a list of tensors
 
 
@@ -95,7 +96,6 @@ class Upstream(nn.Module):
     frame_shift: int
     revision: str | None = None  # the commit on the hub that the weights were read from
     selected: str | None = None  # the only features that are computed; None: all
-    predicts_same_width = False  # whether there are predictions with as many features as the hidden states
 
     def get_downsample_rates(self, key: str | None = None) -> int:
         """Samples at 16 kHz per frame; the same for every ``key``."""
@@ -135,8 +135,9 @@ class Upstream(nn.Module):
         found.setdefault("last_hidden_state", found["hidden_states"][-1:])
         if self.selected in (None, "concatenated"):
             found["concatenated"] = [torch.cat(found["hidden_states"], dim=2)]
-        if self.selected in (None, "all") and self.predicts_same_width and "predictions" in found:
-            found["all"] = [torch.cat([*found["hidden_states"], *found["predictions"]], dim=2)]
+        layers = [*found["hidden_states"], *found.get("predictions", ())]
+        if self.selected in (None, "all") and "predictions" in found and len({x.shape[2] for x in layers}) == 1:
+            found["all"] = [torch.cat(layers, dim=2)]
         names = found if self.selected is None else [self.selected]
         matched = {name: [match_host(x, frames, samples, self.frame_shift) for x in found[name]] for name in names}
         return {name: x[0] if name in TENSORS else x for name, x in matched.items()}
@@ -149,12 +150,9 @@ class StudentUpstream(Upstream):
         super().__init__()
         self.student = student
         self.frame_shift, self.revision = student.config.frame_shift, student.revision
-        self.predicts_same_width = (
-            bool(student.config.targets) and student.config.target_size == student.config.hidden_size
-        )
 
     def encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[dict[str, list[Tensor]], Tensor]:
-        output = self.student(waveforms, lengths, predict=self.selected in (None, "predictions", "all"))
+        output = self.student(waveforms, lengths, predict=self.selected in (None, *PREDICTED))
         named = {"hidden_states": output.hidden_states, "last_hidden_state": [output.last_hidden_state]}
         if output.predictions is not None:
             named["predictions"] = list(output.predictions.unbind(1))

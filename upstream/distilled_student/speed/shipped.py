@@ -9,10 +9,9 @@ import numpy as np
 
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.common.shipped_models import MODELS, shipped_models
+from distilled_student.export.stream import DEVICE_CHUNK
 from distilled_student.onnx import load
 from distilled_student.speed.streaming import call_in_turn
-
-CHUNK_MS = 40
 
 
 def compare_shipped(rounds: int = 100) -> dict[str, Any]:
@@ -22,8 +21,8 @@ def compare_shipped(rounds: int = 100) -> dict[str, Any]:
     for name in shipped_models():
         model = load(MODELS / name)
         stream, inputs = model.stream(), {"waveforms": samples[None], "lengths": np.array([len(samples)])}
-        chunk = samples[: SAMPLE_RATE * CHUNK_MS // 1000]
-        calls = {"utterance": partial(model.session.run, None, inputs), "chunk": partial(stream.feed, chunk)}
+        feed = partial(stream.feed, samples[:DEVICE_CHUNK])
+        calls = {"utterance": partial(model.session.run, None, inputs), "chunk": feed}
         times = {of: wall for of, (wall, _) in call_in_turn(calls, rounds).items()}
         figures[name] = {
             "utterance_ms": 1000 * float(np.median(times["utterance"])),
