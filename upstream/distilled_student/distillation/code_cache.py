@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -129,14 +128,7 @@ class CodeCache(TargetCache):
 
     def _write(self, file: Path) -> None:
         parts = {name: torch.stack([getattr(q, name) for q in self.quantizers]).cpu() for name in PARTS}
-        content = save(parts, {CODEBOOKS: _version(parts), REPORT: json.dumps(self.errors)})
-        temporary = file.with_suffix(f".{os.getpid()}")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
-            os.replace(temporary, file)
-        except OSError as error:
-            raise UserError(f"{self.where}: {file}: cannot be written ({error.strerror})") from None
+        self.replace_file(file, save(parts, {CODEBOOKS: _version(parts), REPORT: json.dumps(self.errors)}))
 
     def _read(self, file: Path, device: torch.device) -> bool:
         """Whether the folder has undamaged codebooks; they are then used."""

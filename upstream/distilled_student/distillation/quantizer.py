@@ -57,11 +57,6 @@ class Quantizer:
         components = F.embedding(rows, self.entries.reshape(books * size, width)).flatten(-2)
         return components @ self.rotation.T * self.scale + self.mean
 
-    def to(self, device: torch.device) -> Quantizer:
-        """The same on a device."""
-        parts = (self.mean, self.scale, self.rotation, self.entries)
-        return Quantizer(*(part.to(device) for part in parts))
-
 
 def train_quantizer(states: Tensor, codebooks: int, seed: int = 0) -> Quantizer:
     """Fit a quantiser to ``states (frames, features)``: a rotation by PCA, then k-means in each group of components.

@@ -110,15 +110,24 @@ class TargetCache:
             UserError: the states cannot be stored, or the disk is full.
         """
         stored = self.pack(states)
-        file = self._file(waveform)
+        self.replace_file(
+            self._file(waveform), save({TENSOR: stored}, {CHECKSUM: _checksum(stored), **self.metadata()})
+        )
+        return stored
+
+    def replace_file(self, file: Path, content: bytes) -> None:
+        """Write a file of the cache completely or not at all, so that other processes can read it at any time.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         temporary = file.with_suffix(f".{os.getpid()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(save({TENSOR: stored}, {CHECKSUM: _checksum(stored), **self.metadata()}))
+            temporary.write_bytes(content)
             os.replace(temporary, file)
         except OSError as error:
             raise UserError(f"{self.where}: {file}: cannot be written ({error.strerror})") from None
-        return stored
 
     def targets(self, batch: Batch, waveforms: Tensor, teacher: Teacher | UtteranceTeacher) -> tuple[Tensor, Tensor]:
         """The result of ``teacher(waveforms, batch.lengths)`` as far as the stored targets keep it.
