@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ OWN_KEYS = {
     ("multitask", "superb", ""): ("downstream_expert", "runner"),
     ("benchmark",): ("models", "tables"),
 }
-# distill: settings of which a file has either the first or the second ones; those of a file replace those of its base
+# distill: settings of which a file has either the first or the second ones; those of a file replace those of its base,
+# and those on the command line those of the file
 ALTERNATIVES = [({"teachers"}, {"teacher", "targets"}), ({"teacher", "targets"}, {"teachers"})]
 
 LISTS = ("schedule",)  # groups whose keys are not settings but an ordered list
@@ -63,10 +64,15 @@ def _read(path: Path, kind: str, derived: Sequence[Path]) -> dict[str, Any]:
     for kinds, keys in OWN_KEYS.items():
         if kind not in kinds and (found := [key for key in keys if key in inherited]):
             raise UserError(f"{path}: {BASE}: {name}: is a config of another kind: it has {found[0]}")
-    for given, replaced in ALTERNATIVES if kind == "distill" else ():
-        if given <= {key for key, value in values.items() if value}:
-            inherited = {key: value for key, value in inherited.items() if key not in replaced}
+    if kind == "distill":
+        inherited = without_alternatives(inherited, {key for key, value in values.items() if value})
     return merge(inherited, values)
+
+
+def without_alternatives(values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """The settings of a distillation in ``values`` without those that the keys ``given`` replace (`ALTERNATIVES`)."""
+    replaced = {key for keys, others in ALTERNATIVES if keys <= set(given) for key in others}
+    return {key: value for key, value in values.items() if key not in replaced}
 
 
 def _find_base(name: str, path: Path, kind: str) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from distilled_student.common.base_configs import without_alternatives
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import typed
 from distilled_student.distillation.data.config import DataConfig
@@ -209,13 +210,9 @@ def read_config(values: Mapping[str, Any], where: str | Path, overrides: Sequenc
     """
     if "downstream_expert" in values:
         raise UserError(f"{where}: is a config of joint training: use run_downstream.py -m train -c {where}")
-    given = dict(pair.partition("=")[::2] for pair in overrides)
-    replaced: tuple[str, ...] = ()
-    if given.get("teachers", "").strip() not in ("", "[]", "null"):
-        replaced = ("teacher", "targets")
-    elif {"teacher", "targets"} <= given.keys():
-        replaced = ("teachers",)
-    return typed(DistillConfig, {key: values[key] for key in values if key not in replaced}, where, overrides)
+    pairs = [pair.partition("=")[::2] for pair in overrides]
+    given = {key for key, value in pairs if key != "teachers" or value.strip() not in ("", "[]", "null")}
+    return typed(DistillConfig, without_alternatives(values, given), where, overrides)
 
 
 def student_config_for(
