@@ -30,7 +30,8 @@ from distilled_student.multitask.loader import Batch, EvaluationLoader
 from distilled_student.multitask.precise_batch_norm import measure_statistics
 from distilled_student.multitask.resume import EpochPosition, saved_classes, saved_recordings
 from distilled_student.multitask.settings import ExpertSettings, check_runner, check_shared_weights, read_tasks
-from distilled_student.multitask.tasks.base import OTHER_SETTINGS, SHORTEST, BaseTask, TrainingData, pad_to
+from distilled_student.multitask.short_utterances import pad_to
+from distilled_student.multitask.tasks.base import OTHER_SETTINGS, SHORTEST, BaseTask, TrainingData
 from distilled_student.multitask.tasks.settings import WEIGHTED
 from distilled_student.multitask.training_log import TrainingLog
 

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from distilled_student.common.audio import MAX_ENCODED_SECONDS, SAMPLE_RATE
 from distilled_student.common.errors import UserError
 from distilled_student.common.processes import end_with_parent, start_workers
-from distilled_student.multitask.short_utterances import Filling
-from distilled_student.multitask.tasks.base import SHORTEST, EvaluationData, Item, TrainingData, pad_to
+from distilled_student.multitask.short_utterances import Filling, pad_to
+from distilled_student.multitask.tasks.base import SHORTEST, EvaluationData, Item, TrainingData
 
 Batch = tuple[list[np.ndarray], str, list[int], list[str]]  # waveforms (samples,), task, labels, keys
 

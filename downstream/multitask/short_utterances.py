@@ -17,6 +17,12 @@ from distilled_student.common.effects import fill as repeated
 from distilled_student.student.run_mode import is_exporting
 
 
+def pad_to(waveform: Tensor, samples: int) -> Tensor:
+    """``waveform (samples,)`` zero-padded at the end to at least ``samples``."""
+    missing = samples - len(waveform)
+    return F.pad(waveform, (0, missing)) if missing > 0 else waveform
+
+
 class Filling(NamedTuple):
     """The length that a task brings shorter utterances to, and how.
 
@@ -30,12 +36,9 @@ class Filling(NamedTuple):
 
     def fill(self, waveform: Tensor) -> Tensor:
         """``waveform (samples,)``, brought to this length if it is shorter; a longer one is unchanged."""
-        missing = self.samples - len(waveform)
-        if missing <= 0:
-            return waveform
-        if self.repeats:
+        if self.repeats and len(waveform) < self.samples:
             return repeated(waveform, self.samples)
-        return F.pad(waveform, (0, missing))
+        return pad_to(waveform, self.samples)
 
 
 class Rows(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -89,7 +90,7 @@ class Step(nn.Module):
         if self.window is not None and self.window < self.config.encoder_stride:
             raise UserError(f"window: must be at least {self.chunk / SAMPLE_RATE} s, found {window}")
 
-    @property
+    @functools.cached_property  # read for each chunk
     def fillings(self) -> dict[str, Filling]:
         """What happens for a task while fewer samples have arrived, by the task's output: `BaseTask.filling`.
 

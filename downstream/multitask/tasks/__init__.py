@@ -12,7 +12,8 @@ from distilled_student.common.lazy_names import importer
 _TASKS = "distilled_student.multitask.tasks"
 _MODULES = {
     **dict.fromkeys(("Item", "TrainingData", "EvaluationData", "BaseTask"), f"{_TASKS}.base"),
-    **dict.fromkeys(("SHORTEST", "balanced_order", "pad_to", "samples_of"), f"{_TASKS}.base"),
+    **dict.fromkeys(("SHORTEST", "balanced_order", "samples_of"), f"{_TASKS}.base"),
+    "pad_to": "distilled_student.multitask.short_utterances",
     **dict.fromkeys(("TaskSettings", "need_finite"), f"{_TASKS}.settings"),
     **dict.fromkeys(("HASH_RANGE", "hash_percentage"), "distilled_student.corpora.keywords"),
 }

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from unicodedata import normalize
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from distilled_student.common import audio
@@ -267,12 +266,6 @@ def grouped_order(labels: np.ndarray, clips: int, balanced: bool, rng: np.random
         whole = [np.resize(items, max(1, len(items) // clips) * clips) for items in members]
         groups = [group for items in whole for group in items.reshape(-1, clips)]
     return np.concatenate([groups[number] for number in rng.permutation(len(groups))]).tolist()
-
-
-def pad_to(waveform: Tensor, samples: int) -> Tensor:
-    """``waveform`` zero-padded at the end to at least ``samples``."""
-    missing = samples - len(waveform)
-    return torch.nn.functional.pad(waveform, (0, missing)) if missing > 0 else waveform
 
 
 @functools.lru_cache(maxsize=1024)

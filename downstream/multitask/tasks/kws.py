@@ -21,17 +21,17 @@ from distilled_student.corpora.speaker_names import identity, match_speaker
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed
 from distilled_student.multitask.copies import Use, check_copies
-from distilled_student.multitask.short_utterances import Filling
+from distilled_student.multitask.short_utterances import Filling, pad_to
 from distilled_student.multitask.tasks.base import (
     SHORTEST,
     BaseTask,
     Item,
     balanced_order,
     load_speech,
-    pad_to,
     samples_of,
 )
 from distilled_student.multitask.tasks.kws_index import (
+    SILENCE_LABEL,
     UNKNOWN_LABEL,
     KeywordClip,
     check_training,
@@ -46,8 +46,6 @@ from distilled_student.multitask.tasks.kws_index import (
 from distilled_student.multitask.tasks.kws_settings import Settings
 
 log = logging.getLogger(__name__)
-
-SILENCE_LABEL = 0  # the class of silence
 
 
 def filling_of(settings: Settings) -> Filling:

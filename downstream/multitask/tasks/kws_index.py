@@ -26,6 +26,7 @@ from distilled_student.corpora.keywords import (
     speaker_of,
 )
 from distilled_student.corpora.speaker_names import identity, merged_names, speaker_by_pattern
+from distilled_student.multitask.tasks.kws_settings import deeper_clip, no_noise, no_other_words
 
 if TYPE_CHECKING:
     from distilled_student.multitask.tasks.kws import Settings
@@ -76,10 +77,9 @@ def class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, list
         if labels[word] not in found:
             raise UserError(f"{key}.keywords: {root / word}: class '{word}' has no files")
     if settings.unknown_percentage != 0 and not any(unknown.values()):
-        reason = f"class '{UNKNOWN}' has no files: all words are keywords"
-        raise UserError(f"{key}.unknown_percentage: {root}: {reason}")
+        raise no_other_words(root, key)
     if settings.silence_percentage != 0 and not noises:
-        raise UserError(f"{key}.silence_percentage: {root / BACKGROUND}: no files to cut silence from")
+        raise no_noise(root, key)
     for part, clips in sets.items():
         rng = random.Random(f"{seed if part == 'training' else 0} {part}")
         size = len(clips)
@@ -120,8 +120,7 @@ def word_clips(root: Path, settings: Settings, key: str) -> dict[str, list[Folde
             continue
         word = normal_word(folder)
         if "/" in inside and word != BACKGROUND and settings.speaker_pattern is None:
-            remedy = "if its folder is the speaker, set speaker_pattern next to it to '([^/]+)/[^/]+$'"
-            raise UserError(f"{key}: {path}: is deeper than WORD/FILE: {remedy}")
+            raise deeper_clip(path, key)
         words.setdefault(word, []).append(FolderClip(path, folder, inside))
     if loose:
         reason = f"{len(loose)} audio files are in no word's folder and are not used; the first is {one_line(loose[0])}"

@@ -118,6 +118,25 @@ class Settings(TaskSettings):
                 raise UserError(f"{key}.{name}: 0 puts no speaker into {split}: {remedy}")
 
 
+# what the early checks and the index of all clips refuse in the same words
+
+
+def deeper_clip(clip: Path, root_key: str) -> UserError:
+    """The error about a clip in a further folder, where no ``speaker_pattern`` says what that is."""
+    remedy = "if its folder is the speaker, set speaker_pattern next to it to '([^/]+)/[^/]+$'"
+    return UserError(f"{root_key}: {clip}: is deeper than WORD/FILE: {remedy}")
+
+
+def no_other_words(root: Path, key: str) -> UserError:
+    """The error about a ``train_root`` with keywords alone, where training needs other words."""
+    return UserError(f"{key}.unknown_percentage: {root}: class '{UNKNOWN}' has no files: all words are keywords")
+
+
+def no_noise(root: Path, key: str) -> UserError:
+    """The error about a ``train_root`` without background noise, where training needs silence."""
+    return UserError(f"{key}.silence_percentage: {root / BACKGROUND}: no files to cut silence from")
+
+
 def _words(folder: Path) -> set[str]:
     """`normal_word` of each folder in ``folder``; empty for one that cannot be opened."""
     try:
@@ -146,10 +165,9 @@ def _check_further_classes(settings: Settings, key: str) -> None:
     root = Path(settings.train_root)
     others = _words(root) - set(map(normal_word, settings.keywords)) - {BACKGROUND}
     if settings.unknown_percentage != 0 and not others:
-        reason = f"class '{UNKNOWN}' has no files: all words are keywords"
-        raise UserError(f"{key}.unknown_percentage: {root}: {reason}")
+        raise no_other_words(root, key)
     if settings.silence_percentage != 0 and BACKGROUND not in _words(root):
-        raise UserError(f"{key}.silence_percentage: {root / BACKGROUND}: no files to cut silence from")
+        raise no_noise(root, key)
 
 
 def _check_first_clip(settings: Settings, word: Path, key: str) -> None:
@@ -163,8 +181,7 @@ def _check_first_clip(settings: Settings, word: Path, key: str) -> None:
     if settings.speaker_pattern is not None:
         speaker_by_pattern(settings.speaker_pattern, clip.relative_to(word.parent).as_posix(), key)
     elif clip.parent != word:
-        remedy = "if its folder is the speaker, set speaker_pattern next to it to '([^/]+)/[^/]+$'"
-        raise UserError(f"{key}.train_root: {clip}: is deeper than WORD/FILE: {remedy}")
+        raise deeper_clip(clip, f"{key}.train_root")
 
 
 def _check_test_classes(settings: Settings, test_root: str, key: str) -> None:

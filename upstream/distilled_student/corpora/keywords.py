@@ -9,8 +9,7 @@ import unicodedata
 KEYWORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
 SILENCE, UNKNOWN, BACKGROUND = "_silence_", "_unknown_", "_background_noise_"
 HASH_RANGE = 2**27 - 1
-# names of folders of silence and noise, which are no words; only `BACKGROUND` is read
-# names of folders without speech, without spaces, hyphens and underscores
+# names of folders without speech, which are no words, without spaces, hyphens and underscores
 NO_WORDS = {"silence", "silent", "sil", "noise", "noises", "background", "backgroundnoise", "backgroundnoises"}
 NO_WORDS |= {"nospeech", "nonspeech", "musan"}
 
