@@ -141,11 +141,14 @@ PARTS: list[tuple[str, list[Section | str]]] = [
 
 
 def meanings(schema: Any) -> dict[str, str]:
-    """Key -> its entry in the section ``Attributes`` of the docstring. Every key needs an entry of its own."""
-    _, _, block = (inspect.getdoc(schema) or "").partition("Attributes:\n")
-    block = textwrap.dedent(block.partition("\n\n")[0])
-    entries = re.findall(r"^(\w+): (.*(?:\n[ ]+.*)*)", block, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
+    """Key -> its entry in the section ``Attributes`` of the docstring, or else of that of a base class."""
+    found: dict[str, str] = {}
+    for part in reversed(inspect.getmro(schema)):
+        _, _, block = (inspect.getdoc(part) or "").partition("Attributes:\n")
+        block = textwrap.dedent(block.partition("\n\n")[0])
+        entries = re.findall(r"^(\w+): (.*(?:\n[ ]+.*)*)", block, re.MULTILINE)
+        found |= {name: " ".join(text.split()) for name, text in entries}
+    return found
 
 
 def type_name(kind: Any) -> str:

@@ -59,18 +59,10 @@ def first_clip(root: Path) -> Path | None:
 
 @dataclass
 class AugmentSettings(EffectSettings):
-    """Augmentation of a task's training data: the effects, and speed. All are off by default.
+    """Augmentation of a task's training data: the effects of `EffectSettings`, and speed. All are off by default.
 
     Attributes:
-        reverb: Probability that reverberation is added.
-        rt60: Lowest and highest reverberation time in seconds of a generated impulse response, which is decaying noise.
-        drr: Lowest and highest ratio of direct to reverberant sound in dB, of a generated impulse response.
-        rir_root: Folder of recorded impulse responses; None: they are generated, see ``rt60`` and ``drr``.
-        noise: Probability that noise is added.
-        snr: Lowest and highest signal-to-noise ratio in dB.
         noise_root: Folder of noise recordings; None: the task's background noises, or white noise if it has none.
-        gain: Probability that the loudness is changed.
-        gain_db: Lowest and highest gain in dB.
         speed: Probability that an utterance is played faster or slower; the pitch changes too, as in Kaldi. In speaker
             verification a speaker at another speed is a class of its own.
         speed_factors: The speeds, of which one is drawn; 1.1 is 10 % faster.
