@@ -11,17 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL
+from helpers.distillations import small_distillation
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import distilled_student as ds
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import typed
 from distilled_student.distillation import quantizer
 from distilled_student.distillation.code_cache import CodeCache
 from distilled_student.distillation.config import DistillConfig, TeacherConfig
-from distilled_student.distillation.data.config import DataConfig
 from distilled_student.distillation.data.cuts import Batch, make_loader, read_cuts
 from distilled_student.distillation.held_out import HeldOut
 from distilled_student.distillation.target_cache import TargetCache
@@ -38,22 +36,8 @@ def small_codebooks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def config(audio_folder: Path, tmp_path: Path) -> DistillConfig:
     torch.manual_seed(1)
-    ds.save_student(ds.build_student(ds.StudentConfig(conv_dim=[8] * 7, **SMALL)), tmp_path / "teacher")
-    return DistillConfig(
-        teacher=str(tmp_path / "teacher"),
-        output=str(tmp_path / "student"),
-        data=DataConfig([str(audio_folder)], batch_seconds=6, max_seconds=2, workers=0),
-        targets=[1, 2],
-        student={"conv_dim": [8] * 7, **{k: v for k, v in SMALL.items() if not k.startswith("target")}, "dropout": 0.1},
-        initialize=False,
-        steps=6,
-        teacher_precision="fp32",
-        log_every=2,
-        save_every=3,
-        cache=str(tmp_path / "cache"),
-        cache_codes=3,
-        cache_codes_seconds=10.0,
-    )
+    cache = str(tmp_path / "cache")
+    return small_distillation(audio_folder, tmp_path, cache=cache, cache_codes=3, cache_codes_seconds=10.0)
 
 
 def prepared(config: DistillConfig) -> Distillation:

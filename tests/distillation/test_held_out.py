@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import SMALL
+from helpers.distillations import small_distillation
 
 import distilled_student as ds
 from distilled_student.common.errors import UserError
@@ -30,21 +30,8 @@ def config(audio_folder: Path, tmp_path: Path) -> DistillConfig:
     (audio_folder / "held_out").mkdir()
     for name in ("01.wav", "05.wav", "10.wav"):
         shutil.move(audio_folder / name, audio_folder / "held_out" / name)
-    ds.save_student(ds.build_student(ds.StudentConfig(conv_dim=[8] * 7, **SMALL)), tmp_path / "teacher")
     data = DataConfig([str(audio_folder)], [str(audio_folder / "held_out")], batch_seconds=16, workers=0)
-    return DistillConfig(
-        teacher=str(tmp_path / "teacher"),
-        output=str(tmp_path / "student"),
-        data=data,
-        targets=[1, 2],
-        student={"conv_dim": [8] * 7, **{k: v for k, v in SMALL.items() if not k.startswith("target")}, "dropout": 0.1},
-        initialize=False,
-        steps=4,
-        teacher_precision="fp32",
-        held_out_every=1,
-        log_every=2,
-        save_every=2,
-    )
+    return small_distillation(audio_folder, tmp_path, data, steps=4, held_out_every=1, save_every=2)
 
 
 def test_the_held_out_loss_is_the_mean_over_the_frames_of_all_held_out_files(config: DistillConfig) -> None:

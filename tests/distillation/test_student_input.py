@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import SMALL
+from helpers.distillations import small_distillation
 from helpers.trees import write_tone
 
-import distilled_student as ds
 from distilled_student.common.effect_settings import EffectSettings
 from distilled_student.common.effects import Effects
 from distilled_student.common.errors import UserError
@@ -37,19 +36,8 @@ NOISE = EffectSettings(noise=1.0, snr=[5.0, 5.0])
 
 @pytest.fixture
 def config(audio_folder: Path, tmp_path: Path) -> DistillConfig:
-    ds.save_student(ds.build_student(ds.StudentConfig(conv_dim=[8] * 7, **SMALL)), tmp_path / "teacher")
-    return DistillConfig(
-        teacher=str(tmp_path / "teacher"),
-        output=str(tmp_path / "student"),
-        data=DataConfig([str(audio_folder)], augment=NOISE, batch_seconds=6, max_seconds=2, workers=0),
-        targets=[1, 2],
-        student={"conv_dim": [8] * 7, **{k: v for k, v in SMALL.items() if not k.startswith("target")}, "dropout": 0.1},
-        initialize=False,
-        steps=6,
-        teacher_precision="fp32",
-        log_every=2,
-        save_every=3,
-    )
+    data = DataConfig([str(audio_folder)], augment=NOISE, batch_seconds=6, max_seconds=2, workers=0)
+    return small_distillation(audio_folder, tmp_path, data)
 
 
 def batches(config: DistillConfig, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1) -> list[Batch]:
