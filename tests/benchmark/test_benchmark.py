@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 from conftest import tone
-from helpers.trees import WORDS, speech_commands, voxceleb
+from helpers.trees import SMALL_JOINT, TASKS, speech_commands, voxceleb
 
 from distilled_student.benchmark import trials
 from distilled_student.benchmark.commands import Bench
@@ -40,17 +40,7 @@ STUDENT = {
     "prediction_size": 8,
 }
 DISTIL = [f"student={STUDENT}", "steps=2", "data.batch_seconds=16", "data.workers=0", "precision=fp32"]
-TASKS = "config.downstream_expert.tasks"
-JOINT = [
-    "config.downstream_expert.num_workers=0",
-    f"{TASKS}.kws.keywords={WORDS}",
-    f"{TASKS}.kws.validation_percentage=30",
-    f"{TASKS}.kws.batch_size=4",
-    f"{TASKS}.sv.batch_size=4",
-    f"{TASKS}.sv.crop_seconds=0.4",
-    f"{TASKS}.sv.dev_speakers=2",
-    f"{TASKS}.sv.dev_trials=20",
-]
+JOINT = [*SMALL_JOINT, f"{TASKS}.sv.batch_size=4", f"{TASKS}.sv.crop_seconds=0.4"]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
-from helpers.trees import WORDS, speech_commands, voxceleb, write_tone
+from helpers.trees import SMALL_JOINT, TASKS, speech_commands, voxceleb, write_tone
 
 import distilled_student as ds
 from distilled_student.benchmark.commands import Bench
@@ -24,19 +24,13 @@ from distilled_student.common.errors import UserError
 from distilled_student.common.settings import find_config
 from distilled_student.common.shipped_configs import shipped_configs
 
-TASKS = "config.downstream_expert.tasks"
 JOINT = [
-    "config.downstream_expert.num_workers=0",
+    *SMALL_JOINT,
     "config.runner.bf16=false",
-    f"{TASKS}.kws.keywords={WORDS}",
-    f"{TASKS}.kws.validation_percentage=30",
-    f"{TASKS}.kws.batch_size=4",
     f"{TASKS}.sv.batch_size=6",
     f"{TASKS}.sv.crop_seconds=0.3",
     f"{TASKS}.sv.longest_crop_seconds=0.4",
     f"{TASKS}.sv.embedding_size=8",
-    f"{TASKS}.sv.dev_speakers=2",
-    f"{TASKS}.sv.dev_trials=20",
 ]
 
 

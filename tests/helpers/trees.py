@@ -10,6 +10,16 @@ import soundfile
 RATE = 16_000
 WORDS = ["yes", "no"]
 OTHERS = ["bed", "cat"]
+TASKS = "config.downstream_expert.tasks"
+# what a joint training on these corpora needs, as overrides of a shipped config
+SMALL_JOINT = [
+    "config.downstream_expert.num_workers=0",
+    f"{TASKS}.kws.keywords={WORDS}",
+    f"{TASKS}.kws.validation_percentage=30",
+    f"{TASKS}.kws.batch_size=4",
+    f"{TASKS}.sv.dev_speakers=2",
+    f"{TASKS}.sv.dev_trials=20",
+]
 
 
 def write_tone(
