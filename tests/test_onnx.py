@@ -143,8 +143,9 @@ def test_a_file_without_heads_names_the_missing_output(exported: tuple[JointMode
         runner.verify(SOUND, SOUND)
 
 
-def test_the_module_works_as_a_copy_and_needs_no_torch(exported: tuple[JointModel, Path], tmp_path: Path) -> None:
-    shutil.copy(onnx.__file__, tmp_path / "runner.py")
+def test_the_folder_works_as_a_copy_and_needs_no_torch(exported: tuple[JointModel, Path], tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(onnx.__file__).parent, tmp_path / "runner", ignore=ignored)
     write(tmp_path / "a.wav", SOUND.tobytes())
     for name, own in (("runner", []), ("distilled_student.onnx", ["distilled_student"])):
         program = (

@@ -109,7 +109,7 @@ def readers(path: Path) -> dict[str, Callable[[], object]]:
         "evaluation": lambda: item(EvaluationItems(kws.Evaluation([clip], kws.Settings())), 0),
         "distillation": distillation,
         "s3prl": lambda: torchaudio_names.load(path),
-        "device": lambda: onnx._read_samples(path, 16_000),
+        "device": lambda: onnx.wav.read_samples(path, 16_000),
     }
 
 

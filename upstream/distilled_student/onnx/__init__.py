@@ -1,0 +1,29 @@
+"""Runs exported models for keywords and speakers with numpy and onnxruntime alone; a copy of this folder works too.
+
+model = distilled_student.onnx.load("joint.onnx")
+model.spot("command.wav")                                  # Spotted(label="stop", score=0.98)
+model.verify("command.wav", ["owner1.wav", "owner2.wav"])  # Verified(accepted=True, ratio=5.1, cosine=0.71)
+
+The folder may be copied to a device under any name: its modules import each other relatively.
+"""
+
+from __future__ import annotations
+
+from .detector import Spotted, decide
+from .model import SHIPPED, STREAM, UTTERANCE, Model, Stream, Verified, load
+from .wav import MAX_PEAK, Wav, read_wav
+
+__all__ = [
+    "MAX_PEAK",
+    "SHIPPED",
+    "STREAM",
+    "UTTERANCE",
+    "Model",
+    "Spotted",
+    "Stream",
+    "Verified",
+    "Wav",
+    "decide",
+    "load",
+    "read_wav",
+]
