@@ -19,6 +19,7 @@ from distilled_student.multitask.evaluate import evaluate
 from distilled_student.multitask.expert import DownstreamExpert
 from distilled_student.multitask.heads import ProjectionHead, XVectorHead
 from distilled_student.multitask.settings import ExpertSettings
+from distilled_student.multitask.tasks.base import square_root_order
 from distilled_student.multitask.tasks import kws, sv
 from distilled_student.patches.torchaudio_names import apply_effects_file
 
@@ -119,7 +120,7 @@ def test_weighted_layers_without_their_number_give_one_line(
             "FILE: standardize: works with the heads linear and pooled only",
         ),
         (sv, {"layer": "last"}, r"FILE: layer: 'last' is neither a number nor weighted"),
-        (kws, {"sampling": "word"}, r"FILE: sampling: 'word' is not utterance or class"),
+        (kws, {"sampling": "word"}, r"FILE: sampling: 'word' is not utterance, class or square_root"),
         (kws, {"fill": "maybe"}, r"FILE: fill: expected true or false, found 'maybe'"),
     ],
 )
@@ -152,6 +153,19 @@ def test_with_sampling_by_class_all_classes_count_equally_in_training_and_in_the
     assert order != training.order(np.random.default_rng(1))
     results, _ = task.metrics("dev", [(1, 1, "a/x_nohash_0"), (1, 1, "a/y_nohash_0"), (2, 3, "b/x_nohash_0")])
     assert (results["accuracy"], task.score(results)) == (pytest.approx(200 / 3), 50)
+
+
+def test_with_sampling_by_square_root_a_class_with_four_times_as_many_clips_is_drawn_twice_as_often(data: Path) -> None:
+    labels = np.repeat([0, 1, 2], [400, 100, 25])
+    order = square_root_order(labels, np.random.default_rng(0))
+    counts = np.bincount(labels[order])
+    assert counts.tolist() == [300, 150, 75] and len(set(order)) == 300 + 100 + 25
+    assert sorted(np.bincount(order)[400:500]) == [1] * 50 + [2] * 50
+    training = keyword_task(
+        data, silence_percentage=None, unknown_percentage=None, sampling="square_root"
+    ).training_data()
+    drawn = training.order(np.random.default_rng(0))
+    assert set(drawn) <= set(range(len(training.clips))) and drawn != training.order(np.random.default_rng(1))
 
 
 def test_gain_lowers_every_waveform_as_in_s3prls_experts(data: Path) -> None:

@@ -239,6 +239,19 @@ class BaseTask(nn.Module):
         return {}
 
 
+def square_root_order(labels: np.ndarray, rng: np.random.Generator) -> list[int]:
+    """About as many indices as there are ``labels (items,)``, in random order, classes by the square root of their size.
+
+    Of two classes the one with four times as many items is drawn twice as often, instead of four times (`balanced_order`:
+    as often). The items of a class are drawn equally often, but for the rest of the division.
+    """
+    members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    roots = np.sqrt([len(items) for items in members])
+    shares = np.maximum(1, np.rint(len(labels) * roots / roots.sum())).astype(int)
+    drawn = np.concatenate([np.resize(items, share) for items, share in zip(members, shares, strict=True)])
+    return rng.permutation(drawn).tolist()
+
+
 def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> list[int]:
     """As many indices as there are ``labels (items,)``, in random order, each class equally often."""
     _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)

@@ -29,6 +29,7 @@ from distilled_student.multitask.tasks.base import (
     balanced_order,
     load_speech,
     samples_of,
+    square_root_order,
 )
 from distilled_student.multitask.tasks.kws_index import (
     SILENCE_LABEL,
@@ -64,6 +65,8 @@ class Training:
         labels = np.array([clip.label for clip in self.clips])
         if self.settings.sampling == "class":
             return balanced_order(labels, rng)
+        if self.settings.sampling == "square_root":
+            return square_root_order(labels, rng)
         if not self.settings.unknown_each_pass:
             return rng.permutation(len(self.clips)).tolist()
         is_unknown, words = labels == UNKNOWN_LABEL, int((labels > UNKNOWN_LABEL).sum())

@@ -36,7 +36,8 @@ class Settings(TaskSettings):
         unknown_each_pass: Whether the utterances of other words are drawn again in each pass over the training set, so
             that all of them are used in time. Otherwise they are chosen once, as in TensorFlow.
         silence_volume: The lowest and the highest factor that background noise is multiplied by.
-        sampling: ``utterance`` (each once in a pass) or ``class`` (each class equally often, as in SUPERB).
+        sampling: ``utterance`` (each once in a pass), ``class`` (each class equally often, as in SUPERB) or
+            ``square_root`` (a class with four times as many clips twice as often).
         crop_seconds: Length of a training clip; longer recordings are cut.
         shift_seconds: Each training clip of speech is moved by up to this time, earlier or later; zeros fill the gap.
         fill: Whether shorter clips are padded with zeros at the end, to ``crop_seconds``: in training, and then in
@@ -81,8 +82,8 @@ class Settings(TaskSettings):
                 raise ValueError(f"keywords: '{word}': {reason}")
         if len(self.silence_volume) != 2 or not 0 <= self.silence_volume[0] <= self.silence_volume[1]:
             raise ValueError(f"silence_volume: needs [lowest, highest], not {self.silence_volume}")
-        if self.sampling not in ("utterance", "class"):
-            raise ValueError(f"sampling: '{self.sampling}' is not utterance or class")
+        if self.sampling not in ("utterance", "class", "square_root"):
+            raise ValueError(f"sampling: '{self.sampling}' is not utterance, class or square_root")
         if self.unknown_each_pass and self.unknown_percentage is None:
             raise ValueError("unknown_each_pass: cannot be used with unknown_percentage: null, which uses all words")
         if not 0 <= self.shift_seconds <= self.crop_seconds:
