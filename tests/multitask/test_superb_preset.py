@@ -19,8 +19,8 @@ from distilled_student.multitask.evaluate import evaluate
 from distilled_student.multitask.expert import DownstreamExpert
 from distilled_student.multitask.heads import ProjectionHead, XVectorHead
 from distilled_student.multitask.settings import ExpertSettings
-from distilled_student.multitask.tasks.base import square_root_order
 from distilled_student.multitask.tasks import kws, sv
+from distilled_student.multitask.tasks.base import square_root_order
 from distilled_student.patches.torchaudio_names import apply_effects_file
 
 PATH = find_config("superb", kind="multitask")

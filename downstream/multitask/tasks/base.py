@@ -240,10 +240,9 @@ class BaseTask(nn.Module):
 
 
 def square_root_order(labels: np.ndarray, rng: np.random.Generator) -> list[int]:
-    """About as many indices as there are ``labels (items,)``, in random order, classes by the square root of their size.
+    """About as many indices as ``labels (items,)``, in random order: a class with four times as many items twice as often.
 
-    Of two classes the one with four times as many items is drawn twice as often, instead of four times (`balanced_order`:
-    as often). The items of a class are drawn equally often, but for the rest of the division.
+    The items of a class are drawn equally often, up to one more or less.
     """
     members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     roots = np.sqrt([len(items) for items in members])
