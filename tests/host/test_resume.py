@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -32,6 +33,7 @@ from distilled_student.common.files import save_torch
 from distilled_student.common.interruption import Interrupted, Interruption, resumed_by
 from distilled_student.common.shipped_models import ASSETS
 from distilled_student.host import launch
+from distilled_student.host.evaluation_loop import EvaluationLoop
 from distilled_student.multitask.evaluate import evaluate
 from distilled_student.student.network import build_student
 
@@ -114,6 +116,51 @@ def test_joint_training_saves_and_stops_at_a_signal(
         launch.main(joint_arguments(settings, tmp_path / "exp"))
     assert interrupted.value.code == 143 and "saved step 3" in capfd.readouterr().err
     assert (tmp_path / "exp" / "states-3.ckpt").is_file()
+
+
+def test_a_signal_in_an_evaluation_stops_it_and_a_resumed_training_makes_up_for_it(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(joint_arguments(settings, tmp_path / "whole")) == 0
+    make_batches, evaluations = EvaluationLoop._batches, []
+
+    def interrupting(self: EvaluationLoop, split: str, **epoch: int) -> Any:
+        if split == "dev":
+            evaluations.append(split)
+            if len(evaluations) <= 2:  # also when the resumed training evaluates
+                os.kill(os.getpid(), signal.SIGTERM)
+        return make_batches(self, split, **epoch)
+
+    monkeypatch.setattr(EvaluationLoop, "_batches", interrupting)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            launch.main(joint_arguments(settings, tmp_path / "exp"))
+        assert "saved step 10; resume" in capfd.readouterr().err
+        assert not (tmp_path / "exp" / "best-dev.ckpt").exists()
+    assert launch.main(joint_arguments(settings, tmp_path / "exp")) == 0
+    assert len(evaluations) == 4, "step 10 three times, step 20 once"
+    for name in ("best-dev.ckpt", f"states-{kills.STEPS}.ckpt"):
+        whole, resumed = (
+            torch.load(tmp_path / run / name, weights_only=False, map_location="cpu") for run in ("whole", "exp")
+        )
+        assert list(kills.differences(whole, resumed)) == []
+
+
+@pytest.mark.parametrize("of_suite", [False, True])
+def test_a_signal_in_the_last_step_stops_a_suite_and_lets_a_single_training_finish(
+    settings: Path, tmp_path: Path, send_signal_at: Any, of_suite: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    suite = resumed_by("distilled-student demo") if of_suite else contextlib.nullcontext()
+    send_signal_at(kills.STEPS, signal.SIGTERM)
+    with suite:
+        assert distil(settings, f"output={tmp_path / 'student'}") == (143 if of_suite else 0)
+        assert (tmp_path / "student" / "model.safetensors").is_file()
+        send_signal_at(kills.STEPS, signal.SIGTERM)
+        with pytest.raises(Interrupted) if of_suite else contextlib.nullcontext():
+            assert launch.main(joint_arguments(settings, tmp_path / "exp")) == 0
+    assert (tmp_path / "exp" / f"states-{kills.STEPS}.ckpt").is_file()
+    trained = re.findall(r"all 24 steps of (.*) are trained; resume: distilled-student demo", capfd.readouterr().err)
+    assert trained == ([str(tmp_path / "student"), str(tmp_path / "exp")] if of_suite else [])
 
 
 def test_a_second_signal_stops_training_at_once_without_a_save(settings: Path, tmp_path: Path) -> None:

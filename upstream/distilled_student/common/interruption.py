@@ -90,3 +90,14 @@ class Interruption:
             command = _command.get()
             note("; ".join(filter(None, [saved, remedy if command is None else f"resume: {command}"])))
             raise Interrupted(128 + self.signal)
+
+    def leave_suite(self, finished: str) -> None:
+        """After the last step: `leave` if this training is one of several (`resumed_by`), which must not continue.
+
+        A training of its own is finished, and its command ends without an error.
+
+        Args:
+            finished: What is finished.
+        """
+        if _command.get() is not None:
+            self.leave(finished)

@@ -82,7 +82,11 @@ def distill(config: DistillConfig, where: str | Path) -> Path:
 
 
 def _distill(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles, held_out: HeldOut | None) -> None:
-    """Resume if there is a checkpoint, train, and write the student, its card and its provenance."""
+    """Resume if there is a checkpoint, train, and write the student, its card and its provenance.
+
+    Raises:
+        Interrupted: see `train`; or a signal was received in the last step, and this is one of several trainings.
+    """
     config, output, main = run.config, run.output, run.accelerator.is_main_process
     names = corpus_names(config.data.paths)
     if cuts is None:
@@ -128,6 +132,7 @@ def _distill(run: Distillation, cuts: CutSet | None, skipped: SkippedFiles, held
         if state.skipped:
             log.warning("%d steps were skipped: their loss was not finite", state.skipped)
         log.info("student written to %s", output)
+        interruption.leave_suite(f"all {config.steps} steps of {output} are trained")
 
 
 @dataclass

@@ -16,11 +16,16 @@ from tensorboardX import SummaryWriter
 from torch import Tensor
 
 from distilled_student.common.errors import UserError
+from distilled_student.common.interruption import Interruption
 from distilled_student.common.processes import is_leader, start_workers
 from distilled_student.common.progress import Progress
 from distilled_student.host.runner_parts import RunnerParts
 from distilled_student.host.task_moments import TaskMoments
 from distilled_student.host.weight_average import WeightAverage
+
+
+class EvaluationAbandoned(Exception):
+    """A signal to exit was received during an evaluation between training steps."""
 
 
 class EvaluationLoop(RunnerParts):
@@ -29,11 +34,15 @@ class EvaluationLoop(RunnerParts):
     _in_bf16 = False  # whether the upstream trains in bfloat16 now: `runner.bf16`
     average: WeightAverage | None = None  # while it trains with `runner.average`
     moments: TaskMoments | None = None  # while it trains with `downstream_expert.optimizer_per_task`
+    stops_evaluation: Interruption | None = None  # between training steps: what an evaluation is abandoned for
 
     def evaluate(self, split: str | None = None, logger: Any = None, global_step: int = 0) -> list[str]:
         """Evaluate a split in float32; returns the names of checkpoints to save. Only the leader evaluates.
 
         Without arguments, as the command line calls it: ``args.evaluate_split``, logging to nowhere.
+
+        Raises:
+            EvaluationAbandoned: `stops_evaluation` has received a signal.
         """
         if not is_leader():
             return []
@@ -56,6 +65,15 @@ class EvaluationLoop(RunnerParts):
         were_training = [entry.model.training for entry in self.all_entries]
         for entry in self.all_entries:
             entry.model.eval()
+        try:
+            names = self._run_split(split, logger, global_step)
+        finally:
+            for entry, training in zip(self.all_entries, were_training, strict=True):
+                entry.model.train(training)
+        return names if isinstance(names, list) else []
+
+    def _run_split(self, split: str, logger: Any, global_step: int) -> Any:
+        """Run the models, which are in evaluation mode, on a split; returns what the downstream's log does."""
         loader = self._batches(split)
         steps = round(len(loader) * float(self.config["runner"].get("evaluate_ratio", 1)))
         records, batch_ids = defaultdict(list), []
@@ -63,6 +81,8 @@ class EvaluationLoop(RunnerParts):
             for batch_id, (wavs, *others) in enumerate(start_workers(loader)):
                 if batch_id > steps:  # one more than the ratio says, as in s3prl
                     break
+                if self.stops_evaluation:
+                    raise EvaluationAbandoned
                 with torch.no_grad():
                     wavs = self._on_device(wavs)
                     features = self.featurizer.model(wavs, self.upstream.model(wavs))
@@ -72,9 +92,7 @@ class EvaluationLoop(RunnerParts):
         names = self._log(split, records, logger, global_step, batch_ids, len(loader))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        for entry, training in zip(self.all_entries, were_training, strict=True):
-            entry.model.train(training)
-        return names if isinstance(names, list) else []
+        return names
 
     def _batches(self, split: str, **epoch: int) -> Any:
         try:

@@ -22,13 +22,14 @@ from distilled_student.common.progress import Progress, note
 from distilled_student.common.provenance import FILE, write_provenance
 from distilled_student.common.random_states import seed_all
 from distilled_student.common.sample_range import skip_range_check
-from distilled_student.host.evaluation_loop import EvaluationLoop
+from distilled_student.host.evaluation_loop import EvaluationAbandoned, EvaluationLoop
 from distilled_student.host.runner_parts import unwrapped
 from distilled_student.host.saved_runs import checkpoints
 from distilled_student.host.updates import Updates
 from distilled_student.host.upstreams import front_end_warning
 from distilled_student.host.yaml_sections import source
 
+DUE = "EvaluationsDue"  # in a checkpoint: splits to evaluate before the next step
 MAX_SKIPPED = 10  # steps in a row without a finite gradient
 
 
@@ -44,7 +45,8 @@ class Runner(EvaluationLoop):
 
         Raises:
             UserError: the data, another process or the disk fail.
-            Interrupted: SIGTERM or Ctrl-C, after the step's checkpoint.
+            Interrupted: SIGTERM or Ctrl-C, after the step's checkpoint. In the last step only if this is one of several
+                trainings.
         """
         folder, interruption = Path(self.args.expdir), Interruption()
         self._in_bf16, self.skipped_steps = self.config["runner"].get("bf16", False), 0
@@ -57,6 +59,7 @@ class Runner(EvaluationLoop):
             stack.callback(setattr, self, "_in_bf16", False)
             stack.callback(setattr, self, "average", None)
             stack.callback(setattr, self, "moments", None)
+            stack.callback(setattr, self, "stops_evaluation", None)
             self._write_provenance()
             if is_leader() and hasattr(self.expert, "forget"):
                 self.expert.forget(self.init_ckpt.get("Step", 0))
@@ -69,6 +72,7 @@ class Runner(EvaluationLoop):
             note(f"{self.skipped_steps} steps were skipped: their gradient was not finite")
         if self.args.push_to_hf_hub:
             self.push_to_huggingface_hub()
+        interruption.leave_suite(f"all {self.config['runner']['total_steps']} steps of {folder} are trained")
 
     def _train(self, interruption: Interruption, logger: SummaryWriter | None) -> None:
         """The training loop; the leader of several processes has a logger."""
@@ -86,12 +90,20 @@ class Runner(EvaluationLoop):
         if not leader:
             seed_all(self.args.seed, dist.get_rank(), step)
         records, batch_ids, batches = defaultdict(list), [], 0
+        due, remedy = self.init_ckpt.get(DUE, []), f"resume: run_downstream.py -m train -e {self.args.expdir}"
         # s3prl's downstreams log what s3prl logs, and nothing of this
         updates = Updates() if leader and hasattr(self.expert, "log_updates") else None
 
         with Progress(total, "training steps", step, shown=leader) as progress:
             while step < total:
                 loader = self._training_batches(epoch)
+                if due:  # the evaluation that a signal has stopped; the random states of the checkpoint are set
+                    self.stops_evaluation = interruption
+                    names, due = self._evaluate_splits(due, logger, step)
+                    if names:
+                        self._save(names, step, epoch, optimizer, scheduler, scaler)
+                    if due:
+                        interruption.leave(f"saved step {step}", remedy)
                 for batch_id, (wavs, *others) in enumerate(start_workers(loader)):
                     if step >= total:
                         break
@@ -154,21 +166,30 @@ class Runner(EvaluationLoop):
                     # evaluation names the checkpoints to write, such as the best one
                     names = []
                     if step % runner["eval_step"] == 0:
-                        for split in runner["eval_dataloaders"]:
-                            names += self.evaluate(split, logger, step)
+                        self.stops_evaluation = interruption if step < total else None  # nothing resumes after the last
+                        names, due = self._evaluate_splits(runner["eval_dataloaders"], logger, step)
 
                     leaving = bool(interruption)  # read once: a signal during the save belongs to the next step
                     if leaving or step == total or step % runner["save_step"] == 0:
                         names.append(f"states-{step}.ckpt")
                     if names:
-                        self._save(names, step, epoch, optimizer, scheduler, scaler)
+                        self._save(names, step, epoch, optimizer, scheduler, scaler, due)
                     progress.update()
                     if leaving and step < total:
-                        remedy = f"resume: run_downstream.py -m train -e {self.args.expdir}"
                         interruption.leave(f"saved step {step}", remedy)
                 epoch += 1
 
     # Parts of the loop, in the order of their use
+    def _evaluate_splits(self, splits: Sequence[str], logger: Any, step: int) -> tuple[list[str], list[str]]:
+        """Evaluate these splits; returns the names of checkpoints to save, and the splits that a signal has stopped."""
+        names: list[str] = []
+        for number, split in enumerate(splits):
+            try:
+                names += self.evaluate(split, logger, step)
+            except EvaluationAbandoned:
+                return names, list(splits[number:])
+        return names, []
+
     def _layer_weights(self) -> Tensor | None:
         """The weights ``(layers,)`` of the featurizer's sum, which add up to 1; None for a single layer."""
         featurizer = unwrapped(self.featurizer.model)
@@ -272,9 +293,19 @@ class Runner(EvaluationLoop):
         return False
 
     def _save(
-        self, names: Sequence[str], step: int, epoch: int, optimizer: Any, scheduler: Any | None, scaler: Any | None
+        self,
+        names: Sequence[str],
+        step: int,
+        epoch: int,
+        optimizer: Any,
+        scheduler: Any | None,
+        scaler: Any | None,
+        due: Sequence[str] = (),
     ) -> None:
-        """Write one state under each name, each completely or not at all; then remove the oldest ``states-*.ckpt``."""
+        """Write one state under each name, each completely or not at all; then remove the oldest ``states-*.ckpt``.
+
+        ``due``: the splits that a resumed run evaluates first, because a signal has stopped their evaluation.
+        """
         state = {"Optimizer": optimizer.state_dict(), "Step": step, "Epoch": epoch}
         state |= {"Args": self.args, "Config": self.config}
         # a frozen upstream that came from a checkpoint (-i) is in no other file that this run names
@@ -288,6 +319,8 @@ class Runner(EvaluationLoop):
             state["Scheduler"] = scheduler.state_dict()
         if scaler is not None:
             state["Scaler"] = scaler.state_dict()
+        if due:
+            state[DUE] = list(due)
         if dist.is_initialized():
             state["WorldSize"] = dist.get_world_size()
         folder = Path(self.args.expdir)
