@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import distilled_student as ds
 from distilled_student import cli, onnx
 from distilled_student.common.errors import UserError
+from distilled_student.export.graph import fingerprint
 from distilled_student.export.pack import share_weights
 from distilled_student.host import launch
 from distilled_student.multitask.device_model import open_joint
@@ -96,6 +97,16 @@ def test_the_graphs_of_a_packed_model_are_int8_and_have_one_set_of_scores(packed
     np.testing.assert_allclose(outputs["keyword_scores"], list(whole.values()), atol=0.05)
     cosine = outputs["speaker_embedding"] @ model.embed(wave.numpy()) / np.linalg.norm(outputs["speaker_embedding"])
     assert cosine > 0.98
+
+
+def test_all_exports_of_a_model_have_one_fingerprint(run: Path, packed: Path, tmp_path: Path) -> None:
+    model = open_joint(packed)
+    assert ds.load(packed).fingerprint == ds.load(packed).stream().model.fingerprint == fingerprint(model)
+    before = fingerprint(model)
+    model.tasks["sv"].calibration += 1.0
+    assert fingerprint(model) == before, "a new calibration keeps the enrolled speakers"
+    next(model.tasks["sv"].parameters()).data += 1e-3
+    assert fingerprint(model) != before
 
 
 def test_a_packed_model_is_exported_and_distilled_from_and_trained_as_any_student(packed: Path, tmp_path: Path) -> None:

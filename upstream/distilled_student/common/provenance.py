@@ -83,12 +83,17 @@ def weights_fingerprint(model: nn.Module) -> dict[str, Any]:
     tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     while len({name.partition(".")[0] for name in tensors}) == 1 and all("." in name for name in tensors):
         tensors = {name.partition(".")[2]: value for name, value in tensors.items()}
+    return {"values": sum(value.numel() for value in tensors.values()), "sha256": tensors_hash(tensors)}
+
+
+def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The hash of `weights_fingerprint`."""
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         dtype = str(value.dtype).removeprefix("torch.")
         digest.update(f"{name} {dtype} {list(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return {"values": sum(value.numel() for value in tensors.values()), "sha256": digest.hexdigest()}
+    return digest.hexdigest()
 
 
 def files_fingerprint(files: Iterable[Path]) -> dict[str, Any]:

@@ -19,9 +19,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from distilled_student import __version__
 from distilled_student.common.errors import UserError
+from distilled_student.common.provenance import tensors_hash
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.corpora.shipped import read_index, read_voice
 from distilled_student.multitask.device_model import SPEAKER_EMBEDDING, JointModel, JointOutput
+from distilled_student.multitask.packed import TRAINING_ONLY
 from distilled_student.multitask.tasks.base import SHORTEST
 
 OPSET = 23  # the first opset with an attention operator, which onnxruntime runs as one kernel
@@ -128,12 +130,26 @@ def file_metadata(
         "version": __version__,
         "checkpoint": checkpoint or None,
         "precision": precision,
+        "fingerprint": fingerprint(model),
         "config": json.dumps(dataclasses.asdict(model.student.config)),
         "sample_rate": SAMPLE_RATE,
         "shortest": SHORTEST,  # samples; shorter utterances are padded with silence
         **model.metadata(thresholds),
     }
     return {key: str(value) for key, value in values.items() if value is not None}
+
+
+def fingerprint(model: JointModel) -> str:
+    """Names the weights of a model: all its exports have the same, another model has another.
+
+    It is a hash of the weights that outputs depend on, without what is fitted to the outputs afterwards.
+    """
+    tensors = {
+        name: value
+        for name, value in model.state_dict().items()
+        if isinstance(value, Tensor) and TRAINING_ONLY not in name and "calibration" not in name.rpartition(".")[2]
+    }
+    return tensors_hash(tensors)[:16]
 
 
 def file_size(file: Path) -> str:

@@ -2,15 +2,17 @@
 
 model = distilled_student.onnx.load("joint.onnx")
 model.spot("command.wav")                                  # Spotted(label="stop", score=0.98)
-model.verify("command.wav", ["owner1.wav", "owner2.wav"])  # Verified(accepted=True, ratio=5.1, cosine=0.71)
+model.verify("command.wav", ["owner1.wav", "owner2.wav"])  # Verified(accepted=True, ratio=5.1, cosine=0.71, ...)
 
 The folder may be copied to a device under any name: its modules import each other relatively.
 """
 
 from __future__ import annotations
 
+from .calibration import Calibration, Condition
 from .detector import Spotted, decide
-from .model import SHIPPED, STREAM, UTTERANCE, Model, Stream, Verified, load
+from .model import SHIPPED, STREAM, UTTERANCE, Model, Stream, load
+from .speakers import Enrolment, Identified, Verified
 from .wav import MAX_PEAK, Wav, read_wav
 
 __all__ = [
@@ -18,6 +20,10 @@ __all__ = [
     "SHIPPED",
     "STREAM",
     "UTTERANCE",
+    "Calibration",
+    "Condition",
+    "Enrolment",
+    "Identified",
     "Model",
     "Spotted",
     "Stream",

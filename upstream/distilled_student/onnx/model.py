@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import speakers
+from .calibration import Calibration
 from .detector import Spotted, decide
+from .speakers import FALSE_ACCEPTS, Enrolment, Identified, Verified
 from .wav import Wav, read_samples
 
 UTTERANCE, STREAM = "utterance.onnx", "stream.onnx"  # files of a packed model
 SHIPPED = Path(__file__).parents[1] / "assets" / "models"  # not there next to a copy of this folder
-
-
-class Verified(NamedTuple):
-    """Whether two speakers are the same.
-
-    Attributes:
-        accepted: The decision.
-        ratio: The log-likelihood ratio of "the same speaker" to "another speaker".
-        cosine: The cosine similarity of the embeddings.
-    """
-
-    accepted: bool
-    ratio: float
-    cosine: float
-
-
-def _unit_length(vectors: NDArray) -> NDArray:
-    """Vectors, in the last dimension, divided by their lengths."""
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True).clip(min=1e-12)
 
 
 class Model:
@@ -52,6 +38,7 @@ class Model:
         chunk: For a stream, the number of samples that every input must be a multiple of; else 0.
         padded_to: For a stream, samples that an utterance is padded to with silence, by the output that needs it.
         repeated_to: For a stream, samples that an utterance is repeated to, by the output that needs it.
+        calibration: Of speaker verification; None if the export fitted none.
 
     Raises:
         ValueError: from all methods too: a file, a sample rate or a shape is not usable; the message is one line.
@@ -77,9 +64,11 @@ class Model:
         self.chunk = int(metadata.get("chunk", 0))
         self.padded_to: dict[str, int] = json.loads(metadata.get("padded_to", "{}"))
         self.repeated_to: dict[str, int] = json.loads(metadata.get("repeated_to", "{}"))
-        self._calibration: tuple[float, float] | None = None  # slope and offset: cosine -> log-likelihood ratio
-        if "sv_slope" in metadata:
-            self._calibration = float(metadata["sv_slope"]), float(metadata["sv_offset"])
+        self._fingerprint: str | None = metadata.get("fingerprint")
+        try:
+            self.calibration = Calibration.from_metadata(metadata)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
 
     def run(self, wav: Wav, output: str) -> NDArray[np.float32]:
         """One output for one utterance, without the batch dimension.
@@ -113,38 +102,101 @@ class Model:
         """The keyword, if one is said, by the probability of each label."""
         return decide(scores, self.threshold)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the weights that embeddings depend on: those of two models are not to be compared.
+
+        All exports of a model have the same one, in 8 bits too. For a file of an older version it is a hash of the
+        file; the two files of a packed folder, which share their weights, then have that of the stream.
+        """
+        if self._fingerprint is not None:
+            return self._fingerprint
+        pair = [self.file.with_name(name) for name in (UTTERANCE, STREAM)]
+        is_packed = self.file in pair and all(file.is_file() for file in pair)
+        return hashlib.sha256((pair[1] if is_packed else self.file).read_bytes()).hexdigest()[:16]
+
     def embed(self, wav: Wav) -> NDArray[np.float32]:
         """The speaker embedding ``(embedding,)``, of length 1: the dot product of two is their cosine."""
-        return _unit_length(self.run(wav, "speaker_embedding"))
+        return speakers.unit_length(self.run(wav, "speaker_embedding"))
 
-    def enrol(self, enrolment: Wav | Sequence[Wav]) -> NDArray[np.float32]:
-        """The mean embedding ``(embedding,)``, of length 1, of one or several utterances or embeddings.
+    def enrol(self, enrolment: Enrolment | Wav | Sequence[Wav]) -> Enrolment:
+        """One speaker, from one or several utterances or embeddings of theirs.
 
         Args:
             enrolment: One, or a list or tuple of them, or an array ``(number, embedding)``. An array counts as an
-                embedding, not as samples, if it has the size of one.
+                embedding, not as samples, if it has the size of one. What this method returned stays as it is.
         """
-        size = self.output_shapes.get("speaker_embedding", [0, 0])[1]
-        is_matrix = isinstance(enrolment, np.ndarray) and enrolment.shape[1:] == (size,)
+        if isinstance(enrolment, Enrolment):
+            return enrolment
+        is_matrix = isinstance(enrolment, np.ndarray) and enrolment.shape[1:] == self._embedding_shape
         items = enrolment if is_matrix or isinstance(enrolment, list | tuple) else [enrolment]
         if not len(items):
             raise ValueError("enrolment: is empty; give at least one utterance or embedding")
-        vectors = [_unit_length(np.asarray(item)) if np.shape(item) == (size,) else self.embed(item) for item in items]
-        return _unit_length(np.mean(vectors, axis=0))
+        vectors, seconds = zip(*map(self._embedded, items), strict=True)
+        return speakers.mean_enrolment(vectors, seconds)
 
-    def verify(self, wav: Wav, enrolment: Wav | Sequence[Wav], threshold: float = 0.0) -> Verified:
+    def similarity(self, a: Enrolment | Wav, b: Enrolment | Wav) -> float:
+        """The cosine similarity of two utterances, embeddings or enrolled speakers, from -1 to 1."""
+        return float(self._embedded(a)[0] @ self._embedded(b)[0])
+
+    def verify(
+        self,
+        wav: Wav,
+        enrolment: Enrolment | Wav | Sequence[Wav],
+        false_accepts: float = FALSE_ACCEPTS,
+        same_word: bool | None = None,
+        threshold: float | None = None,
+    ) -> Verified:
         """Whether an utterance is from the enrolled speaker.
 
         Args:
             enrolment: See `enrol`.
-            threshold: The smallest log-likelihood ratio that is accepted.
+            false_accepts: The share of other speakers' utterances that are accepted.
+            same_word: Whether the utterance has the words of the enrolled ones; None if it is not known.
+            threshold: The smallest log-likelihood ratio that is accepted, instead of ``false_accepts``.
         """
-        if self._calibration is None:
+        calibration, (vector, seconds) = self._needed_calibration(), self._embedded(wav)
+        found = speakers.verify(calibration, vector, seconds, self.enrol(enrolment), false_accepts, same_word)
+        if threshold is None:
+            return found
+        notes = tuple(note for note in found.notes if note != speakers.UNSTATED)
+        return found._replace(accepted=found.ratio >= threshold, notes=notes)
+
+    def identify(
+        self,
+        wav: Wav,
+        enrolments: Mapping[str, Enrolment],
+        false_accepts: float = FALSE_ACCEPTS,
+        same_word: bool | None = None,
+    ) -> Identified:
+        """Which of the enrolled speakers an utterance is from, or nobody of them.
+
+        Args:
+            enrolments: What `enrol` returned, by the speaker's name.
+            false_accepts: The share of the utterances of people who are not enrolled that get any name.
+            same_word: See `verify`.
+        """
+        calibration, (vector, seconds) = self._needed_calibration(), self._embedded(wav)
+        enrolled = {name: self.enrol(enrolment) for name, enrolment in enrolments.items()}
+        return speakers.identify(calibration, vector, seconds, enrolled, false_accepts, same_word)
+
+    @property
+    def _embedding_shape(self) -> tuple[int, ...]:
+        return tuple(self.output_shapes.get("speaker_embedding", [0, 0])[1:])
+
+    def _embedded(self, item: Enrolment | Wav) -> tuple[NDArray[np.float32], float]:
+        """The embedding, of length 1, of an utterance, an embedding or an enrolled speaker, and its seconds, or NaN."""
+        if isinstance(item, Enrolment):
+            return item.vector, item.seconds
+        if not isinstance(item, str | Path) and np.shape(item) == self._embedding_shape:
+            return speakers.unit_length(np.asarray(item)), math.nan
+        samples = read_samples(item, self.rate)
+        return self.embed(samples), len(samples) / self.rate
+
+    def _needed_calibration(self) -> Calibration:
+        if self.calibration is None:
             raise ValueError(f"{self.file}: has no calibration of speaker verification; `embed` works without one")
-        slope, offset = self._calibration
-        cosine = float(self.embed(wav) @ self.enrol(enrolment))
-        ratio = slope * cosine + offset
-        return Verified(ratio >= threshold, ratio, cosine)
+        return self.calibration
 
     def stream(self) -> Stream:
         """A new stream of the same model: of the file ``stream.onnx`` in the folder of this one."""

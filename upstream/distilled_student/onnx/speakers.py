@@ -1,0 +1,138 @@
+"""Enrolled speakers, and decisions whether an utterance is from one of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .calibration import Calibration, Condition
+
+FALSE_ACCEPTS = 0.01  # the default share of other speakers' utterances that are accepted
+UNSTATED = (
+    "the model's calibration has no thresholds for stated shares of false accepts: a log-likelihood ratio of 0 or "
+    "more is accepted; export the model again, or calibrate it"
+)
+
+
+class Enrolment(NamedTuple):
+    """An enrolled speaker; ``numpy.asarray`` gives the vector.
+
+    Attributes:
+        vector: ``(embedding,)``, of length 1: the mean of the embeddings of all clips.
+        clips: The number of clips.
+        seconds: Their length together; NaN if embeddings were enrolled, whose length is not known.
+    """
+
+    vector: NDArray[np.float32]
+    clips: int
+    seconds: float
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
+        vector = np.asarray(self.vector, dtype)
+        return vector.copy() if copy else vector
+
+
+class Verified(NamedTuple):
+    """Whether two speakers are the same.
+
+    Attributes:
+        accepted: The decision.
+        ratio: The natural log-likelihood ratio of "the same speaker" to "another speaker".
+        cosine: The cosine similarity of the embeddings.
+        notes: What the decision does not state or is uncertain of, a sentence each; often empty.
+    """
+
+    accepted: bool
+    ratio: float
+    cosine: float
+    notes: tuple[str, ...] = ()
+
+
+class Identified(NamedTuple):
+    """Which of the enrolled speakers an utterance is from.
+
+    Attributes:
+        name: The speaker; None for nobody of them.
+        ratio, cosine, notes: See `Verified`; of the most similar speaker.
+    """
+
+    name: str | None
+    ratio: float
+    cosine: float
+    notes: tuple[str, ...] = ()
+
+
+def unit_length(vectors: NDArray) -> NDArray:
+    """Vectors, in the last dimension, divided by their lengths."""
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True).clip(min=1e-12)
+
+
+def mean_enrolment(vectors: Sequence[NDArray], seconds: Sequence[float]) -> Enrolment:
+    """The enrolment of one or several embeddings ``(embedding,)`` of length 1, and the length of each clip."""
+    return Enrolment(unit_length(np.mean(vectors, axis=0)), len(vectors), math.fsum(seconds))
+
+
+def verify(
+    calibration: Calibration,
+    embedding: NDArray,
+    seconds: float,
+    enrolment: Enrolment,
+    false_accepts: float = FALSE_ACCEPTS,
+    same_word: bool | None = None,
+) -> Verified:
+    """Whether an embedding ``(embedding,)`` of length 1 is from the enrolled speaker.
+
+    Args:
+        seconds: The length of the audio that the embedding was computed from.
+        false_accepts: The share of other speakers' utterances that are accepted; not used by an older calibration.
+        same_word: See `Condition`.
+
+    Raises:
+        ValueError: see `Calibration.threshold`; or the enrolment is from another model.
+    """
+    if np.shape(enrolment.vector) != embedding.shape:
+        sizes = f"{np.size(enrolment.vector)} numbers, the embeddings of this model have {embedding.size}"
+        raise ValueError(f"enrolment: has {sizes}: enrol the speaker with this model")
+    cosine = float(embedding @ enrolment.vector)
+    condition = Condition(enrolment.clips, enrolment.seconds, seconds, same_word)
+    ratio = calibration.ratio(cosine, condition)
+    if not calibration.shares:
+        return Verified(ratio >= 0, ratio, cosine, (UNSTATED,))
+    accepted = cosine >= calibration.threshold(false_accepts, condition)
+    return Verified(accepted, ratio, cosine, tuple(calibration.unseen(condition)))
+
+
+def identify(
+    calibration: Calibration,
+    embedding: NDArray,
+    seconds: float,
+    enrolments: Mapping[str, Enrolment],
+    false_accepts: float = FALSE_ACCEPTS,
+    same_word: bool | None = None,
+) -> Identified:
+    """The enrolled speaker with the largest ratio, if `verify` accepts them; else nobody.
+
+    Each of N speakers is verified with a share of ``false_accepts / N``, so that of the utterances of people who are
+    not enrolled at most the share ``false_accepts`` gets any name.
+
+    Raises:
+        ValueError: see `verify`; or nobody is enrolled.
+    """
+    if not enrolments:
+        raise ValueError("enrolments: nobody is enrolled; give at least one speaker")
+    wanted = false_accepts / len(enrolments)
+    share = max(wanted, min(calibration.shares, default=0.0))
+    results = {
+        name: verify(calibration, embedding, seconds, enrolment, share, same_word)
+        for name, enrolment in enrolments.items()
+    }
+    name = max(results, key=lambda name: results[name].ratio)
+    accepted, ratio, cosine, notes = results[name]
+    if share > wanted:
+        total = f"up to {share * len(enrolments):g} of other people's utterances may get a name"
+        notes = (*notes, f"with {len(enrolments)} enrolled speakers {total}, not {false_accepts:g}")
+    return Identified(name if accepted else None, ratio, cosine, notes)
