@@ -128,11 +128,12 @@ def test_a_student_without_heads_streams_its_hidden_states() -> None:
     assert output.speaker_embedding is None
 
 
-@pytest.mark.parametrize(("label", "times"), [("yes", [0.1]), ("_silence_", [])])
-def test_a_keyword_is_reported_once_and_silence_never(label: str, times: list[float]) -> None:
+@pytest.mark.parametrize(("label", "times"), [("yes", [0.08]), ("_silence_", [])])
+@pytest.mark.parametrize("chunk_ms", [10, 100, 600])
+def test_a_keyword_is_reported_once_and_silence_never(chunk_ms: int, label: str, times: list[float]) -> None:
     model = joint(CAUSAL)
     model.tasks["kws"].head.linear.bias[model.labels.index(label)] += 100.0
-    reported = [(found.seconds, found.label) for found in listen(Stream(model), tone(0.55), chunk_ms=100)]
+    reported = [(found.seconds, found.label) for found in listen(Stream(model), tone(0.55), chunk_ms)]
     assert reported == [(pytest.approx(time), label) for time in times]
 
 

@@ -17,6 +17,7 @@ from distilled_student.multitask.device_model import JointModel
 pytest.importorskip("onnxscript")
 from distilled_student import onnx
 from distilled_student.export.stream import check_stream, export_stream
+from distilled_student.onnx import DetectorSettings
 from distilled_student.speed.streaming import time_chunks
 from distilled_student.streaming import Step, Stream, listen
 
@@ -69,26 +70,21 @@ def test_an_exported_stream_refuses_samples_far_above_one(exported: tuple[JointM
             call(loud)
 
 
-def test_a_stream_in_pytorch_and_an_exported_one_decide_by_the_same_threshold(
+def test_a_stream_in_pytorch_and_an_exported_one_report_the_same_keywords(
     exported: tuple[JointModel, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, file = exported
-    wave, stream = tone(1.6), onnx.Stream(file)
-    spotted = [stream.spot(samples.numpy()) for samples in wave.split(1_600)]
-    scores = sorted(found.score for found in spotted)
-    threshold = (scores[7] + scores[8]) / 2  # half of the chunks are below it
+    wave, stream = tone(3.2), onnx.Stream(file)
+    best = sorted(float(stream.feed(hop.numpy())["keyword_scores"][2:].max()) for hop in wave.split(1_280))
+    threshold = (best[9] + best[10]) / 2
     monkeypatch.setattr(device_model, "measured_threshold", lambda model, run, name: threshold)
-    for in_file, chosen in ((threshold, None), (0.0, 0.0)):
+    for settings in (DetectorSettings(threshold), DetectorSettings(threshold, smoothing=0.16, hold_off=0.3)):
+        stream.detector = onnx.Detector(model.labels, settings)
         stream.reset()
-        stream.model.threshold = in_file
-        keywords = [stream.spot(samples.numpy()).label for samples in wave.split(1_600)]
-        changes = [
-            (round(0.1 * (i + 1), 3), label)
-            for i, label in enumerate(keywords)
-            if label is not None and label != (keywords[i - 1] if i else None)
-        ]
-        reported = listen(Stream(model), wave, 100, chosen)
-        assert [(round(found.seconds, 3), found.label) for found in reported] == changes != []
+        expected = [(hit.seconds, hit.label, pytest.approx(hit.score, abs=1e-4)) for hit in stream.listen(wave.numpy())]
+        chosen = None if settings == DetectorSettings(threshold) else settings
+        for chunk_ms in (30, 100, 4_000):
+            assert [tuple(found) for found in listen(Stream(model), wave, chunk_ms, settings=chosen)] == expected != []
 
 
 def test_stream_and_model_refuse_each_others_files(exported: tuple[JointModel, Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from distilled_student.common.arithmetic import ceil_div
 from distilled_student.common.errors import UserError
 from distilled_student.common.sample_range import wrong_range, wrong_type
 from distilled_student.common.sample_rate import SAMPLE_RATE
-from distilled_student.onnx import decide
+from distilled_student.onnx import HOP_SECONDS, Detector, DetectorSettings
 from distilled_student.student.config import StudentConfig
 from distilled_student.student.frontend import LogMelStem
 from distilled_student.student.log_mel import HOP
@@ -261,7 +261,7 @@ class Stream:
 
 
 class TimedKeyword(NamedTuple):
-    """A keyword, its probability ``score``, and the end in ``seconds`` of the chunk that completed it."""
+    """A keyword, its smoothed probability ``score``, and the end in ``seconds`` of the hop that completed it."""
 
     seconds: float
     label: str
@@ -272,27 +272,35 @@ Spotted = TimedKeyword  # its name in 0.1
 
 
 def listen(
-    stream: Stream, waveform: Tensor, chunk_ms: int = 100, threshold: float | None = None
+    stream: Stream,
+    waveform: Tensor,
+    chunk_ms: int = 100,
+    threshold: float | None = None,
+    settings: DetectorSettings | None = None,
 ) -> Iterator[TimedKeyword]:
     """Feed ``waveform (samples,)`` in chunks of ``chunk_ms`` milliseconds and report each keyword once.
 
-    A keyword is reported when its probability reaches the threshold, and again only after it was not the result of at
-    least one chunk. The decision is that of `distilled_student.onnx`.
+    The hits are those of `distilled_student.onnx`, for any length of the chunks: the stream is scored after each hop of
+    `HOP_SECONDS`, and a `Detector` decides.
 
     Args:
         threshold: None: the one that an exported file has (`JointModel.keyword_threshold`), which is measured now.
+        settings: Of the detector, with a threshold of their own; None: the defaults with ``threshold``.
 
     Raises:
         UserError: the model has no keyword task.
     """
     if not stream.labels:
         raise UserError("keywords: the model has no keyword task; read its hidden states with Stream.feed")
-    threshold = stream.step.model.keyword_threshold() if threshold is None else threshold
-    previous, chunk = None, SAMPLE_RATE * chunk_ms // 1000
-    for number, samples in enumerate(waveform.split(chunk), start=1):
-        if (output := stream.feed(samples)) is None:
-            continue
-        keyword, score = decide(dict(zip(stream.labels, output.keyword_scores.tolist(), strict=True)), threshold)
-        if keyword is not None and keyword != previous:
-            yield TimedKeyword(min(number * chunk, len(waveform)) / SAMPLE_RATE, keyword, score)
-        previous = keyword
+    if settings is None:
+        threshold = stream.step.model.keyword_threshold() if threshold is None else threshold
+        settings = DetectorSettings(threshold)
+    hop = ceil_div(round(HOP_SECONDS * SAMPLE_RATE), stream.step.chunk) * stream.step.chunk
+    detector, of_hop = Detector(stream.labels, settings, hop / SAMPLE_RATE), torch.zeros(0)
+    for samples in waveform.split(SAMPLE_RATE * chunk_ms // 1000):
+        of_hop = torch.cat([of_hop, samples])
+        while len(of_hop) >= hop:
+            complete, of_hop = of_hop.split([hop, len(of_hop) - hop])
+            scores = stream.feed(complete).keyword_scores
+            if (hit := detector.step(scores.numpy(), complete.numpy())) is not None:
+                yield TimedKeyword(hit.seconds, hit.label, hit.score)

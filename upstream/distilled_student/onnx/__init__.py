@@ -10,19 +10,24 @@ The folder may be copied to a device under any name: its modules import each oth
 from __future__ import annotations
 
 from .calibration import Calibration, Condition
-from .detector import Spotted, decide
+from .detector import HOP_SECONDS, Detector, DetectorSettings, Hit, Spotted, decide, owner_said
+from .metadata import write_metadata
 from .model import SHIPPED, STREAM, UTTERANCE, Model, Stream, load
 from .speakers import Enrolment, Identified, Verified
 from .wav import MAX_PEAK, Wav, read_wav
 
 __all__ = [
+    "HOP_SECONDS",
     "MAX_PEAK",
     "SHIPPED",
     "STREAM",
     "UTTERANCE",
     "Calibration",
     "Condition",
+    "Detector",
+    "DetectorSettings",
     "Enrolment",
+    "Hit",
     "Identified",
     "Model",
     "Spotted",
@@ -31,5 +36,7 @@ __all__ = [
     "Wav",
     "decide",
     "load",
+    "owner_said",
     "read_wav",
+    "write_metadata",
 ]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import speakers
 from .calibration import Calibration
-from .detector import Spotted, decide
+from .detector import HOP_SECONDS, Detector, DetectorSettings, Hit, Spotted, decide, owner_said
 from .speakers import FALSE_ACCEPTS, Enrolment, Identified, Verified
 from .wav import Wav, read_samples
 
@@ -38,7 +38,9 @@ class Model:
         chunk: For a stream, the number of samples that every input must be a multiple of; else 0.
         padded_to: For a stream, samples that an utterance is padded to with silence, by the output that needs it.
         repeated_to: For a stream, samples that an utterance is repeated to, by the output that needs it.
+        window: For a stream, the seconds of audio that scores and embeddings are computed from.
         calibration: Of speaker verification; None if the export fitted none.
+        detector_settings: Of `Stream.listen`.
 
     Raises:
         ValueError: from all methods too: a file, a sample rate or a shape is not usable; the message is one line.
@@ -62,11 +64,13 @@ class Model:
         self.labels: list[str] = json.loads(metadata.get("labels", "[]"))
         self.threshold = float(metadata["keyword_threshold"]) if "keyword_threshold" in metadata else None
         self.chunk = int(metadata.get("chunk", 0))
+        self.window = float(metadata.get("window", 1.0))
         self.padded_to: dict[str, int] = json.loads(metadata.get("padded_to", "{}"))
         self.repeated_to: dict[str, int] = json.loads(metadata.get("repeated_to", "{}"))
         self._fingerprint: str | None = metadata.get("fingerprint")
         try:
             self.calibration = Calibration.from_metadata(metadata)
+            self.detector_settings = DetectorSettings.from_metadata(metadata)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
 
@@ -198,6 +202,17 @@ class Model:
             raise ValueError(f"{self.file}: has no calibration of speaker verification; `embed` works without one")
         return self.calibration
 
+    def who(
+        self,
+        embedding: NDArray,
+        seconds: float,
+        enrolments: Mapping[str, Enrolment],
+        false_accepts: float = FALSE_ACCEPTS,
+    ) -> Identified:
+        """`identify` by an embedding ``(embedding,)`` of any length, from ``seconds`` of audio."""
+        vector = speakers.unit_length(embedding)
+        return speakers.identify(self._needed_calibration(), vector, seconds, enrolments, false_accepts)
+
     def stream(self) -> Stream:
         """A new stream of the same model: of the file ``stream.onnx`` in the folder of this one."""
         file = self.file if self.chunk else self.file.with_name(STREAM)
@@ -209,6 +224,13 @@ class Model:
 class Stream:
     """A file that ``distilled-student export --streaming`` has written, run on samples as they arrive.
 
+    Use either `listen` or `feed` and `spot` between two calls of `reset`.
+
+    Attributes:
+        model: The file.
+        hop: Samples between two decisions of `listen`: `HOP_SECONDS`, or the next multiple of the model's chunk.
+        detector: Decides for `listen`; another one may be set, with ``hop / model.rate`` as its seconds.
+
     Raises:
         ValueError: see `Model`; or the file is not a stream.
     """
@@ -217,6 +239,8 @@ class Stream:
         self.model = Model(file, threads)
         if not self.model.chunk:
             raise ValueError(f"{file}: is not a stream; `distilled-student export --streaming` writes one")
+        self.hop = math.ceil(round(HOP_SECONDS * self.model.rate) / self.model.chunk) * self.model.chunk
+        self.detector = Detector(self.model.labels, self.model.detector_settings, self.hop / self.model.rate)
         self.reset()
 
     def reset(self) -> None:
@@ -226,6 +250,8 @@ class Stream:
         self._state = {tensor.name: np.zeros(tensor.shape, types[tensor.type]) for tensor in state}
         self._waiting, self._processed = np.zeros(0, np.float32), 0
         self._beginning = np.zeros(0, np.float32)  # the first samples, as many as are repeated
+        self._of_hop = np.zeros(0, np.float32)  # samples of `listen` that complete no hop
+        self.detector.reset()
 
     def feed(self, samples: NDArray) -> dict[str, NDArray[np.float32]] | None:
         """Process any number of samples ``(samples,)``, floats in [-1, 1] or int16.
@@ -272,6 +298,64 @@ class Stream:
         if (outputs := self.feed(samples)) is None:
             return None
         return self.model.decide(self.model.named_scores(outputs["keyword_scores"]))
+
+    def listen(
+        self,
+        samples: NDArray,
+        speakers: Mapping[str, Enrolment] | None = None,
+        owner: Enrolment | None = None,
+        false_accepts: float = FALSE_ACCEPTS,
+    ) -> list[Hit]:
+        """Process any number of samples ``(samples,)``, floats in [-1, 1] or int16, and report each keyword once.
+
+        The stream is scored after every `hop`, so that the hits do not depend on how the samples arrive. Samples that
+        complete no hop wait for the next call.
+
+        Args:
+            speakers: Enrolled speakers: each hit says which of them spoke, or that nobody of them did.
+            owner: Report only the keywords of this speaker. Word and speaker are decided separately, and each can
+                veto: the keyword reaches its threshold, and the owner is accepted by `Model.verify` from the speaker
+                embedding of the window at the time of the hit. It is decided once for each keyword.
+            false_accepts: See `Model.identify`.
+
+        Raises:
+            ValueError: see `Model`; the model has no keyword or speaker output that is needed.
+        """
+        if "keyword_scores" not in self.model.output_shapes:
+            raise ValueError(f"{self.model.file}: has no keyword_scores; read its outputs with `feed`")
+        if speakers is not None and owner is not None:
+            raise ValueError("speakers, owner: give one of them")
+        if np.size(samples):
+            self._of_hop = np.concatenate([self._of_hop, read_samples(samples, self.model.rate)])
+        hits = []
+        while len(self._of_hop) >= self.hop:
+            hop, self._of_hop = np.split(self._of_hop, [self.hop])
+            outputs = self.feed(hop)
+            hit = self.detector.step(outputs["keyword_scores"], hop)
+            if hit is not None and (hit := self._by_speaker(hit, outputs, speakers, owner, false_accepts)) is not None:
+                hits.append(hit)
+        return hits
+
+    def _by_speaker(
+        self,
+        hit: Hit,
+        outputs: Mapping[str, NDArray[np.float32]],
+        speakers: Mapping[str, Enrolment] | None,
+        owner: Enrolment | None,
+        false_accepts: float,
+    ) -> Hit | None:
+        """The hit with its speaker; None if the owner did not say it."""
+        enrolled = speakers if owner is None else {"owner": owner}
+        if not enrolled:
+            return hit
+        if "speaker_embedding" not in outputs:
+            raise ValueError(f"{self.model.file}: has no speaker_embedding; it cannot tell who spoke")
+        seconds = min(self.model.window, self._processed / self.model.rate)
+        found = self.model.who(outputs["speaker_embedding"], seconds, enrolled, false_accepts)
+        if owner is not None and found.name is None:
+            return None
+        score = hit.score if owner is None else owner_said(hit.score, found.ratio)
+        return hit._replace(score=score, speaker=found.name, ratio=found.ratio)
 
 
 def load(file: str | Path, threads: int = 1) -> Model:

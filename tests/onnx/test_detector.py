@@ -1,0 +1,176 @@
+"""The detector of streams: one hit for each keyword, the same ones however the samples arrive."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from distilled_student import onnx
+from distilled_student.corpora.shipped import read_index, read_voice
+from distilled_student.onnx import Calibration, Detector, DetectorSettings, Hit, Stream, owner_said
+
+LABELS = ["_silence_", "yes", "no"]
+HOP = 0.1
+OTHER_SAMPLES = np.zeros(1_600, np.float32)
+
+
+def hits(scores: Sequence[tuple[float, float]], **settings: float) -> list[tuple[int, str]]:
+    """The hops (from 1) and labels of the hits, from the probabilities of yes and no at each hop."""
+    detector = Detector(LABELS, DetectorSettings(**{"threshold": 0.5, "smoothing": 0.0, **settings}), HOP)
+    found = []
+    for yes, no in scores:
+        hit = detector.step(np.array([1 - yes - no, yes, no]), OTHER_SAMPLES)
+        found += [] if hit is None else [(round(hit.seconds / HOP), hit.label)]
+    return found
+
+
+def test_a_keyword_is_one_hit_however_many_hops_it_lasts() -> None:
+    assert hits([(0, 0), *[(0.9, 0)] * 40, (0, 0)], hold_off=1.0) == [(2, "yes")]
+    assert hits([(0.4, 0.1)] * 9) == []
+    assert hits([(0.5, 0.1)]) == [(1, "yes")], "a score that reaches the threshold is enough"
+
+
+def test_a_keyword_is_reported_again_only_after_the_hold_off() -> None:
+    word, pause = [(0.9, 0)] * 3, [(0, 0)]
+    assert hits([*word, *pause * 2, *word], hold_off=1.0) == [(1, "yes")]
+    assert hits([*word, *pause * 6, *word], hold_off=1.0) == [(1, "yes")]
+    assert hits([*word, *pause * 7, *word], hold_off=1.0) == [(1, "yes"), (11, "yes")]
+    assert hits([*word, *pause, *word], hold_off=0.0) == [(1, "yes"), (5, "yes")]
+    flickers = [(0.9, 0), (0.1, 0)] * 4 + [(0.9, 0)] * 12
+    assert hits(flickers, hold_off=1.0) == [(1, "yes")], "it flickers in the hold-off, and then lasts"
+
+
+def test_another_keyword_is_reported_after_the_hold_off_if_it_still_lasts() -> None:
+    yes, no = (0.9, 0.0), (0.0, 0.9)
+    assert hits([yes, *[no] * 5], hold_off=1.0) == [(1, "yes")]
+    assert hits([yes, *[no] * 12], hold_off=1.0) == [(1, "yes"), (11, "no")]
+    assert hits([yes, no], hold_off=0.0) == [(1, "yes"), (2, "no")]
+
+
+def test_scores_are_averaged_over_the_stated_time() -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.dirichlet(np.ones(3), 50)
+    detector = Detector(LABELS, DetectorSettings(0.5, smoothing=0.4), HOP)
+    for i, row in enumerate(scores):
+        np.testing.assert_allclose(detector.smooth(row), scores[max(0, i - 3) : i + 1].mean(axis=0))
+    assert hits([(0, 0), (0, 0), (0.9, 0), (0, 0), (0, 0)], smoothing=0.3) == []
+    assert hits([(0, 0), (0, 0), (0.9, 0), (0.9, 0), (0, 0)], smoothing=0.3) == [(4, "yes")]
+
+
+def test_without_a_threshold_the_most_likely_class_decides() -> None:
+    assert hits([(0.3, 0.2), (0.4, 0.3)], threshold=None) == [(2, "yes")]
+
+
+def test_the_energy_gate_needs_a_loud_hop_in_the_last_second() -> None:
+    def run(amplitudes: Sequence[float], level: float | None) -> list[int]:
+        detector = Detector(LABELS, DetectorSettings(0.5, 0.0, 0.0, level), HOP)
+        scores, found = np.array([0.1, 0.9, 0.0]), []
+        for i, amplitude in enumerate(amplitudes):
+            if detector.step(scores, np.full(1_600, amplitude, np.float32)) is not None:
+                found.append(i)
+        return found
+
+    assert run([0.001] * 5, None) == [0]
+    assert run([0.001] * 5, -50.0) == [], "0.001 is -60 dB"
+    assert run([0.001, 0.001, 0.01, 0.001], -50.0) == [2]
+    assert onnx.detector.level(np.full(10, 0.1)) == pytest.approx(-20.0, abs=1e-6)
+    assert onnx.detector.level(np.zeros(10)) == pytest.approx(-120.0)
+
+
+def test_word_and_owner_are_multiplied_as_probabilities_and_either_can_veto() -> None:
+    for score, ratio, prior in ((0.9, 3.0, 0.5), (0.6, -1.0, 0.2), (1.0, 0.0, 0.5)):
+        odds = math.exp(ratio) * prior / (1 - prior)
+        assert owner_said(score, ratio, prior) == pytest.approx(score * odds / (1 + odds))
+    assert owner_said(1.0, -1e6) == 0.0 and owner_said(0.0, 1e6) == 0.0 and owner_said(0.7, 1e6) == 0.7
+
+
+def test_settings_travel_in_metadata_and_wrong_ones_are_named() -> None:
+    settings = DetectorSettings(0.7, 0.16, 0.8, -45.0)
+    assert DetectorSettings.from_metadata({"detector": settings.to_json(), "keyword_threshold": "0.2"}) == settings
+    assert DetectorSettings.from_metadata({"keyword_threshold": "0.2"}) == DetectorSettings(0.2)
+    assert DetectorSettings.from_metadata({}).threshold is None
+    for text, reason in (
+        ("no JSON", "Expecting value"),
+        (json.dumps({"speed": 1}), "speed"),
+        (json.dumps({"smoothing": -1}), "smoothing: must be 0 or more seconds, found -1"),
+        (json.dumps({"threshold": math.nan}), "threshold: must be a number"),
+    ):
+        with pytest.raises(ValueError, match=f"detector: damaged, or of a later version .*{reason}"):
+            DetectorSettings.from_metadata({"detector": text})
+
+
+@pytest.fixture(scope="module")
+def speech() -> np.ndarray:
+    """13 s of one voice: keywords, other words and pauses."""
+    audio, clips = read_voice("am_adam"), [clip for clip in read_index() if clip.voice == "am_adam"]
+    first = [clip for clip in clips if clip.kind == "word"][:12]
+    return np.concatenate([audio[clip.start - 800 : clip.start + clip.samples + 4_000] for clip in first])[:210_000]
+
+
+@pytest.fixture(scope="module")
+def stream() -> Stream:
+    return onnx.load("tiny").stream()
+
+
+def listened(stream: Stream, samples: np.ndarray, size: int, **speakers: object) -> list[Hit]:
+    stream.reset()
+    chunks = np.split(samples, range(size, len(samples), size))
+    return [hit for chunk in chunks for hit in stream.listen(chunk, **speakers)]
+
+
+def test_the_hits_are_the_same_for_chunks_of_1_sample_to_10_seconds(stream: Stream, speech: np.ndarray) -> None:
+    whole = listened(stream, speech, len(speech))
+    assert len(whole) >= 4
+    for size in (37, 320, 1_279, 1_280, 1_281, 16_000, 160_000):
+        assert listened(stream, speech, size) == whole
+    integers = (speech * 32_768).clip(-32_768, 32_767).astype(np.int16)
+    assert listened(stream, integers, 777) == listened(stream, integers / 32_768, 12_345)
+    begin = 3 * 16_000
+    assert listened(stream, speech[:begin], 1) == [hit for hit in whole if hit.seconds <= 3.0] != []
+    assert stream.listen(np.zeros(0, np.float32)) == []
+
+
+def test_the_hits_are_those_of_a_plain_loop(stream: Stream, speech: np.ndarray) -> None:
+    stream.reset()
+    threshold, recent, expected = stream.model.threshold, [], []
+    last_label, last_hit, was_above = None, -99.0, False
+    for hop in range(len(speech) // 1_280):
+        scores = stream.feed(speech[hop * 1_280 : (hop + 1) * 1_280])["keyword_scores"].astype(float)
+        recent = [*recent, scores][-3:]  # 0.24 s
+        mean = sum(recent) / len(recent)
+        best = 2 + int(mean[2:].argmax())  # after silence and unknown
+        label, seconds = stream.model.labels[best], 0.08 * (hop + 1)
+        is_above = mean[best] >= threshold
+        is_new = label != last_label or not was_above
+        in_hold_off = seconds < last_hit + 1.0 - 1e-6
+        if is_above and is_new and not in_hold_off:
+            expected.append((pytest.approx(seconds), label, pytest.approx(mean[best])))
+            last_label, last_hit = label, seconds
+        was_above = is_above and (label == last_label)
+    found = listened(stream, speech, 5_000)
+    assert [hit[:3] for hit in found] == expected
+    assert all(hit.speaker is None and hit.ratio is None for hit in found)
+
+
+def test_each_hit_says_who_spoke_and_only_those_of_the_owner_are_reported(stream: Stream, speech: np.ndarray) -> None:
+    model = onnx.load("tiny")
+    stream.model.calibration = Calibration(
+        {"bias": -7.0, "cosine": 20.0}, {0.001: {"bias": 0.6}, 0.05: {"bias": 0.3}}, {"seconds": (0.5, 5.0)}
+    )
+    owner, stranger = model.enrol(speech[:80_000]), model.enrol(read_voice("bf_emma")[:80_000])
+    plain = listened(stream, speech, 4_000)
+    named = listened(stream, speech, 4_000, speakers={"owner": owner, "stranger": stranger})
+    assert [hit[:3] for hit in named] == [hit[:3] for hit in plain]
+    assert "owner" in {hit.speaker for hit in named} and "stranger" not in {hit.speaker for hit in named}
+    of_owner = listened(stream, speech, 999, owner=owner)
+    accepted = [hit for hit in listened(stream, speech, 4_000, speakers={"owner": owner}) if hit.speaker == "owner"]
+    assert [hit[:2] for hit in of_owner] == [hit[:2] for hit in accepted] != []
+    for hit, word in zip(of_owner, accepted, strict=True):
+        assert hit.score == pytest.approx(word.score / (1 + math.exp(-word.ratio))) and hit.score <= word.score
+    assert listened(stream, speech, 4_000, owner=stranger) == []
+    with pytest.raises(ValueError, match="speakers, owner: give one of them"):
+        stream.listen(speech, speakers={"owner": owner}, owner=owner)
