@@ -23,14 +23,12 @@ from distilled_student.multitask.expert import BEST
 from distilled_student.multitask.loader import EvaluationLoader
 from distilled_student.multitask.packed import PackedModel, load_packed
 from distilled_student.multitask.short_utterances import Filled, Filling, filled, padded_rows
-from distilled_student.multitask.tasks.base import SHORTEST, BaseTask
+from distilled_student.multitask.tasks.base import KEYWORD_SCORES, SHORTEST, SPEAKER_EMBEDDING, BaseTask
 from distilled_student.student.lengths import checked_lengths, mask_if_padded, zero_padding
 from distilled_student.student.network import Student, StudentOutput
 from distilled_student.student.run_mode import is_exporting
 
 log = logging.getLogger(__name__)
-KEYWORD_SCORES = "keyword_scores"
-SPEAKER_EMBEDDING = "speaker_embedding"
 
 
 class JointOutput(NamedTuple):

@@ -19,6 +19,7 @@ from distilled_student.host.saved_runs import checkpoints
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.expert import BEST
 from distilled_student.multitask.model_card import write_card
+from distilled_student.multitask.owner_evaluation import det_curves
 from distilled_student.multitask.tasks.base import BaseTask
 from distilled_student.student import cost
 
@@ -68,6 +69,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a split and write ``results.json``, ``scores-SPLIT.npz`` and ``det-SPLIT.png`` into ``expdir``.
 
+    Of a run with keywords and speakers also ``det-owner-SPLIT.png``, the curves of the owner-and-word trials.
+
     ``results.json`` has the same bytes at every call. ``timing.json`` holds the upstream's real-time factor on this
     machine, and ``provenance-SPLIT.json`` everything that the results depend on. ``README.md`` is the run's model card.
 
@@ -82,8 +85,9 @@ def evaluate(
         speaker_pattern: The task's setting of this name for this list: where in the path of a file the speaker is.
 
     Returns:
-        ``{"split", "checkpoint", TASK: {...}, ..., "upstream": {"name", "parameters", "macs_per_second"},
-        "head_parameters": {TASK: ...}}``, the content of ``results.json``; accuracies and EER in percent.
+        ``{"split", "checkpoint", TASK: {...}, ..., "owner": {...}, "upstream": {"name", "parameters",
+        "macs_per_second"}, "head_parameters": {TASK: ...}}``, the content of ``results.json``; accuracies and EER
+        in percent.
 
     Raises:
         UserError: no checkpoint, a checkpoint of another downstream, missing data, or another split.
@@ -138,6 +142,8 @@ def evaluate(
     write_files(expdir, {f"scores-{split}{suffix}.npz": packed.getvalue()})
     if curves := _det_curves(expert.tasks, arrays):
         plot_det(expdir / f"det-{split}{suffix}.png", curves)
+    if curves := det_curves(arrays):
+        plot_det(expdir / f"det-owner-{split}{suffix}.png", curves, "Owner, and owner with the expected keyword")
     config = {**runner.config, "downstream_expert": expert.resolved()}
     settings = {"checkpoint": path.name, "arguments": vars(runner.args), "config": config}
     data = expert.fingerprints(split)

@@ -27,11 +27,19 @@ from distilled_student.host.yaml_sections import source
 from distilled_student.multitask.alternation import AlternationLoader
 from distilled_student.multitask.heads import LayerChoice
 from distilled_student.multitask.loader import Batch, EvaluationLoader
+from distilled_student.multitask.owner_evaluation import OWNER, OwnerEvaluation
 from distilled_student.multitask.precise_batch_norm import measure_statistics
 from distilled_student.multitask.resume import EpochPosition, saved_classes, saved_recordings
 from distilled_student.multitask.settings import ExpertSettings, check_runner, check_shared_weights, read_tasks
 from distilled_student.multitask.short_utterances import pad_to
-from distilled_student.multitask.tasks.base import OTHER_SETTINGS, SHORTEST, BaseTask, TrainingData
+from distilled_student.multitask.tasks.base import (
+    KEYWORD_SCORES,
+    OTHER_SETTINGS,
+    SHORTEST,
+    SPEAKER_EMBEDDING,
+    BaseTask,
+    TrainingData,
+)
 from distilled_student.multitask.tasks.settings import WEIGHTED
 from distilled_student.multitask.training_log import TrainingLog
 
@@ -81,6 +89,7 @@ class DownstreamExpert(nn.Module):
             choice = layers + branched.index(name) if name in branched else entry.settings.layer
             self.choices[name] = LayerChoice(layers, choice, len(branched))
 
+        self.owner = self._owner_evaluation(kwargs.get("mode"))
         self.register_buffer("best_score", torch.full((1,), float("-inf"), dtype=torch.float64))
         self.results: dict[str, dict[str, Any]] = {}
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
@@ -117,6 +126,23 @@ class DownstreamExpert(nn.Module):
             raise UserError(f"{where}.layers: {settings.layers}, but the student has {states} hidden states")
         upstream.student.add_branches(len(settings.branched))
 
+    def _owner_evaluation(self, mode: str | None) -> OwnerEvaluation | None:
+        """The owner-and-word trials of a run with a keyword task and a speaker task; None for other runs.
+
+        Training leaves them out where its score does not need them, because they can need further passes of the
+        upstream.
+
+        Raises:
+            UserError: the score needs them, and a task is missing.
+        """
+        scored = OWNER in self.settings.score
+        if {KEYWORD_SCORES, SPEAKER_EMBEDDING} <= {task.output_name for task in self.tasks.values()}:
+            return OwnerEvaluation(self.tasks) if scored or mode != "train" else None
+        if scored:
+            reason = "needs a task of keywords and a task of speakers, kws and sv, in the schedule"
+            raise UserError(f"{self._where}.score.{OWNER}: {reason}")
+        return None
+
     # Data
     def get_dataloader(self, split: str, epoch: int = 0) -> AlternationLoader | EvaluationLoader:
         """``train``: the alternation of one epoch. ``dev``, ``test``: every utterance of each task, once.
@@ -131,8 +157,13 @@ class DownstreamExpert(nn.Module):
             return loader
         if split not in ("dev", "test"):
             raise UserError(f"split: '{split}' is not train, dev or test")
-        data = {name: task.evaluation_data(split) for name, task in self.tasks.items()}
-        return EvaluationLoader(data, self._of_tasks("eval_batch_size"), self.settings.num_workers, self.gain)
+        data: dict[str, Any] = {name: task.evaluation_data(split) for name, task in self.tasks.items()}
+        sizes = self._of_tasks("eval_batch_size")
+        if self.owner is not None:
+            if OWNER in self.settings.score:
+                self.owner.check(split, f"{self._where}.score.{OWNER}")
+            data[OWNER], sizes[OWNER] = self.owner.data(split), sizes[self.owner.speaker]
+        return EvaluationLoader(data, sizes, self.settings.num_workers, self.gain)
 
     def _alternation(self, epoch: int, start: int = 0) -> AlternationLoader:
         return AlternationLoader(
@@ -175,9 +206,9 @@ class DownstreamExpert(nn.Module):
             labels, keys: The class and the name of each utterance.
             records: What `log_records` gets.
         """
-        outputs = self.outputs(task, features)
+        outputs = self.outputs(self.owner.speaker if self.owner and task == OWNER else task, features)
         if split != "train":
-            records[task] += self.tasks[task].collect(outputs, labels, keys)
+            self._collect(split, features, outputs, task, labels, keys, records)
             return None
         self._position.used += 1
         self._recent.append(keys)
@@ -189,6 +220,26 @@ class DownstreamExpert(nn.Module):
             records[f"{task}/{name}"].append(value)
         # the runner divides every loss by the accumulation; the gradient must be that of the sum of the losses
         return loss * self.accumulate if self.settings.update == "sum" else loss
+
+    def _collect(
+        self,
+        split: str,
+        features: Sequence[Tensor],
+        outputs: Tensor,
+        task: str,
+        labels: Sequence[int],
+        keys: Sequence[str],
+        records: dict[str, list[Any]],
+    ) -> None:
+        """Add what the metrics need of an evaluation batch to ``records``; see `forward`."""
+        if task in self.tasks:
+            records[task] += self.tasks[task].collect(outputs, labels, keys)
+        if self.owner is not None:
+
+            def embed(places: list[int]) -> Tensor:
+                return self.outputs(self.owner.speaker, [features[place] for place in places])
+
+            self.owner.collect(split, task, outputs, keys, embed, records)
 
     def outputs(self, task: str, features: Sequence[Tensor]) -> Tensor:
         """``(frames, features)`` of each utterance -> the outputs of the task's head, ``(batch, outputs)``."""
@@ -266,6 +317,14 @@ class DownstreamExpert(nn.Module):
             tqdm.write(f"{split} step {step}: {name}: {task.summary(results[name])}")
             for key, value in _curves(results[name]).items():
                 logger.add_scalar(f"multitask/{split}-{name}-{key}", value, global_step=step)
+        if self.owner is not None:
+            found, scores = self.owner.metrics(split, records)
+            arrays |= {f"{OWNER}_{key}": value for key, value in scores.items()}
+            if found is not None:
+                results[OWNER] = found
+                tqdm.write(f"{split} step {step}: {OWNER}: {self.owner.summary(found)}")
+                for key, value in self.owner.curves(found).items():
+                    logger.add_scalar(f"multitask/{split}-{OWNER}-{key}", value, global_step=step)
         self.results[split], self.arrays[split] = results, arrays
         score = self.score(results)
         logger.add_scalar(f"multitask/{split}-score", score, global_step=step)
@@ -276,9 +335,12 @@ class DownstreamExpert(nn.Module):
     def score(self, results: Mapping[str, Mapping[str, Any]]) -> float:
         """The number that chooses the best checkpoint: the weighted sum of the tasks' scores.
 
-        For keywords and speakers it is KWS accuracy (%) minus SV EER (%).
+        For keywords and speakers it is KWS accuracy (%) minus SV EER (%). Only if the weights name ``owner``, the score
+        of the owner-and-word trials is added (`OwnerEvaluation.score`).
         """
-        return sum(self.settings.score.get(name, 1.0) * self.tasks[name].score(r) for name, r in results.items())
+        weights = self.settings.score
+        score = sum(weights.get(name, 1.0) * task.score(results[name]) for name, task in self.tasks.items())
+        return score + weights[OWNER] * self.owner.score(results[OWNER]) if OWNER in weights else score
 
     # Provenance
     def resolved(self) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from distilled_student.common.error_rates import equal_error_rate
 
+PRIORS = (0.01, 0.05)  # prior probabilities of a target trial in the detection costs; papers on VoxCeleb1 use either
+
 
 def det_curve(
     scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None
@@ -77,6 +79,11 @@ def equal_error_threshold(scores: ArrayLike, labels: ArrayLike) -> float | None:
     return float(at[nearest : nearest + 2].mean())
 
 
+def last_at_most(false_alarm: NDArray, rate: float) -> int:
+    """The place of the lowest threshold with at most this false alarm rate; ``false_alarm`` of `det_curve`."""
+    return int(np.searchsorted(false_alarm, rate * (1 + 1e-9), side="right")) - 1  # the sums of weights are not exact
+
+
 def min_dcf(scores: ArrayLike, labels: ArrayLike, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
     """Minimum detection cost, divided by the cost of accepting all trials or of rejecting all (NIST SRE).
 
@@ -134,16 +141,18 @@ def eer_interval(
                 errors.append(equal_error_rate(*_rates(hits, false_alarms)))
         if errors:
             found.append(np.mean(errors))
-    return _quantiles(found, level) if found else None
+    return quantile_interval(found, level) if found else None
 
 
 def mean_interval(values: ArrayLike, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """Bootstrap interval of the mean of ``values (utterances,)``: 1 for a correct answer, 0 for a wrong one."""
     values, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
-    return _quantiles([values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)], level)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
+    return quantile_interval(means, level)
 
 
-def _quantiles(found: ArrayLike, level: float) -> tuple[float, float]:
+def quantile_interval(found: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """The bounds that leave out equal shares of the values ``found`` of a bootstrap, ``1 - level`` in all."""
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

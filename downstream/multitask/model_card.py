@@ -17,11 +17,17 @@ from distilled_student.common.provenance import FILE
 from distilled_student.common.shipped_models import DEFAULT, MODELS, model_path
 from distilled_student.common.tables import markdown_table
 from distilled_student.common.untrusted import escape_markdown
+from distilled_student.multitask.owner_evaluation import OWNER
+from distilled_student.multitask.owner_trials import ENROLLED, FALSE_ACCEPTS
 from distilled_student.multitask.tasks.base import BaseTask
 from distilled_student.multitask.training_log import LOG
 
 log = logging.getLogger(__name__)
 TITLE = "# Joint training run"
+ABOUT_OWNER = (
+    "Owner: whether a clip is of the speaker of the enrolled clips; with word: whether it also holds the expected "
+    "keyword. Misses: at this percentage of false accepts."
+)
 LIMITS = (
     "The figures hold for speakers and recordings like those of the test data. Not measured: other languages, accents "
     "and microphones, distant speech, and false alarms in hours of running speech. Nothing detects a recording of the "
@@ -55,11 +61,14 @@ def write_card(
     trained = _training_data(folder)
     for name, task in tasks.items():
         rows += [[f"{name}: {what}", text] for what, text in _task_rows(name, task, results, arrays, trained)]
+    rows += _owner_rows(results)
     upstream, heads = results["upstream"], sum(results["head_parameters"].values())
     rows += [["parameters", f"{upstream['parameters'] / 1e6:.2f} M in the upstream, {heads / 1e6:.3f} M in the heads"]]
     rows += [["multiply-accumulates", f"{upstream['macs_per_second'] / 1e6:.0f} M per second of audio, without heads"]]
     rows += [["licence", f"{_licence(arguments)}; the licences of the training data apply too"]]
     note = "Intervals: 95 %, bootstrap over test utterances (keywords) or test speakers. Accuracies and EER in percent."
+    if OWNER in results:
+        note += f" {ABOUT_OWNER}"
     parts = [TITLE, _table(rows), note]
     for name in tasks:
         parts += _classes(name, results[name])
@@ -69,6 +78,21 @@ def write_card(
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     return markdown_table([[escape_markdown(cell) for cell in row] for row in rows])
+
+
+def _owner_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
+    """A row for each number of enrolled clips: EER of the owner, EER and misses of the owner-and-word trials."""
+    for count in ENROLLED:
+        if found := (results.get(OWNER) or {}).get(f"enrolled_{count}"):
+            both = found["owner_and_word"]
+            parts = [f"owner EER {_with_interval(found, 'eer', 2)}", f"with word {_with_interval(both, 'eer', 2)}"]
+            parts += [f"misses at {p} % {_with_interval(both, f'miss_at_{p}', 1)}" for p in FALSE_ACCEPTS]
+            yield [f"owner, {count} enrolled: {results['split']}", ", ".join(parts)]
+
+
+def _with_interval(values: Mapping[str, Any], key: str, digits: int) -> str:
+    interval, text = values.get(f"{key}_interval"), f"{values[key]:.{digits}f}"
+    return text if interval is None else f"{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
 def _classes(name: str, results: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from distilled_student.multitask.tasks.settings import WEIGHTED, TaskSettings, n
 SIDE_BY_SIDE = ("concatenated", "all")  # features of ``-s`` that hold several layers
 TASKS = Path(__file__).parent / "tasks"
 # keys of results.json next to the tasks' results, which a task's name must not replace
-RESERVED = ("split", "checkpoint", "upstream", "head_parameters", "train_seconds", "device")
+RESERVED = ("split", "checkpoint", "owner", "upstream", "head_parameters", "train_seconds", "device")
 
 
 HIDDEN_STATES = "set the upstream's number of hidden states: that of its layers, and one for the front end"
@@ -44,6 +44,8 @@ class ExpertSettings:
             of the tasks.
         gain_db: Gain of every waveform in decibels, in training and evaluation.
         score: Weight of each task's score in the choice of the best checkpoint; 1 for tasks that are not named.
+            ``owner`` is the weight of the trials of owner and word, 0 if it is not named: the score is their negative
+            EER in percent with three enrolled clips. ``{kws: 0, sv: 0, owner: 1}`` chooses by them alone.
         num_workers: Processes that read data, for each task.
         seed: Seed of the data; None: the runner's ``--seed``.
     """
@@ -68,7 +70,7 @@ class ExpertSettings:
                 raise ValueError(f"tasks.{name}: is a key of results.json; choose another name")
         for key, names in (("schedule", self.schedule), ("score", self.score)):
             for name in names:
-                if name not in self.tasks:
+                if name not in self.tasks and (key, name) != ("score", "owner"):
                     raise ValueError(f"{key}.{name}: no such task in tasks ({', '.join(self.tasks)})")
         if min(self.schedule.values()) < 1:
             raise ValueError("schedule: needs 1 or more batches of each task that it names")

@@ -90,7 +90,8 @@ def test_training_clips_have_one_second_padded_at_the_end_or_cut(tmp_path: Path)
 
 def test_unknown_files_of_the_test_archive_have_the_word_before_the_speaker() -> None:
     keys = ["_unknown_/bed_0c40e715_nohash_0.wav", "yes/0c40e715_nohash_1.wav", "no/ab_nohash_0.wav", "_silence_/1"]
-    assert kws._speakers(keys) == {"0c40e715", "ab"}
+    found = {key: pair for key, pair in kws._spoken(keys).items()}
+    assert found == dict(zip(keys, [("bed", "0c40e715"), ("yes", "0c40e715"), ("no", "ab")], strict=False))
 
 
 def test_the_header_gives_the_length_of_eight_kilohertz_and_stereo_files(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from distilled_student.common import audio
 from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.common.errors import UserError
 from distilled_student.multitask.heads import make_head
+from distilled_student.multitask.owner_trials import SpokenClip
 from distilled_student.multitask.short_utterances import Filling
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 # Samples that the front end of every upstream needs at least (a window of 25 ms and some more); a shorter utterance is
 # zero-padded to it.
 SHORTEST = SAMPLE_RATE // 10
+KEYWORD_SCORES, SPEAKER_EMBEDDING = "keyword_scores", "speaker_embedding"  # `BaseTask.output_name`
 OTHER_SETTINGS = "-i trains a checkpoint further with other settings"
 
 
@@ -213,6 +215,15 @@ class BaseTask(nn.Module):
     @classmethod
     def interval(cls, runs: Sequence[Mapping[str, np.ndarray]]) -> tuple[float, float] | None:
         """A 95 % interval of the mean of `headline` over runs (seeds), from the arrays of their `metrics`, or None."""
+        return None
+
+    # The owner-and-word trials of a run with a keyword task and a speaker task
+    def spoken_clips(self, split: str) -> list[SpokenClip]:
+        """Of a keyword task: the clips of `evaluation_data` that hold speech, and whose speakers are known."""
+        return []
+
+    def owner_ratios(self, cosines: np.ndarray) -> np.ndarray | None:
+        """Of a speaker task: the log-likelihood ratios of ``cosines (trials,)`` with an owner; None if not fitted."""
         return None
 
     # Inference

@@ -16,13 +16,15 @@ from torch.nn import functional as F
 
 from distilled_student.common import audio
 from distilled_student.common.errors import UserError
-from distilled_student.corpora.keywords import SILENCE, UNKNOWN, speaker_of
+from distilled_student.corpora.keywords import SILENCE, UNKNOWN, normal_word, speaker_of
 from distilled_student.corpora.speaker_names import identity, match_speaker
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed
 from distilled_student.multitask.copies import Use, check_copies
+from distilled_student.multitask.owner_trials import SpokenClip
 from distilled_student.multitask.short_utterances import Filling, pad_to
 from distilled_student.multitask.tasks.base import (
+    KEYWORD_SCORES,
     SHORTEST,
     BaseTask,
     Item,
@@ -133,7 +135,7 @@ class Evaluation:
 class Task(BaseTask):
     """Classification into ``_silence_``, ``_unknown_`` and the keywords, with cross-entropy."""
 
-    output_name: ClassVar[str] = "keyword_scores"
+    output_name: ClassVar[str] = KEYWORD_SCORES
     headline: ClassVar[str] = "accuracy"
     has_threshold: ClassVar[bool] = True
 
@@ -206,9 +208,20 @@ class Task(BaseTask):
             "confusion": confusion.tolist(),
             "labels": self.labels,
             "utterances": len(keys),
-            "speakers": len(_speakers(keys, self.settings.speaker_pattern)),
+            "speakers": len({speaker for _, speaker in _spoken(keys, self.settings.speaker_pattern).values()}),
         }
         return results, {"labels": np.array(labels), "predicted": np.array(predicted)}
+
+    def spoken_clips(self, split: str) -> list[SpokenClip]:
+        clips = self.evaluation_data(split).clips
+        spoken = _spoken([clip.key for clip in clips if clip.label != SILENCE_LABEL], self.settings.speaker_pattern)
+        found = []
+        for index, clip in enumerate(clips):
+            if clip.key in spoken:
+                word, speaker = spoken[clip.key]
+                is_keyword, samples = clip.label > UNKNOWN_LABEL, samples_of(clip.path)
+                found.append(SpokenClip(index, clip.key, clip.label, is_keyword, word, speaker, samples))
+        return found
 
     def score(self, results: Mapping[str, Any]) -> float:
         # with classes drawn equally often in training they count equally here, as in the development data of SUPERB
@@ -245,16 +258,24 @@ class Task(BaseTask):
         return {"labels": json.dumps(self.labels), "keyword_threshold": threshold}
 
 
-def _speakers(keys: Sequence[str], pattern: str | None = None) -> set[str]:
-    """The `identity` of each speaker of ``CLASS/FILE`` keys.
+def _spoken(keys: Sequence[str], pattern: str | None = None) -> dict[str, tuple[str, str]]:
+    """``CLASS/FILE`` keys of speech -> word, and `identity` of the speaker; without keys that name no speaker.
 
     The test archive names unknown files ``WORD_SPEAKER_nohash_TAKE``.
     """
     if pattern is not None:
-        spoken = [key for key in keys if not key.startswith(SILENCE)]
-        return {identity(speaker) for key in spoken if (speaker := match_speaker(pattern, key))}
-    files = [key.split("/", 1) for key in keys if "_nohash_" in key]
-    speakers = {identity(speaker_of(name)) for word, name in files if word != UNKNOWN}
-    for name in {identity(speaker_of(name)) for word, name in files if word == UNKNOWN} - speakers:
-        speakers.add(name.partition("_")[2] or name)  # without the word
-    return speakers
+        spoken = {key: match_speaker(pattern, key) for key in keys if not key.startswith(SILENCE)}
+        return {key: (_word(key), identity(speaker)) for key, speaker in spoken.items() if speaker}
+    files = [(key, *key.split("/", 1)) for key in keys if "_nohash_" in key]
+    found = {key: (_word(key), identity(speaker_of(name))) for key, folder, name in files if folder != UNKNOWN}
+    known = {speaker for _, speaker in found.values()}
+    for key, folder, name in files:
+        if folder == UNKNOWN:
+            word, _, speaker = identity(speaker_of(name)).partition("_")
+            is_whole_name = identity(speaker_of(name)) in known or not speaker
+            found[key] = (UNKNOWN, identity(speaker_of(name))) if is_whole_name else (word, speaker)
+    return found
+
+
+def _word(key: str) -> str:
+    return normal_word(key.split("/", 1)[0])

@@ -28,6 +28,7 @@ from distilled_student.multitask.scoring import as_norm, cllr, cosine_scores, fi
 from distilled_student.multitask.short_utterances import Filling
 from distilled_student.multitask.tasks.base import (
     SHORTEST,
+    SPEAKER_EMBEDDING,
     BaseTask,
     Item,
     balanced_order,
@@ -44,7 +45,6 @@ log = logging.getLogger(__name__)
 AT_SPEED = " at speed "  # in the name of a class: a speaker whose utterances are played faster or slower
 KINDS = ("cosine", "as_norm")  # of scores
 CENTER_BATCHES = 100  # over which `center` is averaged
-PRIORS = (0.01, 0.05)  # prior probabilities of a target trial in the detection costs; papers on VoxCeleb1 use either
 
 
 def filling_of(settings: Settings) -> Filling:
@@ -127,10 +127,10 @@ def verification(scores: np.ndarray, trials: Trials, calibration: tuple[float, f
     interval = M.eer_interval(scores, trials.labels, left, right)
     results: dict[str, Any] = {"eer": 100 * M.eer(scores, trials.labels)}
     results["eer_interval"] = None if interval is None else [100 * bound for bound in interval]
-    results |= {f"min_dcf_{p}": M.min_dcf(scores, trials.labels, p) for p in PRIORS}
+    results |= {f"min_dcf_{p}": M.min_dcf(scores, trials.labels, p) for p in M.PRIORS}
     if calibration is not None:
         ratios = calibration[0] * scores + calibration[1]
-        results |= {f"act_dcf_{p}": M.act_dcf(ratios, trials.labels, p) for p in PRIORS}
+        results |= {f"act_dcf_{p}": M.act_dcf(ratios, trials.labels, p) for p in M.PRIORS}
         results["cllr"] = cllr(ratios, trials.labels)
     return results
 
@@ -145,9 +145,10 @@ def by_group(scores: np.ndarray, trials: Trials) -> dict[str, dict[str, Any]]:
         results[column] = {}
         for value in np.unique(values):
             own, labels = scores[values == value], trials.labels[values == value]
-            found: dict[str, Any] = dict.fromkeys(["eer", *(f"min_dcf_{p}" for p in PRIORS)])
+            found: dict[str, Any] = dict.fromkeys(["eer", *(f"min_dcf_{p}" for p in M.PRIORS)])
             if len(set(labels)) == 2:
-                found = {"eer": 100 * M.eer(own, labels)} | {f"min_dcf_{p}": M.min_dcf(own, labels, p) for p in PRIORS}
+                found = {"eer": 100 * M.eer(own, labels)}
+                found |= {f"min_dcf_{p}": M.min_dcf(own, labels, p) for p in M.PRIORS}
             results[column][str(value)] = found | {"trials": len(labels)}
     return results
 
@@ -159,7 +160,7 @@ class Task(BaseTask):
     speakers, which the checkpoint holds.
     """
 
-    output_name: ClassVar[str] = "speaker_embedding"
+    output_name: ClassVar[str] = SPEAKER_EMBEDDING
     headline: ClassVar[str] = "eer"
     det_scores: ClassVar[Mapping[str, str]] = {"cosine": "scores", "AS-norm": "as_norm_scores"}
 
@@ -374,6 +375,10 @@ class Task(BaseTask):
         if "as_norm" in results:
             line += f", with AS-norm {results['as_norm']['eer']:.2f} %"
         return f"{line} ({results['trials']} trials)"
+
+    def owner_ratios(self, cosines: np.ndarray) -> np.ndarray | None:
+        slope, offset = self.calibration[KINDS.index("cosine")].tolist()
+        return slope * cosines + offset if slope else None
 
     @classmethod
     def interval(cls, runs: Sequence[Mapping[str, np.ndarray]]) -> tuple[float, float] | None:

@@ -11,10 +11,12 @@ from distilled_student.benchmark.execute import Outcome
 from distilled_student.benchmark.published import read_baselines, read_paper_results
 from distilled_student.benchmark.suite import Suite
 from distilled_student.benchmark.trials import smaller_tests
+from distilled_student.multitask.owner_evaluation import HEADLINE, OWNER, interval_of_runs
 from distilled_student.multitask.tasks import task_module
 from distilled_student.multitask.tasks.base import BaseTask
 
 METRICS = ("kws_accuracy", "sv_eer")  # TASK_METRIC of the tasks with published figures
+OWNER_EER = "owner_eer"  # of the owner-and-word trials with three enrolled clips
 PUBLISHED_AS = {"ks": "kws_accuracy", "asv": "sv_eer"}
 
 
@@ -41,6 +43,8 @@ def _values(results: Mapping[str, Any], tasks: Mapping[str, type[BaseTask]]) -> 
         values[key] = results[name][tasks[name].headline]
     if (cost := results.get("sv", {}).get("min_dcf_0.05")) is not None:
         values["min_dcf"] = cost
+    if found := (results.get(OWNER) or {}).get(f"enrolled_{HEADLINE}"):
+        values[OWNER_EER] = found["owner_and_word"]["eer"]
     return values
 
 
@@ -51,6 +55,8 @@ def _intervals(outcomes: Sequence[Outcome], tasks: Mapping[str, type[BaseTask]])
         arrays = [_arrays_of(name, outcome.scores) for outcome in outcomes]
         interval = tasks[name].interval(arrays)
         found[key] = None if interval is None else list(interval)
+    if all(OWNER_EER in _values(outcome.results, tasks) for outcome in outcomes):
+        found[OWNER_EER] = interval_of_runs([outcome.scores for outcome in outcomes])
     return found
 
 
@@ -91,7 +97,7 @@ def make_row(
     if not done:
         return row
     row["seeds"] = [{"seed": outcome.run.seed, **_values(outcome.results, tasks)} for outcome in done]
-    for key in row["seeds"][0].keys() - {"seed"}:
+    for key in set.intersection(*(set(seed) for seed in row["seeds"])) - {"seed"}:  # older results have fewer
         values = [seed[key] for seed in row["seeds"]]
         row[key] = float(np.mean(values))
         if len(values) > 1:

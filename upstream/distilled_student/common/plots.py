@@ -48,7 +48,9 @@ def _text_colour(background: tuple[float, float, float, float]) -> str:
     return "black" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "white"
 
 
-def plot_det(path: Path, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+def plot_det(
+    path: Path, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "Speaker verification"
+) -> None:
     """DET curves of named ``(false acceptance, false rejection)`` rates in [0, 1], on normal deviate axes in percent.
 
     Each curve's equal error rate is marked, and named in the legend. The axes hold the whole curves; rates of 0 and 1,
@@ -72,9 +74,7 @@ def plot_det(path: Path, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
     axes.set_xticks(norm.ppf(ticks / 100), [f"{tick:g}" for tick in ticks], fontsize=7, rotation=60)
     axes.set_yticks(norm.ppf(ticks / 100), [f"{tick:g}" for tick in ticks], fontsize=7)
     axes.plot(limits, limits, color="grey", linewidth=0.5)
-    axes.set(
-        xlim=limits, ylim=limits, xlabel="false acceptance %", ylabel="false rejection %", title="Speaker verification"
-    )
+    axes.set(xlim=limits, ylim=limits, xlabel="false acceptance %", ylabel="false rejection %", title=title)
     axes.legend(title="o: equal error rate (EER)", fontsize=8, title_fontsize=8)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

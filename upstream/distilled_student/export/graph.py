@@ -22,9 +22,9 @@ from distilled_student.common.errors import UserError
 from distilled_student.common.provenance import tensors_hash
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.corpora.shipped import read_index, read_voice
-from distilled_student.multitask.device_model import SPEAKER_EMBEDDING, JointModel, JointOutput
+from distilled_student.multitask.device_model import JointModel, JointOutput
 from distilled_student.multitask.packed import TRAINING_ONLY
-from distilled_student.multitask.tasks.base import SHORTEST
+from distilled_student.multitask.tasks.base import SHORTEST, SPEAKER_EMBEDDING
 
 OPSET = 23  # the first opset with an attention operator, which onnxruntime runs as one kernel
 INPUTS = ("waveforms", "lengths")  # of the graph of an utterance
