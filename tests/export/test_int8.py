@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from conftest import tone
 from onnx import TensorProto, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -22,10 +23,11 @@ from test_streaming import CAUSAL, joint
 
 import distilled_student as ds
 from distilled_student.export import int8
-from distilled_student.export.graph import write_onnx
+from distilled_student.export.graph import CALIBRATED, calibration_speech, write_onnx
 from distilled_student.export.int8 import METHODS, check_products, prepare_matmuls, quantize, utterance_inputs
 from distilled_student.export.utterance import trace_model
 from distilled_student.multitask.device_model import Measured
+from distilled_student.multitask.tasks.base import Item
 
 WAVES = [tone(1.0 + 0.1 * seed, seed=seed) for seed in range(3)]
 FORMS = ("7 bits", "unsigned")  # of weights
@@ -52,7 +54,7 @@ def written(prepared: tuple[Path, list[str]]) -> dict[str, Path]:
     saturating = file.with_name("saturating.onnx")
     options = {"nodes_to_quantize": matmuls, "op_types_to_quantize": ["MatMul"], "per_channel": True}
     quantize_dynamic(file, saturating, weight_type=QuantType.QInt8, **options)
-    files, calls = {"saturating": saturating}, utterance_inputs(file, WAVES)
+    files, calls = {"saturating": saturating}, list(utterance_inputs(file, WAVES))
     for form in FORMS:
         folder = file.parent / form
         folder.mkdir()
@@ -123,6 +125,31 @@ def test_signed_weights_of_eight_bits_saturate_and_are_refused(written: dict[str
     assert "\n" not in str(error.value)
 
 
+class Clips:
+    """Development data: clips of 1 s, 3 classes of 100, 40 and 1 of them, each sample the number of its clip."""
+
+    labels = 100 * [0] + 40 * [1] + [2]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def label(self, index: int) -> int:
+        return self.labels[index]
+
+    def item(self, index: int) -> Item:
+        return Item(torch.full((16_000 * (index % 20 + 1),), float(index)), self.label(index), str(index))
+
+
+def test_activations_are_calibrated_on_a_fixed_number_of_utterances_of_all_classes() -> None:
+    model = SimpleNamespace(tasks={"kws": SimpleNamespace(evaluation_data=lambda split: Clips())})
+    speech = calibration_speech(model)
+    numbers = [int(waveform[0]) for waveform in speech]
+    assert np.bincount([Clips.labels[number] for number in numbers]).tolist() == [24, 23, 1]
+    assert len(set(numbers)) == CALIBRATED == 48, "no clip is drawn twice"
+    assert max(map(len, speech)) == 160_000, "10 s of longer ones"
+    assert [int(waveform[0]) for waveform in calibration_speech(model)] == numbers
+
+
 def test_development_data_decide_and_test_data_are_only_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -133,8 +160,9 @@ def test_development_data_decide_and_test_data_are_only_printed(
 
     monkeypatch.setattr(int8, "measure", measure)
     model = SimpleNamespace(task_of_output={"keyword_scores": "kws"})
-    lost = int8.points_lost(model, "float32", {"dynamic": "dynamic", "static": "static"})
-    assert lost == {"dynamic": 0.5, "static": 10.0}
+    measured = {graph: int8.measure_splits(model, graph, ("dev", "test")) for graph in accuracy}
+    lost = int8.points_lost(measured.pop("float32"), measured)
+    assert lost == {"dynamic": {"kws": 0.5}, "static": {"kws": 10.0}}
     dev, test = (line.split() for line in capsys.readouterr().out.splitlines() if "kws" in line)
     assert dev == ["kws", "dev", "float32", "0.50", "10.00"] and test == ["kws", "test", "float32", "40.00", "0.00"]
 
@@ -145,16 +173,25 @@ def test_development_data_decide_and_test_data_are_only_printed(
 def test_unsigned_weights_are_used_only_if_7_bits_lose_too_much(
     monkeypatch: pytest.MonkeyPatch, max_loss: float, expected: tuple[str, str]
 ) -> None:
-    lost = {"dynamic, False": 0.6, "static, False": 0.4, "dynamic, True": 0.1, "static, True": 0.3}
+    lost = {"float32": 0.0, "dynamic, False": 0.6, "static, False": 0.4, "dynamic, True": 0.1, "static, True": 0.3}
+    evaluated: list[str] = []
+
+    def measure(model: Any, graph: str, split: str, task: str) -> Measured:
+        evaluated.append(graph)
+        return Measured(90 - lost[graph], "accuracy", lost[graph] + 1)
+
+    monkeypatch.setattr(int8, "measure", measure)
     monkeypatch.setattr(int8, "prepare_matmuls", lambda file: [])
     monkeypatch.setattr(int8, "quantize", lambda file, names, method, waves, unsigned: f"{method}, {unsigned}")
-    monkeypatch.setattr(
-        int8, "points_lost", lambda model, float32, files, splits: {m: lost[f] for m, f in files.items()}
-    )
-    model = SimpleNamespace(task_of_output={}, tasks={"kws": None})
-    assert int8.quantize_best(model, Path("float32.onnx"), [], max_loss, str) == expected
+    task = SimpleNamespace(evaluation_data=lambda split: None, has_threshold=True)
+    model = SimpleNamespace(task_of_output={"keyword_scores": "kws"}, tasks={"kws": task}, stored_thresholds={})
+    best = int8.quantize_best(model, Path("float32"), [], max_loss, str, splits=("dev",))
+    assert (best.precision, best.file) == expected
+    assert best.thresholds == {"kws": lost[best.file] + 1} and best.lost == {"kws": pytest.approx(lost[best.file])}
+    assert best.losses == f"; points lost on development data: kws {lost[best.file]:.2f}"
+    assert len(evaluated) == len(set(evaluated)), "no graph is evaluated twice"
     with pytest.raises(ds.UserError, match=r"int8: loses 0\.10 points on development data, more than --max-loss 0\.05"):
-        int8.quantize_best(model, Path("float32.onnx"), [], 0.05, str)
+        int8.quantize_best(model, Path("float32"), [], 0.05, str)
 
 
 RUN = """

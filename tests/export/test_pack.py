@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from distilled_student.multitask.device_model import open_joint
 from distilled_student.multitask.evaluate import evaluate
 
 pytest.importorskip("onnxscript")
+PRINTED = "printed"  # file with the output of `pack`
 
 
 def command(*words: str) -> int:
@@ -59,8 +62,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def packed(run: Path) -> Path:
     folder = run.parent / "packed"
-    assert command("pack", str(run), "-o", str(folder), "--max-loss", "100") == 0
+    with (run.parent / PRINTED).open("w") as printed, contextlib.redirect_stdout(printed):
+        assert command("pack", str(run), "-o", str(folder), "--max-loss", "100") == 0
     return folder
+
+
+def test_packing_prints_what_each_graph_loses_on_development_data_and_uses_no_test_data(packed: Path) -> None:
+    printed = (packed.parent / PRINTED).read_text()
+    for name in ("utterance.onnx", "stream.onnx"):
+        last = next(line for line in printed.splitlines() if line.startswith(f"{packed / name}: "))
+        assert re.search(r": int8 \w+, .* MB; points lost on development data: kws -?\d+\.\d\d, sv -?\d+\.\d\d$", last)
+    rows = [line.split()[:2] for line in printed.splitlines() if "%" in line]
+    assert rows == 2 * [["kws", "dev"], ["sv", "dev"]]
 
 
 def test_a_packed_model_answers_as_its_run(run: Path, packed: Path) -> None:

@@ -131,14 +131,14 @@ def test_int8_is_refused_if_it_loses_more_than_allowed(
     assert {len(wav) for wav in waveforms} == {8_000, 12_000, 14_400, 16_000}, "from the run's development data"
     with pytest.raises(UserError, match=r"int8: loses .* points on development data, more than --max-loss -101"):
         quantize_best(model, files[1], waveforms, -101)  # no gain is so large
-    precision, file = quantize_best(model, files[0], waveforms, 100)
+    best = quantize_best(model, files[0], waveforms, 100)
     rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if "%" in line]
     assert rows == 3 * [["kws", "dev"], ["kws", "test"], ["sv", "dev"], ["sv", "test"]]
-    assert precision.split()[0] == "int8" and model.metadata({}) == before, "measuring changes no calibration"
-    wave, graph = tone(1.0)[None], Graph(file)
+    assert best.precision.split()[0] == "int8" and model.metadata({}) == before, "measuring changes no calibration"
+    wave, graph = tone(1.0)[None], Graph(best.file)
     scores = graph(wave, torch.tensor([16_000])).keyword_scores
     torch.testing.assert_close(scores, model(wave, torch.tensor([16_000])).keyword_scores, atol=0.05, rtol=0)
-    assert 0 < thresholds(model, graph)["kws"] < 1
+    assert 0 < thresholds(model, graph)["kws"] < 1 and best.thresholds == thresholds(model, graph)
 
 
 def test_measure_gives_the_scores_of_an_evaluation(run: Path) -> None:

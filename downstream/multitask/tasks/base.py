@@ -58,6 +58,7 @@ class EvaluationData(Protocol):
 
     If it also has ``path(index) -> Path``, the provenance of an evaluation lists the files. If it also has ``filling``,
     the task's `BaseTask.filling`, shorter utterances are brought to its length by it; all others by zeros to `samples`.
+    If it also has ``label(index) -> int``, the class without decoding, int8 is calibrated on utterances of all classes.
     """
 
     def __len__(self) -> int: ...

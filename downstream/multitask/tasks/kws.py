@@ -122,6 +122,9 @@ class Evaluation:
     def path(self, index: int) -> Path:
         return self.clips[index].path
 
+    def label(self, index: int) -> int:
+        return self.clips[index].label
+
     def item(self, index: int) -> Item:
         clip = self.clips[index]
         if clip.volume is None:

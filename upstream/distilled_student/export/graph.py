@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from distilled_student.multitask.tasks.base import SHORTEST, SPEAKER_EMBEDDING
 OPSET = 23  # the first opset with an attention operator, which onnxruntime runs as one kernel
 INPUTS = ("waveforms", "lengths")  # of the graph of an utterance
 TOLERANCE = 1e-4  # largest difference from PyTorch in float32, see `difference`
+CALIBRATED = 48  # utterances of each task that static int8 measures ranges on
+CALIBRATED_SECONDS = 10  # the longest part of an utterance that is used
 SHIPPED_VOICES = ("af_heart", "am_adam", "bf_emma")  # of the embedded corpus, used where a model has no data of its own
 
 
@@ -172,6 +175,37 @@ def speech_samples(model: JointModel, count: int = 24) -> list[Tensor]:
         by_length = sorted(range(len(data)), key=data.samples)
         waveforms += [data.item(by_length[i]).waveform for i in _evenly_spaced(len(by_length), count)]
     return waveforms or list(_shipped_speech(count))
+
+
+def calibration_speech(model: JointModel) -> list[Tensor]:
+    """Waveforms ``(samples,)`` that static int8 measures ranges on, the same at every call.
+
+    `CALIBRATED` utterances of the development data of each task, drawn with a fixed seed: every class equally often, as
+    far as it has so many, and each class once even if there are more classes. Of long ones the first
+    `CALIBRATED_SECONDS`. Utterances of the embedded corpus if no task has development data.
+    """
+    waveforms: list[Tensor] = []
+    for task in model.tasks.values():
+        try:
+            data = task.evaluation_data("dev")
+        except UserError:
+            continue
+        label_of = getattr(data, "label", lambda index: 0)
+        drawn = np.random.default_rng(0).permutation(len(data)).tolist()
+        waveforms += [data.item(index).waveform for index in _of_all_classes(drawn, label_of, CALIBRATED)]
+    waveforms = waveforms or list(_shipped_speech(CALIBRATED))
+    return [waveform[: CALIBRATED_SECONDS * SAMPLE_RATE] for waveform in waveforms]
+
+
+def _of_all_classes(indices: Sequence[int], label_of: Callable[[int], int], count: int) -> list[int]:
+    """The first ``count`` of these indices if the classes take turns; more if there are more classes."""
+    seen: Counter[int] = Counter()
+    turns = []  # of an index: how many of its class come before it
+    for index in indices:
+        turns.append(seen[label_of(index)])
+        seen[label_of(index)] += 1
+    in_turns = [indices[i] for i in np.argsort(turns, kind="stable")]
+    return in_turns[: max(count, len(seen))]
 
 
 def with_halves(waveforms: Sequence[Tensor]) -> list[Tensor]:

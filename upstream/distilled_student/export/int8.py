@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,13 +30,36 @@ from torch.nn import functional as F
 
 from distilled_student.common.errors import UserError
 from distilled_student.export.graph import INPUTS, Graph, load_onnx, padded_batches
-from distilled_student.multitask.device_model import JointModel, JointOutput, measure
+from distilled_student.multitask.device_model import JointModel, JointOutput, Measured, measure
 
 Run = Callable[[Tensor, Tensor], JointOutput]  # a graph, called as the model: waveforms and lengths
+Measurements = dict[tuple[str, str], Measured]  # an evaluation of each task and split
 METHODS = ("dynamic", "static")  # see `quantize`
 # Operators that hold the weights of a matrix product in 8 bits -> the number of the input with the weights.
 WEIGHT_INPUTS = {"MatMulInteger": 1, "QLinearMatMul": 3, "DequantizeLinear": 0}
 LARGEST_SIGNED = 64  # absolute value of a weight with 7 bits
+
+
+class Exported(NamedTuple):
+    """A graph that an export writes.
+
+    Attributes:
+        precision: ``float32``, ``int8 dynamic`` or ``int8 static``.
+        file: The graph.
+        lost: Points of accuracy or EER that int8 loses on development data, by task; empty in float32.
+        thresholds: Of each task that has one, from the graph's outputs on development data; None: not measured yet.
+    """
+
+    precision: str
+    file: Path
+    lost: Mapping[str, float] = MappingProxyType({})
+    thresholds: Mapping[str, float | None] | None = None
+
+    @property
+    def losses(self) -> str:
+        """The points lost, for the end of a message; empty without any."""
+        points = ", ".join(f"{task} {value:.2f}" for task, value in self.lost.items())
+        return points and f"; points lost on development data: {points}"
 
 
 def prepare_matmuls(file: Path) -> list[str]:
@@ -165,44 +189,50 @@ def cosine(model: JointModel, graph: Run, waveforms: Sequence[Tensor]) -> float:
     return torch.cat(similarities).mean().item()
 
 
-def points_lost(
-    model: JointModel, float32: Run, int8: Mapping[str, Run], splits: Sequence[str] = ("dev", "test")
-) -> dict[str, float]:
-    """Points of accuracy or EER that each int8 graph loses against float32 on development data: the most of any task.
-
-    Prints a table of all values. Losses on test data, where these exist, are printed only: they decide nothing.
-
-    Args:
-        int8: Graph of each method.
-        splits: What is measured; ``dev`` must be among them.
+def measure_splits(model: JointModel, run: Run, splits: Sequence[str]) -> Measurements:
+    """Evaluate all tasks on these splits, ``dev`` among them. Splits without data are left out.
 
     Raises:
         UserError: there are no development data.
     """
-    table = Table("", "split", "float32", *(f"{method}, points lost" for method in int8), box=box.SIMPLE)
-    lost: dict[str, list[float]] = {method: [] for method in int8}
+    found = {}
     for task in model.task_of_output.values():
         for split in splits:
             try:
-                reference, *quantized = (measure(model, graph, split, task) for graph in (float32, *int8.values()))
+                found[task, split] = measure(model, run, split, task)
             except UserError:
                 if split == "dev":
                     raise
-                continue
-            points = [reference.score - result.score for result in quantized]
-            if split == "dev":
-                for method, value in zip(int8, points, strict=True):
-                    lost[method].append(value)
-            first_metric = re.split("[,(]", reference.summary)[0]
-            table.add_row(task, split, first_metric, *(f"{value:.2f}" for value in points))
+    return found
+
+
+def points_lost(float32: Measurements, int8: Mapping[str, Measurements]) -> dict[str, dict[str, float]]:
+    """Points of accuracy or EER that each int8 graph loses against float32 on development data, by method and task.
+
+    Prints a table of all values. Losses on test data, where these exist, are printed only: they decide nothing.
+
+    Args:
+        float32, int8: Evaluations of the float32 graph, and of that of each method.
+    """
+    table = Table("", "split", "float32", *(f"{method}, points lost" for method in int8), box=box.SIMPLE)
+    lost: dict[str, dict[str, float]] = {method: {} for method in int8}
+    for (task, split), reference in float32.items():
+        if not all((task, split) in measured for measured in int8.values()):
+            continue
+        points = {method: reference.score - measured[task, split].score for method, measured in int8.items()}
+        if split == "dev":
+            for method, value in points.items():
+                lost[method][task] = value
+        first_metric = re.split("[,(]", reference.summary)[0]
+        table.add_row(task, split, first_metric, *(f"{value:.2f}" for value in points.values()))
     Console().print(table)
-    return {method: max(points) for method, points in lost.items()}
+    return lost
 
 
-def utterance_inputs(file: Path, waveforms: Sequence[Tensor]) -> list[dict[str, Any]]:
+def utterance_inputs(file: Path, waveforms: Sequence[Tensor]) -> Iterator[dict[str, Any]]:
     """The inputs of an utterance's graph, one utterance in each."""
-    batches = padded_batches(waveforms, sizes=(1,))
-    return [dict(zip(INPUTS, (part.numpy() for part in batch), strict=True)) for batch in batches]
+    for batch in padded_batches(waveforms, sizes=(1,)):
+        yield dict(zip(INPUTS, (part.numpy() for part in batch), strict=True))
 
 
 def quantize_best(
@@ -211,33 +241,34 @@ def quantize_best(
     waveforms: Sequence[Tensor],
     max_loss: float,
     open_graph: Callable[[Path], Run] = Graph,
-    inputs_of: Callable[[Path, Sequence[Tensor]], Sequence[Mapping[str, Any]]] = utterance_inputs,
+    inputs_of: Callable[[Path, Sequence[Tensor]], Iterable[Mapping[str, Any]]] = utterance_inputs,
     splits: Sequence[str] = ("dev", "test"),
-) -> tuple[str, Path]:
+) -> Exported:
     """Quantise a float32 graph by the method that loses least: by accuracy and EER, or by cosine without any task.
 
-    Weights have 7 signed bits, or, if both methods then lose too much, 8 unsigned ones, which take longer.
+    Weights have 7 signed bits, or, if both methods then lose too much, 8 unsigned ones, which take longer. Each graph
+    is evaluated once.
 
     Args:
         file: The float32 graph; it is overwritten, and the int8 graphs are written to its folder.
-        waveforms: Speech that static quantisation measures ranges on.
+        waveforms: Speech that static quantisation measures ranges on, see `calibration_speech`.
         max_loss: Points of accuracy or EER that may be lost on development data.
         open_graph: Opens a graph's file, to run it as the model.
         inputs_of: The inputs of the float32 graph for the ``waveforms``.
-        splits: See `points_lost`.
-
-    Returns:
-        ``int8 METHOD`` and its file.
+        splits: What is evaluated, see `measure_splits`.
 
     Raises:
         UserError: there are no development data to measure on, or more than ``max_loss`` points are lost.
     """
     for name in model.task_of_output.values():
         model.tasks[name].evaluation_data("dev")  # raises before the long work if the data are missing
-    float32, inputs = open_graph(file), inputs_of(file, waveforms)
+    float32 = measure_splits(model, open_graph(file), splits)
     matmuls = prepare_matmuls(file)
     for unsigned in (False, True):
-        files = {method: quantize(file, matmuls, method, inputs, unsigned) for method in METHODS}
+        files = {
+            method: quantize(file, matmuls, method, inputs_of(file, waveforms) if method == "static" else (), unsigned)
+            for method in METHODS
+        }
         int8 = {method: open_graph(file) for method, file in files.items()}
         if not model.tasks:
             similarity = {method: cosine(model, graph, waveforms) for method, graph in int8.items()}
@@ -245,15 +276,21 @@ def quantize_best(
                 "int8: cosine with float32: " + ", ".join(f"{name} {value:.4f}" for name, value in similarity.items())
             )
             best = max(similarity, key=similarity.__getitem__)
-            break
+            return Exported(f"int8 {best}", files[best])
         print(f"int8: weights of {'8 unsigned' if unsigned else '7'} bits")
-        lost = points_lost(model, float32, int8, splits)
-        best = min(lost, key=lost.__getitem__)
-        if lost[best] <= max_loss:
-            break
-    else:
-        raise UserError(
-            f"int8: loses {lost[best]:.2f} points on development data, more than --max-loss {max_loss:g} allows; "
-            "no file is written"
-        )
-    return f"int8 {best}", files[best]
+        measured = {method: measure_splits(model, graph, splits) for method, graph in int8.items()}
+        lost = points_lost(float32, measured)
+        most = {method: max(points.values()) for method, points in lost.items()}
+        best = min(most, key=most.__getitem__)
+        if most[best] <= max_loss:
+            return Exported(f"int8 {best}", files[best], lost[best], _thresholds(model, measured[best]))
+    raise UserError(
+        f"int8: loses {most[best]:.2f} points on development data, more than --max-loss {max_loss:g} allows; "
+        "no file is written"
+    )
+
+
+def _thresholds(model: JointModel, measured: Measurements) -> dict[str, float | None]:
+    """The threshold of each task that has one, from an evaluation; that of a packed model if it has stored one."""
+    of_data = {name: measured[name, "dev"].threshold for name, task in model.tasks.items() if task.has_threshold}
+    return of_data | model.stored_thresholds

@@ -20,6 +20,7 @@ from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.export.graph import (
     INPUTS,
     Graph,
+    calibration_speech,
     compare,
     file_metadata,
     file_size,
@@ -31,7 +32,7 @@ from distilled_student.export.graph import (
     with_halves,
     write_onnx,
 )
-from distilled_student.export.int8 import quantize_best
+from distilled_student.export.int8 import Exported, quantize_best
 from distilled_student.multitask.device_model import Features, JointModel, thresholds
 from distilled_student.student.network import Student
 
@@ -87,7 +88,12 @@ def check_graph(file: Path, model: JointModel, waveforms: Sequence[Tensor]) -> f
 
 
 def export_onnx(
-    model: JointModel | Student, path: str | Path, int8: bool = False, max_loss: float = 0.3, checkpoint: str = ""
+    model: JointModel | Student,
+    path: str | Path,
+    int8: bool = False,
+    max_loss: float = 0.3,
+    checkpoint: str = "",
+    splits: Sequence[str] = ("dev", "test"),
 ) -> None:
     """Write a model's graph to ``path`` after a comparison with PyTorch on speech.
 
@@ -98,6 +104,7 @@ def export_onnx(
             losses are printed.
         max_loss: Points of accuracy or EER that int8 may lose.
         checkpoint: Name of the checkpoint, for the metadata.
+        splits: What the losses are printed of; ``dev``, which decides, must be among them.
 
     Raises:
         UserError: onnx or onnxruntime is not installed; ``path`` is a folder; the float32 graph differs from PyTorch
@@ -118,10 +125,11 @@ def export_onnx(
             f"float32: {file_size(file)}, differs by at most {difference:.1e} from PyTorch "
             f"on {len(waveforms)} utterances"
         )
-        precision = "float32"
+        written = Exported("float32", file)
         if int8:
-            precision, file = quantize_best(model, file, waveforms, max_loss)
-        metadata = file_metadata(model, checkpoint, precision, thresholds(model, Graph(file)))
-        write_onnx(load_onnx()[0].load(file), file, metadata)
-        os.replace(file, path)
-    print(f"{path}: {precision}, {file_size(path)}")
+            written = quantize_best(model, file, calibration_speech(model), max_loss, splits=splits)
+        measured = thresholds(model, Graph(file)) if written.thresholds is None else written.thresholds
+        metadata = file_metadata(model, checkpoint, written.precision, measured)
+        write_onnx(load_onnx()[0].load(written.file), written.file, metadata)
+        os.replace(written.file, path)
+    print(f"{path}: {written.precision}, {file_size(path)}{written.losses}")

@@ -265,6 +265,21 @@ class Stream:
             ``speaker_embedding (embedding,)``, if the model has them, of the window that ends with the last new frame.
             None if the samples complete no frame.
         """
+        if (outputs := self.advance(samples)) is None:
+            return None
+        for name, length in self.model.padded_to.items():
+            if self._processed < length:
+                outputs[name] = self._step(np.zeros(length - self._processed, np.float32))[0][name]
+        for name, length in self.model.repeated_to.items():
+            if self._processed < length:  # np.resize repeats
+                outputs[name] = self._step(np.resize(self._beginning, length)[self._processed :])[0][name]
+        return outputs
+
+    def advance(self, samples: NDArray) -> dict[str, NDArray[np.float32]] | None:
+        """`feed` for a caller that needs only the state and ``hidden_state``: adds nothing to audio that is too short.
+
+        While less audio than in training has arrived, the other outputs are those of an incomplete window.
+        """
         waiting = np.concatenate([self._waiting, read_samples(samples, self.model.rate)])
         ready = len(waiting) // self.model.chunk * self.model.chunk
         self._waiting = waiting[ready:]
@@ -272,14 +287,8 @@ class Stream:
             return None
         outputs, self._state = self._step(waiting[:ready])
         self._processed += ready
-        for name, length in self.model.padded_to.items():
-            if self._processed < length:
-                outputs[name] = self._step(np.zeros(length - self._processed, np.float32))[0][name]
         if len(self._beginning) < max(self.model.repeated_to.values(), default=0):
             self._beginning = np.concatenate([self._beginning, waiting[:ready]])
-        for name, length in self.model.repeated_to.items():
-            if self._processed < length:  # np.resize repeats
-                outputs[name] = self._step(np.resize(self._beginning, length)[self._processed :])[0][name]
         return outputs
 
     def inputs(self, samples: NDArray[np.float32]) -> dict[str, NDArray]:
