@@ -252,7 +252,7 @@ class BaseTask(nn.Module):
 
 
 def square_root_order(labels: np.ndarray, rng: np.random.Generator) -> list[int]:
-    """About as many indices as ``labels (items,)``, in random order: a class with four times as many items twice as often.
+    """About as many indices as ``labels (items,)``, in random order: a class of four times the size twice as often.
 
     The items of a class are drawn equally often, up to one more or less.
     """
