@@ -1,11 +1,13 @@
 # Every target needs only Python and make: it installs into .venv, and later calls reuse that folder.
 PYTHON ?= python3
 STAMP := .venv/.installed
+WEB = upstream/distilled_student/web/page/ort
+RUNTIME = ort.wasm.bundle.min.mjs ort-wasm-simd-threaded.wasm
 REPORT = exp/benchmark/$(1)/results.json
 ACCURACY = $(if $(wildcard $(call REPORT,sizes)),--accuracy embedded=$(call REPORT,sizes)) \
 	$(if $(wildcard $(call REPORT,sizes-real)),--accuracy real=$(call REPORT,sizes-real))
 
-.PHONY: demo test stress bench speed lint
+.PHONY: demo test stress bench speed lint web
 
 demo: $(STAMP)
 	.venv/bin/distilled-student demo
@@ -26,6 +28,13 @@ bench: $(STAMP)
 # measures speed, without the trainings
 speed: $(STAMP)
 	.venv/bin/distilled-student speed --history docs/speed-history.jsonl $(ACCURACY)
+
+# puts onnxruntime-web next to the page, which then needs no network; needs npm
+web:
+	npm ci --omit=dev --ignore-scripts --no-audit --no-fund
+	mkdir -p $(WEB)
+	cp $(addprefix node_modules/onnxruntime-web/dist/,$(RUNTIME)) $(WEB)
+	@echo "distilled-student web serves the page without a network"
 
 lint: $(STAMP)
 	.venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check .

@@ -42,7 +42,7 @@ setup(
     packages=packages,
     package_dir=PACKAGE_DIR,
     package_data={
-        "distilled_student": ["assets/**/*"],
+        "distilled_student": ["assets/**/*", "web/*.json", "web/page/**/*"],
         "distilled_student.configs": ["**/*.yaml", "*.yaml"],
     },
     install_requires=[

@@ -33,6 +33,7 @@ from distilled_student.common.known_warnings import suppress_known_warnings
 from distilled_student.common.shipped_models import model_path
 from distilled_student.common.typer_errors import Commands, run_app
 from distilled_student.corpora.speaker_names import check_speaker_pattern
+from distilled_student.web.commands import register as register_web
 
 # Importing torch, s3prl and lhotse takes seconds. A command therefore checks what it can first and imports them last.
 
@@ -415,6 +416,9 @@ def stream(
     keywords = listen(Stream(open_joint(model), window), audio.load(recording), chunk_ms, threshold)
     for seconds, label, score in keywords:
         print(f"{seconds:7.2f} s  {label}  {score:.2f}")
+
+
+register_web(app)
 
 
 # s3prl reads its own options, --help too

@@ -1,0 +1,86 @@
+// Decides from the scores of a stream which keyword was said, and when: the same rules as distilled_student/onnx/detector.py.
+
+export const HOP_SECONDS = 0.08;
+const GATE_SECONDS = 1.0; // the loudest hop of this time counts for the energy gate
+
+/** The keyword {label, score}, whose label is null if none was said. Labels that begin with "_" are not keywords. */
+export function decide(labels, scores, threshold) {
+  let best = -1;
+  labels.forEach((label, i) => {
+    if (!label.startsWith("_") && (best < 0 || scores[i] > scores[best])) best = i;
+  });
+  const needed = threshold === null ? Math.max(...scores) : threshold;
+  return { label: scores[best] >= needed ? labels[best] : null, score: scores[best] };
+}
+
+/** The root mean square of samples in dB relative to a full scale of 1; -120 dB at least. */
+export function level(samples) {
+  let sum = 0;
+  for (const sample of samples) sum += sample * sample;
+  return 10 * Math.log10(sum / samples.length + 1e-12);
+}
+
+/** Reports a keyword once, however many hops it lasts. */
+export class HoldOff {
+  constructor(hops) {
+    this.hops = hops;
+    this.label = "";
+    this.ofHit = this.latest = -Infinity; // numbers of hops
+  }
+
+  /** Whether a keyword that reaches the threshold at this hop is to be reported. */
+  isHit(hop, label) {
+    const isHeld = hop - this.ofHit < this.hops;
+    if (label === this.label && (isHeld || hop === this.latest + 1)) {
+      this.latest = hop;
+      return false;
+    }
+    if (isHeld) return false;
+    this.label = label;
+    this.ofHit = this.latest = hop;
+    return true;
+  }
+}
+
+/**
+ * Smoothing, threshold, energy gate and hold-off.
+ *
+ * settings: {threshold, smoothing, hold_off, level}; threshold and level may change while a stream is processed.
+ */
+export class Detector {
+  constructor(labels, settings, hop = HOP_SECONDS) {
+    Object.assign(this, { labels, settings: { ...settings }, hop });
+    this.reset();
+  }
+
+  reset() {
+    this.recent = [];
+    this.levels = [];
+    this.holdOff = new HoldOff(Math.ceil(this.settings.hold_off / this.hop - 1e-9));
+    this.hops = 0;
+  }
+
+  /** The mean of these scores and those of the last hops. */
+  smooth(scores) {
+    keepLast(this.recent, Array.from(scores), Math.max(1, Math.round(this.settings.smoothing / this.hop)));
+    return this.labels.map((_, i) => this.recent.reduce((sum, row) => sum + row[i], 0) / this.recent.length);
+  }
+
+  /** What one hop gives: {scores, level, isLoud, hit}; hit is {seconds, label, score} or null. */
+  step(rawScores, samples) {
+    const scores = this.smooth(rawScores);
+    const now = level(samples);
+    keepLast(this.levels, now, Math.max(1, Math.round(GATE_SECONDS / this.hop)));
+    const isLoud = this.settings.level === null || Math.max(...this.levels) >= this.settings.level;
+    const { label, score } = decide(this.labels, scores, this.settings.threshold);
+    this.hops += 1;
+    const isHit = label !== null && isLoud && this.holdOff.isHit(this.hops, label);
+    const seconds = Math.round(this.hops * this.hop * 1e6) / 1e6;
+    return { scores, level: now, loudest: Math.max(...this.levels), isLoud, hit: isHit ? { seconds, label, score } : null };
+  }
+}
+
+function keepLast(list, item, length) {
+  list.push(item);
+  if (list.length > length) list.shift();
+}

@@ -1,0 +1,201 @@
+// The page: connects the microphone, files and the worker with what is shown.
+
+import { Microphone, Player, readFile } from "./audio.mjs";
+import { Enrolment } from "./enrolment.mjs";
+import { People } from "./people.mjs";
+import { Settings } from "./settings.mjs";
+import { element, hitLine, percent, wordTile } from "./view.mjs";
+import { WorkerPort } from "./worker_port.mjs";
+
+const SHOWN_SECONDS = 1.2; // a word stays lit for this time
+const SLOW_SECONDS = 1; // of audio that wait for the worker, from which on the page says that the device is too slow
+const MAX_HITS = 50; // in the list
+const at = (id) => document.getElementById(id);
+
+const worker = new WorkerPort(new Worker(new URL("worker.mjs", import.meta.url), { type: "module" }));
+let model, tiles, settings, people, microphone, player, timeAtStart;
+let isIdle = true;
+const times = []; // milliseconds of the worker for the last hops
+
+start().catch(showProblem);
+
+async function start() {
+  if (typeof Worker !== "function") throw new Error("This browser has no workers. Use a newer one.");
+  const ready = await worker.ask("load", { here: new URL(".", location.href).href });
+  model = ready.model;
+  showWords();
+  people = new People(at("people"), model, applySettings, showProblem);
+  settings = new Settings(model, applySettings);
+  new Enrolment(model, worker, people, { listen: openMicrophone, problem: showProblem });
+  connect();
+  applySettings();
+  for (const id of ["listen", "open", "enrol", "load"]) at(id).disabled = false;
+  at("enrol").disabled = !model.calibration;
+  showStatus("Ready. Press Listen, or open a file.");
+  showFooter(ready);
+}
+
+function connect() {
+  at("listen").addEventListener("click", () => (isIdle ? listen() : stop()).catch(showProblem));
+  at("open").addEventListener("click", () => at("file").click());
+  at("file").addEventListener("change", () => {
+    const [file] = at("file").files;
+    at("file").value = ""; // the same file may be opened again
+    if (file) playFile(file).catch(showProblem);
+  });
+  at("load").addEventListener("click", () => at("profile").click());
+  at("profile").addEventListener("change", async () => {
+    showProblem(null);
+    for (const file of at("profile").files) await people.load(file);
+    at("profile").value = "";
+  });
+  worker.on("hop", showHop);
+  worker.on("error", ({ message }) => showProblem(new Error(message)));
+}
+
+async function listen() {
+  await openMicrophone();
+  showStatus(`Listening for: ${model.labels.filter(isKeyword).join(", ")}.`);
+}
+
+/** Open the microphone if it is not open. */
+async function openMicrophone() {
+  if (microphone) return;
+  await stop();
+  showProblem(null);
+  begin();
+  try {
+    microphone = await Microphone.open(worker, model.rate);
+    microphone.onended = () => stop().then(() => showProblem(new Error("The microphone was disconnected.")));
+  } catch (error) {
+    end("Press Listen to try again, or open a file.");
+    throw error;
+  }
+}
+
+async function playFile(file) {
+  await stop();
+  showProblem(null);
+  const samples = await readFile(file, model.rate);
+  begin();
+  showStatus(`${file.name}, ${(samples.length / model.rate).toFixed(1)} s.`);
+  const feed = (part) => worker.send("samples", { samples: part }, [part.buffer]);
+  if (at("aloud").checked) {
+    player = new Player(samples, model.rate, feed);
+    const own = player;
+    await own.play();
+    if (player !== own) return; // stopped
+  } else {
+    feed(samples);
+  }
+  feed(new Float32Array(model.hop)); // silence: completes the last hop
+  await worker.ask("flush", {});
+  await stop(`${file.name} is finished: ${countText()}.`);
+}
+
+function countText() {
+  const count = at("hits").querySelectorAll("li:not(.earlier)").length;
+  return count === 1 ? "1 word" : `${count} words`;
+}
+
+function begin() {
+  isIdle = false;
+  worker.send("reset");
+  for (const line of at("hits").children) line.classList.add("earlier");
+  at("listen").textContent = "Stop";
+  at("listen").setAttribute("aria-pressed", "true");
+}
+
+async function stop(text = "Stopped. Press Listen, or open a file.") {
+  if (isIdle) return;
+  const open = [microphone, player].filter(Boolean);
+  microphone = player = null;
+  end(text);
+  for (const one of open) await one.close();
+}
+
+function end(text) {
+  isIdle = true;
+  at("listen").textContent = "Listen";
+  at("listen").setAttribute("aria-pressed", "false");
+  at("meter").style.setProperty("--level", 0);
+  at("who").textContent = "–";
+  for (const label of Object.keys(tiles)) tiles[label].show(0);
+  people.show(null);
+  showStatus(text);
+}
+
+function applySettings() {
+  if (!settings) return;
+  const values = settings.values(people.names());
+  worker.send("settings", { settings: { ...values, people: people.persons() } });
+  for (const tile of Object.values(tiles)) tile.setThreshold(values.threshold);
+}
+
+function showWords() {
+  tiles = {};
+  for (const label of model.labels.filter(isKeyword)) {
+    tiles[label] = wordTile(label);
+    at("words").append(tiles[label].element);
+  }
+}
+
+function isKeyword(label) {
+  return !label.startsWith("_");
+}
+
+function showHop(hop) {
+  times.push(hop.milliseconds);
+  if (times.length > 100) times.shift();
+  if (isIdle) return;
+  showLevel(hop.level);
+  model.labels.forEach((label, i) => tiles[label]?.show(hop.scores[i]));
+  if (people.names().length) at("who").textContent = hop.speaker ? (hop.speaker.name ?? "somebody else") : "–";
+  people.show(hop.speaker);
+  if (hop.hit) showHit(hop.hit);
+  if (microphone && hop.behind > SLOW_SECONDS) {
+    showProblem(new Error(`This device is too slow: it is ${hop.behind.toFixed(1)} s behind. Try the model tiny.`));
+  }
+  if (times.length % 25 === 0) showFooterTime();
+}
+
+function showLevel(level) {
+  const shown = Math.round(Math.max(-60, Math.min(0, level)));
+  at("meter").style.setProperty("--level", (shown + 60) / 60);
+  at("meter").setAttribute("aria-valuenow", shown);
+}
+
+function showHit(hit) {
+  tiles[hit.label].light(SHOWN_SECONDS);
+  at("hits").prepend(hitLine(hit));
+  while (at("hits").children.length > MAX_HITS) at("hits").lastElementChild.remove();
+  at("no-hits").hidden = true;
+  at("announce").textContent = `${hit.label}, ${percent(hit.score)}${hit.speaker ? `, ${hit.speaker}` : ""}`;
+}
+
+function showStatus(text) {
+  at("status").textContent = text;
+}
+
+/** Say what is wrong; null: nothing is. */
+function showProblem(error) {
+  at("problem").hidden = error === null;
+  at("problem").textContent = error === null ? "" : error.message;
+  if (!model && error) showStatus("The page cannot start.");
+}
+
+function showFooter({ runtime, milliseconds }) {
+  const place = runtime.base.startsWith("https:") ? "from a public CDN" : "from this site";
+  at("footer").replaceChildren(
+    element("span", "", `Model ${model.name}, ${(model.bytes / 1e6).toFixed(1)} MB, ready in ${Math.round(milliseconds)} ms. `),
+    element("span", "", `onnxruntime-web ${runtime.version} ${place}. `),
+    element("span", "time", ""),
+  );
+}
+
+function showFooterTime() {
+  const median = [...times].sort((a, b) => a - b)[Math.floor(times.length / 2)];
+  const share = median / (1000 * (model.hop / model.rate));
+  at("footer").querySelector(".time").textContent =
+    `${median.toFixed(1)} ms of work for ${(1000 * model.hop) / model.rate} ms of audio (${percent(share)} of one core).`;
+}

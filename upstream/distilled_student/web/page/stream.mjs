@@ -1,0 +1,124 @@
+// Runs the streaming graph on samples as they arrive: the same steps as Stream in distilled_student/onnx/model.py.
+
+import { Detector } from "./detector.mjs";
+import { identify, ownerSaid, unitLength } from "./speakers.mjs";
+
+const ARRAYS = { float32: Float32Array, int64: BigInt64Array };
+
+/** The graph with its state. ort: onnxruntime-web; session: the graph; model: the content of model.json. */
+export class Stream {
+  constructor(ort, session, model) {
+    Object.assign(this, { ort, session, model });
+    this.reset();
+  }
+
+  reset() {
+    this.state = {};
+    for (const { name, type, shape } of this.model.state) {
+      const size = shape.reduce((product, length) => product * length, 1);
+      this.state[name] = new this.ort.Tensor(type, new ARRAYS[type](size), shape);
+    }
+    this.processed = 0; // samples
+    this.beginning = new Float32Array(0); // the first samples, as many as are repeated
+  }
+
+  /** The outputs for whole chunks of samples, by name. */
+  async feed(samples) {
+    const [outputs, state] = await this.run(samples);
+    this.state = state;
+    this.processed += samples.length;
+    for (const [name, length] of Object.entries(this.model.padded_to)) {
+      if (this.processed < length) outputs[name] = await this.peek(new Float32Array(length - this.processed), name);
+    }
+    const repeated = Object.entries(this.model.repeated_to);
+    if (this.beginning.length < Math.max(0, ...repeated.map(([, length]) => length))) {
+      this.beginning = joined(this.beginning, samples);
+    }
+    for (const [name, length] of repeated) {
+      if (this.processed < length) {
+        const missing = Float32Array.from({ length: length - this.processed }, (_, i) => this.beginning[i % this.processed]);
+        outputs[name] = await this.peek(missing, name);
+      }
+    }
+    return outputs;
+  }
+
+  /** An output after further samples that do not become part of the stream. */
+  async peek(samples, name) {
+    const [outputs] = await this.run(samples);
+    return outputs[name];
+  }
+
+  async run(samples) {
+    const input = new this.ort.Tensor("float32", samples, [1, samples.length]);
+    const results = await this.session.run({ samples: input, ...this.state }, this.model.outputs);
+    const outputs = {}, state = {};
+    for (const [name, tensor] of Object.entries(results)) {
+      if (name.startsWith("next_")) state[name.replace("next_", "state_")] = tensor;
+      else outputs[name] = tensor.data;
+    }
+    return [outputs, state];
+  }
+}
+
+/** A stream with its decisions: keywords, and who said them. */
+export class Listener {
+  constructor(ort, session, model, calibration) {
+    Object.assign(this, { model, calibration });
+    this.stream = new Stream(ort, session, model);
+    this.detector = new Detector(model.labels, model.detector, model.hop / model.rate);
+    this.people = []; // {name, vector, clips, seconds}
+    this.owner = null; // the name of the only person whose keywords are reported
+    this.falseAccepts = model.false_accepts;
+    this.speechLevel = -50; // dB: below it nobody is looked for
+    this.reset();
+  }
+
+  reset() {
+    this.stream.reset();
+    this.detector.reset();
+    this.waiting = new Float32Array(0);
+  }
+
+  /** Process any number of samples at the model's rate; calls report once for each hop. */
+  async listen(samples, report) {
+    this.waiting = joined(this.waiting, samples);
+    while (this.waiting.length >= this.model.hop) {
+      const hop = this.waiting.slice(0, this.model.hop);
+      this.waiting = this.waiting.slice(this.model.hop);
+      report(await this.step(hop));
+    }
+  }
+
+  async step(hop) {
+    const begin = performance.now();
+    const outputs = await this.stream.feed(hop);
+    const found = this.detector.step(outputs.keyword_scores, hop);
+    const speaker = this.speakerOf(outputs, found);
+    return { ...found, hit: this.withSpeaker(found.hit, speaker), speaker, milliseconds: performance.now() - begin };
+  }
+
+  /** Who speaks in the window that ends here; null if nobody is enrolled, or if it is too quiet. */
+  speakerOf(outputs, { hit, loudest }) {
+    const candidates = this.people.filter(({ name }) => this.owner === null || name === this.owner);
+    if (!candidates.length || !this.calibration || !outputs.speaker_embedding) return null;
+    if (hit === null && loudest < this.speechLevel) return null;
+    const seconds = Math.min(this.model.window, this.stream.processed / this.model.rate);
+    return identify(this.calibration, unitLength(outputs.speaker_embedding), seconds, candidates, this.falseAccepts);
+  }
+
+  /** The hit with its speaker; null if only the owner's keywords are reported and it is not one. */
+  withSpeaker(hit, speaker) {
+    if (hit === null) return null;
+    if (this.owner === null) return { ...hit, speaker: speaker?.name ?? null, ratio: speaker?.ratio ?? null };
+    if (speaker === null || speaker.name === null) return null;
+    return { ...hit, score: ownerSaid(hit.score, speaker.ratio), speaker: speaker.name, ratio: speaker.ratio };
+  }
+}
+
+export function joined(a, b) {
+  const both = new Float32Array(a.length + b.length);
+  both.set(a);
+  both.set(b, a.length);
+  return both;
+}

@@ -1,0 +1,105 @@
+// The worker: loads the model, and processes samples from the microphone, a file or a clip to enrol.
+
+import { checkClip, loudestPart } from "./clips.mjs";
+import { loadRuntime } from "./runtime.mjs";
+import { Calibration, unitLength } from "./speakers.mjs";
+import { joined, Listener, Stream } from "./stream.mjs";
+
+let ort, session, model, calibration, listener;
+let waiting = 0; // samples that have arrived and are not processed
+let recording = null; // {wanted, samples} while a clip is recorded
+let queue = Promise.resolve(); // one message is processed after the other
+
+const handlers = {
+  async load({ id, here }) {
+    const [runtime, description] = await Promise.all(["runtime.json", "model/model.json"].map((file) => readJson(file, here)));
+    model = description;
+    ort = await loadRuntime(runtime, here);
+    const graph = await fetch(new URL(`model/${model.file}`, here));
+    if (!graph.ok) throw new Error(`The model cannot be loaded: the server answered ${graph.status}.`);
+    const begin = performance.now();
+    session = await ort.InferenceSession.create(new Uint8Array(await graph.arrayBuffer()), {
+      executionProviders: ["wasm"],
+      logSeverityLevel: 3,
+    });
+    calibration = model.calibration && new Calibration(model.calibration);
+    listener = new Listener(ort, session, model, calibration);
+    await listener.step(new Float32Array(model.hop)); // the first run is slow
+    listener.reset();
+    postMessage({ type: "ready", id, model, runtime, milliseconds: performance.now() - begin });
+  },
+
+  async samples({ samples }) {
+    await listener.listen(samples, (hop) => postMessage({ type: "hop", ...hop, behind: waiting / model.rate }));
+    waiting -= samples.length;
+  },
+
+  settings({ settings }) {
+    const { threshold, level, ...others } = settings;
+    Object.assign(listener.detector.settings, { threshold, level });
+    Object.assign(listener, others); // people, owner, falseAccepts
+  },
+
+  reset() {
+    listener.reset();
+    postMessage({ type: "reset" });
+  },
+
+  /** The embedding of a clip and what is wrong with it. */
+  async clip({ id, samples }) {
+    const part = loudestPart(samples, Math.floor((model.window * model.rate) / model.chunk) * model.chunk);
+    const stream = new Stream(ort, session, model);
+    const whole = part.slice(0, Math.floor(part.length / model.chunk) * model.chunk);
+    const { speaker_embedding: embedding } = whole.length ? await stream.feed(whole) : {};
+    postMessage({
+      type: "clip",
+      id,
+      vector: embedding ? unitLength(embedding) : null,
+      ...checkClip(samples, model.rate),
+      seconds: whole.length / model.rate,
+    });
+  },
+
+  record({ seconds }) {
+    recording = { wanted: Math.round(seconds * model.rate), samples: new Float32Array(0) };
+  },
+
+  cancel() {
+    recording = null;
+  },
+
+  /** Answers when everything before it is processed. */
+  flush({ id }) {
+    postMessage({ type: "flushed", id });
+  },
+};
+
+async function readJson(file, here) {
+  const response = await fetch(new URL(file, here)).catch(() => ({ ok: false, status: "nothing" }));
+  if (!response.ok) throw new Error(`${file} cannot be loaded: the server answered ${response.status}. Is the site complete?`);
+  return response.json();
+}
+
+function receive(message) {
+  if (message.type === "samples") {
+    waiting += message.samples.length;
+    record(message.samples);
+  }
+  queue = queue
+    .then(() => handlers[message.type](message))
+    .catch((error) => postMessage({ type: "error", of: message.type, id: message.id, message: error.message }));
+}
+
+/** Collect samples for a clip; it is sent to the page, which returns it to be enrolled. */
+function record(samples) {
+  if (recording === null) return;
+  recording.samples = joined(recording.samples, samples);
+  if (recording.samples.length < recording.wanted) return;
+  postMessage({ type: "recorded", samples: recording.samples.slice(0, recording.wanted) });
+  recording = null;
+}
+
+onmessage = ({ data }) => {
+  if (data.type === "port") data.port.onmessage = ({ data: samples }) => receive({ type: "samples", samples });
+  else receive(data);
+};

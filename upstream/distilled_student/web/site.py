@@ -1,0 +1,138 @@
+"""Writes the static site: the page, the graph of a stream, its description, and onnxruntime-web or where to load it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distilled_student.common.errors import UserError
+from distilled_student.common.files import read_json, write_files, write_json
+from distilled_student.common.shipped_models import model_path, shipped_models
+
+if TYPE_CHECKING:
+    from distilled_student.onnx import Stream
+
+HERE = Path(__file__).parent
+PAGE = HERE / "page"
+RUNTIME = HERE / "page" / "ort"  # `make web` puts the files of onnxruntime-web there
+PINNED = HERE / "onnxruntime_web.json"  # their version, names and hashes
+CDN = "https://cdn.jsdelivr.net/npm/onnxruntime-web@{version}/dist/"
+TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}  # of onnxruntime -> of onnxruntime-web
+MARK = "runtime.json"  # a file that every site has
+
+
+def write_site(folder: Path, model: str) -> bool:
+    """Write the site with a model into a new or empty folder, or over an earlier site.
+
+    Args:
+        model: ``edge``, ``tiny``, a folder of ``distilled-student pack`` or the file of a stream.
+
+    Returns:
+        Whether the site has the files of onnxruntime-web. Else the page loads them from a public CDN.
+
+    Raises:
+        UserError: the folder holds other files or cannot be written; the model is not a stream.
+    """
+    file = stream_file(model)
+    description = describe_model(open_stream(file), model)
+    _check_target(folder)
+    runtime, is_local = describe_runtime()
+    try:
+        shutil.copytree(PAGE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("ort"))
+        if is_local:
+            shutil.copytree(RUNTIME, folder / "ort", dirs_exist_ok=True)
+        elif (folder / "ort").is_dir():
+            shutil.rmtree(folder / "ort")  # of an earlier site
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    write_files(folder / "model", {description["file"]: file.read_bytes()})
+    write_json(folder / "model" / "model.json", description)
+    write_json(folder / MARK, runtime)
+    return is_local
+
+
+def _check_target(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--copy {folder}: is a file; give the name of a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
+        raise UserError(f"--copy {folder}: holds other files; give a new folder, an empty one or an earlier copy")
+
+
+def stream_file(model: str) -> Path:
+    """The file of the stream of a model. Raises UserError."""
+    path = model_path(model)
+    file = path / "stream.onnx" if path.is_dir() else path
+    if file.is_file():
+        return file
+    if path.is_dir():
+        remedy = "`distilled-student pack` writes folders with one, for causal students"
+        raise UserError(f"--model {model}: has no stream.onnx; {remedy}")
+    known = " and ".join(shipped_models())
+    raise UserError(f"--model {model}: no such file or folder; {known} ship with the package")
+
+
+def open_stream(file: Path) -> Stream:
+    """The stream in a file, with keyword scores. Raises UserError."""
+    from distilled_student.onnx import Stream
+
+    try:
+        stream = Stream(file)
+    except ValueError as error:
+        raise UserError(f"--model {error}") from None
+    if "keyword_scores" not in stream.model.output_shapes:
+        raise UserError(f"--model {file}: has no keyword_scores; the page shows keywords")
+    return stream
+
+
+def describe_model(stream: Stream, name: str) -> dict[str, Any]:
+    """What the page has to know of a stream, since onnxruntime-web does not read metadata."""
+    from dataclasses import asdict
+
+    from distilled_student.onnx.speakers import FALSE_ACCEPTS
+
+    model = stream.model
+    inputs = [tensor for tensor in model.session.get_inputs() if tensor.name.startswith("state_")]
+    outputs = model.output_shapes
+    decided = [output for output in ("keyword_scores", "speaker_embedding") if output in outputs]
+    return {
+        "name": Path(name).stem,
+        "file": "stream.onnx",
+        "bytes": model.file.stat().st_size,
+        "fingerprint": model.fingerprint,
+        "labels": model.labels,
+        "rate": model.rate,
+        "chunk": model.chunk,
+        "hop": stream.hop,
+        "window": model.window,
+        "padded_to": model.padded_to,
+        "repeated_to": model.repeated_to,
+        "state": [{"name": state.name, "type": TYPES[state.type], "shape": state.shape} for state in inputs],
+        "outputs": [*decided, *(output for output in outputs if output.startswith("next_"))],
+        "embedding": outputs.get("speaker_embedding", [0, 0])[1],
+        "detector": asdict(model.detector_settings),
+        "calibration": None if model.calibration is None else json.loads(model.calibration.to_json()),
+        "false_accepts": FALSE_ACCEPTS,
+    }
+
+
+def describe_runtime() -> tuple[dict[str, Any], bool]:
+    """What the page has to know of onnxruntime-web, and whether its files are here.
+
+    Raises:
+        UserError: the files are here, but they are not the pinned ones.
+    """
+    pinned = read_json(PINNED)
+    files = [pinned["script"], pinned["wasm"]]
+    is_local = all((RUNTIME / file["name"]).is_file() for file in files)
+    if is_local and any(integrity(RUNTIME / file["name"]) != file["integrity"] for file in files):
+        raise UserError(f"{RUNTIME}: is not onnxruntime-web {pinned['version']}; run `make web` again, or delete it")
+    return pinned | {"base": "ort/" if is_local else CDN.format(version=pinned["version"])}, is_local
+
+
+def integrity(file: Path) -> str:
+    """The hash of a file as browsers check it: ``sha384-`` and base64."""
+    return "sha384-" + base64.b64encode(hashlib.sha384(file.read_bytes()).digest()).decode()
