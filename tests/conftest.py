@@ -18,8 +18,7 @@ import soundfile
 import torch
 
 from distilled_student import Student, StudentConfig, build_student, named_size
-from distilled_student.corpora import shipped
-from distilled_student.demo import corpus
+from distilled_student.corpora import embedded, shipped
 
 # Files of tests need not survive a power failure: waiting for the disk took a quarter of the suite's time.
 os.fsync = lambda file: None
@@ -117,7 +116,7 @@ def packed_subset(folder: Path, voices: tuple[str, ...]) -> Path:
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight voices of the embedded corpus, in the layouts of Speech Commands and VoxCeleb1."""
     packed = packed_subset(tmp_path_factory.mktemp("packed"), SMALL_VOICES)
-    return corpus.expand(tmp_path_factory.mktemp("cache") / "small", packed=packed)
+    return embedded.expand(tmp_path_factory.mktemp("cache") / "small", packed=packed)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

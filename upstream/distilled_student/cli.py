@@ -340,9 +340,10 @@ def benchmark(
 
     more: dict[str, list[str]] = {}
     if has_own_data:
-        from distilled_student.demo.run_demo import corpus_folder, precision
+        from distilled_student.corpora import embedded
+        from distilled_student.demo.run_demo import precision
 
-        data, more = data or corpus_folder(), precision()
+        data, more = data or embedded.cached(), precision()
     if output is None and steps is None and name != "demo":
         students = students or home / "distill"
     # a trial (--steps) has a folder of its own: its runs must not be taken for complete ones

@@ -16,20 +16,10 @@ from distilled_student.benchmark.run_suite import open_bench, run_suite
 from distilled_student.benchmark.suite import Run, plan, slug
 from distilled_student.common.errors import UserError
 from distilled_student.common.interruption import resumed_by
-from distilled_student.common.settings import cache_folder
-from distilled_student.demo.corpus import expand, fingerprint
+from distilled_student.corpora import embedded
 from distilled_student.student.cost import has_fast_bf16
 
 console = Console()
-
-
-def corpus_folder() -> Path:
-    """The folder of the embedded corpus in both public layouts; the first call expands it into the cache."""
-    folder = cache_folder() / f"corpus-{fingerprint()[:12]}"
-    try:
-        return expand(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}): set XDG_CACHE_HOME") from None
 
 
 def precision() -> dict[str, list[str]]:
@@ -94,7 +84,7 @@ def run_demo(
     start = time.monotonic()
     overrides = precision()
     overrides = {"distil": overrides["distil"] + (distil or []), "joint": overrides["joint"] + (joint or [])}
-    bench = open_bench("demo", corpus or corpus_folder(), output, **overrides)
+    bench = open_bench("demo", corpus or embedded.cached(), output, **overrides)
     runs = plan(bench.suite, seeds)
     _check_other_runs(bench)
     if _is_interrupted(bench, runs):

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
 
 from distilled_student.checkpoints.folder import save_student
-from distilled_student.demo.run_demo import corpus_folder
+from distilled_student.corpora import embedded
 from distilled_student.host import launch as host
 from distilled_student.host.plugin import register
 from distilled_student.multitask.loader import Batch
@@ -120,7 +120,7 @@ def compare_joint(steps: int = 30, size: str = "edge", corpus: Path | None = Non
         which the runner's step is longer than the minimal loop's, median and quartiles over the steps. Neither
         includes loading, which is the same for both.
     """
-    corpus, times, bf16 = corpus or corpus_folder(), [], has_fast_bf16()
+    corpus, times, bf16 = corpus or embedded.cached(), [], has_fast_bf16()
     with TemporaryDirectory() as name, _timing_runner(times), contextlib.redirect_stderr(io.StringIO()):
         student, where = Path(name) / "student", "config.downstream_expert.tasks"
         save_student(Student(named_size(size)), student)

@@ -1,4 +1,4 @@
-"""The demo corpus: the packed files, and the two public layouts that they are expanded into."""
+"""The embedded corpus: the packed files, and the two public layouts that they are expanded into."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from conftest import packed_subset
 
 from distilled_student.common import progress
 from distilled_student.common.errors import UserError
-from distilled_student.corpora import shipped
-from distilled_student.demo import corpus
+from distilled_student.corpora import embedded, shipped
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,7 @@ def clips() -> list[shipped.PackedClip]:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole packed corpus, expanded."""
-    return corpus.expand(tmp_path_factory.mktemp("cache") / "demo")
+    return embedded.expand(tmp_path_factory.mktemp("cache") / "demo")
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +58,8 @@ def test_packed_corpus_has_50_voices_each_with_10_commands_15_other_words_and_8_
     voices = {clip.voice for clip in clips}
     assert len(voices) >= 50
     for voice in voices:
-        assert set(corpus.COMMANDS) <= spoken[voice, "word"]
-        assert len(spoken[voice, "word"] - set(corpus.COMMANDS)) >= 15
+        assert set(embedded.COMMANDS) <= spoken[voice, "word"]
+        assert len(spoken[voice, "word"] - set(embedded.COMMANDS)) >= 15
         assert len(spoken[voice, "sentence"]) >= 8
 
 
@@ -82,23 +81,23 @@ def test_each_clip_is_inside_its_file_and_audible(clips: list[shipped.PackedClip
 def test_the_hash_of_speech_commands_assigns_each_speaker_id_to_the_split_of_its_voice(
     clips: list[shipped.PackedClip],
 ) -> None:
-    ids = corpus.speaker_ids(clips)
+    ids = embedded.speaker_ids(clips)
     assert len(set(ids.values())) == len(ids)
     bounds = {"dev": (0, 10), "test": (10, 20), "train": (20, 101)}
     for clip in clips:
         low, high = bounds[clip.split]
-        assert low <= corpus.hash_percentage(ids[clip.voice]) < high
+        assert low <= embedded.hash_percentage(ids[clip.voice]) < high
 
 
 def test_hash_percentage_agrees_with_the_published_validation_and_testing_lists() -> None:
-    assert 0 <= corpus.hash_percentage("026290a7") < 10  # validation_list.txt: bed/026290a7_nohash_0.wav
-    assert 10 <= corpus.hash_percentage("0c40e715") < 20  # testing_list.txt: bed/0c40e715_nohash_0.wav
+    assert 0 <= embedded.hash_percentage("026290a7") < 10  # validation_list.txt: bed/026290a7_nohash_0.wav
+    assert 10 <= embedded.hash_percentage("0c40e715") < 20  # testing_list.txt: bed/0c40e715_nohash_0.wav
 
 
 def test_speech_commands_train_has_all_words_and_background_noises_of_20_to_30_seconds(root: Path) -> None:
     train = root / "speech_commands/train"
     words = names(train) - {"_background_noise_"}
-    assert set(corpus.COMMANDS) <= words
+    assert set(embedded.COMMANDS) <= words
     assert len(words) >= 25
     noises = list((train / "_background_noise_").glob("*.wav"))
     assert 4 <= len(noises) <= 6
@@ -107,13 +106,13 @@ def test_speech_commands_train_has_all_words_and_background_noises_of_20_to_30_s
 
 def test_speech_commands_test_has_twelve_folders_with_equally_many_files(root: Path) -> None:
     test = root / "speech_commands/test"
-    assert names(test) == {*corpus.COMMANDS, "_unknown_", "_silence_"}
+    assert names(test) == {*embedded.COMMANDS, "_unknown_", "_silence_"}
     assert len({len(list(folder.iterdir())) for folder in test.iterdir()}) == 1
 
 
 def test_unknown_test_words_are_used_equally_often(clips: list[shipped.PackedClip]) -> None:
-    unknown = Counter(output.clip.text for output in corpus.plan_files() if "/_unknown_/" in output.path)
-    others = {clip.text for clip in clips if clip.kind == "word"} - set(corpus.COMMANDS)
+    unknown = Counter(output.clip.text for output in embedded.plan_files() if "/_unknown_/" in output.path)
+    others = {clip.text for clip in clips if clip.kind == "word"} - set(embedded.COMMANDS)
     assert set(unknown) == others
     assert max(unknown.values()) - min(unknown.values()) <= 1
 
@@ -145,7 +144,7 @@ def test_each_voxceleb_speaker_has_two_sessions_of_utterances_of_at_least_1_5_se
 def test_trials_are_balanced_unique_and_correct_and_most_impostors_have_the_same_gender(
     root: Path, clips: list[shipped.PackedClip]
 ) -> None:
-    gender = {speaker: voice[1] for voice, speaker in corpus.speaker_ids(clips).items()}
+    gender = {speaker: voice[1] for voice, speaker in embedded.speaker_ids(clips).items()}
     trials = [line.split(" ") for line in (root / "voxceleb1/veri_test.txt").read_text().splitlines()]
     assert 1_800 <= len(trials) <= 2_200
     assert len({(a, b) for _, a, b in trials}) == len(trials)
@@ -160,11 +159,11 @@ def test_trials_are_balanced_unique_and_correct_and_most_impostors_have_the_same
 
 
 def test_a_file_rendered_alone_equals_the_file_of_the_whole_expansion(root: Path) -> None:
-    train_noises, test_noises = corpus.noise_sets()
-    outputs = corpus.plan_files()
+    train_noises, test_noises = embedded.noise_sets()
+    outputs = embedded.plan_files()
     for output in outputs[:: len(outputs) // 12]:
         noises = test_noises if output.clip.split == "test" else train_noises
-        alone = corpus.render(output, shipped.read_voice(output.clip.voice), noises)
+        alone = embedded.render(output, shipped.read_voice(output.clip.voice), noises)
         written = soundfile.read(root / output.path, dtype="float32")[0]
         assert len(alone) == len(written)
         assert np.abs(alone - written).max() < 1e-4  # one step of 16 bits is 3e-5
@@ -178,16 +177,16 @@ def test_two_files_made_from_one_clip_differ(root: Path) -> None:
 def test_a_second_expansion_writes_nothing_and_an_outdated_one_is_replaced(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rendered, render = [], corpus.render
-    monkeypatch.setattr(corpus, "render", lambda output, *rest: rendered.append(output) or render(output, *rest))
-    root = corpus.expand(tmp_path / "demo", packed=small)
-    assert rendered == corpus.plan_files(small)
+    rendered, render = [], embedded.render
+    monkeypatch.setattr(embedded, "render", lambda output, *rest: rendered.append(output) or render(output, *rest))
+    root = embedded.expand(tmp_path / "demo", packed=small)
+    assert rendered == embedded.plan_files(small)
     rendered.clear()
-    corpus.expand(root, packed=small)
+    embedded.expand(root, packed=small)
     assert not rendered
-    (root / corpus.STAMP).write_text("an older recipe")
+    (root / embedded.STAMP).write_text("an older recipe")
     (root / "leftover").touch()
-    corpus.expand(root, packed=small)
+    embedded.expand(root, packed=small)
     assert not (root / "leftover").exists()
     assert names(tmp_path) == {"demo"}
 
@@ -196,9 +195,9 @@ def test_an_interrupted_expansion_leaves_no_files(small: Path, tmp_path: Path, m
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(corpus, "render", interrupt)
+    monkeypatch.setattr(embedded, "render", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        corpus.expand(tmp_path / "demo", packed=small)
+        embedded.expand(tmp_path / "demo", packed=small)
     assert not names(tmp_path)
 
 
@@ -206,18 +205,18 @@ def test_expansion_shows_one_progress_bar_on_a_terminal_and_lines_elsewhere(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
-    corpus.expand(tmp_path / "lines", packed=small)
+    embedded.expand(tmp_path / "lines", packed=small)
     err = capsys.readouterr().err
-    count = len(corpus.plan_files(small))
+    count = len(embedded.plan_files(small))
     assert f"expanding the embedded corpus: {count} of {count}" in err.splitlines()[-1] and "\r" not in err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    corpus.expand(tmp_path / "bar", packed=small)
+    embedded.expand(tmp_path / "bar", packed=small)
     err = capsys.readouterr().err
     assert "\r" in err and "\n" not in err
 
 
 def test_a_folder_with_other_files_is_refused_and_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="exists and is no demo corpus"):
-        corpus.expand(tmp_path)
+    with pytest.raises(UserError, match="exists and is not the embedded corpus"):
+        embedded.expand(tmp_path)
     assert names(tmp_path) == {"thesis.txt"}

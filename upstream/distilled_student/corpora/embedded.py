@@ -1,7 +1,7 @@
-"""Expands the packed demo corpus into two public layouts: Speech Commands and VoxCeleb1.
+"""Expands the packed embedded corpus into two public layouts: Speech Commands and VoxCeleb1.
 
 The package contains clean synthetic speech (``assets/corpus``, made by ``make_corpus.py``). Clean synthetic voices are
-too easy for both tasks, so every file gets its own reverberation, noise and channel (``augment.py``). The random
+too easy for both tasks, so every file gets its own reverberation, noise and channel (``embedded_effects.py``). The random
 generator of a file is seeded with its name: the result does not depend on the order.
 """
 
@@ -22,9 +22,10 @@ import soundfile
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.progress import Progress
+from distilled_student.common.settings import cache_folder
+from distilled_student.corpora.embedded_effects import SAMPLE_RATE, Audio, augment, make_noises
 from distilled_student.corpora.keywords import hash_percentage
 from distilled_student.corpora.shipped import PACKED, PackedClip, read_index, read_voice
-from distilled_student.demo.augment import SAMPLE_RATE, Audio, augment, make_noises
 
 RECIPE = 1  # increase it whenever the expanded files change, so that folders of an older recipe are made again
 COPIES = 2  # files for each clip, each with another reverberation, noise and channel
@@ -197,14 +198,14 @@ def expand(root: Path, packed: Path = PACKED) -> Path:
         ``root``, which is complete. After an interruption it does not exist.
 
     Raises:
-        UserError: ``root`` holds files, but no demo corpus.
+        UserError: ``root`` holds other files than the embedded corpus.
     """
     wanted = fingerprint(packed)
     stamp = root / STAMP
     if stamp.is_file() and stamp.read_text() == wanted:
         return root
     if root.exists() and not stamp.is_file() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(f"{root}: exists and is no demo corpus: remove it or choose another folder")
+        raise UserError(f"{root}: exists and is not the embedded corpus: remove it or choose another folder")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as folder:
         made = Path(folder) / "made"
@@ -214,3 +215,12 @@ def expand(root: Path, packed: Path = PACKED) -> Path:
             shutil.rmtree(root)
         made.rename(root)
     return root
+
+
+def cached() -> Path:
+    """The folder of the embedded corpus in both public layouts; the first call expands it into the cache."""
+    folder = cache_folder() / f"corpus-{fingerprint()[:12]}"
+    try:
+        return expand(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}): set XDG_CACHE_HOME") from None
