@@ -19,18 +19,28 @@ from tqdm import tqdm
 
 from distilled_student.common import audio
 from distilled_student.common.errors import UserError, one_line
-from distilled_student.common.processes import count_processes, sum_over_processes
+from distilled_student.common.processes import count_processes, is_leader, sum_over_processes
+from distilled_student.common.progress import note
 from distilled_student.common.provenance import files_fingerprint, utterances_fingerprint
 from distilled_student.common.settings import typed
+from distilled_student.corpora.own_folder import read_own_folder
 from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.host.yaml_sections import source
 from distilled_student.multitask.alternation import AlternationLoader
 from distilled_student.multitask.heads import LayerChoice
 from distilled_student.multitask.loader import Batch, EvaluationLoader
+from distilled_student.multitask.own_data import long_words, report
 from distilled_student.multitask.owner_evaluation import OWNER, OwnerEvaluation
+from distilled_student.multitask.packed import start_heads
 from distilled_student.multitask.precise_batch_norm import measure_statistics
 from distilled_student.multitask.resume import EpochPosition, saved_classes, saved_recordings
-from distilled_student.multitask.settings import ExpertSettings, check_runner, check_shared_weights, read_tasks
+from distilled_student.multitask.settings import (
+    ExpertSettings,
+    check_runner,
+    check_shared_weights,
+    read_tasks,
+    resolved_settings,
+)
 from distilled_student.multitask.short_utterances import pad_to
 from distilled_student.multitask.tasks.base import (
     KEYWORD_SCORES,
@@ -69,7 +79,7 @@ class DownstreamExpert(nn.Module):
         where, runner = source(kwargs), kwargs.get("runner") or {}
         selected = kwargs.get("upstream_feature_selection", "concatenated")
         self._where = f"{where}: downstream_expert"
-        self.settings = typed(ExpertSettings, downstream_expert, self._where)
+        self.settings = resolved_settings(downstream_expert, self._where)  # checkpoints hold what it completes
         check_runner(self.settings, runner, selected, where)
         if kwargs.get("mode") == "train" and "upstream_trainable" in kwargs:
             check_shared_weights(self.settings, kwargs.get("optimizer") or {}, kwargs["upstream_trainable"], where)
@@ -101,11 +111,28 @@ class DownstreamExpert(nn.Module):
 
         mode = kwargs.get("mode")
         if mode in (None, "train"):
+            self._note_data()
             for task in self.tasks.values():
                 task.prepare_training()
+        if self.settings.initial_heads and mode == "train" and not kwargs.get("past_exp"):
+            start_heads(kwargs.get("upstream_ckpt"), self.tasks, self.choices, f"{self._where}.initial_heads")
         if mode == "train":  # find what is wrong with the evaluation data now, not after hours of training
             for split in runner.get("eval_dataloaders") or ():
                 self.get_dataloader(split)
+
+    def _note_data(self) -> None:
+        """Print what the folder ``data`` holds, and what is too little."""
+        if self.settings.data is None or not is_leader():
+            return
+        settings = next((task.settings for task in self.tasks.values() if task.settings.data is not None), None)
+        if settings is None:  # a task that uses no such folder
+            return
+        keywords = self.tasks["kws"].settings.keywords if "kws" in self.tasks else ()
+        folder = read_own_folder(Path(self.settings.data), f"{self._where}.data", self.settings.layout, keywords)
+        for line in report(folder, keywords, settings.dev_people, settings.test_people):
+            note(line)
+        if "kws" in self.tasks and (line := long_words(folder, keywords, self.tasks["kws"].settings.crop_seconds)):
+            note(line)
 
     @staticmethod
     def prepare_upstream(upstream: nn.Module, downstream_expert: Mapping[str, Any], where: str) -> None:

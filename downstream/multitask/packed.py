@@ -21,7 +21,9 @@ from distilled_student.checkpoints.folder import load_student, save_student
 from distilled_student.common.early_checks import JOINT
 from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.files import read_json, read_safetensors, write_files
+from distilled_student.common.progress import note
 from distilled_student.common.settings import typed
+from distilled_student.common.shipped_models import DEFAULT, model_path
 from distilled_student.multitask.heads import LayerChoice
 from distilled_student.multitask.settings import ExpertSettings, read_tasks
 from distilled_student.student.config import StudentConfig
@@ -31,6 +33,7 @@ HEADS = "heads.safetensors"
 FEATURE_WEIGHTS = "features.weights"
 TRAINING_ONLY = "objective."  # the loss: its weights are one vector for each training speaker
 NOT_PACKED = ("augment", "loss", "train_root", "test_root", "root", "trials", "trials_root", "extra_roots")
+NOT_PACKED += ("data", "layout", "dev_people", "test_people")  # names of people are nobody else's business
 
 
 @dataclass
@@ -109,6 +112,27 @@ def load_packed(folder: Path) -> PackedModel:
     weights = tensors.pop(FEATURE_WEIGHTS, None)
     _load_heads(_heads(tasks, choices), tensors, folder / HEADS)
     return PackedModel(student, features, weights, gain, tasks, choices, thresholds)
+
+
+def start_heads(name: str | None, tasks: Mapping[str, nn.Module], choices: Mapping[str, nn.Module], key: str) -> None:
+    """Copy the weights of a packed model's heads to heads of the same shape; the others keep theirs, as of new words.
+
+    Args:
+        name: Of ``-k``: a model that ships, or a folder that `save_packed` wrote; None: the default upstream.
+        key: ``FILE: dotted.key`` of the setting, for messages.
+
+    Raises:
+        UserError: it is no packed model, or is damaged.
+    """
+    folder = model_path(name or DEFAULT)
+    if not (folder / JOINT).is_file():
+        remedy = f"give -k {DEFAULT} or a folder of `distilled-student pack`, or set it to false"
+        raise UserError(f"{key}: -k {name}: has no {JOINT}, the description of its heads: {remedy}")
+    heads, saved = _heads(tasks, choices), read_safetensors(folder / HEADS)
+    own = heads.state_dict()
+    fitting = {k: v for k, v in saved.items() if isinstance(own.get(k), Tensor) and own[k].shape == v.shape}
+    heads.load_state_dict(own | fitting)
+    note(f"{key}: {len(fitting)} of {len(saved)} tensors of the heads start from {folder.name}")
 
 
 def _load_heads(heads: nn.ModuleDict, tensors: dict[str, Tensor], file: Path) -> None:

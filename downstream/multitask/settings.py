@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.settings import typed
+from distilled_student.corpora.held_out import check_number
+from distilled_student.corpora.own_folder import LAYOUTS
+from distilled_student.multitask.own_data import resolve_data
 from distilled_student.multitask.tasks import task_module
 from distilled_student.multitask.tasks.settings import WEIGHTED, TaskSettings, need_finite
 
@@ -28,6 +31,18 @@ class ExpertSettings:
     """``downstream_expert`` in the YAML file.
 
     Attributes:
+        data: A folder of own recordings for both tasks, ``WORD/SPEAKER_*.wav`` or ``SPEAKER/WORD/*.wav``. Keywords are
+            its words, people are held out (``dev_speakers``, ``test_speakers``), and the embedded corpus adds other
+            words, background noise and speakers. It replaces the folders of the tasks. None: those are used.
+        layout: How the files of ``data`` lie: ``WORD/SPEAKER_*``, ``SPEAKER/WORD`` or ``WORD/SPEAKER``, the last two
+            with files in inner folders. None: found from the folders; files in inner folders are ``SPEAKER/WORD``,
+            unless the outer folders alone are ``tasks.kws.keywords``.
+        dev_speakers: The number of people of ``data``, or their share, who choose the best checkpoint and are not
+            trained on. A share is rounded: to one or more of up to four people, to two or more of five or more.
+        test_speakers: The number or share of further people who are held out for a test. A share is nobody of fewer
+            than ten people.
+        initial_heads: Whether the heads start from those of the model that ``-k`` names (``edge``, or a folder that
+            ``distilled-student pack`` wrote), where they have the same shape. Otherwise they start at random.
         tasks: A group of settings for each task, by the task's name. ``module`` in a group names the task's Python
             module; it is needed for a task that is not part of this package.
         schedule: Batches of each task in a cycle, in this order. Only the tasks named here are used: one name means
@@ -50,6 +65,11 @@ class ExpertSettings:
         seed: Seed of the data; None: the runner's ``--seed``.
     """
 
+    data: str | None = None
+    layout: str | None = None
+    dev_speakers: int | float = 0.2
+    test_speakers: int | float = 0.2
+    initial_heads: bool = False
     tasks: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, int] = field(default_factory=dict)
     update: str = "alternate"
@@ -62,6 +82,10 @@ class ExpertSettings:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        if self.layout not in (None, *LAYOUTS):
+            raise ValueError(f"layout: '{self.layout}' is not {', '.join(LAYOUTS)}")
+        check_number("dev_speakers", self.dev_speakers)
+        check_number("test_speakers", self.test_speakers)
         self.schedule = self.schedule or dict.fromkeys(self.tasks, 1)
         if not self.schedule:
             raise ValueError("tasks: needs one or more tasks")
@@ -100,6 +124,13 @@ class ExpertSettings:
     def cycle(self) -> int:
         """Batches in a cycle of the schedule."""
         return sum(self.schedule.values())
+
+
+def resolved_settings(group: Any, where: str) -> ExpertSettings:
+    """``downstream_expert``, checked; `resolve_data` completes ``group`` in place. ``where``: as in `resolve_data`."""
+    settings = typed(ExpertSettings, group, where)
+    resolve_data(group, where)
+    return settings if settings.data is None else typed(ExpertSettings, group, where)
 
 
 def check_runner(settings: ExpertSettings, runner: Mapping[str, Any], selected: str, where: str) -> None:
@@ -212,7 +243,7 @@ def check_early(
         UserError: an unknown task or key, a wrong type, an impossible value, a missing folder.
     """
     expert = f"{where}: downstream_expert"
-    settings = typed(ExpertSettings, config["downstream_expert"], expert)
+    settings = resolved_settings(config["downstream_expert"], expert)
     checked: dict[str, TaskSettings] = {}
     for name, group in settings.tasks.items():
         key = f"{expert}.tasks.{name}"

@@ -46,6 +46,7 @@ from distilled_student.multitask.tasks.kws_index import (
     test_index,
     warn_of_tested_speakers,
 )
+from distilled_student.multitask.tasks.kws_own import SPEAKER, loudest, own_class_index
 from distilled_student.multitask.tasks.kws_settings import Settings
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ class Training:
             waveform = change_speed(load_speech(clip.path), self.augment.speed(rng))
             waveform = self._shift(waveform, samples, rng)
         first = int(rng.integers(max(1, len(waveform) - samples + 1)))
+        if self.settings.data is not None and clip.label > UNKNOWN_LABEL:  # silence around a word may be longer than it
+            first = loudest(waveform, samples)
         waveform = filling_of(self.settings).fill(waveform[first : first + samples])
         return Item(self.augment(waveform, rng), clip.label, clip.key)
 
@@ -109,6 +112,7 @@ class Evaluation:
 
     def __init__(self, clips: list[KeywordClip], settings: Settings) -> None:
         self.clips, self.crop_seconds, self.filling = clips, settings.crop_seconds, filling_of(settings)
+        self.cuts = settings.data is not None  # whether a word is cut out of its recording, as in training
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -117,7 +121,10 @@ class Evaluation:
         clip = self.clips[index]
         if clip.volume is not None:
             return int(self.crop_seconds * audio.SAMPLE_RATE)
-        return max(samples_of(clip.path), self.filling.samples)
+        samples = samples_of(clip.path)
+        if self.cuts and clip.label > UNKNOWN_LABEL:
+            samples = min(samples, int(self.crop_seconds * audio.SAMPLE_RATE))
+        return max(samples, self.filling.samples)
 
     def path(self, index: int) -> Path:
         return self.clips[index].path
@@ -128,8 +135,11 @@ class Evaluation:
     def item(self, index: int) -> Item:
         clip = self.clips[index]
         if clip.volume is None:
-            load = audio.load if clip.label == SILENCE_LABEL else load_speech
-            return Item(load(clip.path), clip.label, clip.key)
+            waveform = (audio.load if clip.label == SILENCE_LABEL else load_speech)(clip.path)
+            if self.cuts and clip.label > UNKNOWN_LABEL:
+                samples = int(self.crop_seconds * audio.SAMPLE_RATE)
+                waveform = waveform[(first := loudest(waveform, samples)) : first + samples]
+            return Item(waveform, clip.label, clip.key)
         cut = audio.load(clip.path, clip.start, self.crop_seconds) * clip.volume
         samples = self.samples(index)
         return Item(pad_to(cut[:samples], samples), clip.label, clip.key)
@@ -154,15 +164,25 @@ class Task(BaseTask):
     @functools.cached_property
     def index(self) -> tuple[dict[str, list[KeywordClip]], list[Path]]:
         """The clips of each set and the background noises, from ``train_root``; a test on ``test_root`` needs none."""
-        return class_index(self.settings, self.seed, self.key)
+        read = class_index if self.settings.data is None else own_class_index
+        return read(self.settings, self.seed, self.key)
 
     @functools.cached_property
     def testing(self) -> list[KeywordClip]:
-        return self.index[0]["testing"] if self.settings.test_root is None else test_index(self.settings, self.key)
+        return test_index(self.settings, self.key) if self._has_test_root else self.index[0]["testing"]
+
+    @property
+    def _has_test_root(self) -> bool:
+        return self.settings.test_root is not None and self.settings.data is None
+
+    @property
+    def _speaker_pattern(self) -> str | None:
+        """What finds the speaker in the key of a clip."""
+        return self.settings.speaker_pattern if self.settings.data is None else SPEAKER
 
     def prepare_training(self) -> None:
         check_training(self.index[0], self.settings, self.key)
-        if self.settings.test_root is not None:  # find missing test data now, not after the training
+        if self._has_test_root:  # find missing test data now, not after the training
             warn_of_tested_speakers(self.index[0]["training"], self.testing, self.key)
         check_copies(self._uses(), self.key)
         self.recordings = class_recordings(self.index[0]["training"], len(self.labels))
@@ -211,13 +231,13 @@ class Task(BaseTask):
             "confusion": confusion.tolist(),
             "labels": self.labels,
             "utterances": len(keys),
-            "speakers": len({speaker for _, speaker in _spoken(keys, self.settings.speaker_pattern).values()}),
+            "speakers": len({speaker for _, speaker in _spoken(keys, self._speaker_pattern).values()}),
         }
         return results, {"labels": np.array(labels), "predicted": np.array(predicted)}
 
     def spoken_clips(self, split: str) -> list[SpokenClip]:
         clips = self.evaluation_data(split).clips
-        spoken = _spoken([clip.key for clip in clips if clip.label != SILENCE_LABEL], self.settings.speaker_pattern)
+        spoken = _spoken([clip.key for clip in clips if clip.label != SILENCE_LABEL], self._speaker_pattern)
         found = []
         for index, clip in enumerate(clips):
             if clip.key in spoken:

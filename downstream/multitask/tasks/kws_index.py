@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +15,19 @@ from distilled_student.common.audio_folders import audio_files
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.progress import note
 from distilled_student.common.recordings import recordings_fingerprint
+from distilled_student.corpora.held_out import by_hash, number_held_out
 from distilled_student.corpora.keywords import (
     BACKGROUND,
-    NO_WORDS,
     SILENCE,
     UNKNOWN,
+    is_no_word,
     normal_word,
     set_of_speaker,
     speaker_of,
 )
 from distilled_student.corpora.speaker_names import identity, merged_names, speaker_by_pattern
 from distilled_student.multitask.tasks.kws_settings import deeper_clip, no_noise, no_other_words
+from distilled_student.multitask.tasks.settings import NO_TEST_PEOPLE
 
 if TYPE_CHECKING:
     from distilled_student.multitask.tasks.kws import Settings
@@ -80,6 +81,17 @@ def class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, list
         raise no_other_words(root, key)
     if settings.silence_percentage != 0 and not noises:
         raise no_noise(root, key)
+    return add_other_classes(sets, unknown, noises, settings, seed), noises
+
+
+def add_other_classes(
+    sets: dict[str, list[KeywordClip]],
+    unknown: dict[str, list[KeywordClip]],
+    noises: list[Path],
+    settings: Settings,
+    seed: int,
+) -> dict[str, list[KeywordClip]]:
+    """The keyword clips of each set, followed by its share of unknown and silent ones: see `class_index`."""
     for part, clips in sets.items():
         rng = random.Random(f"{seed if part == 'training' else 0} {part}")
         size = len(clips)
@@ -89,8 +101,8 @@ def class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, list
         silent = share_of(size, settings.silence_percentage)
         for i, files in enumerate([[noise] for noise in noises] if silent is None else [noises] * silent):
             noise, start, volume = cut_silence(files, settings, rng)
-            clips.append(KeywordClip(noise, labels[SILENCE], f"{SILENCE}/{i:05d}", start, volume))
-    return sets, noises
+            clips.append(KeywordClip(noise, SILENCE_LABEL, f"{SILENCE}/{i:05d}", start, volume))
+    return sets
 
 
 class FolderClip(NamedTuple):
@@ -133,7 +145,7 @@ def _check_words(words: Mapping[str, Sequence[FolderClip]], settings: Settings, 
     keywords = set(map(normal_word, settings.keywords))
     others = {word: clips[0].folder for word, clips in words.items() if word not in keywords}
     for word, folder in others.items():
-        if re.sub("[ _-]", "", word) in NO_WORDS or (word.startswith("_") and word != UNKNOWN):
+        if is_no_word(word):
             reason = f"{one_line(folder)}: is no word, but would be trained as '{UNKNOWN}'"
             remedy = f"move silence and noise to {BACKGROUND}, from which silence is cut, or rename the folder"
             raise UserError(f"{key}.train_root: {settings.train_root}/{reason}: {remedy}")
@@ -151,13 +163,33 @@ def _read_words(
     keywords = {normal_word(word): word for word in settings.keywords}
     clips = [(clip, word) for word, of_word in words.items() for clip in of_word]
     speakers = _speakers([clip for clip, _ in clips], settings, key, "train_root")
+    parts = _parts(set(speakers.values()), settings, key)
     for found, word in sorted(clips):
         speaker = speakers[found.path]
-        part = set_of_speaker(speaker, settings.validation_percentage, settings.testing_percentage)
+        part = parts[speaker]
         known, name = word in keywords, f"{found.folder}/{found.inside}"
         clip = KeywordClip(found.path, labels[keywords[word] if known else UNKNOWN], name, speaker=speaker)
         (sets if known else unknown)[part].append(clip)
     return sets, unknown
+
+
+def _parts(speakers: set[str], settings: Settings, key: str) -> dict[str, str]:
+    """Speaker -> ``validation``, ``testing`` or ``training``: by percentages of the hash, or by numbers of speakers.
+
+    Raises:
+        UserError: the numbers leave no training speaker.
+    """
+    if settings.dev_speakers is None or settings.test_speakers is None:
+        percentages = settings.validation_percentage, settings.testing_percentage
+        return {speaker: set_of_speaker(speaker, *percentages) for speaker in speakers}
+    dev = number_held_out(settings.dev_speakers, len(speakers))
+    both = dev + number_held_out(settings.test_speakers, len(speakers), is_test=True)
+    if both >= len(speakers):
+        reason = f"together with test_speakers {both} of {len(speakers)} speakers leave no training speaker"
+        raise UserError(f"{key}.dev_speakers: {settings.train_root}: {reason}: set fewer, or record more speakers")
+    names = by_hash(speakers)
+    held_out = dict.fromkeys(names[:dev], "validation") | dict.fromkeys(names[dev:both], "testing")
+    return {speaker: held_out.get(speaker, "training") for speaker in names}
 
 
 def _speakers(clips: Sequence[FolderClip], settings: Settings, key: str, root: str) -> dict[Path, str]:
@@ -214,8 +246,14 @@ def warn_of_tested_speakers(training: Sequence[KeywordClip], test: Sequence[Keyw
 
 def no_speaker(part: str, settings: Settings, key: str) -> UserError:
     """The error about a set, ``dev`` or ``test``, into which the hash of the names puts no speaker."""
-    name = "validation_percentage" if part == "dev" else "testing_percentage"
+    if settings.data is not None:
+        return UserError(f"{key}.{part}_people: {settings.data}: {NO_TEST_PEOPLE}: evaluate dev (--split dev)")
+    name = settings.held_out_setting(part)
     value = getattr(settings, name)
+    if settings.dev_speakers is not None:
+        return UserError(
+            f"{key}.{name}: {settings.train_root}: {value:g} puts no speaker into {part}: set a larger number"
+        )
     reason = f"the hash of the speakers' names puts no speaker into {part} at {value:g} %"
     return UserError(f"{key}.{name}: {settings.train_root}: {reason}: set a larger percentage, or record more speakers")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from distilled_student.common.errors import UserError, did_you_mean
+from distilled_student.corpora.held_out import check_number
 from distilled_student.corpora.keywords import BACKGROUND, KEYWORDS, SILENCE, UNKNOWN, normal_word
 from distilled_student.corpora.speaker_names import check_speaker_pattern, speaker_by_pattern
 from distilled_student.multitask.tasks.settings import TaskSettings, first_clip, nearby_folder
@@ -22,13 +23,19 @@ class Settings(TaskSettings):
         train_root: Folder with ``WORD/SPEAKER_nohash_TAKE.wav`` and ``_background_noise_/``.
         test_root: Folder with ``KEYWORD/``, ``_unknown_/`` and ``_silence_/``; None: the testing set
             of ``train_root``.
-        keywords: The words to recognise; each other word is ``_unknown_``. Case does not matter.
+        keywords: The words to recognise; each other word is ``_unknown_``. Case does not matter. None: all words of
+            ``downstream_expert.data``.
         speaker_pattern: Regular expression with one group, which finds the speaker in ``WORD/FILE``, such as
             ``([^/]+)/[^/]+$`` for the folder of the file in ``WORD/SPEAKER/FILE``. None: the name of the file up to
             ``_nohash_``.
         validation_percentage: Percentage of the speakers of ``train_root`` in the development set; a hash of a
             speaker's name decides.
         testing_percentage: Percentage of the speakers of ``train_root`` in the testing set, by the same hash.
+        dev_speakers: Instead of ``validation_percentage``: the number of speakers of ``train_root`` in the development
+            set, or their share (0.2), those with the lowest hash of the name. A share is rounded, to two or more of
+            five or more speakers. None: the percentage.
+        test_speakers: Instead of ``testing_percentage``: the number or the share of speakers in the testing set, those
+            with the next hashes. A share is nobody of fewer than ten speakers. None: the percentage.
         silence_percentage: Silent utterances of each set, as a percentage of its keyword utterances, rounded up
             (TensorFlow). None: each background noise once (SUPERB).
         unknown_percentage: Utterances of other words in each set, as a percentage of its keyword utterances, rounded up
@@ -45,15 +52,25 @@ class Settings(TaskSettings):
     """
 
     classes_from: ClassVar[tuple[str, ...]] = ("keywords",)
-    held_out_by: ClassVar[tuple[str, ...]] = ("validation_percentage", "testing_percentage", "speaker_pattern")
+    held_out_by: ClassVar[tuple[str, ...]] = (
+        "validation_percentage",
+        "testing_percentage",
+        "dev_speakers",
+        "test_speakers",
+        "speaker_pattern",
+        "dev_people",
+        "test_people",
+    )
     inputs_from: ClassVar[tuple[str, ...]] = ("layer", "crop_seconds", "fill")
 
     train_root: str = "data/speech_commands/train"
     test_root: str | None = "data/speech_commands/test"
-    keywords: list[str] = field(default_factory=lambda: list(KEYWORDS))
+    keywords: list[str] | None = field(default_factory=lambda: list(KEYWORDS))
     speaker_pattern: str | None = None
     validation_percentage: float = 10.0
     testing_percentage: float = 10.0
+    dev_speakers: int | float | None = None
+    test_speakers: int | float | None = None
     silence_percentage: float | None = 10.0
     unknown_percentage: float | None = 10.0
     unknown_each_pass: bool = False
@@ -71,7 +88,16 @@ class Settings(TaskSettings):
                 raise ValueError(f"{name}: needs a number in [0, 100], not {value}")
         if self.validation_percentage + self.testing_percentage >= 100:
             raise ValueError("validation_percentage: together with testing_percentage it leaves no training data")
+        if (self.dev_speakers is None) != (self.test_speakers is None):
+            raise ValueError(
+                "dev_speakers, test_speakers: need a number both (test_speakers: 0 without a test), or none"
+            )
+        for name in ("dev_speakers", "test_speakers"):
+            if (number := getattr(self, name)) is not None:
+                check_number(name, number)
         check_speaker_pattern(self.speaker_pattern)
+        if self.keywords is None:
+            raise ValueError("keywords: null stands for all words of downstream_expert.data, which is not set")
         if {"True", "False"} & set(self.keywords):
             raise ValueError("keywords: YAML reads yes, no, on and off as true and false: put them in quotes")
         if not self.keywords or len(set(map(normal_word, self.keywords))) != len(self.keywords):
@@ -95,10 +121,12 @@ class Settings(TaskSettings):
         return [SILENCE, UNKNOWN, *self.keywords]
 
     def data_folders(self) -> list[str]:
-        return [self.train_root]
+        return [self.data or self.train_root]
 
     def check_folders(self, key: str) -> None:
         super().check_folders(key)
+        if self.data is not None:  # `resolve_data` has read it
+            return
         for name, folder in (("train_root", self.train_root), ("test_root", self.test_root)):
             if folder is not None and not Path(folder).is_dir():
                 raise UserError(f"{key}.{name}: {folder}: no such folder")
@@ -112,11 +140,16 @@ class Settings(TaskSettings):
             _check_test_classes(self, self.test_root, key)
 
     def check_splits(self, key: str, splits: Sequence[str]) -> None:
-        parts = (("dev", "validation_percentage"), ("test", "testing_percentage"))
-        for split, name in parts if self.test_root is None else parts[:1]:
+        parts = (("dev", self.held_out_setting("dev")), ("test", self.held_out_setting("test")))
+        for split, name in parts if self.test_root is None and self.data is None else parts[:1]:
             if split in splits and getattr(self, name) == 0:
-                remedy = f"set a larger percentage, or leave {split} out of runner.eval_dataloaders"
+                remedy = f"set a larger number, or leave {split} out of runner.eval_dataloaders"
                 raise UserError(f"{key}.{name}: 0 puts no speaker into {split}: {remedy}")
+
+    def held_out_setting(self, split: str) -> str:
+        """The setting that says how many speakers are in ``split``, ``dev`` or ``test``."""
+        numbers, percentages = ("dev_speakers", "test_speakers"), ("validation_percentage", "testing_percentage")
+        return (percentages if self.dev_speakers is None else numbers)[split == "test"]
 
 
 # what the early checks and the index of all clips refuse in the same words

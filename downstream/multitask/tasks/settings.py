@@ -18,6 +18,7 @@ HEADS = ("linear", "projection", "xvector", "pooled")
 POOLINGS = ("mean", "mean_std", "attentive", "attentive_std")
 LOSSES = ("softmax", "angular", "am", "aam")
 CONTRASTIVE = ("ge2e", "prototypical")
+NO_TEST_PEOPLE = "nobody is held out for test: a share (test_speakers) of fewer than ten people is nobody"
 
 
 def need_finite(values: Any, key: str = "") -> None:
@@ -164,6 +165,10 @@ class TaskSettings:
             linear layer of the ``linear`` head, or as the embedding of the ``pooled`` head. The head then needs a tenth
             of the steps: the differences between classes are small compared with what all utterances have in common.
         augment: Augmentation of the training data; these keys have a table of their own.
+        data: Set by ``downstream_expert.data``: the folder of own recordings.
+        layout: Set by ``downstream_expert.data``: how its files lie there.
+        dev_people: Set by ``downstream_expert.data``: the names of the people who are held out for development.
+        test_people: Set by ``downstream_expert.data``: the names of the people who are held out for a test.
     """
 
     # `head` must be one of these. In evaluation an x-vector head has another output than the one that the loss gets in
@@ -184,9 +189,15 @@ class TaskSettings:
     branch: bool = False
     standardize: bool = False
     augment: AugmentSettings = field(default_factory=AugmentSettings)
+    data: str | None = None
+    layout: str | None = None
+    dev_people: list[str] | None = None
+    test_people: list[str] | None = None
 
     def __post_init__(self) -> None:
         need_finite(asdict(self))
+        if self.data is not None and self.dev_people is None:
+            raise ValueError("data: set downstream_expert.data instead, for all tasks")
         for name in ("batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: needs at least 1, not {getattr(self, name)}")

@@ -36,8 +36,9 @@ from distilled_student.multitask.tasks.base import (
     load_speech,
     samples_of,
 )
-from distilled_student.multitask.tasks.settings import speed_ratio
+from distilled_student.multitask.tasks.settings import NO_TEST_PEOPLE, speed_ratio
 from distilled_student.multitask.tasks.sv_index import EXTRA, SpeakerIndex
+from distilled_student.multitask.tasks.sv_own import OwnSpeakerIndex
 from distilled_student.multitask.tasks.sv_settings import Settings
 
 log = logging.getLogger(__name__)
@@ -153,6 +154,20 @@ def by_group(scores: np.ndarray, trials: Trials) -> dict[str, dict[str, Any]]:
     return results
 
 
+def _index(settings: Settings, key: str) -> SpeakerIndex:
+    """The index of VoxCeleb1's layout."""
+    return SpeakerIndex(
+        Path(settings.root),
+        settings.trials,
+        settings.dev_speakers,
+        settings.extra_roots,
+        key,
+        settings.speaker_pattern,
+        settings.trials_root,
+        settings.dev_utterances,
+    )
+
+
 class Task(BaseTask):
     """Verification by speaker embeddings: the head's output. The loss classifies training speakers.
 
@@ -178,16 +193,7 @@ class Task(BaseTask):
             self.register_buffer("centered_batches", torch.zeros((), dtype=torch.long))
         # slope and offset for each kind of scores, fitted at each evaluation on dev; slope 0: not fitted yet
         self.register_buffer("calibration", torch.zeros(len(KINDS), 2, dtype=torch.float64))
-        self.index = SpeakerIndex(
-            Path(settings.root),
-            settings.trials,
-            settings.dev_speakers,
-            settings.extra_roots,
-            key,
-            settings.speaker_pattern,
-            settings.trials_root,
-            settings.dev_utterances,
-        )
+        self.index = OwnSpeakerIndex(settings, key) if settings.data is not None else _index(settings, key)
 
     @property
     def filling(self) -> Filling:
@@ -199,7 +205,7 @@ class Task(BaseTask):
         if len(names) < 2:
             reason = f"one training speaker, '{one_line(names[0])}', but the loss tells speakers apart"
             remedy = f"add speakers (root, extra_roots), or hold out fewer ({self.key}.dev_speakers)"
-            raise UserError(f"{self.key}.root: {self.settings.root}: {reason}: {remedy}")
+            raise UserError(f"{self.key}.root: {self.settings.data_folders()[0]}: {reason}: {remedy}")
         held_out = f"{len(self.index.development)} development speakers"
         note(f"{self.key}.root: {len(names)} training speakers, such as '{one_line(names[0])}', and {held_out}")
         self.class_names = names + [f"{name}{AT_SPEED}{s:g}" for s in self.settings.speeds for name in names]
@@ -237,7 +243,7 @@ class Task(BaseTask):
         super().check_classes(saved)
 
     def _other_number(self, saved: int) -> str:
-        folders = ", ".join([self.settings.root, *self.settings.extra_roots])
+        folders = ", ".join(self.settings.data_folders())
         speeds = f" (at {1 + len(self.settings.speeds)} speeds)" if self.settings.speeds else ""
         reason = f"{len(self.class_names or ())} training speakers{speeds}, but the checkpoint has {saved}"
         remedy = "give the folders and the dev_speakers that it was trained with"
@@ -270,6 +276,9 @@ class Task(BaseTask):
             return self.index.test
         if split == "dev":
             raise UserError(f"{self.key}.{self.settings.no_development()}")
+        if self.settings.data is not None:
+            remedy = "evaluate dev (--split dev)"
+            raise UserError(f"{self.key}.test_people: {self.settings.data}: {NO_TEST_PEOPLE}: {remedy}")
         raise UserError(f"{self.key}.trials: null, so there are no trials for test: give a list, or evaluate dev")
 
     def _check_held_out(self) -> None:

@@ -14,6 +14,7 @@ from distilled_student.common import audio
 from distilled_student.common.audio_folders import AudioFolders, path_identity
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.recordings import recordings_fingerprint
+from distilled_student.corpora.held_out import by_hash
 from distilled_student.corpora.keywords import hash_percentage
 from distilled_student.corpora.speaker_names import identity, merged_names
 from distilled_student.corpora.speakers import (
@@ -23,6 +24,7 @@ from distilled_student.corpora.speakers import (
     relative_to_roots,
     speaker_files,
 )
+from distilled_student.multitask.tasks.sv_settings import number_of_development
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class SpeakerIndex:
         self,
         root: Path,
         trials: str | None,
-        dev_speakers: int,
+        dev_speakers: int | float,
         extra_roots: Sequence[str],
         key: str,
         speaker_pattern: str | None = None,
@@ -65,6 +67,11 @@ class SpeakerIndex:
         files = root if trials_root is None else Path(trials_root)
         self.dev_utterances = dev_utterances
         self._trial_roots = [files / "test" / "wav", files / "wav", files / "dev" / "wav", files]
+
+    @property
+    def roots(self) -> Sequence[str]:
+        """The folders of further training speakers."""
+        return self.extra_roots
 
     @functools.cached_property
     def _test(self) -> tuple[Trials | None, set[str]]:
@@ -96,8 +103,10 @@ class SpeakerIndex:
         found = self._read(folder, "root")
         self._check_other_folders(found)
         speakers = {name: files for name, files in found.items() if identity(name) not in test_identities}
-        if not self.dev_utterances and self.dev_speakers >= len(speakers):
-            reason = f"{self.dev_speakers} of {len(speakers)} speakers leave no training speaker"
+        if not self.dev_utterances and (held_out := number_of_development(self.dev_speakers, len(speakers))) >= len(
+            speakers
+        ):
+            reason = f"{held_out} of {len(speakers)} speakers leave no training speaker"
             remedy = f"set fewer, or {self.key}.speaker_pattern if the first folder below {folder} is not the speaker"
             raise UserError(f"{self.key}.dev_speakers: {reason}: {remedy}")
         for name, files in speakers.items():
@@ -157,14 +166,14 @@ class SpeakerIndex:
         if self.dev_utterances:
             found = {name: [p for p in files if p in self._held_out] for name, files in self._speakers.items()}
             return {name: files for name, files in found.items() if files}
-        lowest = sorted(self._speakers, key=lambda name: (hash_percentage(name), name))[: self.dev_speakers]
+        lowest = by_hash(self._speakers)[: number_of_development(self.dev_speakers, len(self._speakers))]
         return {name: self._speakers[name] for name in sorted(lowest)}
 
     @functools.cached_property
     def _extra(self) -> dict[tuple[str, str], list[Path]]:
         """``(folder, name)`` -> files, of `extra`."""
         found, held_out = {}, self._test_identities | set(map(identity, self.development))
-        for folder in self.extra_roots:
+        for folder in self.roots:
             for name, files in self._read(Path(folder), "extra_roots").items():
                 if identity(name) in held_out:
                     continue
@@ -207,7 +216,7 @@ class SpeakerIndex:
     def training_names(self) -> list[str]:
         """The name of each training speaker, in the order of the classes; the same wherever the folders are."""
         names = list(self._training)
-        numbers = {folder: number for number, folder in reversed(list(enumerate(self.extra_roots)))}
+        numbers = {folder: number for number, folder in reversed(list(enumerate(self.roots)))}
         return names + [f"{name}{EXTRA}{numbers[folder]}]" for folder, name in self._extra]
 
     @functools.cached_property
@@ -232,7 +241,7 @@ class SpeakerIndex:
     def development_trials(self, count: int, seed: int) -> Trials:
         """``count`` trials of the development speakers, or fewer if there are not so many.
 
-        Half are target trials: pairs of different sessions first, then pairs of the same session.
+        See `random_trials`.
 
         Raises:
             UserError: a development speaker has a single utterance and so no target trial.
@@ -241,25 +250,31 @@ class SpeakerIndex:
             if len(files) < 2 and not self.dev_utterances:
                 reason = f"speaker '{name}' has one utterance; development trials need at least two"
                 raise UserError(f"{self.key}.root: {files[0].parent}: {reason}")
-        rng = np.random.default_rng([seed, 1])
-        paths = [file for files in self.development.values() for file in files]
-        speakers = np.repeat(np.arange(len(self.development)), [len(f) for f in self.development.values()])
-        _, sessions = np.unique([str(p.parent) for p in paths], return_inverse=True)
-        half = count // 2
-        target = _target_pairs(speakers)
-        if len(target) == 0:
+        if all(len(files) < 2 for files in self.development.values()):
             reason = f"no two of the {self.dev_utterances} utterances are of the same speaker; hold out more"
             raise UserError(f"{self.key}.dev_utterances: {reason}")
-        rng.shuffle(target)
-        same_session = sessions[target[:, 0]] == sessions[target[:, 1]]
-        target = target[np.argsort(same_session, kind="stable")][:half]
-        other = _nontarget_pairs(speakers, count - half, rng)
-        pairs = np.concatenate([target, other])
-        labels = np.repeat([1, 0], [len(target), len(other)])
-        used, positions = np.unique(pairs, return_inverse=True)
-        left, right = positions.reshape(-1, 2).T
-        names = list(self.development)
-        return Trials([paths[i] for i in used], left, right, labels, speakers[used], speaker_names=names)
+        return random_trials(self.development, count, np.random.default_rng([seed, 1]))
+
+
+def random_trials(by_speaker: Mapping[str, Sequence[Path]], count: int, rng: np.random.Generator) -> Trials:
+    """``count`` trials of the files of speakers, half of them target trials; or fewer if there are not so many.
+
+    Target trials are pairs of different folders first, which are sessions, then pairs of the same folder.
+    """
+    paths = [file for files in by_speaker.values() for file in files]
+    speakers = np.repeat(np.arange(len(by_speaker)), [len(files) for files in by_speaker.values()])
+    _, sessions = np.unique([str(p.parent) for p in paths], return_inverse=True)
+    half = count // 2
+    target = _target_pairs(speakers)
+    rng.shuffle(target)
+    same_session = sessions[target[:, 0]] == sessions[target[:, 1]]
+    target = target[np.argsort(same_session, kind="stable")][:half]
+    other = _nontarget_pairs(speakers, count - half, rng)
+    pairs = np.concatenate([target, other])
+    labels = np.repeat([1, 0], [len(target), len(other)])
+    used, positions = np.unique(pairs, return_inverse=True)
+    left, right = positions.reshape(-1, 2).T
+    return Trials([paths[i] for i in used], left, right, labels, speakers[used], speaker_names=list(by_speaker))
 
 
 def _target_pairs(speakers: np.ndarray) -> np.ndarray:

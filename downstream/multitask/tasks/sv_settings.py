@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from distilled_student.common.errors import UserError
+from distilled_student.corpora.held_out import check_number, number_held_out
 from distilled_student.corpora.speaker_names import check_speaker_pattern, speaker_by_pattern
 from distilled_student.multitask.tasks.settings import (
     HEADS,
+    NO_TEST_PEOPLE,
     LossSettings,
     TaskSettings,
     first_clip,
@@ -32,7 +34,8 @@ class Settings(TaskSettings):
         speaker_pattern: Regular expression with one group, which finds the speaker in the path of a file below
             ``dev/wav``, ``test/wav``, ``wav`` or an extra root, such as ``^[^/]+/([^/]+)/`` for the second folder.
             None: the first folder.
-        dev_speakers: Number of development speakers, who are not trained on: those with the lowest hash of the name.
+        dev_speakers: Number of development speakers, or their share of all (0.2), who are not trained on: those with
+            the lowest hash of the name. A share is rounded, to two or more.
         dev_utterances: If it is not 0: instead of ``dev_speakers``, hold out this number of utterances, those with the
             lowest hash, of all speakers, who stay training speakers. Each keeps one training utterance at least. The
             paper holds out 5,000 and does not say of whom.
@@ -67,14 +70,14 @@ class Settings(TaskSettings):
         "trials",
         "augment.speed_factors",
     )
-    held_out_by: ClassVar[tuple[str, ...]] = ("dev_speakers", "dev_utterances")
+    held_out_by: ClassVar[tuple[str, ...]] = ("dev_speakers", "dev_utterances", "dev_people", "test_people")
     inputs_from: ClassVar[tuple[str, ...]] = ("layer", "crop_seconds", "fill")
 
     root: str = "data/voxceleb1"
     trials: str | None = "veri_test.txt"
     trials_root: str | None = None
     speaker_pattern: str | None = None
-    dev_speakers: int = 40
+    dev_speakers: int | float = 40
     dev_utterances: int = 0
     dev_trials: int = 10_000
     extra_roots: list[str] = field(default_factory=list)
@@ -106,7 +109,8 @@ class Settings(TaskSettings):
         if self.augment.speed == 1 and 1 not in map(speed_ratio, self.augment.speed_factors):
             reason = "1 leaves no utterance at its own speed: use a smaller probability, or 1.0 in speed_factors"
             raise ValueError(f"augment.speed: {reason}")
-        if self.dev_speakers == 1 or self.dev_speakers < 0:
+        check_number("dev_speakers", self.dev_speakers)
+        if self.dev_speakers == 1:
             raise ValueError(f"dev_speakers: trials need at least 2 speakers (0: no trials), not {self.dev_speakers}")
         if self.dev_utterances == 1 or self.dev_utterances < 0:
             reason = f"trials need at least 2 utterances (0: dev_speakers), not {self.dev_utterances}"
@@ -121,7 +125,7 @@ class Settings(TaskSettings):
     @property
     def has_development(self) -> bool:
         """Whether there are development trials."""
-        return bool(self.dev_speakers or self.dev_utterances)
+        return bool(self.dev_speakers or self.dev_utterances or self.dev_people)
 
     def no_development(self) -> str:
         """Why there are no development trials, and the remedy."""
@@ -131,7 +135,9 @@ class Settings(TaskSettings):
     def check_splits(self, key: str, splits: Sequence[str]) -> None:
         if "dev" in splits and not self.has_development:
             raise UserError(f"{key}.{self.no_development()}")
-        if "test" in splits and self.trials is None:
+        if "test" in splits and self.data is not None and not self.test_people:
+            raise UserError(f"{key}.test_people: {NO_TEST_PEOPLE}: leave test out of runner.eval_dataloaders")
+        if "test" in splits and self.trials is None and self.data is None:
             raise UserError(f"{key}.trials: null, but runner.eval_dataloaders has test: give a list of trials")
 
     @property
@@ -141,10 +147,15 @@ class Settings(TaskSettings):
         return list({ratio: float(ratio) for ratio in map(speed_ratio, factors) if ratio != 1}.values())
 
     def data_folders(self) -> list[str]:
-        return [self.root, *self.extra_roots]
+        return [self.data or self.root, *self.extra_roots]
 
     def check_folders(self, key: str) -> None:
         super().check_folders(key)
+        if self.data is not None:  # `resolve_data` has read it
+            for root in self.extra_roots:
+                if not Path(root).is_dir():
+                    raise UserError(f"{key}.extra_roots: {root}: no such folder")
+            return
         folders = [("root", self.root), *(("extra_roots", root) for root in self.extra_roots)]
         folders += [("trials_root", self.trials_root)] if self.trials_root is not None else []
         for name, folder in folders:
@@ -168,8 +179,8 @@ class Settings(TaskSettings):
         if speakers == 0:
             reason = "has no folder of a speaker; if the names of its files say the speaker, set speaker_pattern"
             raise UserError(f"{key}.root: {folder}: {reason}")
-        if not self.dev_utterances and self.dev_speakers >= speakers:
-            reason = f"{self.dev_speakers} of {speakers} speakers leave no training speaker"
+        if not self.dev_utterances and (held_out := number_of_development(self.dev_speakers, speakers)) >= speakers:
+            reason = f"{held_out} of {speakers} speakers leave no training speaker"
             raise UserError(f"{key}.dev_speakers: {reason}: set fewer; if {folder} is the wrong folder, correct root")
 
     def _check_root(self, key: str) -> Path:
@@ -191,6 +202,12 @@ class Settings(TaskSettings):
         if self.trials is not None and not trials.is_file():
             remedy = "without test trials give null; if the list is in another folder, set root or trials_root"
             raise UserError(f"{key}.trials: {trials}: no such file; {remedy}")
+
+
+def number_of_development(dev_speakers: int | float, speakers: int) -> int:
+    """How many of ``speakers`` the setting stands for; a share is two or more, because trials need two."""
+    number = number_held_out(dev_speakers, speakers)
+    return number if isinstance(dev_speakers, int) else max(2, number)
 
 
 def speakers_in(root: Path) -> Path | None:

@@ -1,8 +1,8 @@
 """Expands the packed embedded corpus into two public layouts: Speech Commands and VoxCeleb1.
 
-The package contains clean synthetic speech (``assets/corpus``, made by ``make_corpus.py``). Clean synthetic voices are
-too easy for both tasks, so every file gets its own reverberation, noise and channel (``embedded_effects.py``). The random
-generator of a file is seeded with its name: the result does not depend on the order.
+The package contains clean synthetic speech (``assets/corpus``, made by ``demo/make_corpus.py``). Clean synthetic voices
+are too easy for both tasks, so every file gets its own reverberation, noise and channel (``embedded_effects.py``). The
+random generator of a file is seeded with its name: the result does not depend on the order.
 """
 
 from __future__ import annotations

@@ -19,6 +19,12 @@ def normal_word(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
+def is_no_word(name: str) -> bool:
+    """Whether a folder of this name holds no word: silence or noise, or a class that begins with ``_``."""
+    word = normal_word(name)
+    return re.sub("[ _-]", "", word) in NO_WORDS or (word.startswith("_") and word != UNKNOWN)
+
+
 def speaker_of(name: str) -> str:
     """The speaker in ``SPEAKER_nohash_TAKE.wav``."""
     return re.sub(r"_nohash_.*$", "", name)

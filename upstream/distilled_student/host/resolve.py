@@ -90,6 +90,9 @@ def _check_same(expdir: str, state: Mapping[str, Any], args: Namespace, config: 
     """Raise UserError where the experiment folder holds another run, which this command would overwrite."""
     before, now = vars(state["Args"]), vars(args)
     repair_numbers(config)
+    if args.downstream == "multitask":  # a folder of recordings stands for its words and people
+        own_data = importlib.import_module("distilled_student.multitask.own_data")
+        own_data.resolve_data(config["downstream_expert"], f"{source(vars(args))}: downstream_expert")
     sections = [{name: group for name, group in c.items() if group is not None} for c in (state["Config"], config)]
     old = {"args": {key: before.get(key) for key in SAME}, "config": sections[0]}
     if changed := changes(old, {"args": {key: now.get(key) for key in SAME}, "config": sections[1]}):
