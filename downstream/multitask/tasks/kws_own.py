@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.corpora import embedded
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from distilled_student.multitask.tasks.kws import Settings
 
 SPEAKER = "^[^/]+/([^/]+)/"  # finds the speaker in the key of a clip, WORD/SPEAKER/FILE
+NEARLY_ALL = 0.999  # of the largest energy
 PARTS = {"train": "training", "dev": "validation", "test": "testing"}  # part of the embedded corpus -> set
 
 
@@ -77,8 +80,13 @@ def _embedded_words(keywords: set[str]) -> Iterator[tuple[str, KeywordClip]]:
 
 
 def loudest(waveform: Tensor, samples: int) -> int:
-    """Where the ``samples`` with the most energy begin in ``waveform (samples,)``; 0 in one that is not longer."""
+    """Where the ``samples`` with the most energy begin in ``waveform (samples,)``; 0 in one that is not longer.
+
+    Of the windows with nearly the most energy it is the one in the middle, as silence may be on both sides of a word.
+    """
     if len(waveform) <= samples:
         return 0
-    energy = waveform.double().square().cumsum(dim=0)
-    return int((energy[samples:] - energy[:-samples]).argmax())
+    energy = F.pad(waveform.double().square().cumsum(dim=0), (1, 0))
+    of_window = energy[samples:] - energy[:-samples]
+    nearly = torch.nonzero(of_window >= NEARLY_ALL * of_window.max())
+    return int(nearly[len(nearly) // 2])

@@ -43,10 +43,10 @@ class OwnSpeakerIndex(SpeakerIndex):
         if len(people) != 1:
             return people
         root, voices = embedded.cached(), dict[str, list[Path]]()
-        ids = embedded.speaker_ids(embedded.read_index())
         for output in embedded.plan_files():
             if output.clip.split == part and output.clip.kind == "sentence":
-                voices.setdefault(ids[output.clip.voice], []).append(root / output.path)
+                path = root / output.path  # .../SPEAKER/SESSION/FILE
+                voices.setdefault(path.parts[-3], []).append(path)
         return people | voices
 
     @functools.cached_property
