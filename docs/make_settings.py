@@ -161,7 +161,7 @@ def type_name(kind: Any) -> str:
         return f"list of {items}" if items == "text" else f"list of {items}s"
     if found or text.endswith(("Config", "Settings")):
         return "group"
-    return " or ".join(words.get(part, part) for part in text.split(" | "))
+    return " or ".join(type_name(part) if "[" in part else words.get(part, part) for part in text.split(" | "))
 
 
 def default_of(field: dataclasses.Field) -> str:

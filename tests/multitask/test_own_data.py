@@ -172,6 +172,8 @@ def test_the_sets_of_the_keyword_task_are_those_of_a_plain_loop(five: Path) -> N
             if path.suffix not in (".txt", ".m4a") and (path.name.split("_")[0] in settings.dev_people) == is_held_out
         }
         assert {(clip.path.name, clip.label) for clip in sets[part] if clip.label > 1} == expected
+    keys = [clip.key for clips in sets.values() for clip in clips if clip.label]
+    assert len(set(keys)) == len(keys)
     assert sets["testing"] == [] and "babble.wav" in {noise.name for noise in noises}
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.corpora import embedded
-from distilled_student.corpora.keywords import BACKGROUND, UNKNOWN, normal_word
+from distilled_student.corpora.keywords import BACKGROUND, normal_word
 from distilled_student.corpora.own_folder import read_own_folder
 from distilled_student.multitask.tasks.kws_index import UNKNOWN_LABEL, KeywordClip, add_other_classes
 
@@ -46,7 +46,7 @@ def own_class_index(settings: Settings, seed: int, key: str) -> tuple[dict[str, 
     unknown: dict[str, list[KeywordClip]] = {name: [] for name in sets}
     for clip in (*folder.clips, *folder.other):
         label = labels.get(normal_word(clip.word), UNKNOWN_LABEL)
-        name = f"{clip.word}/{clip.speaker}/{clip.path.name}"
+        name = f"{clip.word}/{clip.speaker}/{clip.path.parent.name} {clip.path.name}"  # spellings share a word
         of_class = sets if label > UNKNOWN_LABEL else unknown
         part = part_of.get(clip.speaker, "training")
         of_class[part].append(KeywordClip(clip.path, label, name, speaker=clip.speaker))
@@ -72,11 +72,9 @@ def _embedded_words(keywords: set[str]) -> Iterator[tuple[str, KeywordClip]]:
         clip = output.clip
         words = {normal_word(word.strip(".,;:!?")) for word in clip.text.split()} | {normal_word(clip.text)}
         if not words & keywords and (clip.kind == "word" or clip.split == "train"):
-            name = f"{UNKNOWN}/embedded {clip.voice}/{Path(output.path).name}"
-            yield (
-                PARTS[clip.split],
-                KeywordClip(root / output.path, UNKNOWN_LABEL, name, speaker=f"embedded {clip.voice}"),
-            )
+            speaker, path = f"embedded {clip.voice}", root / output.path
+            key = f"{clip.text}/{speaker}/{path.parent.name} {path.name}"
+            yield PARTS[clip.split], KeywordClip(path, UNKNOWN_LABEL, key, speaker=speaker)
 
 
 def loudest(waveform: Tensor, samples: int) -> int:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from distilled_student.common.audio_folders import AudioFolders
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.corpora.held_out import by_hash, number_held_out
 from distilled_student.corpora.keywords import BACKGROUND, UNKNOWN, is_no_word, normal_word, speaker_of
@@ -74,6 +73,8 @@ def read_own_folder(root: Path, key: str, layout: str | None = None, keywords: S
     Raises:
         UserError: no such folder, no recordings in one of the layouts, folders of silence or noise among the words.
     """
+    from distilled_student.common.audio_folders import AudioFolders  # imports soundfile: settings are checked without
+
     if not root.is_dir():
         raise UserError(f"{key}: {root}: no such folder")
     folders = AudioFolders()
