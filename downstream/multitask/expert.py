@@ -55,6 +55,7 @@ from distilled_student.multitask.training_log import TrainingLog
 
 log = logging.getLogger(__name__)
 
+STUDENT = "distilled_student"  # the upstream whose models can have heads
 BEST = "best-dev.ckpt"  # the checkpoint with the best score on development data
 
 
@@ -115,6 +116,8 @@ class DownstreamExpert(nn.Module):
             for task in self.tasks.values():
                 task.prepare_training()
         if self.settings.initial_heads and mode == "train" and not kwargs.get("past_exp"):
+            if (upstream := kwargs.get("upstream", STUDENT)) != STUDENT:
+                raise UserError(f"{self._where}.initial_heads: -u {upstream}: has no heads: set it to false")
             start_heads(kwargs.get("upstream_ckpt"), self.tasks, self.choices, f"{self._where}.initial_heads")
         if mode == "train":  # find what is wrong with the evaluation data now, not after hours of training
             for split in runner.get("eval_dataloaders") or ():

@@ -17,6 +17,7 @@ TASKS = ("kws", "sv")
 EXCLUDED = ("train_root", "test_root", "root", "trials", "trials_root", "speaker_pattern")
 EXCLUDED += ("dev_speakers", "test_speakers", "dev_utterances", "validation_percentage", "testing_percentage")
 FEW_PEOPLE, FEW_CLIPS = 5, 10  # fewer are too few to trust the figures, or to train a word
+AT_MOST = 15  # lines about what is too little
 
 
 def resolve_data(expert: dict[str, Any], where: str) -> None:
@@ -93,7 +94,9 @@ def report(folder: OwnFolder, keywords: Sequence[str], dev: Sequence[str], test:
     parts = {"training": train, "dev": dev, "test": test}
     lines.append("; ".join(f"{part}: {_people(folder, names)}" for part, names in parts.items()))
     lines += folder.unused
-    return lines + [f"too little: {line}" for line in _too_little(folder, keywords, train, dev, test)]
+    too_little = [f"too little: {line}" for line in _too_little(folder, keywords, train, dev, test)]
+    more = len(too_little) - AT_MOST
+    return lines + too_little[:AT_MOST] + ([f"too little: {more} more such lines"] if more > 0 else [])
 
 
 def _counted(count: int, noun: str, names: Sequence[str] = ()) -> str:
