@@ -90,7 +90,7 @@ class Settings(TaskSettings):
             raise ValueError("validation_percentage: together with testing_percentage it leaves no training data")
         if (self.dev_speakers is None) != (self.test_speakers is None):
             raise ValueError(
-                "dev_speakers, test_speakers: need a number both (test_speakers: 0 without a test), or none"
+                "dev_speakers, test_speakers: give both (test_speakers: 0 without a test), or neither"
             )
         for name in ("dev_speakers", "test_speakers"):
             if (number := getattr(self, name)) is not None:
