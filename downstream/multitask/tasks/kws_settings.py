@@ -89,9 +89,7 @@ class Settings(TaskSettings):
         if self.validation_percentage + self.testing_percentage >= 100:
             raise ValueError("validation_percentage: together with testing_percentage it leaves no training data")
         if (self.dev_speakers is None) != (self.test_speakers is None):
-            raise ValueError(
-                "dev_speakers, test_speakers: give both (test_speakers: 0 without a test), or neither"
-            )
+            raise ValueError("dev_speakers, test_speakers: give both (test_speakers: 0 without a test), or neither")
         for name in ("dev_speakers", "test_speakers"):
             if (number := getattr(self, name)) is not None:
                 check_number(name, number)
