@@ -94,16 +94,8 @@ class Settings(TaskSettings):
             if (number := getattr(self, name)) is not None:
                 check_number(name, number)
         check_speaker_pattern(self.speaker_pattern)
-        if self.keywords is None:
-            raise ValueError("keywords: null stands for all words of downstream_expert.data, which is not set")
-        if {"True", "False"} & set(self.keywords):
-            raise ValueError("keywords: YAML reads yes, no, on and off as true and false: put them in quotes")
-        if not self.keywords or len(set(map(normal_word, self.keywords))) != len(self.keywords):
-            raise ValueError("keywords: need one or more different words; upper and lower case are the same")
-        for word in self.keywords:
-            if word.startswith("_") or word in ("", ".", "..") or "/" in word or word != word.strip():
-                reason = "expected the name of a folder that does not begin with _, as the classes that are no words do"
-                raise ValueError(f"keywords: '{word}': {reason}")
+        if self.keywords is not None:  # `resolve_data` gives their list before a task is made
+            self._check_keywords(self.keywords)
         if len(self.silence_volume) != 2 or not 0 <= self.silence_volume[0] <= self.silence_volume[1]:
             raise ValueError(f"silence_volume: needs [lowest, highest], not {self.silence_volume}")
         if self.sampling not in ("utterance", "class", "square_root"):
@@ -115,8 +107,20 @@ class Settings(TaskSettings):
         if self.crop_seconds < 0.1:
             raise ValueError("crop_seconds: needs at least 0.1")
 
+    @staticmethod
+    def _check_keywords(keywords: Sequence[str]) -> None:
+        """Raise ValueError for words that YAML reads otherwise, that are equal, or that are no names of folders."""
+        if {"True", "False"} & set(keywords):
+            raise ValueError("keywords: YAML reads yes, no, on and off as true and false: put them in quotes")
+        if not keywords or len(set(map(normal_word, keywords))) != len(keywords):
+            raise ValueError("keywords: need one or more different words; upper and lower case are the same")
+        for word in keywords:
+            if word.startswith("_") or word in ("", ".", "..") or "/" in word or word != word.strip():
+                reason = "expected the name of a folder that does not begin with _, as the classes that are no words do"
+                raise ValueError(f"keywords: '{word}': {reason}")
+
     def class_names(self) -> list[str]:
-        return [SILENCE, UNKNOWN, *self.keywords]
+        return [SILENCE, UNKNOWN, *(self.keywords or ())]
 
     def data_folders(self) -> list[str]:
         return [self.data or self.train_root]
