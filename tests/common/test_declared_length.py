@@ -13,7 +13,7 @@ import torch
 from conftest import tone
 
 from distilled_student import UserError, onnx
-from distilled_student.common import audio
+from distilled_student.common import audio, audio_reading
 from distilled_student.common.audio_folders import audio_files
 from distilled_student.corpora.keywords import KEYWORDS
 from distilled_student.distillation.data.config import DataConfig
@@ -113,7 +113,7 @@ def test_a_coding_that_libsndfile_cannot_read_is_refused_with_the_remedy(tmp_pat
 
 def readable(path: Path) -> bool:
     try:
-        return audio.header(path).frames > 0
+        return audio_reading.header(path).frames > 0
     except UserError:
         return False
 

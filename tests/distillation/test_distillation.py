@@ -16,7 +16,7 @@ from helpers import references
 
 import distilled_student as ds
 from distilled_student.cli import main
-from distilled_student.common import audio
+from distilled_student.common import audio, audio_reading
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import find_config
 from distilled_student.distillation.config import DistillConfig
@@ -225,7 +225,7 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "half.wav"
     soundfile.write(path, tone(2).numpy(), 16_000)
     path.write_bytes(path.read_bytes()[:30_000])
-    for read in (audio.load, audio.header):
+    for read in (audio.load, audio_reading.header):
         with pytest.raises(ds.UserError, match=r"half\.wav: not readable as audio \(truncated"):
             read(path)
     soundfile.write(tmp_path / "whole.wav", tone(1).numpy(), 16_000)

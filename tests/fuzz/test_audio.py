@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torchaudio.functional import resample
 
 from distilled_student import UserError
-from distilled_student.common import audio
+from distilled_student.common import audio, audio_reading
 from distilled_student.multitask.tasks.base import samples_of
 
 BOUND = 64  # MiB, for a file of less than a second
@@ -64,7 +64,7 @@ def test_no_audio_file_causes_a_traceback_or_takes_more_memory_than_allowed(
         waveform = ends_well(lambda: audio.load(path), path)
         if isinstance(waveform, torch.Tensor):
             assert waveform.dim() == 1 and waveform.isfinite().all()
-        ends_well(lambda: audio.seconds(path), path)
+        ends_well(lambda: audio_reading.seconds(path), path)
         ends_well(lambda: samples_of(path), path)
         ends_well(lambda: audio.load(path, 0.05, 0.02), path)
 
@@ -133,14 +133,14 @@ def test_a_header_that_declares_gigabytes_does_not_allocate_them(name: str, tmp_
     audio.load(write(tmp_path / "warm.wav", encoded("WAV", "PCM_16")))
     path = write(tmp_path / name, HUGE[name])
     with at_most(BOUND):
-        for read in (audio.load, audio.header, samples_of, lambda path: audio.load(path, 0.0, 1e9)):
+        for read in (audio.load, audio_reading.header, samples_of, lambda path: audio.load(path, 0.0, 1e9)):
             ends_well(lambda read=read: read(path), path)
 
 
 @pytest.mark.parametrize("rate", [1, 999, 768_001, 2**31 - 1])
 def test_a_rate_outside_one_to_768_kilohertz_is_refused(rate: int, tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", riff(50, rate=rate))
-    for read in (audio.load, audio.seconds, samples_of):
+    for read in (audio.load, audio_reading.seconds, samples_of):
         with pytest.raises(UserError, match=rf"a\.wav: .*a rate of {rate} Hz, which is not within 1000 to 768000"):
             read(path)
 
@@ -207,7 +207,7 @@ def test_a_file_of_any_name_is_read_or_refused_in_one_line(name: str, tmp_path: 
     write(tmp_path / name, encoded("WAV", "PCM_16"))
     assert len(audio.load(tmp_path / name)) == 1600
     write(tmp_path / name, b"text")
-    for read in (audio.load, audio.header, samples_of):
+    for read in (audio.load, audio_reading.header, samples_of):
         _refused_in_one_line(read, tmp_path / name)
 
 

@@ -16,7 +16,7 @@ from unicodedata import normalize
 import numpy as np
 from torch import Tensor, nn
 
-from distilled_student.common import audio
+from distilled_student.common import audio, audio_reading
 from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.common.errors import UserError
 from distilled_student.multitask.heads import make_head
@@ -304,8 +304,8 @@ def load_speech(path: Any, start: float = 0.0, duration: float | None = None) ->
     It is used all the same, as results on published lists of files must be comparable.
     """
     waveform = audio.load(path, start, duration)
-    if len(waveform) < SHORTEST and audio.seconds(path) < SHORTEST / SAMPLE_RATE:
-        _warn_of_no_speech(str(path), f"holds {audio.seconds(path):g} s of audio, less than 0.1 s")
+    if len(waveform) < SHORTEST and audio_reading.seconds(path) < SHORTEST / SAMPLE_RATE:
+        _warn_of_no_speech(str(path), f"holds {audio_reading.seconds(path):g} s of audio, less than 0.1 s")
     elif not waveform.any() and (duration is None or not audio.load(path).any()):
         _warn_of_no_speech(str(path), "holds zeros only")
     return waveform
@@ -317,7 +317,7 @@ def samples_of(path: Any) -> int:
     Raises:
         UserError: the file is not audio, or holds none.
     """
-    frames, rate, _ = audio.header(path)
+    frames, rate, _ = audio_reading.header(path)
     if frames == 0:
         raise UserError(f"{path}: holds no audio")
     resampled = -(-frames * SAMPLE_RATE // rate)  # rounded up

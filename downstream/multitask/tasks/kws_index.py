@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from distilled_student.common import audio
+from distilled_student.common import audio_reading
 from distilled_student.common.audio_folders import audio_files
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.progress import note
@@ -266,7 +266,7 @@ def share_of(size: int, percentage: float | None) -> int | None:
 def cut_silence(noises: Sequence[Path], settings: Settings, rng: Any) -> tuple[Path, float, float]:
     """A random file, start in seconds and volume; ``rng`` is a generator of Python or numpy."""
     path = noises[int(rng.random() * len(noises))]
-    spare = max(0.0, audio.seconds(path) - settings.crop_seconds)
+    spare = max(0.0, audio_reading.seconds(path) - settings.crop_seconds)
     return path, rng.uniform(0.0, spare), rng.uniform(*settings.silence_volume)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distilled_student.common import audio
+from distilled_student.common import audio, audio_reading
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.processes import count_processes, sum_over_processes
 from distilled_student.common.progress import note
@@ -83,7 +83,7 @@ class Training:
         if self.settings.longest_crop_seconds is not None:
             seconds = rng.uniform(seconds, self.settings.longest_crop_seconds)
         length = seconds * speed
-        spare = max(0.0, audio.seconds(path) - length)
+        spare = max(0.0, audio_reading.seconds(path) - length)
         waveform = load_speech(path, rng.uniform(0.0, spare), length + 0.01)
         waveform, samples = change_speed(waveform, speed), int(seconds * audio.SAMPLE_RATE)
         to_crop = filling_of(self.settings)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distilled_student.common import audio
+from distilled_student.common import audio_reading
 from distilled_student.common.audio_folders import AudioFolders, path_identity
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.recordings import recordings_fingerprint
@@ -234,7 +234,7 @@ class SpeakerIndex:
         items, extra = [], self.extra
         for label, (name, files) in enumerate(self.training.items()):
             for file in files:
-                times = max(1, int(audio.seconds(file) / crop_seconds)) if name in extra else 1
+                times = max(1, int(audio_reading.seconds(file) / crop_seconds)) if name in extra else 1
                 items += [(file, label)] * times
         return items
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distilled_student.common import audio
+from distilled_student.common import audio, audio_reading
 from distilled_student.common.audio_folders import audio_files
 from distilled_student.common.effect_settings import EffectSettings
 from distilled_student.common.errors import UserError
@@ -71,7 +71,7 @@ def reverberate(waveform: Tensor, rir: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _header_seconds(path: Path) -> float:
-    return audio.seconds(path)
+    return audio_reading.seconds(path)
 
 
 def random_cut(path: Path, samples: int, rng: np.random.Generator) -> Tensor:

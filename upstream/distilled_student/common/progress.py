@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import ExitStack
-from typing import ClassVar, TextIO
+from typing import TYPE_CHECKING, ClassVar, TextIO
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+# tqdm is imported by the functions that need it: every command of the command line imports this module
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -54,6 +56,9 @@ class Progress:
         if self._open:
             self._open[-1]._hide()
         if on_terminal:
+            from tqdm import tqdm
+            from tqdm.contrib.logging import logging_redirect_tqdm
+
             self._on_close.enter_context(logging_redirect_tqdm())
             self._bar = tqdm(
                 total=total,
@@ -113,6 +118,8 @@ class Progress:
         print(f"{self.what}: {self._format(self.done)}{of_total}, {per_second} per second", file=self._file, flush=True)
 
     def _format(self, count: float) -> str:
+        from tqdm import tqdm
+
         return tqdm.format_sizeof(count, self.unit) if self.unit else f"{count}"
 
     def __enter__(self) -> Progress:
@@ -124,4 +131,6 @@ class Progress:
 
 def note(text: str) -> None:
     """Print a line on standard error, above the bar if there is one."""
+    from tqdm import tqdm
+
     tqdm.write(text, file=sys.stderr)

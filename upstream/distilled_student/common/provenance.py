@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distilled_student.common import audio
+from distilled_student.common import audio_reading
 from distilled_student.common.files import write_json
 from distilled_student.common.processes import count_processes
 
@@ -100,7 +100,7 @@ def files_fingerprint(files: Iterable[Path]) -> dict[str, Any]:
     """`utterances_fingerprint` of audio files, each counted once. Threads read the headers: a disk may be slow."""
     unique = sorted(set(files))
     with ThreadPoolExecutor(16) as pool:
-        return utterances_fingerprint(zip(unique, pool.map(audio.seconds, unique), strict=True))
+        return utterances_fingerprint(zip(unique, pool.map(audio_reading.seconds, unique), strict=True))
 
 
 def write_provenance(

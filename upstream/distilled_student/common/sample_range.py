@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# torch is imported by the function that needs it: devices have none
 
 # Mixtures, noise and gain may exceed 1 by some decibels: 8 are 18 dB. Speech of 16 bits that was not divided by 32768
 # has a peak of more than 8, unless it is 72 dB below full scale.
@@ -24,9 +28,15 @@ def wrong_type(samples: Tensor) -> str | None:
 
 def wrong_range(samples: Tensor) -> str | None:
     """What is wrong with the largest of some samples, and the remedy; None if they are in the range. Reads values."""
+    import torch
+
     if samples.numel() == 0:
         return None
-    peak = float(torch.stack(samples.detach().aminmax()).abs().max())  # NaN if any sample is NaN
+    return wrong_peak(float(torch.stack(samples.detach().aminmax()).abs().max()))
+
+
+def wrong_peak(peak: float) -> str | None:
+    """What is wrong with the largest absolute value of some samples, NaN if any is NaN, and the remedy, or None."""
     if peak <= MAX_PEAK:
         return None
     if not peak < float("inf"):  # NaN too

@@ -16,7 +16,7 @@ import torchaudio
 from torch import Tensor
 from torchaudio.functional import gain, resample
 
-from distilled_student.common import audio
+from distilled_student.common import audio_reading
 from distilled_student.common.declared_length import check_last_sample
 from distilled_student.common.errors import UserError
 from distilled_student.common.sample_range import wrong_range
@@ -27,8 +27,8 @@ SILENCE = re.compile(r"silence 1 (\d*\.\d+) (\d*\.?\d+)% -1 (\d*\.\d+) (\d*\.?\d
 
 def _checked(path: Any) -> str | bytes:
     """The name of a file as soundfile takes it. Raises UserError if the header has impossible values."""
-    audio.header(path)
-    return audio.soundfile_path(path)
+    audio_reading.header(path)
+    return audio_reading.soundfile_path(path)
 
 
 def load(
@@ -49,15 +49,15 @@ def load(
         UserError: the file is missing or not readable as audio; names it.
     """
     try:
-        with soundfile.SoundFile(uri if hasattr(uri, "read") else audio.soundfile_path(uri)) as file:
-            audio.check_header(file)
+        with soundfile.SoundFile(uri if hasattr(uri, "read") else audio_reading.soundfile_path(uri)) as file:
+            audio_reading.check_header(file)
             check_last_sample(file)
-            rate, first = file.samplerate, audio.go_to(file, min(frame_offset, file.frames))
+            rate, first = file.samplerate, audio_reading.go_to(file, min(frame_offset, file.frames))
             frames = file.frames - first if num_frames < 0 else min(num_frames, file.frames - first)
-            blocks = audio.read_blocks(file, frames, max(1, audio.SAMPLES_PER_BLOCK // file.channels))
+            blocks = audio_reading.read_blocks(file, frames, max(1, audio_reading.SAMPLES_PER_BLOCK // file.channels))
             data = np.concatenate([np.zeros((0, file.channels), np.float32), *blocks])
     except (OSError, RuntimeError, ValueError) as error:
-        raise audio.unreadable(uri, error) from None
+        raise audio_reading.unreadable(uri, error) from None
     if reason := wrong_range(torch.from_numpy(data)):
         raise UserError(f"{uri}: {reason}")
     return torch.from_numpy(data.T.copy() if channels_first else data), rate

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from distilled_student.common.audio import SAMPLE_RATE, check_channels, header, resample
+from distilled_student.common.audio import SAMPLE_RATE, check_channels, resample
 from distilled_student.common.audio_folders import AudioFolders
+from distilled_student.common.audio_reading import header
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.processes import end_with_parent
 from distilled_student.common.sample_range import wrong_range

@@ -21,7 +21,7 @@ from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 from lhotse.utils import compute_num_samples
 
-from distilled_student.common.audio import (
+from distilled_student.common.audio_reading import (
     MAX_FILE_SECONDS,
     SAMPLES_PER_BLOCK,
     check_header,

@@ -21,8 +21,8 @@ from lhotse import AudioSource, Recording
 from lhotse.cut import Cut
 
 from distilled_student.common.arithmetic import ceil_div
-from distilled_student.common.audio import check_header
 from distilled_student.common.audio_folders import how_to_convert, is_audio, is_foreign_audio
+from distilled_student.common.audio_reading import check_header
 from distilled_student.common.errors import UserError, short_reason
 from distilled_student.distillation.data.config import MANIFESTS, TARS, DataConfig
 from distilled_student.distillation.data.manifests import Mismatch, check_files, parse_cut

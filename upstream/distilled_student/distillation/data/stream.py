@@ -18,7 +18,7 @@ from lhotse.cut import Cut
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from distilled_student.common.audio import MAX_FILE_SECONDS
+from distilled_student.common.audio_reading import MAX_FILE_SECONDS
 from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.processes import end_with_parent, start_workers
 from distilled_student.distillation.data.cuts import Batch, CutDataset, DataConfig
