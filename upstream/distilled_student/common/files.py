@@ -84,12 +84,18 @@ def read_torch(file: Path) -> Any:
         raise UserError(f"{file}: cannot be read as a torch file ({reason})") from None
 
 
-def write_bytes(file: Path, content: bytes) -> None:
-    """Write a file and flush it to disk."""
-    with file.open("wb") as out:
+def write_bytes(file: Path, content: bytes, is_private: bool = False) -> None:
+    """Write a file and flush it to disk. ``is_private``: only the user may read and write it (mode 600)."""
+    with file.open("wb", opener=_open_private if is_private else None) as out:
         out.write(content)
         out.flush()
         os.fsync(out.fileno())
+
+
+def _open_private(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags, 0o600)
+    os.chmod(path, 0o600)  # it may exist, left by an interrupted command
+    return descriptor
 
 
 def replace_file(temporary: Path, file: Path) -> None:
@@ -104,18 +110,24 @@ def replace_file(temporary: Path, file: Path) -> None:
         os.close(folder)
 
 
-def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+def write_files(folder: Path, contents: Mapping[str, bytes], is_private: bool = False) -> None:
     """Write files (name -> content) into a folder: each to a temporary file, which is then renamed.
 
     After an interruption the folder holds the complete old file or the complete new one.
+
+    Args:
+        is_private: Only the user may read the files (mode 600), and open the folder if it is made here (mode 700).
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
     try:
+        if is_private and not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            write_bytes(folder / f"{name}.new", content)
+            write_bytes(folder / f"{name}.new", content, is_private)
         for name in contents:
             replace_file(folder / f"{name}.new", folder / name)
     except OSError as error:

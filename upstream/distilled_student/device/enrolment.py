@@ -1,0 +1,166 @@
+"""Enrols a person: says what is wrong with each clip, and enrols the good ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilled_student.common.errors import UserError
+from distilled_student.device.clip_checks import ClipSound, measure_sound, sound_problems
+from distilled_student.device.model_files import one_line_errors
+from distilled_student.device.profiles import Profile, Profiles, checked_name
+from distilled_student.device.recordings import read_recording
+
+if TYPE_CHECKING:
+    from distilled_student.onnx import Calibration, Model
+
+# Smallest natural log-likelihood ratio of a clip and the other clips of its person.
+UNLIKE_RATIO = -1.0
+COPY_COSINE = 0.999  # of two clips of one recording; those of two recordings have less
+
+
+@dataclass
+class Clip:
+    """A clip that a person is to be enrolled with.
+
+    Attributes:
+        file: Its file.
+        sound: What was measured on its samples.
+        vector: Its embedding ``(embedding,)``, of length 1.
+        problems: What is wrong with it, in words; empty for a good one.
+        cosine: Its cosine similarity to the mean of the other clips; None for a single one.
+    """
+
+    file: str
+    sound: ClipSound
+    vector: NDArray[np.float32]
+    problems: list[str]
+    cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """What an enrolment has done.
+
+    Attributes:
+        name: The person.
+        enrolled, refused: The clips that are in the profile now, and the others.
+        profile: The profile; None if no clip was enrolled.
+        notes: What was not checked, a sentence each.
+    """
+
+    name: str
+    enrolled: list[Clip]
+    refused: list[Clip]
+    profile: Profile | None
+    notes: tuple[str, ...] = ()
+
+
+def enrol(
+    model: Model,
+    profiles: Profiles,
+    name: str,
+    files: Sequence[str | Path],
+    force: bool = False,
+    replace: bool = False,
+) -> Enrolled:
+    """Enrol the good clips of ``files``, in addition to those that the person has.
+
+    Args:
+        force: Enrol clips with problems too.
+        replace: Forget what was enrolled before.
+
+    Raises:
+        UserError: a file cannot be read, or the person is enrolled with another model: then nobody is enrolled.
+    """
+    name, notes = checked_name(name), []
+    before = np.zeros((0, 0), np.float32)
+    if not replace and (earlier := profiles.find(name)) is not None:
+        before = earlier.matrix
+    clips = [read_clip(model, file) for file in files]
+    if not clips:
+        raise UserError("FILES: none given")
+    mark_copies(clips, before)
+    if model.calibration is None:
+        notes.append("the model has no calibration of speakers: whether the clips are of one person was not checked")
+    else:
+        mark_unlike(clips, before, model.calibration)
+    good = [clip for clip in clips if force or not clip.problems]
+    refused = [clip for clip in clips if clip not in good]
+    profile = None
+    if good:
+        seconds = sum(clip.sound.seconds for clip in good)
+        profile = profiles.write(name, np.stack([clip.vector for clip in good]), seconds, replace)
+    return Enrolled(name, good, refused, profile, tuple(notes))
+
+
+def read_clip(model: Model, file: str | Path) -> Clip:
+    """Read, measure and embed a clip. Raises UserError for a file that cannot be read, or a model without speakers."""
+    samples = read_recording(file)
+    sound = measure_sound(samples)
+    with one_line_errors():
+        vector = model.embed(samples)
+    return Clip(str(file), sound, vector, sound_problems(sound))
+
+
+def mark_copies(clips: Sequence[Clip], before: NDArray[np.float32]) -> None:
+    """Add a problem to each clip that is a copy of an earlier one or of an enrolled one ``(clips, embedding)``.
+
+    A copy adds nothing about the voice, but decisions would count it as a further clip.
+    """
+    for number, clip in enumerate(clips):
+        first = next((other for other in clips[:number] if other.vector @ clip.vector > COPY_COSINE), None)
+        if first is not None:
+            clip.problems.append(f"a copy of {first.file}")
+        elif len(before) and (before @ clip.vector).max() > COPY_COSINE:
+            clip.problems.append("enrolled already")
+
+
+def mark_unlike(clips: Sequence[Clip], before: NDArray[np.float32], calibration: Calibration) -> None:
+    """Add a problem to the clips that are more likely of another person than the others.
+
+    Clips with problems are compared with the good ones and with those that are enrolled, ``before (clips, embedding)``.
+    Of the good ones the one that is most unlike the rest is put aside, until none is.
+    """
+    good = [clip for clip in clips if not clip.problems]
+    for clip in clips:
+        clip.cosine, _ = compare(clip, good, before, calibration)
+    while True:
+        found = [(compare(clip, good, before, calibration), clip) for clip in good]
+        ratios = [(ratio, number) for number, ((_, ratio), _) in enumerate(found) if ratio is not None]
+        if not ratios or min(ratios)[0] >= UNLIKE_RATIO:
+            break
+        if len(good) == 2 and not len(before):  # which of the two is the other person's is not known
+            for clip, other in zip(good, good[::-1], strict=True):
+                clip.problems.append(f"unlike {other.file} (cosine {clip.cosine:.2f}): one of the two is of another person")
+            break
+        (clip.cosine, _), clip = found[min(ratios)[1]]
+        clip.problems.append(f"unlike the others (cosine {clip.cosine:.2f}): of another person, or badly recorded")
+        good = [other for other in good if other is not clip]
+    for clip in good:
+        clip.cosine, _ = compare(clip, good, before, calibration)
+
+
+def compare(
+    clip: Clip, others: Sequence[Clip], before: NDArray[np.float32], calibration: Calibration
+) -> tuple[float | None, float | None]:
+    """The cosine of a clip and the mean of the ``others`` and of the enrolled ones, and its log-likelihood ratio.
+
+    None and None without any others.
+    """
+    from distilled_student.onnx import Condition
+    from distilled_student.onnx.speakers import unit_length
+
+    others = [other for other in others if other is not clip]
+    vectors = [*before, *(other.vector for other in others)]
+    if not vectors:
+        return None, None
+    cosine = float(clip.vector @ unit_length(np.mean(vectors, axis=0)))
+    # the length of the enrolled clips is not known one by one: as long as this one each
+    seconds = clip.sound.seconds
+    return cosine, calibration.ratio(cosine, Condition(len(vectors), len(vectors) * seconds, seconds))

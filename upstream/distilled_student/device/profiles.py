@@ -1,0 +1,235 @@
+"""Enrolled people on disk: a JSON file for each, with embeddings and no audio, that only the user may read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilled_student.common.errors import UserError, did_you_mean
+from distilled_student.common.files import read_json, write_files
+
+if TYPE_CHECKING:
+    from distilled_student.onnx import Enrolment, Model
+
+FOLDER = "DISTILLED_STUDENT_PROFILES"  # environment variable: the folder of the profiles
+PREFIX = "speaker-"  # of the files' names
+FORMAT = 1
+MAX_NAME = 100  # characters
+
+
+def profiles_folder(folder: Path | None = None) -> Path:
+    """The folder of the profiles: the given one, that of the environment variable, or one in the user's data folder."""
+    if folder is not None:
+        return folder
+    if os.environ.get(FOLDER):
+        return Path(os.environ[FOLDER])
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("distilled-student", appauthor=False), "profiles")
+
+
+def checked_name(name: str) -> str:
+    """The name of a person in Unicode's composed form. Raises UserError for one that is empty, long or not text."""
+    name = unicodedata.normalize("NFC", name).strip()
+    if not name:
+        raise UserError("NAME: is empty; give the name of a person")
+    if not name.isprintable():  # control characters, and bytes that are not UTF-8
+        raise UserError(f"NAME {name}: has characters that cannot be printed; give another name")
+    if len(name) > MAX_NAME:
+        raise UserError(f"NAME: has {len(name)} characters; give a name of at most {MAX_NAME}")
+    return name
+
+
+def file_name(name: str) -> str:
+    """The name of a person's file: readable, safe in every file system, and different for different names."""
+    readable = re.sub(r"\W+", "_", name)[:40]
+    return f"{PREFIX}{readable}-{hashlib.sha256(name.encode()).hexdigest()[:10]}.json"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What the file of a person holds; the fields of the dataclass are the keys of the JSON.
+
+    Attributes:
+        name: The person.
+        model: The model's name or file when the person was enrolled, for messages.
+        fingerprint: `Model.fingerprint`: embeddings of other weights cannot be compared with these.
+        count: The number of enrolled clips.
+        seconds: Their length together.
+        vectors: Their embeddings, ``(count, embedding)``, each of length 1.
+    """
+
+    name: str
+    model: str
+    fingerprint: str
+    count: int
+    seconds: float
+    vectors: list[list[float]]
+    format: int = FORMAT
+
+    @property
+    def enrolment(self) -> Enrolment:
+        """The mean of the vectors, of length 1, with the count and the seconds."""
+        from distilled_student.onnx import Enrolment
+        from distilled_student.onnx.speakers import unit_length
+
+        return Enrolment(unit_length(np.mean(self.matrix, axis=0)).astype(np.float32), self.count, self.seconds)
+
+    @property
+    def matrix(self) -> NDArray[np.float32]:
+        """The vectors as an array ``(count, embedding)``."""
+        return np.array(self.vectors, np.float32)
+
+
+class Profiles:
+    """The enrolled people in a folder, compared with the embeddings of one model.
+
+    Args:
+        folder: See `profiles_folder`; it is made when the first person is enrolled.
+        model: The model that people are compared by. None: their profiles are only listed and deleted.
+        model_name: How messages and profiles name the model.
+
+    Raises:
+        UserError: from all methods: an unknown name, a damaged file, or one of another model; the message says what to
+            do.
+    """
+
+    def __init__(self, folder: Path | None = None, model: Model | None = None, model_name: str | Path = "") -> None:
+        self.folder = profiles_folder(folder)
+        self._fingerprint = None if model is None else model.fingerprint
+        self._model_name = str(model_name)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder}: is a file; give the folder of the profiles")
+
+    def all(self) -> list[Profile]:
+        """The profiles of all people, of other models too, sorted by name."""
+        files = self.folder.glob(f"{PREFIX}*.json") if self.folder.is_dir() else ()
+        return sorted(map(_read, files), key=lambda profile: profile.name)
+
+    def names(self) -> list[str]:
+        """The names of all people, sorted."""
+        return [profile.name for profile in self.all()]
+
+    def find(self, name: str) -> Profile | None:
+        """The profile of one person, of this model; None for somebody who is not enrolled."""
+        profile = self._stored_or_none(checked_name(name))
+        if profile is not None:
+            self._check_model(profile)
+        return profile
+
+    def read(self, name: str) -> Enrolment:
+        """One person, for `Model.verify`."""
+        profile = self.find(name)
+        if profile is None:
+            raise self._unknown(name)
+        return profile.enrolment
+
+    def read_all(self) -> tuple[dict[str, Enrolment], list[str]]:
+        """All people of this model, for `Model.identify`, and the names of those enrolled with another one.
+
+        Raises:
+            UserError: nobody is enrolled, or all with another model.
+        """
+        profiles = self.all()
+        if not profiles:
+            raise UserError(f"{self.folder}: nobody is enrolled; `distilled-student enrol NAME FILES...` enrols a person")
+        of_model = [profile for profile in profiles if profile.fingerprint == self._fingerprint]
+        if not of_model:
+            self._check_model(profiles[0])
+        others = [profile.name for profile in profiles if profile not in of_model]
+        return {profile.name: profile.enrolment for profile in of_model}, others
+
+    def write(self, name: str, vectors: NDArray[np.float32], seconds: float, replace: bool = False) -> Profile:
+        """Enrol clips of a person, in addition to those that are enrolled.
+
+        Args:
+            vectors: Their embeddings ``(clips, embedding)``, of length 1.
+            seconds: Their length together.
+            replace: Forget what was enrolled before, with any model.
+        """
+        if self._fingerprint is None:
+            raise ValueError("profiles that were opened without a model cannot be written")
+        name = checked_name(name)
+        with self._lock():
+            before = None if replace else self.find(name)
+            if before is not None:
+                vectors, seconds = np.concatenate([before.matrix, vectors]), before.seconds + seconds
+            # float32 needs 9 digits; all of them are the same number again
+            rows = [[float(f"{value:.9g}") for value in vector] for vector in vectors]
+            profile = Profile(name, self._model_name, self._fingerprint, len(rows), round(seconds, 3), rows)
+            content = json.dumps(asdict(profile), ensure_ascii=False) + "\n"
+            write_files(self.folder, {file_name(name): content.encode()}, is_private=True)
+        return profile
+
+    def forget(self, name: str) -> None:
+        """Delete the profile of a person, of any model, damaged or not."""
+        file = self.folder / file_name(checked_name(name))
+        if not file.is_file():
+            raise self._unknown(name)
+        with self._lock():
+            file.unlink(missing_ok=True)
+
+    def _stored_or_none(self, name: str) -> Profile | None:
+        file = self.folder / file_name(name)
+        return _read(file) if file.is_file() else None
+
+    def _unknown(self, name: str) -> UserError:
+        names = self.names()
+        remedy = did_you_mean(name, names) or f"; enrolled: {', '.join(names)}"
+        if not names:
+            remedy = f"; `distilled-student enrol {name} FILES...` enrols them"
+        return UserError(f"{name}: is not enrolled in {self.folder}{remedy}")
+
+    def _check_model(self, profile: Profile) -> None:
+        if self._fingerprint is not None and profile.fingerprint != self._fingerprint:
+            remedy = f"use --model {profile.model}, or enrol them again with --replace"
+            raise UserError(f"{profile.name}: was enrolled with another model, {profile.model}: {remedy}")
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Let one process at a time change the profiles."""
+        from filelock import FileLock
+
+        write_files(self.folder, {}, is_private=True)  # makes the folder
+        with FileLock(self.folder / ".lock", mode=0o600):
+            yield
+
+
+def _read(file: Path) -> Profile:
+    """The profile in a file, checked."""
+    content = read_json(file)
+    remedy = "delete it and enrol the person again"
+    if content.get("format") != FORMAT:
+        raise UserError(f"{file}: format: expected {FORMAT}, found {content.get('format')!r}; {remedy}")
+    try:
+        profile = Profile(**content)
+        _check(profile)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file}: is not the profile of a person ({error}); {remedy}") from None
+    return profile
+
+
+def _check(profile: Profile) -> None:
+    """Raise ValueError for values that `Profiles.write` does not write."""
+    texts: dict[str, Any] = {"name": profile.name, "model": profile.model, "fingerprint": profile.fingerprint}
+    for key, value in texts.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{key}: expected a text")
+    vectors = profile.matrix
+    if vectors.ndim != 2 or not vectors.size or len(vectors) != profile.count:
+        raise ValueError(f"vectors: expected {profile.count} of one length")
+    if not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):  # NaN too
+        raise ValueError("vectors: expected vectors of length 1")
+    if not isinstance(profile.seconds, int | float) or not profile.seconds > 0:
+        raise ValueError("seconds: expected a positive number")
