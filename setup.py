@@ -55,6 +55,8 @@ setup(
         # runs the models that ship, and quantises graphs; 1.23 is the first with a kernel for opset 23's attention
         "onnxruntime>=1.23",
         "safetensors",  # weight files that cannot contain code
+        "platformdirs",  # the user's folders of profiles and of exported models
+        "soxr",  # resamples recordings without torch
         "soundfile",  # reads audio files of all common formats
         "lhotse>=1.24",  # manifests of audio, and batches of similar durations
         "fsspec",  # shards and manifests by URL; torch requires it too

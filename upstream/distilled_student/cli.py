@@ -33,16 +33,19 @@ from distilled_student.common.known_warnings import suppress_known_warnings
 from distilled_student.common.shipped_models import model_path
 from distilled_student.common.typer_errors import Commands, run_app
 from distilled_student.corpora.speaker_names import check_speaker_pattern
+from distilled_student.device.commands import register as register_device_commands
 from distilled_student.web.commands import register as register_web
 
 # Importing torch, s3prl and lhotse takes seconds. A command therefore checks what it can first and imports them last.
 
+TRAIN: dict[str, Any] = {"rich_help_panel": "Train, measure and export"}  # after the commands that use a model
 BEST = "best-dev.ckpt"  # the default checkpoint of a joint training run
 
 options: dict[str, Any] = {"cls": Commands, "invoke_without_command": True, "add_completion": False}
 app = typer.Typer(**options, pretty_exceptions_enable=False, help=__doc__)
+register_device_commands(app)
 configs = typer.Typer(**options, help="List, show or copy the YAML configs that ship with the package.")
-app.add_typer(configs, name="configs")
+app.add_typer(configs, name="configs", **TRAIN)
 
 
 def _help_if_no_command(context: typer.Context) -> None:
@@ -112,7 +115,7 @@ def copy_config(
     shipped_configs.copy_config(name, file)
 
 
-@app.command()
+@app.command(**TRAIN)
 def distill(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config: `configs list`.")],
     overrides: Annotated[
@@ -152,7 +155,7 @@ def check_trials(split: str, trials: str | None, trials_root: str | None, speake
         raise UserError(f"--speaker-pattern: {str(error).removeprefix('speaker_pattern: ')}") from None
 
 
-@app.command()
+@app.command(**TRAIN)
 def evaluate(
     expdir: Annotated[Path, typer.Argument(help="Folder of a joint training run.")],
     split: Annotated[str, typer.Option(help="Data to evaluate on: dev or test.")] = "test",
@@ -189,7 +192,7 @@ def evaluate(
     )
 
 
-@app.command()
+@app.command(**TRAIN)
 def export(
     source: Annotated[Path, typer.Argument(help="edge, tiny, the folder of a joint training run, or a student.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .onnx, or .pte for ExecuTorch.")],
@@ -234,7 +237,7 @@ def export(
         export_onnx(model, output, int8, max_loss, checkpoint)
 
 
-@app.command()
+@app.command(**TRAIN)
 def pack(
     run: Annotated[Path, typer.Argument(help="Folder of a joint training run that was evaluated.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the packed model.")],
@@ -253,7 +256,7 @@ def pack(
     write(run, output, checkpoint, window, max_loss)
 
 
-@app.command()
+@app.command(**TRAIN)
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for runs, results and report.")] = Path("exp/demo"),
     seeds: Annotated[int, typer.Option(help="Number of seeds; everything is repeated with each.")] = 1,
@@ -266,7 +269,7 @@ def demo(
     run_demo(output, seeds)
 
 
-@app.command()
+@app.command(**TRAIN)
 def prepare(
     corpus: Annotated[str, typer.Argument(help="Corpus: librispeech, speech_commands or voxceleb1.")],
     root: Annotated[Path, typer.Argument(help="Folder of all corpora; the shipped configs expect `data`.")],
@@ -287,7 +290,7 @@ def prepare(
     run(CORPORA[corpus], root, parts or (), mirror, source)
 
 
-@app.command()
+@app.command(**TRAIN)
 def benchmark(
     suite: Annotated[
         str, typer.Argument(help="paper, superb, edge, ablations, sizes, sizes-real, demo, or a YAML file.")
@@ -352,7 +355,7 @@ def benchmark(
     run(bench, seeds, only or (), extra, tflops if dry_run else None, dry=dry_run)
 
 
-@app.command()
+@app.command(**TRAIN)
 def speed(
     output: Annotated[Path, typer.Option(help="Folder for results, table and profiles.")] = Path("exp/speed"),
     only: Annotated[str, typer.Option(help="Parts to measure, separated by commas; default: all.")] = "",
@@ -392,7 +395,7 @@ def speed(
         measure_parts(output, parts, rounds, accuracy or (), history)
 
 
-@app.command()
+@app.command(**TRAIN)
 def stream(
     model: Annotated[Path, typer.Argument(help="edge, tiny, or the folder of a joint run whose student is causal.")],
     recording: Annotated[Path, typer.Argument(help="Audio file, read chunk by chunk like a microphone.")],
@@ -424,7 +427,10 @@ register_web(app)
 
 # s3prl reads its own options, --help too
 @app.command(
-    "s3prl-main", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
+    "s3prl-main",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+    **TRAIN,
 )
 def s3prl_main(context: typer.Context) -> None:
     """Run s3prl's `s3prl-main RECIPE --KEY.KEY VALUE ...` (SuperbKS, SuperbASV) with the upstreams of this package."""

@@ -22,7 +22,7 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if self.get_command(ctx, args[0]) is None:
-            known = self.list_commands(ctx)
+            known = [name for name in self.list_commands(ctx) if not self.commands[name].hidden]
             suggestion = did_you_mean(args[0], known) or f"; choose from {', '.join(known)}"
             raise UserError(f"{args[0]}: no such command{suggestion}")
         return super().resolve_command(ctx, args)

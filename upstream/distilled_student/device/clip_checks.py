@@ -58,11 +58,15 @@ def sound_problems(sound: ClipSound) -> list[str]:
         return [f"silent: its loudest part has {sound.level:.0f} dB of full scale"]
     problems = []
     if sound.speech_seconds < MIN_SPEECH_SECONDS:
-        problems.append(f"too short: {sound.speech_seconds:.2f} s of speech, at least {MIN_SPEECH_SECONDS} s are needed")
+        problems.append(
+            f"too short: {sound.speech_seconds:.2f} s of speech, at least {MIN_SPEECH_SECONDS} s are needed"
+        )
     if sound.clipped > MAX_CLIPPED:
         problems.append(f"clipped: {sound.clipped:.0%} of the loud samples are cut off: record with less gain")
     if sound.snr < MIN_SNR:
-        problems.append(f"noisy: speech about {max(sound.snr, 0):.0f} dB above the noise, at least {MIN_SNR:.0f} are needed")
+        problems.append(
+            f"noisy: speech about {max(sound.snr, 0):.0f} dB above the noise, at least {MIN_SNR:.0f} are needed"
+        )
     return problems
 
 

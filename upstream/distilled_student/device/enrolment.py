@@ -137,7 +137,9 @@ def mark_unlike(clips: Sequence[Clip], before: NDArray[np.float32], calibration:
             break
         if len(good) == 2 and not len(before):  # which of the two is the other person's is not known
             for clip, other in zip(good, good[::-1], strict=True):
-                clip.problems.append(f"unlike {other.file} (cosine {clip.cosine:.2f}): one of the two is of another person")
+                clip.problems.append(
+                    f"unlike {other.file} (cosine {clip.cosine:.2f}): one of the two is of another person"
+                )
             break
         (clip.cosine, _), clip = found[min(ratios)[1]]
         clip.problems.append(f"unlike the others (cosine {clip.cosine:.2f}): of another person, or badly recorded")

@@ -52,7 +52,9 @@ def open_model(name: str | Path, threads: int = 1) -> Model:
     with one_line_errors():
         model = load(path, threads)
     if model.chunk:
-        raise UserError(f"{name}: is a stream; give the file that `distilled-student export` writes without --streaming")
+        raise UserError(
+            f"{name}: is a stream; give the file that `distilled-student export` writes without --streaming"
+        )
     return model
 
 
@@ -79,7 +81,9 @@ def exported_run(folder: Path) -> Path:
     check_model(folder, BEST, BEST)
     weights = _weight_files(folder)
     if not weights:
-        raise UserError(f"--model {folder}: is not a joint run: it has no keyword or speaker head{held_instead(folder)}")
+        raise UserError(
+            f"--model {folder}: is not a joint run: it has no keyword or speaker head{held_instead(folder)}"
+        )
     target = _cache() / _fingerprint(weights)
     if not (target / UTTERANCE).is_file():
         _export(folder, target)

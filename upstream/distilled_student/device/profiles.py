@@ -143,7 +143,9 @@ class Profiles:
         """
         profiles = self.all()
         if not profiles:
-            raise UserError(f"{self.folder}: nobody is enrolled; `distilled-student enrol NAME FILES...` enrols a person")
+            raise UserError(
+                f"{self.folder}: nobody is enrolled; `distilled-student enrol NAME FILES...` enrols a person"
+            )
         of_model = [profile for profile in profiles if profile.fingerprint == self._fingerprint]
         if not of_model:
             self._check_model(profiles[0])

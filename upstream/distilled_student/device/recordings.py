@@ -1,4 +1,4 @@
-"""Reads the audio files of a user: any format, rate and channels that soundfile reads, to 16 kHz mono. Needs no torch."""
+"""Reads the recordings of a user, in any format that soundfile reads, to 16 kHz mono. Needs no torch."""
 
 from __future__ import annotations
 

@@ -1,0 +1,254 @@
+"""Calibrates the decisions about speakers on the recordings of a household, and says what errors to expect."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import NormalDist
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from distilled_student.common.audio_folders import audio_files, subfolders
+from distilled_student.common.errors import UserError
+from distilled_student.common.files import read_json, write_files
+from distilled_student.device.enrolment import Clip, read_clip
+
+if TYPE_CHECKING:
+    from distilled_student.onnx import Calibration, Condition, Model
+
+FORMAT = 1
+MIN_PEOPLE, MIN_CLIPS = 2, 3
+OVERLAP = 0.1  # of one person's clips accepted as another one: above it the two are named
+# Two people differ in their mean cosine by this share of the spread of all cosines (63 development speakers).
+PAIR_SPREAD = 0.8
+QUANTILE = NormalDist().inv_cdf
+
+
+class Rate(NamedTuple):
+    """``errors`` of ``trials``, as a share with its 95 % interval (Wilson's)."""
+
+    errors: int
+    trials: int
+    share: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.share:.1%} [{self.low:.1%}, {self.high:.1%}] ({self.errors} of {self.trials})"
+
+
+def rate(errors: int, trials: int) -> Rate:
+    """A share with its interval, as if the trials were independent."""
+    z = QUANTILE(0.975)
+    share = errors / trials
+    centre, spread = share + z**2 / (2 * trials), z * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
+    low, high = ((centre + sign * spread) / (1 + z**2 / trials) for sign in (-1, 1))
+    return Rate(errors, trials, share, max(0.0, low), min(1.0, high))
+
+
+class Trial(NamedTuple):
+    """One clip against one enrolled person; a person's own clips are compared with their other clips."""
+
+    enrolled: str
+    speaker: str
+    cosine: float
+    condition: Condition
+
+
+@dataclass(frozen=True)
+class Household:
+    """What is kept of a calibration; the fields of the dataclass are the keys of the JSON.
+
+    Attributes:
+        fingerprint: `Model.fingerprint`.
+        model: The model's name or file, for messages.
+        offset: What is added to every threshold of a cosine.
+        people, clips: The number of people and of their clips.
+    """
+
+    fingerprint: str
+    model: str
+    offset: float
+    people: int
+    clips: int
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What to expect at an operating point, after the calibration.
+
+    Attributes:
+        false_accepts: The operating point.
+        misses: Of the clips of the enrolled person.
+        accepted: Of the clips of the other people in the household.
+        unseen: See `Calibration.unseen`.
+    """
+
+    false_accepts: float
+    misses: Rate
+    accepted: Rate
+
+
+@dataclass(frozen=True)
+class Report:
+    """A calibration, what to expect of it, pairs of overlapping voices, and clips that were left out."""
+
+    household: Household
+    expected: list[Expected]
+    overlaps: list[tuple[str, str, int, int]]
+    left_out: list[Clip]
+
+
+def calibrate(model: Model, folder: Path, model_name: str) -> Report:
+    """Fit the offset of the thresholds on a folder with a folder of clips for each person.
+
+    Raises:
+        UserError: fewer than 2 people with 3 good clips each, a file that cannot be read, or a model whose calibration
+            has no thresholds.
+    """
+    if model.calibration is None or not model.calibration.shares:
+        raise UserError(f"--model {model_name}: has no thresholds for shares of false accepts: export it again")
+    people, left_out = read_people(model, folder)
+    trials = all_trials(people)
+    offset = fit_offset(trials, model.calibration)
+    fitted = shifted(model.calibration, offset)
+    count = sum(map(len, people.values()))
+    household = Household(model.fingerprint, model_name, round(offset, 4), len(people), count)
+    points = [expect(trials, fitted, share) for share in sorted(fitted.shares, reverse=True)]
+    return Report(household, points, find_overlaps(trials, fitted), left_out)
+
+
+def read_people(model: Model, folder: Path) -> tuple[dict[str, list[Clip]], list[Clip]]:
+    """The good clips of each person, and the clips with problems."""
+    people: dict[str, list[Clip]] = {}
+    left_out: list[Clip] = []
+    for person in subfolders(folder, str(folder)):
+        clips = [read_clip(model, file) for file in audio_files(person, str(person))]
+        people[person.name] = [clip for clip in clips if not clip.problems]
+        left_out += [clip for clip in clips if clip.problems]
+    counts = ", ".join(f"{name} {len(clips)}" for name, clips in people.items()) or "no folders"
+    if len(people) < MIN_PEOPLE or min(map(len, people.values())) < MIN_CLIPS:
+        needed = f"{MIN_PEOPLE} people or more, a folder each, with {MIN_CLIPS} good clips or more each"
+        raise UserError(f"{folder}: needs {needed}; found {counts} ({len(left_out)} clips with problems)")
+    return people, left_out
+
+
+def all_trials(people: Mapping[str, Sequence[Clip]]) -> list[Trial]:
+    """Each clip against each person; the person is enrolled with all their clips, without the clip itself."""
+    from distilled_student.onnx import Condition
+    from distilled_student.onnx.speakers import unit_length
+
+    trials = []
+    for name, enrolled in people.items():
+        total = np.sum([clip.vector for clip in enrolled], axis=0)
+        seconds = sum(clip.sound.seconds for clip in enrolled)
+        for speaker, clips in people.items():
+            for clip in clips:
+                is_own = speaker == name
+                vector = unit_length(total - clip.vector) if is_own else unit_length(total)
+                length = clip.sound.seconds
+                condition = Condition(len(enrolled) - is_own, seconds - is_own * length, length)
+                trials.append(Trial(name, speaker, float(clip.vector @ vector), condition))
+    return trials
+
+
+def fit_offset(trials: Sequence[Trial], calibration: Calibration) -> float:
+    """What to add to the thresholds so that they have their shares of false accepts in this household.
+
+    The cosines of other people's clips have about a normal distribution. Two thresholds of the calibration give the
+    distribution that it was fitted on, the trials give that of the household; the offset is the difference of their
+    1 % points. The spread of few pairs of people is too small, so it is averaged with the calibration's. An offset
+    below its standard error becomes 0, a larger one is reduced (a James-Stein estimate).
+    """
+    low, high = calibration.shares[0], calibration.shares[-1]
+    scores, spreads = [], []
+    for trial in (trial for trial in trials if trial.speaker != trial.enrolled):
+        at_low, at_high = (calibration.threshold(share, trial.condition) for share in (low, high))
+        spread = max((at_low - at_high) / (QUANTILE(1 - low) - QUANTILE(1 - high)), 1e-3)
+        scores.append((trial.cosine - at_high) / spread + QUANTILE(1 - high))
+        spreads.append(spread)
+    names = {trial.enrolled for trial in trials}
+    pairs = len(names) * (len(names) - 1) / 2
+    weight = pairs / (pairs + 1)
+    spread_here = math.sqrt(weight * np.var(scores) + 1 - weight)
+    unit = float(np.mean(spreads))
+    offset = unit * (float(np.mean(scores)) + QUANTILE(0.99) * (spread_here - 1))
+    error = unit * PAIR_SPREAD / math.sqrt(pairs)
+    return 0.0 if abs(offset) <= error else offset * (1 - (error / offset) ** 2)
+
+
+def shifted(calibration: Calibration, offset: float) -> Calibration:
+    """A calibration for which a cosine means what ``cosine - offset`` meant before."""
+    thresholds = {
+        share: {**weights, "bias": weights.get("bias", 0.0) + offset}
+        for share, weights in calibration.threshold_weights.items()
+    }
+    ratio = dict(calibration.ratio_weights)
+    for term, weight in calibration.ratio_weights.items():
+        if "cosine" in (factors := term.split("*")):
+            factors.remove("cosine")
+            rest = "*".join(factors) or "bias"
+            ratio[rest] = ratio.get(rest, 0.0) - offset * weight
+    return replace(calibration, ratio_weights=ratio, threshold_weights=thresholds)
+
+
+def expect(trials: Sequence[Trial], calibration: Calibration, false_accepts: float) -> Expected:
+    """Misses and false accepts of the trials at an operating point."""
+    own = [_accepts(trial, calibration, false_accepts) for trial in trials if trial.speaker == trial.enrolled]
+    others = [_accepts(trial, calibration, false_accepts) for trial in trials if trial.speaker != trial.enrolled]
+    return Expected(false_accepts, rate(own.count(False), len(own)), rate(others.count(True), len(others)))
+
+
+def find_overlaps(trials: Sequence[Trial], calibration: Calibration) -> list[tuple[str, str, int, int]]:
+    """``(enrolled, speaker, accepted, clips)`` of pairs whose voices overlap at 1 % false accepts."""
+    found: dict[tuple[str, str], list[bool]] = {}
+    for trial in trials:
+        if trial.speaker != trial.enrolled:
+            accepted = _accepts(trial, calibration, 0.01)
+            found.setdefault((trial.enrolled, trial.speaker), []).append(accepted)
+    return [(*pair, sum(hits), len(hits)) for pair, hits in found.items() if sum(hits) >= OVERLAP * len(hits)]
+
+
+def _accepts(trial: Trial, calibration: Calibration, false_accepts: float) -> bool:
+    return trial.cosine >= calibration.threshold(false_accepts, trial.condition)
+
+
+def household_file(folder: Path, fingerprint: str) -> Path:
+    """The file of a model's calibration in the folder of the profiles."""
+    return folder / f"calibration-{fingerprint}.json"
+
+
+def save_household(folder: Path, household: Household) -> Path:
+    """Write a calibration into the folder of the profiles, where only the user may read it."""
+    import json
+
+    file = household_file(folder, household.fingerprint)
+    write_files(folder, {file.name: (json.dumps(asdict(household), indent=2) + "\n").encode()}, is_private=True)
+    return file
+
+
+def apply_household(model: Model, folder: Path) -> Household | None:
+    """Let a model decide by the household's calibration, if there is one for it in the folder of the profiles.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = household_file(folder, model.fingerprint)
+    if not file.is_file():
+        return None
+    content = read_json(file)
+    try:
+        household = Household(**content)
+        offset = float(household.offset)
+        if household.format != FORMAT or not abs(offset) <= 2:
+            raise ValueError("format or offset")
+    except (TypeError, ValueError) as error:
+        remedy = "`distilled-student calibrate FOLDER` writes it again"
+        raise UserError(f"{file}: is not a calibration ({error}); {remedy}") from None
+    if model.calibration is not None:
+        model.calibration = shifted(model.calibration, offset)
+    return household
