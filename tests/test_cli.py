@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("command", "message"),
     [
         ("distil own.yaml", "distil: no such command; did you mean `distill`?"),
-        ("nothing", "nothing: no such command; choose from distill, evaluate"),
+        ("nothing", "nothing: no such command; choose from spot, embed"),
         ("--verson", "--verson: no such option; did you mean `--version`?"),
         ("distill hubert-bass", "hubert-bass: no such config file; did you mean `hubert-base`?"),
         ("distill own.yaml stepps=3", "own.yaml: stepps: no such key; did you mean `steps`?"),

@@ -86,7 +86,7 @@ def read_torch(file: Path) -> Any:
 
 def write_bytes(file: Path, content: bytes, is_private: bool = False) -> None:
     """Write a file and flush it to disk. ``is_private``: only the user may read and write it (mode 600)."""
-    with file.open("wb", opener=_open_private if is_private else None) as out:
+    with open(file, "wb", opener=_open_private if is_private else None) as out:
         out.write(content)
         out.flush()
         os.fsync(out.fileno())

@@ -151,7 +151,7 @@ def enrol(
         if not as_json:
             print(f"{clip['file']}: {state}" + "".join(f"; {problem}" for problem in clip["problems"]))
     count, seconds = (done.profile.count, done.profile.seconds) if done.profile else (0, 0.0)
-    text = f"{done.name}: {count} clips, {seconds:.1f} s in all" if count else f"{done.name}: not enrolled"
+    text = f"{done.name}: {count} clips, {seconds:.1f} s in all" if count else f"{done.name}: no clip was enrolled"
     if done.refused:
         text += "; record the refused clips again, or add --force"
     content = {"name": done.name, "clips": clips, "count": count, "seconds": seconds, "notes": list(done.notes)}
@@ -198,7 +198,7 @@ def identify(
     opened, people = _open_with_people(model, profiles)
     enrolments, others = people.read_all()
     left_out = (f"not compared, enrolled with another model: {', '.join(others)}",) if others else ()
-    found = []
+    found, printed = [], set()
     for group in [files] if joined else [[file] for file in files]:
         samples = read_joined(group)
         with one_line_errors():
@@ -208,7 +208,8 @@ def identify(
         text = f"{named}: {done.name or 'nobody'}, cosine {done.cosine:.3f}; {_as_odds(done.ratio)}"
         content = {"files": list(map(str, group)), "name": done.name, "ratio": done.ratio, "cosine": done.cosine}
         notes = (*left_out, *done.notes)
-        _print(content | {"notes": list(notes)}, text, as_json, notes)
+        _print(content | {"notes": list(notes)}, text, as_json, [note for note in notes if note not in printed])
+        printed.update(notes)
     raise typer.Exit(NO if None in found else YES)
 
 
@@ -216,7 +217,12 @@ speakers = typer.Typer(cls=Commands, invoke_without_command=True, help="List the
 
 
 @speakers.callback()
-def list_speakers(context: typer.Context, profiles: ProfilesOption = None, as_json: JsonOption = False) -> None:
+def list_speakers(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option("--model", help="Only those enrolled with this model.")] = None,
+    profiles: ProfilesOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """List the enrolled people, or forget one."""
     from distilled_student.device.profiles import Profiles
 
@@ -224,10 +230,12 @@ def list_speakers(context: typer.Context, profiles: ProfilesOption = None, as_js
     if context.invoked_subcommand is not None:
         return
     people = Profiles(profiles)
-    for person in people.all():
+    fingerprint = None if model is None else _open(model).fingerprint
+    found = [person for person in people.all() if fingerprint in (None, person.fingerprint)]
+    for person in found:
         content = {"name": person.name, "count": person.count, "seconds": person.seconds, "model": person.model}
         _print(content, f"{person.name}: {person.count} clips, {person.seconds:.1f} s, model {person.model}", as_json)
-    if not as_json and not people.names():
+    if not as_json and not found:
         print(f"nobody is enrolled in {people.folder}")
 
 
@@ -281,8 +289,8 @@ def _print_report(report: Report, file: Path, as_json: bool) -> None:
             for at in report.expected
         ],
         "overlaps": [
-            {"enrolled": enrolled, "speaker": speaker, "accepted": accepted, "clips": clips}
-            for enrolled, speaker, accepted, clips in report.overlaps
+            {"enrolled": enrolled, "speaker": speaker, "alike": alike, "clips": clips}
+            for enrolled, speaker, alike, clips in report.overlaps
         ],
         "left_out": [{"file": clip.file, "problems": clip.problems} for clip in report.left_out],
         "file": str(file),
@@ -294,8 +302,9 @@ def _print_report(report: Report, file: Path, as_json: bool) -> None:
         for at in report.expected
     ]
     lines += [
-        f"warning: {accepted} of {clips} clips of {speaker} would be accepted as {enrolled}: their voices overlap"
-        for enrolled, speaker, accepted, clips in report.overlaps
+        f"warning: {alike} of {clips} clips of {speaker} are as much like {enrolled} as {enrolled}'s own clips: their"
+        " voices overlap"
+        for enrolled, speaker, alike, clips in report.overlaps
     ]
     _print(content, "\n".join(lines), as_json)
 

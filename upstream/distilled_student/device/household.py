@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MIN_PEOPLE, MIN_CLIPS = 2, 3
-OVERLAP = 0.1  # of one person's clips accepted as another one: above it the two are named
+# Two voices overlap if this share of one person's clips is as much like the other as all but this share of their own.
+OVERLAP = 0.1
 # Two people differ in their mean cosine by this share of the spread of all cosines (63 development speakers).
 PAIR_SPREAD = 0.8
 QUANTILE = NormalDist().inv_cdf
@@ -85,7 +86,6 @@ class Expected:
         false_accepts: The operating point.
         misses: Of the clips of the enrolled person.
         accepted: Of the clips of the other people in the household.
-        unseen: See `Calibration.unseen`.
     """
 
     false_accepts: float
@@ -99,7 +99,7 @@ class Report:
 
     household: Household
     expected: list[Expected]
-    overlaps: list[tuple[str, str, int, int]]
+    overlaps: list[tuple[str, str, int, int]]  # see `find_overlaps`
     left_out: list[Clip]
 
 
@@ -114,12 +114,13 @@ def calibrate(model: Model, folder: Path, model_name: str) -> Report:
         raise UserError(f"--model {model_name}: has no thresholds for shares of false accepts: export it again")
     people, left_out = read_people(model, folder)
     trials = all_trials(people)
-    offset = fit_offset(trials, model.calibration)
+    overlaps = find_overlaps(trials)
+    offset = fit_offset(_without_overlaps(trials, overlaps), model.calibration)
     fitted = shifted(model.calibration, offset)
     count = sum(map(len, people.values()))
     household = Household(model.fingerprint, model_name, round(offset, 4), len(people), count)
     points = [expect(trials, fitted, share) for share in sorted(fitted.shares, reverse=True)]
-    return Report(household, points, find_overlaps(trials, fitted), left_out)
+    return Report(household, points, overlaps, left_out)
 
 
 def read_people(model: Model, folder: Path) -> tuple[dict[str, list[Clip]], list[Clip]]:
@@ -156,6 +157,15 @@ def all_trials(people: Mapping[str, Sequence[Clip]]) -> list[Trial]:
     return trials
 
 
+def _without_overlaps(trials: Sequence[Trial], overlaps: Sequence[tuple[str, str, int, int]]) -> list[Trial]:
+    """The trials without those of overlapping voices, which say nothing about other people's; all if most overlap."""
+    overlapping = {frozenset(overlap[:2]) for overlap in overlaps}
+    kept = [trial for trial in trials if frozenset((trial.enrolled, trial.speaker)) not in overlapping]
+    names = {trial.enrolled for trial in trials}
+    pairs = len(names) * (len(names) - 1) / 2
+    return kept if len(overlapping) < pairs / 2 else list(trials)
+
+
 def fit_offset(trials: Sequence[Trial], calibration: Calibration) -> float:
     """What to add to the thresholds so that they have their shares of false accepts in this household.
 
@@ -171,8 +181,7 @@ def fit_offset(trials: Sequence[Trial], calibration: Calibration) -> float:
         spread = max((at_low - at_high) / (QUANTILE(1 - low) - QUANTILE(1 - high)), 1e-3)
         scores.append((trial.cosine - at_high) / spread + QUANTILE(1 - high))
         spreads.append(spread)
-    names = {trial.enrolled for trial in trials}
-    pairs = len(names) * (len(names) - 1) / 2
+    pairs = len({frozenset(trial[:2]) for trial in trials if trial.speaker != trial.enrolled})
     weight = pairs / (pairs + 1)
     spread_here = math.sqrt(weight * np.var(scores) + 1 - weight)
     unit = float(np.mean(spreads))
@@ -203,14 +212,18 @@ def expect(trials: Sequence[Trial], calibration: Calibration, false_accepts: flo
     return Expected(false_accepts, rate(own.count(False), len(own)), rate(others.count(True), len(others)))
 
 
-def find_overlaps(trials: Sequence[Trial], calibration: Calibration) -> list[tuple[str, str, int, int]]:
-    """``(enrolled, speaker, accepted, clips)`` of pairs whose voices overlap at 1 % false accepts."""
-    found: dict[tuple[str, str], list[bool]] = {}
+def find_overlaps(trials: Sequence[Trial]) -> list[tuple[str, str, int, int]]:
+    """``(enrolled, speaker, alike, clips)`` of pairs whose voices overlap, see `OVERLAP`."""
+    cosines: dict[tuple[str, str], list[float]] = {}
     for trial in trials:
-        if trial.speaker != trial.enrolled:
-            accepted = _accepts(trial, calibration, 0.01)
-            found.setdefault((trial.enrolled, trial.speaker), []).append(accepted)
-    return [(*pair, sum(hits), len(hits)) for pair, hits in found.items() if sum(hits) >= OVERLAP * len(hits)]
+        cosines.setdefault((trial.enrolled, trial.speaker), []).append(trial.cosine)
+    found = []
+    for (enrolled, speaker), values in cosines.items():
+        own = np.quantile(cosines[enrolled, enrolled], OVERLAP)
+        alike = sum(value >= own for value in values)
+        if speaker != enrolled and alike >= OVERLAP * len(values):
+            found.append((enrolled, speaker, alike, len(values)))
+    return found
 
 
 def _accepts(trial: Trial, calibration: Calibration, false_accepts: float) -> bool:

@@ -1,0 +1,131 @@
+"""The commands that use a model, on clips of the embedded corpus: results, JSON and exit codes for scripts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import distilled_student as ds
+from distilled_student.device.commands import parse_share
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def test_spot_prints_the_keyword_of_each_file_and_1_says_that_one_has_none(
+    command: Command, people: Path, tmp_path: Path
+) -> None:
+    soundfile.write(tmp_path / "noise.wav", 0.01 * np.random.default_rng(0).standard_normal(16_000), 16_000)
+    stop = people / "if_sara" / "stop.wav"
+    code, out, _ = command("spot", stop)
+    assert code == 0 and out.startswith(f"{stop}: stop  ")
+    code, out, _ = command("spot", stop, tmp_path / "noise.wav", "--json")
+    first, second = map(json.loads, out.splitlines())
+    assert code == 1 and first["label"] == "stop" and second["label"] is None
+    assert first["score"] == pytest.approx(ds.load("edge").spot(stop).score, abs=1e-4)
+
+
+def test_embed_prints_or_writes_what_the_model_embeds(command: Command, people: Path, tmp_path: Path) -> None:
+    files = [people / "if_sara" / "yes.wav", people / "am_onyx" / "yes.wav"]
+    expected = np.stack([ds.load("tiny").embed(file) for file in files])
+    code, out, _ = command("embed", *files, "--model", "tiny")
+    found = [json.loads(line)["embedding"] for line in out.splitlines()]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert code == 0 and command("embed", *files, "--model", "tiny", "-o", tmp_path / "a.npy")[0] == 0
+    np.testing.assert_allclose(np.load(tmp_path / "a.npy"), expected, atol=1e-4)
+
+
+def test_similarity_is_the_cosine_of_two_embeddings(command: Command, people: Path) -> None:
+    a, b = people / "if_sara" / "yes.wav", people / "if_sara" / "no.wav"
+    model = ds.load("edge")
+    code, out, _ = command("similarity", a, b, "--json")
+    assert code == 0
+    assert json.loads(out)["cosine"] == pytest.approx(float(model.embed(a) @ model.embed(b)), abs=1e-4)
+    assert "times as likely of another person" in command("similarity", a, people / "am_onyx" / "no.wav")[1]
+
+
+def enrol_two(command: Command, people: Path) -> None:
+    for name, voice in (("Emma", "if_sara"), ("ميخائيل", "am_onyx")):
+        words = ("yes", "no", "stop", "left")
+        assert command("enrol", name, *(people / voice / f"{word}.wav" for word in words))[0] == 0
+
+
+def test_verify_accepts_the_owner_and_refuses_others(command: Command, people: Path) -> None:
+    enrol_two(command, people)
+    assert command("verify", "Emma", people / "if_sara" / "go.wav")[0] == 0
+    code, out, _ = command("verify", "Emma", people / "am_onyx" / "go.wav", "--json")
+    assert code == 1 and json.loads(out)["accepted"] is False
+
+
+def test_verify_joins_several_files(command: Command, people: Path, tmp_path: Path) -> None:
+    enrol_two(command, people)
+    files = [people / "if_sara" / f"{word}.wav" for word in ("go", "right")]
+    soundfile.write(tmp_path / "joined.wav", np.concatenate([soundfile.read(file)[0] for file in files]), 16_000)
+    apart = json.loads(command("verify", "Emma", *files, "--json")[1])
+    joined = json.loads(command("verify", "Emma", tmp_path / "joined.wav", "--json")[1])
+    assert apart["cosine"] == pytest.approx(joined["cosine"], abs=1e-4)
+
+
+def test_identify_names_each_speaker_or_nobody(command: Command, people: Path) -> None:
+    enrol_two(command, people)
+    files = [people / voice / "go.wav" for voice in ("if_sara", "am_onyx", "af_river")]
+    code, out, _ = command("identify", *files, "--json")
+    assert [json.loads(line)["name"] for line in out.splitlines()] == ["Emma", "ميخائيل", None] and code == 1
+    assert command("identify", files[0])[0] == 0
+    code, out, _ = command("identify", "--joined", files[0], people / "if_sara" / "right.wav")
+    assert code == 0 and out.count("\n") == 1
+
+
+def test_speakers_lists_and_forgets(command: Command, people: Path) -> None:
+    enrol_two(command, people)
+    code, out, _ = command("speakers", "--json")
+    listed = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [(person["name"], person["count"]) for person in listed] == [("Emma", 4), ("ميخائيل", 4)]
+    assert command("speakers", "forget", "Emma")[0] == 0
+    assert "Emma" not in command("speakers")[1]
+    assert command("speakers", "forget", "Emma")[0] == 2
+
+
+def test_a_profile_of_another_model_is_refused_by_every_command(command: Command, people: Path) -> None:
+    enrol_two(command, people)
+    file = people / "if_sara" / "go.wav"
+    for words in (("verify", "Emma", file), ("identify", file), ("enrol", "Emma", file)):
+        code, _, err = command(*words, "--model", "tiny")
+        assert code == 2 and "was enrolled with another model, edge: use --model edge" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["spot", "none.wav"], "none.wav: not readable as audio"),
+        (["spot", "none.wav", "--model", "egde"], "--model egde: no such file or folder; edge, tiny ship"),
+        (["identify", "none.wav"], "nobody is enrolled; `distilled-student enrol NAME FILES...`"),
+        (["verify", "Ana", "none.wav"], "Ana: is not enrolled"),
+        (["verify", "Ana", "a.wav", "--false-accepts", "many"], "expected a share, such as 1% or 0.01"),
+        (["verify", "Ana", "a.wav", "--false-accepts", "2"], "must be between 0 and 1"),
+        (["embed", "a.wav", "-o", "a.txt"], "expected a name that ends with .npy"),
+        (["enrol", "", "a.wav"], "NAME: is empty"),
+        (["calibrate"], "FOLDER: missing"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words: list[str], message: str, command: Command) -> None:
+    code, out, err = command(*words)
+    assert code == 2 and out == "" and message in err and err.count("\n") == 1
+
+
+def test_a_share_is_written_in_per_cent_or_as_a_number() -> None:
+    assert parse_share("1%") == parse_share("0.01") == 0.01
+    assert parse_share("0.1%") == pytest.approx(0.001)
+
+
+def test_the_other_spelling_of_enrol_works_and_is_not_listed(command: Command, people: Path) -> None:
+    files = [people / "if_sara" / f"{word}.wav" for word in ("yes", "no")]
+    assert command("enroll", "Emma", *files)[0] == 0
+    listed = command("--help")[1]
+    assert re.search(r"\benrol\b", listed) and not re.search(r"\benroll\b", listed)
+    assert "enrol," in command("zzz")[2] and "enroll" not in command("zzz")[2]

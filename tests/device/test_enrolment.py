@@ -1,0 +1,112 @@
+"""Enrolment refuses clips that are too short, silent, clipped, noisy, copies, or unlike the others, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from distilled_student.device.clip_checks import clipped_share, frame_levels, measure_sound, signal_to_noise
+
+Command = Callable[..., tuple[int, str, str]]
+RNG = np.random.default_rng(0)
+
+
+def samples_of(people: Path, word: str = "yes") -> np.ndarray:
+    return soundfile.read(people / "af_river" / f"{word}.wav", dtype="float32")[0]
+
+
+def clips(people: Path, voice: str, *words: str) -> list[Path]:
+    return [people / voice / f"{word}.wav" for word in words]
+
+
+def test_good_clips_are_enrolled_with_exit_code_0(command: Command, people: Path) -> None:
+    code, out, _ = command("enrol", "Bella", *clips(people, "af_river", "yes", "no", "stop"))
+    assert code == 0 and out.count(": enrolled\n") == 3 and "Bella: 3 clips" in out
+
+
+def damaged(people: Path, kind: str) -> np.ndarray:
+    speech = samples_of(people, "left")
+    return {
+        "too short": speech[7_000:8_600],
+        "silent": 1e-4 * RNG.standard_normal(16_000),
+        "clipped": np.clip(6 * speech / np.abs(speech).max(), -1, 1) * 0.5,
+        "noisy": speech + np.sqrt(np.square(speech).mean()) * RNG.standard_normal(len(speech)),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["too short", "silent", "clipped", "noisy"])
+def test_a_bad_clip_is_refused_with_the_reason_and_the_others_are_enrolled(
+    kind: str, command: Command, people: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.wav"
+    soundfile.write(bad, damaged(people, kind), 16_000, subtype="FLOAT")
+    code, out, _ = command("enrol", "Bella", bad, *clips(people, "af_river", "yes", "no"))
+    assert code == 3 and f"bad.wav: refused; {kind}" in out and "Bella: 2 clips" in out
+    code, out, _ = command("enrol", "Bella", bad)
+    assert code == 1 and "no clip was enrolled" in out
+    code, out, _ = command("enrol", "Bella", bad, "--force")
+    assert code == 0 and "Bella: 3 clips" in out
+
+
+def test_a_clip_of_another_person_is_refused(command: Command, people: Path) -> None:
+    own, other = clips(people, "af_river", "yes", "no", "stop", "left"), people / "am_onyx" / "go.wav"
+    code, out, _ = command("enrol", "Bella", *own, other)
+    assert code == 3 and "go.wav: refused; unlike the others (cosine " in out and "Bella: 4 clips" in out
+    code, out, _ = command("enrol", "Bella", other)  # compared with the enrolled clips
+    assert code == 1 and "unlike the others" in out
+
+
+def test_of_two_clips_of_two_people_none_is_enrolled(command: Command, people: Path) -> None:
+    code, out, _ = command("enrol", "Bella", people / "af_river" / "yes.wav", people / "am_onyx" / "no.wav")
+    assert code == 1 and out.count("one of the two is of another person") == 2
+    assert command("speakers")[1].startswith("nobody is enrolled")
+
+
+def test_a_copy_of_a_clip_is_refused(command: Command, people: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "copy.flac", samples_of(people), 16_000)
+    code, out, _ = command("enrol", "Bella", *clips(people, "af_river", "yes", "no"), tmp_path / "copy.flac")
+    assert code == 3 and "copy.flac: refused; a copy of " in out and "yes.wav" in out.splitlines()[2]
+    code, out, _ = command("enrol", "Bella", *clips(people, "af_river", "no", "stop"))
+    assert code == 3 and "no.wav: refused; enrolled already" in out and "Bella: 3 clips" in out
+
+
+def test_a_file_that_cannot_be_read_enrols_nobody(command: Command, people: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.wav").write_text("no audio")
+    code, out, err = command("enrol", "Bella", *clips(people, "af_river", "yes", "no"), tmp_path / "text.wav")
+    assert code == 2 and out == "" and "text.wav: not readable as audio" in err and err.count("\n") == 1
+    assert command("speakers")[1].startswith("nobody is enrolled")
+
+
+def test_frame_levels_are_those_of_a_loop() -> None:
+    samples = RNG.standard_normal(1_234).astype(np.float32)
+    expected = [10 * np.log10(np.mean(samples[start : start + 400].astype(float) ** 2)) for start in range(0, 835, 160)]
+    np.testing.assert_allclose(frame_levels(samples), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("decibels", [0, 5, 10, 20])
+def test_the_estimated_noise_of_bursts_is_the_true_one_within_3_db(decibels: int) -> None:
+    bursts = RNG.standard_normal(32_000) * (np.arange(32_000) // 4_000 % 2)
+    noise = RNG.standard_normal(32_000) * 10 ** (-decibels / 20)
+    found = signal_to_noise(frame_levels((0.1 * (bursts + noise)).astype(np.float32)))
+    assert found == pytest.approx(decibels, abs=3.5)
+
+
+def test_the_clipped_share_counts_flat_tops_alone() -> None:
+    wave = np.sin(2 * np.pi * np.arange(16_000) / 160.5).astype(np.float32)
+    flat = np.clip(2 * wave, -1, 1)
+    expected = np.mean(np.abs(wave[np.abs(2 * wave) > 0.1]) > 0.5)
+    assert clipped_share(flat) == pytest.approx(expected, abs=0.02)
+    assert clipped_share(0.1 * flat) == pytest.approx(clipped_share(flat), abs=0.01)
+    assert clipped_share(RNG.standard_normal(16_000).astype(np.float32)) < 0.001
+    assert clipped_share(np.zeros(100, np.float32)) == 0
+
+
+def test_the_length_of_speech_is_without_the_pauses() -> None:
+    samples = np.zeros(32_000, np.float32)
+    samples[8_000:16_000] = 0.1 * RNG.standard_normal(8_000)
+    sound = measure_sound(samples)
+    assert (sound.seconds, sound.speech_seconds) == (2.0, pytest.approx(0.5, abs=0.05))

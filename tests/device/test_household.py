@@ -1,0 +1,107 @@
+"""The calibration on a household: the offset of known distributions, its use, intervals and overlapping voices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from helpers.calibrations import CALIBRATION
+
+from distilled_student.device import household, model_files
+from distilled_student.device.household import Trial, fit_offset, rate, shifted
+from distilled_student.onnx import Condition
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def trials(people: int, clips: int, mean: float, deviation: float) -> list[Trial]:
+    rng, condition = np.random.default_rng(0), Condition(3, 3.0, 1.0)
+    names = [f"person {number}" for number in range(people)]
+    return [
+        Trial(enrolled, speaker, float(rng.normal(mean, deviation)), condition)
+        for enrolled in names
+        for speaker in names
+        if speaker != enrolled
+        for _ in range(clips)
+    ]
+
+
+def test_the_offset_is_the_shift_of_the_one_per_cent_point() -> None:
+    assert fit_offset(trials(12, 20, 0.25, 0.2), CALIBRATION) == pytest.approx(0.25, abs=0.02)
+    found = fit_offset(trials(20, 20, 0.25, 0.1), CALIBRATION)  # 1 % points: 0.25 + 0.233 and 0.465
+    assert found == pytest.approx(0.25 + 2.326 * 0.1 - 2.326 * 0.2, abs=0.02)
+
+
+def test_a_small_offset_of_few_people_is_not_believed() -> None:
+    assert fit_offset(trials(2, 5, 0.03, 0.2), CALIBRATION) == 0.0
+
+
+def test_a_shifted_calibration_takes_the_offset_from_every_cosine() -> None:
+    moved, condition = shifted(CALIBRATION, 0.1), Condition(4, 4.0, 2.0)
+    for cosine in (-0.2, 0.4, 0.9):
+        assert moved.ratio(cosine, condition) == pytest.approx(CALIBRATION.ratio(cosine - 0.1, condition))
+    for share in (0.05, 0.02, 0.001):
+        assert moved.threshold(share, condition) == pytest.approx(CALIBRATION.threshold(share, condition) + 0.1)
+
+
+def test_the_interval_of_a_share_is_wilsons() -> None:
+    found = rate(2, 40)  # computed by hand: (0.05 + 0.048 ± 1.96 * sqrt(...)) / 1.096
+    assert (found.share, round(found.low, 4), round(found.high, 4)) == (0.05, 0.0138, 0.1650)
+    assert rate(0, 30).low == 0 and rate(0, 30).high == pytest.approx(0.1135, abs=1e-4)
+
+
+def test_a_calibration_is_kept_used_and_forgotten(command: Command, people: Path, tmp_path: Path) -> None:
+    emma = [people / "if_sara" / f"{word}.wav" for word in ("yes", "no", "stop")]
+    assert command("enrol", "Emma", *emma)[0] == 0
+    file_of_emma = people / "if_sara" / "go.wav"
+    before = json.loads(command("verify", "Emma", file_of_emma, "--json")[1])
+    code, out, _ = command("calibrate", people, "--json")
+    report = json.loads(out)
+    assert code in (0, 1) and (report["people"], report["clips"] + len(report["left_out"])) == (3, 18)
+    assert [at["false_accepts"] for at in report["expected"]] == [0.05, 0.01, 0.001]
+    assert all(at["misses"]["low"] <= at["misses"]["share"] <= at["misses"]["high"] for at in report["expected"])
+    file = Path(report["file"])
+    content = json.loads(file.read_text())
+    assert file.parent == tmp_path / "profiles" and content["offset"] == pytest.approx(report["offset"])
+    file.write_text(json.dumps(content | {"offset": 0.5}))
+    after = json.loads(command("verify", "Emma", file_of_emma, "--json")[1])
+    # 20 and 2 * log(3 clips) for each unit of the cosine
+    assert before["ratio"] - after["ratio"] == pytest.approx(0.5 * (20 + 2 * np.log(3)), abs=1e-3)
+    file.write_text("{}")
+    assert "is not a calibration" in command("verify", "Emma", file_of_emma)[2]
+    assert command("calibrate", "--forget")[0] == 0 and not file.exists()
+    assert json.loads(command("verify", "Emma", file_of_emma, "--json")[1]) == before
+
+
+def test_two_folders_of_one_voice_are_named_with_exit_code_1(command: Command, people: Path, tmp_path: Path) -> None:
+    for name, voice, words in (
+        ("Ana", "if_sara", ("yes", "no", "stop")),
+        ("Eva", "if_sara", ("left", "right", "go")),
+        ("Max", "am_onyx", ("yes", "no", "stop")),
+    ):
+        (tmp_path / "home" / name).mkdir(parents=True)
+        for word in words:
+            samples, rate_of_file = soundfile.read(people / voice / f"{word}.wav")
+            soundfile.write(tmp_path / "home" / name / f"{word}.flac", samples, rate_of_file)
+    code, out, _ = command("calibrate", tmp_path / "home")
+    assert code == 1 and "3 of 3 clips of Eva are as much like Ana as Ana's own clips: their voices overlap" in out
+    assert "Max" not in out and "thresholds moved by +0.000" in out
+
+
+def test_too_little_to_calibrate_on_is_said_with_what_was_found(command: Command, people: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    assert "found no folders" in command("calibrate", tmp_path / "home")[2]
+    (tmp_path / "home" / "Ana").symlink_to(people / "if_sara")
+    code, _, err = command("calibrate", tmp_path / "home")
+    assert code == 2 and "needs 2 people or more" in err and "found Ana 6 (0 clips with problems)" in err
+
+
+def test_a_calibration_of_another_model_is_not_used(command: Command, people: Path, tmp_path: Path) -> None:
+    household.save_household(tmp_path / "profiles", household.Household("other", "edge", 0.9, 2, 10))
+    model = model_files.open_model("tiny")
+    before = model.calibration
+    assert household.apply_household(model, tmp_path / "profiles") is None and model.calibration is before
