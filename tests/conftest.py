@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests do not use the network
@@ -117,6 +118,26 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight voices of the embedded corpus, in the layouts of Speech Commands and VoxCeleb1."""
     packed = packed_subset(tmp_path_factory.mktemp("packed"), SMALL_VOICES)
     return embedded.expand(tmp_path_factory.mktemp("cache") / "small", packed=packed)
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips of three voices, see `helpers.people.write_clips`."""
+    from helpers.people import write_clips
+
+    return write_clips(tmp_path_factory.mktemp("people"))
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs ``distilled-student`` with people in an empty folder and a known calibration: exit code, stdout, stderr."""
+    from helpers.people import run_command, use_known_calibration
+
+    use_known_calibration(monkeypatch)
+    monkeypatch.setenv("DISTILLED_STUDENT_PROFILES", str(tmp_path / "profiles"))
+    return lambda *words: run_command(words, capsys)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from helpers.calibrations import CALIBRATION
+from helpers.people import CALIBRATION
 
 from distilled_student.device import household, model_files
 from distilled_student.device.household import Trial, fit_offset, rate, shifted

@@ -1,31 +1,32 @@
-"""Clips of voices of the embedded corpus, and a model with a calibration of known numbers."""
+"""Clips of voices of the embedded corpus, and the command line with a calibration of known numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from helpers.calibrations import CALIBRATION
 
 from distilled_student import cli
 from distilled_student.common.typer_errors import run_app
 from distilled_student.corpora.shipped import read_index, read_voice
 from distilled_student.device import model_files
-from distilled_student.onnx import Model
+from distilled_student.onnx import Calibration, Model
 
-pytest.importorskip("onnxruntime")
+# cosines of other people are normal with mean 0 and deviation 0.2
+CALIBRATION = Calibration(
+    {"cosine": 20.0, "bias": -10.0, "cosine*log_clips": 2.0, "log_seconds": 1.0},
+    {0.05: {"bias": 0.3290}, 0.01: {"bias": 0.4653}, 0.001: {"bias": 0.6180}},
+    {"clips": (1, 5)},
+)
 # synthetic voices sound more alike than people do; the cosines of these are below 0.37
 VOICES = ("af_river", "am_onyx", "if_sara")
 WORDS = ("yes", "no", "stop", "left", "right", "go")
 
 
-@pytest.fixture(scope="session")
-def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each voice, with a clip of 1 s, or longer, of each word."""
-    root = tmp_path_factory.mktemp("people")
+def write_clips(root: Path) -> Path:
+    """Fill ``root`` with a folder for each voice, with a clip of 1 s, or longer, of each word."""
     for voice in VOICES:
         audio, folder = read_voice(voice), root / voice
         folder.mkdir()
@@ -38,14 +39,8 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs ``distilled-student`` with people in an empty folder: exit code, stdout, stderr.
-
-    The models have the calibration of known numbers.
-    """
+def use_known_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every model that a command opens have `CALIBRATION`."""
     opened = model_files.open_model
 
     def open_model(name: str) -> Model:
@@ -54,13 +49,12 @@ def command(
         return model
 
     monkeypatch.setattr(model_files, "open_model", open_model)
-    monkeypatch.setenv("DISTILLED_STUDENT_PROFILES", str(tmp_path / "profiles"))
 
-    def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            run_app(cli.app, [str(word) for word in words], "distilled-student")
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
 
-    return run
+def run_command(words: tuple[object, ...], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Run ``distilled-student``: exit code, stdout, stderr."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        run_app(cli.app, [str(word) for word in words], "distilled-student")
+    out, err = capsys.readouterr()
+    return int(end.value.code or 0), out, err
