@@ -12,7 +12,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
-    app.command()(web)
+    app.command(rich_help_panel="Use a model")(web)
 
 
 def web(
