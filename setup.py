@@ -11,7 +11,7 @@ PACKAGE_DIR = {
     "distilled_student.configs": "configs",
 }
 
-# Extras, installed from a clone: pip install '.[superb]', '.[export]', '.[executorch]', '.[dev]'
+# Extras, installed from a clone: pip install '.[superb]', '.[export]', '.[executorch]', '.[microphone]', '.[dev]'
 
 # imported by s3prl's experts for speech recognition, diarisation and query by example, see docs/superb.md
 SUPERB = ["editdistance", "h5py", "dtw-python", "lxml"]
@@ -20,6 +20,7 @@ EXPORT = [
     "onnx>=1.18",  # the graphs that `distilled-student export` writes
     "onnxscript>=0.5",  # torch's ONNX exporter needs it
 ]
+MICROPHONE = ["sounddevice"]  # `distilled-student listen` without a file
 EXECUTORCH = ["executorch>=1.5,<1.6"]  # .pte programs for phones, see docs/device.md; release 1.5 needs torch 2.14
 
 MODULE = Path(__file__).with_name("upstream") / "distilled_student" / "__init__.py"
@@ -78,6 +79,7 @@ setup(
         "superb": SUPERB,
         "export": EXPORT,
         "executorch": EXECUTORCH,
+        "microphone": MICROPHONE,
         "dev": [
             "pytest",
             "pytest-xdist>=3.8",  # --no-loadscope-reorder

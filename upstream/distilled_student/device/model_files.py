@@ -14,7 +14,7 @@ from distilled_student.common.errors import UserError
 from distilled_student.common.shipped_models import model_path, shipped_models
 
 if TYPE_CHECKING:
-    from distilled_student.onnx import Model
+    from distilled_student.onnx import Model, Stream
 
 BEST = "best-dev.ckpt"  # the default checkpoint of a joint run
 CACHE = "DISTILLED_STUDENT_CACHE"  # environment variable: a folder for exported runs
@@ -56,6 +56,26 @@ def open_model(name: str | Path, threads: int = 1) -> Model:
             f"{name}: is a stream; give the file that `distilled-student export` writes without --streaming"
         )
     return model
+
+
+def open_stream(name: str | Path, threads: int = 1) -> Stream:
+    """The stream of a model; ``name``: see `open_model`, or the file of a stream alone.
+
+    Raises:
+        UserError: see `open_model`; or the model cannot stream, or has no keyword task.
+    """
+    from distilled_student.onnx import Stream, load
+
+    path = model_path(name)
+    with one_line_errors():
+        if path.is_file() and path.suffix == ".onnx":
+            found = load(path, threads)
+            stream = Stream(path, threads) if found.chunk else found.stream()
+        else:
+            stream = open_model(name, threads).stream()
+    if not stream.model.labels:
+        raise UserError(f"{name}: has no keywords; give a model with a keyword head")
+    return stream
 
 
 def _check_onnx_file(name: str, path: Path) -> None:

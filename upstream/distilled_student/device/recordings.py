@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,40 @@ def read_recording(path: str | Path) -> NDArray[np.float32]:
     return resample(samples, rate)
 
 
+def recording_blocks(path: str | Path) -> Iterator[NDArray[np.float32]]:
+    """A file of up to 24 hours as `read_recording` reads it, in blocks ``(samples,)``, without holding all of it.
+
+    Raises:
+        UserError: see `read_recording`; for channels that cancel each other after the last block.
+    """
+    try:
+        with soundfile.SoundFile(soundfile_path(path)) as file:
+            check_header(file)
+            check_last_sample(file)
+            resampler = _Resampler(file.samplerate)
+            for samples in _mono_blocks(file):
+                if len(samples) and (reason := wrong_peak(float(np.abs(samples).max()))):
+                    raise ValueError(reason)
+                yield resampler.resample(samples)
+            yield resampler.resample(np.zeros(0, np.float32), is_last=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise unreadable(path, error) from None
+
+
+class _Resampler:
+    """`resample` for blocks of one recording."""
+
+    def __init__(self, rate: float) -> None:
+        self._stream = None
+        if rate != SAMPLE_RATE:
+            import soxr  # here: most recordings have 16 kHz
+
+            self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+
+    def resample(self, samples: NDArray[np.float32], is_last: bool = False) -> NDArray[np.float32]:
+        return samples if self._stream is None else self._stream.resample_chunk(samples, last=is_last)
+
+
 def read_joined(paths: Iterable[str | Path]) -> NDArray[np.float32]:
     """Several files, one after the other, as one recording ``(samples,)``. Raises UserError as `read_recording`."""
     return np.concatenate([read_recording(path) for path in paths])
@@ -64,13 +98,20 @@ def resample(samples: NDArray[np.float32], rate: float) -> NDArray[np.float32]:
 
 def _read_mono(file: soundfile.SoundFile) -> NDArray[np.float32]:
     """All samples with the channels averaged. Raises ValueError for channels that cancel each other."""
-    blocks, energy = [np.zeros(0, np.float32)], 0.0
+    return np.concatenate([np.zeros(0, np.float32), *_mono_blocks(file)])
+
+
+def _mono_blocks(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
+    """All samples with the channels averaged, in blocks ``(samples,)``. Raises ValueError as `_read_mono`."""
+    energy, of_average, count = 0.0, 0.0, 0
     for data in read_blocks(file, file.frames, max(1, SAMPLES_PER_BLOCK // file.channels)):
-        blocks.append(data.mean(axis=1))
-        energy += float(np.square(data, dtype=np.float64).mean(axis=1).sum()) if file.channels > 1 else 0.0
-    samples = np.concatenate(blocks)
-    if file.channels > 1 and len(samples):
-        of_average = float(np.square(samples, dtype=np.float64).mean())
-        if reason := cancelling_channels(file.channels, energy / len(samples), of_average):
+        samples = data.mean(axis=1)
+        if file.channels > 1:
+            energy += float(np.square(data, dtype=np.float64).mean(axis=1).sum())
+            of_average += float(np.square(samples, dtype=np.float64).sum())
+        count += len(samples)
+        yield samples
+    if file.channels > 1 and count:
+        reason = cancelling_channels(file.channels, energy / count, of_average / count)
+        if reason:
             raise ValueError(reason)
-    return samples

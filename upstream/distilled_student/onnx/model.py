@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -334,16 +334,21 @@ class Stream:
             raise ValueError(f"{self.model.file}: has no keyword_scores; read its outputs with `feed`")
         if speakers is not None and owner is not None:
             raise ValueError("speakers, owner: give one of them")
-        if np.size(samples):
-            self._of_hop = np.concatenate([self._of_hop, read_samples(samples, self.model.rate)])
         hits = []
-        while len(self._of_hop) >= self.hop:
-            hop, self._of_hop = np.split(self._of_hop, [self.hop])
-            outputs = self.feed(hop)
+        for hop, outputs in self.hops([samples]):
             hit = self.detector.step(outputs["keyword_scores"], hop)
             if hit is not None and (hit := self._by_speaker(hit, outputs, speakers, owner, false_accepts)) is not None:
                 hits.append(hit)
         return hits
+
+    def hops(self, blocks: Iterable[NDArray]) -> Iterator[tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]]:
+        """Cut blocks of any number of samples into hops; the samples ``(hop,)`` and the outputs of each, see `feed`."""
+        for samples in blocks:
+            if np.size(samples):
+                self._of_hop = np.concatenate([self._of_hop, read_samples(samples, self.model.rate)])
+            while len(self._of_hop) >= self.hop:
+                hop, self._of_hop = np.split(self._of_hop, [self.hop])
+                yield hop, self.feed(hop)
 
     def _by_speaker(
         self,
@@ -357,14 +362,26 @@ class Stream:
         enrolled = speakers if owner is None else {"owner": owner}
         if not enrolled:
             return hit
-        if "speaker_embedding" not in outputs:
-            raise ValueError(f"{self.model.file}: has no speaker_embedding; it cannot tell who spoke")
-        seconds = min(self.model.window, self._processed / self.model.rate)
-        found = self.model.who(outputs["speaker_embedding"], seconds, enrolled, false_accepts)
+        found = self._who(enrolled, outputs, false_accepts)
         if owner is not None and found.name is None:
             return None
         score = hit.score if owner is None else owner_said(hit.score, found.ratio)
         return hit._replace(score=score, speaker=found.name, ratio=found.ratio)
+
+    def _who(
+        self, enrolled: Mapping[str, Enrolment], outputs: Mapping[str, NDArray[np.float32]], false_accepts: float
+    ) -> Identified:
+        """Who spoke in the window that a hop's outputs were computed from."""
+        if "speaker_embedding" not in outputs:
+            raise ValueError(f"{self.model.file}: has no speaker_embedding; it cannot tell who spoke")
+        seconds = min(self.model.window, self._processed / self.model.rate)
+        return self.model.who(outputs["speaker_embedding"], seconds, enrolled, false_accepts)
+
+    def is_from(
+        self, owner: Enrolment, outputs: Mapping[str, NDArray[np.float32]], false_accepts: float = FALSE_ACCEPTS
+    ) -> bool:
+        """Whether `listen` would accept a keyword after this hop as the owner's; ``outputs``: the latest of `hops`."""
+        return self._who({"owner": owner}, outputs, false_accepts).name is not None
 
 
 def load(file: str | Path, threads: int = 1) -> Model:

@@ -1,0 +1,209 @@
+"""False alarms per hour: the hits of a stream at every threshold, their rates with intervals, the misses of a mix."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from scipy.stats import chi2
+
+from distilled_student import cli, onnx
+from distilled_student.common.errors import UserError
+from distilled_student.common.shipped_models import MODELS
+from distilled_student.corpora.shipped import read_index, read_voice
+from distilled_student.device.alarms import Alarms, Point, measure, thresholds
+from distilled_student.device.keyword_mix import Clip, Mix, Spoken, keyword_clips
+from distilled_student.device.recordings import read_recording, recording_blocks
+from distilled_student.device.traces import Trace, poisson_interval, record
+from distilled_student.onnx import Detector, DetectorSettings, Stream
+
+RATE = 16_000
+WORDS = ("stop", "go", "left")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``speech.wav``, 15 s of sentences, and ``words/WORD/VOICE.wav``."""
+    folder, clips = tmp_path_factory.mktemp("alarms"), read_index()
+    for voice in ("am_adam", "bf_emma"):
+        audio = read_voice(voice)
+        cut = {clip.text: audio[clip.start : clip.start + clip.samples] for clip in clips if clip.voice == voice}
+        for word in WORDS:
+            file = folder / "words" / word / f"{voice}.wav"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(file, cut[word], RATE)
+        sentences = [clip for clip in clips if clip.voice == voice and clip.kind == "sentence"]
+        joined = np.concatenate([audio[clip.start : clip.start + clip.samples] for clip in sentences])
+        soundfile.write(folder / f"{voice}.wav", joined[: 15 * RATE], RATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stream() -> Stream:
+    return onnx.load("tiny").stream()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 40, 3_000])
+def test_the_interval_of_a_count_is_the_exact_one(count: int) -> None:
+    low, high = poisson_interval(count)
+    assert low == pytest.approx(chi2.ppf(0.025, 2 * count) / 2) and high == pytest.approx(
+        chi2.ppf(0.975, 2 * count + 2) / 2
+    )
+
+
+def test_no_alarm_in_some_hours_is_at_most_3_by_the_hours() -> None:
+    low, high = poisson_interval(0)
+    assert low == 0 and high == pytest.approx(chi2.ppf(0.95, 2) / 2) == pytest.approx(3.0, abs=0.01)
+
+
+def test_a_recorded_stream_has_the_hits_of_listening_with_the_same_threshold(stream: Stream, folder: Path) -> None:
+    words, pause = (
+        [read_recording(folder / f"words/{word}/am_adam.wav") for word in WORDS],
+        np.zeros(16_000, np.float32),
+    )
+    speech = np.concatenate([part for word in words for part in (word, pause)])
+    trace = record(stream, [speech[:7_000], speech[7_000:]])
+    counts = []
+    for threshold in (0.2, 0.6, 0.9, 0.99):
+        stream.detector = Detector(stream.model.labels, DetectorSettings(threshold))
+        stream.reset()
+        expected = [(pytest.approx(hit.seconds), hit.label) for hit in stream.listen(speech)]
+        assert trace.hits(threshold) == expected
+        counts.append(len(expected))
+    assert counts[0] >= 3
+
+
+def fake_trace(scores: list[float], **changes: object) -> Trace:
+    count = len(scores)
+    arrays = np.full(count, "yes"), np.array(scores), np.ones(count, bool), np.ones(count, bool)
+    return Trace(
+        **dict(zip(("labels", "scores", "is_loud", "is_owner"), arrays, strict=True))
+        | {"hop": 0.1, "hold_off_hops": 5, "cpu_seconds": 1.0, **changes}
+    )
+
+
+def test_hits_need_the_threshold_the_energy_gate_and_the_owner() -> None:
+    scores = [0.0, 0.9, 0.9, 0.0, 0.0, 0.0, 0.0, 0.6, 0.0]
+    assert fake_trace(scores).hits(0.5) == [(pytest.approx(0.2), "yes"), (pytest.approx(0.8), "yes")]
+    assert fake_trace(scores).hits(0.7) == [(pytest.approx(0.2), "yes")]
+    quiet = np.array([True, False, True, True, True, True, True, False, True])
+    assert fake_trace(scores, is_loud=quiet).hits(0.5) == [(pytest.approx(0.3), "yes")]
+    other = np.array([True, False, True, True, True, True, True, True, True])
+    assert fake_trace(scores, is_owner=other).hits(0.5) == [(pytest.approx(0.8), "yes")], "decided once for a keyword"
+
+
+def test_the_threshold_of_a_rate_is_the_smallest_from_which_on_it_is_kept() -> None:
+    rates = {0.2: 9.0, 0.4: 0.4, 0.6: 0.8, 0.8: 0.3, 0.9: 0.05}
+    points = [Point(threshold, 1, rate, (0.0, 1.0), {}) for threshold, rate in rates.items()]
+    found = Alarms(10.0, points, 0, {}, 50.0)
+    assert {rate: point and point.threshold for rate in (0.01, 0.1, 0.5, 1.0) if [point := found.at(rate)]} == {
+        0.01: None,
+        0.1: 0.9,
+        0.5: 0.8,
+        1.0: 0.4,
+    }
+    assert thresholds() == sorted(thresholds()) and thresholds()[-1] == 1.0
+
+
+def test_a_keyword_is_mixed_in_at_the_stated_level(folder: Path) -> None:
+    clips = [Clip(word, folder / f"words/{word}/am_adam.wav") for word in WORDS]
+    noise = np.random.default_rng(0).normal(0, 0.05, 30 * RATE).astype(np.float32)
+    mix = Mix(clips, level=15.0)
+    blocks = list(mix.blocks(iter(np.split(noise, 7_000 * np.arange(1, 60)))))
+    for clip, block, spoken in zip(clips, blocks, mix.spoken, strict=False):
+        samples = read_recording(clip.file)
+        assert len(block) == 40_000 + len(samples) and spoken.label == clip.label
+        of_noise = block[8_000 : len(block) - len(samples)]  # after the audio's level has changed
+        windows = [samples[i : i + 8_000] for i in range(len(samples) - 8_000 + 1)] or [samples]
+        loudest = max(float(np.mean(window.astype(float) ** 2)) for window in windows[::50])
+        assert 10 * np.log10(loudest / np.mean(of_noise.astype(float) ** 2)) == pytest.approx(15.0, abs=0.2)
+        assert np.corrcoef(block[-len(samples) :], samples)[0, 1] > 0.9
+    ends = np.cumsum([len(block) for block in blocks[:-1]]) / RATE
+    assert [spoken.end for spoken in mix.spoken] == pytest.approx(ends.tolist())
+
+
+def test_a_keyword_without_a_hit_of_its_label_until_a_second_after_it_is_a_miss() -> None:
+    mix = Mix([], 10.0, [Spoken("yes", 1.0, 1.5), Spoken("no", 4.0, 4.5), Spoken("yes", 7.0, 7.5)])
+    assert mix.misses([(1.2, "yes"), (5.4, "no"), (8.4, "yes")]) == 0
+    assert mix.misses([(0.9, "yes"), (4.3, "yes"), (8.6, "yes")]) == 3
+
+
+def test_recordings_are_read_in_blocks_as_they_are_read_at_once(folder: Path, tmp_path: Path) -> None:
+    samples = read_recording(folder / "am_adam.wav")
+    soundfile.write(tmp_path / "a.flac", np.stack([samples, 0.5 * samples], axis=1), 44_100)
+    for file in (folder / "am_adam.wav", tmp_path / "a.flac"):
+        whole, blocks = read_recording(file), np.concatenate(list(recording_blocks(file)))
+        assert len(whole) == len(blocks)
+        np.testing.assert_allclose(blocks, whole, atol=1e-4)
+    (tmp_path / "b.wav").write_bytes((folder / "am_adam.wav").read_bytes()[:90_000])
+    with pytest.raises(UserError, match=r"b\.wav: not readable as audio \(truncated"):
+        list(recording_blocks(tmp_path / "b.wav"))
+
+
+def test_folders_that_are_not_keywords_are_named(folder: Path, tmp_path: Path) -> None:
+    labels = ["_silence_", *WORDS, "yes"]
+    assert [clip.label for clip in keyword_clips(folder / "words", labels, 1)] == list(WORDS)
+    (tmp_path / "marvin").mkdir()
+    with pytest.raises(UserError, match=r"expected folders named as keywords \(stop, go, left, yes\), found: marvin"):
+        keyword_clips(tmp_path, labels, 1)
+
+
+def test_more_alarms_at_lower_thresholds_and_more_misses_at_higher_ones(stream: Stream, folder: Path) -> None:
+    stream.detector = Detector(stream.model.labels, DetectorSettings(0.5))
+    clips = keyword_clips(folder / "words", stream.model.labels, 2)
+    found = measure(stream, [folder / "am_adam.wav", folder / "bf_emma.wav"], clips, [60.0])
+    assert found.hours == pytest.approx(30 / 3600, rel=0.01) and found.keywords == 6 and found.speed > 1
+    misses = [point.misses["60"] for point in found.points]
+    assert misses == sorted(misses) and misses[0] <= 0.5 and misses[-1] >= 0.5
+    for point in found.points:
+        assert point.per_hour == pytest.approx(point.alarms / found.hours)
+        low, high = (bound / found.hours for bound in poisson_interval(point.alarms))
+        assert point.interval == pytest.approx((low, high))
+
+
+def run(*words: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        cli.main(list(words))
+    return left.value.code
+
+
+def test_the_command_writes_a_report_and_the_chosen_threshold(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model = tmp_path / "stream.onnx"
+    shutil.copy(MODELS / "tiny" / "stream.onnx", model)
+    arguments = ["--audio", str(folder / "am_adam.wav"), "--output", str(tmp_path / "out")]
+    assert run("alarms", str(model), *arguments, "--write", "--rate", "0.5", "--smoothing", "0.16") == 0
+    text = capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "alarms.json").read_text())
+    chosen = report["table"]["0.5"]["threshold"]
+    assert f"{model}: threshold {chosen:.6g}" in text and "at most 0.1" in text and "0.1 per hour 30 h" in text
+    settings = onnx.load(model).detector_settings
+    assert (settings.threshold, settings.smoothing) == (chosen, 0.16)
+    assert (tmp_path / "out" / "alarms.png").read_bytes().startswith(b"\x89PNG")
+    assert run("alarms", "tiny", *arguments, "--write") == 2
+    assert "--write: tiny is part of the package; make a copy of it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--audio", "gone"], "--audio gone: no such file or folder"),
+        (["--audio", ".", "--levels", "loud"], "--levels loud: expected numbers separated by commas"),
+        (["--audio", ".", "--rate", "0"], "--rate 0.0: must be a positive number"),
+        (["--audio", ".", "--keywords", "gone"], "--keywords gone: no such folder"),
+        (["--audio", ".", "--smoothing", "-1"], "smoothing: must be 0 or more seconds, found -1"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("a.wav", np.zeros(16_000), RATE)
+    assert run("alarms", "tiny", *words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

@@ -1,0 +1,113 @@
+"""The command `listen`: keywords of a file or a microphone, and who said them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from distilled_student import cli, onnx
+from distilled_student.common.errors import UserError
+from distilled_student.corpora.shipped import read_index, read_voice
+from distilled_student.device import listening
+from distilled_student.device.profiles import Profiles
+
+RATE = 16_000
+
+
+def said(voice: str, word: str) -> np.ndarray:
+    clip = next(clip for clip in read_index() if clip.voice == voice and clip.text == word)
+    return read_voice(voice)[clip.start : clip.start + clip.samples]
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pauses and two keywords: stop by one voice, left by another."""
+    file, pause = tmp_path_factory.mktemp("listening") / "a.wav", np.zeros(2 * RATE, np.float32)
+    soundfile.write(file, np.concatenate([pause, said("am_adam", "stop"), pause, said("af_heart", "left")]), RATE)
+    return file
+
+
+def run(*words: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        cli.main(list(words))
+    return left.value.code
+
+
+def test_each_keyword_of_a_file_is_a_line(recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    profiles = ["--profiles", str(tmp_path)]
+    assert run("listen", str(recording), "--model", "tiny", *profiles, "--json") == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    stream = onnx.load("tiny").stream()
+    samples = soundfile.read(recording, dtype="float32")[0]
+    expected = stream.listen(np.concatenate([samples, np.zeros(RATE // 2, np.float32)]))
+    assert [(hit["seconds"], hit["label"]) for hit in found] == [(hit.seconds, hit.label) for hit in expected]
+    assert [hit["label"] for hit in found] == ["stop", "left"] and {hit["speaker"] for hit in found} == {None}
+    assert run("listen", str(recording), "--model", "tiny", *profiles, "--hold-off", "60") == 0
+    line = capsys.readouterr().out
+    assert line.split()[2] == "stop" and line.count("\n") == 1
+
+
+def test_a_file_without_a_keyword_ends_with_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    soundfile.write(tmp_path / "silence.wav", np.zeros(RATE), RATE)
+    assert run("listen", str(tmp_path / "silence.wav"), "--model", "tiny", "--profiles", str(tmp_path / "p")) == 1
+    assert capsys.readouterr().out == ""
+    assert run("listen", str(tmp_path / "gone.wav"), "--model", "tiny") == 2
+    assert "gone.wav: no such file" in capsys.readouterr().err
+
+
+def test_each_keyword_says_who_and_with_an_owner_only_theirs_are_reported(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model = onnx.load("tiny")
+    people = Profiles(tmp_path, model, "tiny")
+    for name, voice in (("Adam", "am_adam"), ("Heart", "af_heart")):
+        words = [said(voice, word) for word in ("yes", "no", "go", "right", "down")]
+        people.write(name, np.stack([model.embed(word) for word in words]), sum(map(len, words)) / RATE)
+    arguments = ["listen", str(recording), "--model", "tiny", "--profiles", str(tmp_path), "--json"]
+    assert run(*arguments, "--false-accepts", "5%") == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    stream, enrolled = model.stream(), people.read_all()[0]
+    expected = stream.listen(soundfile.read(recording, dtype="float32")[0], enrolled, None, 0.05)
+    assert [(hit["label"], hit["speaker"]) for hit in found[: len(expected)]] == [
+        (hit.label, hit.speaker) for hit in expected
+    ]
+    code = run(*arguments, "--owner", "Heart", "--false-accepts", "5%")
+    of_owner = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {hit["speaker"] for hit in of_owner} <= {"Heart"} and "stop" not in {hit["label"] for hit in of_owner}
+    assert code == (0 if of_owner else 1)
+    assert run(*arguments, "--owner", "Nobody") == 2
+    assert "Nobody: is not enrolled" in capsys.readouterr().err
+
+
+def test_a_microphone_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class InputStream:
+        def __init__(self, rate: int, size: int, device: Any, channels: int, kind: str, callback: Callable) -> None:
+            assert (rate, channels, kind) == (RATE, 1, "float32")
+            if device == "none":
+                raise ValueError("no device")
+            self.callback, self.size = callback, size
+
+        def __enter__(self) -> None:
+            for value in (0.25, 0.5):
+                self.callback(np.full((self.size, 1), value, np.float32), self.size, None, None)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    fake = types.SimpleNamespace(InputStream=InputStream, PortAudioError=OSError)
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    blocks = listening.microphone_blocks("3")
+    assert [float(next(blocks)[0]) for _ in range(2)] == [0.25, 0.5]
+    with pytest.raises(UserError, match=r"--device none: not usable as a microphone \(no device\)"):
+        next(listening.microphone_blocks("none"))
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(UserError, match=r"the microphone needs sounddevice: pip install '\.\[microphone\]'"):
+        next(listening.microphone_blocks())

@@ -1,0 +1,79 @@
+"""Reports a measurement of false alarms: a table for the terminal, JSON, and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distilled_student.common.files import write_json
+from distilled_student.device.alarms import RATES, Alarms, Point, needed_hours
+
+JSON, PLOT = "alarms.json", "alarms.png"
+
+
+def table(found: Alarms, keyword_threshold: float | None) -> str:
+    """Lines with the thresholds for each of `RATES`, and with the present one."""
+    lines = [f"{found.hours:.2f} h of audio, {found.speed:.0f} times real time on one core"]
+    if found.keywords:
+        lines.append(f"{found.keywords} keywords mixed into the audio at each level")
+    rows = [(f"at most {rate:g}", found.at(rate)) for rate in RATES]
+    if keyword_threshold is not None:
+        nearest = min(found.points, key=lambda point: abs(point.threshold - keyword_threshold))
+        rows.append(("now", nearest))
+    levels = list(found.points[0].misses)
+    heading = ["alarms per hour", "threshold", "alarms", "per hour (95 %)", *(f"misses at {x} dB" for x in levels)]
+    cells = [heading, *([title, *_cells(point, levels)] for title, point in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(heading))]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    short = [rate for rate in RATES if found.hours < needed_hours(rate)]
+    if short:
+        wanted = ", ".join(f"{rate:g} per hour {needed_hours(rate):.0f} h" for rate in short)
+        lines.append(f"too little audio to show that a rate is kept: without an alarm that takes, for {wanted}")
+    if found.labels:
+        lines.append("alarms by keyword: " + ", ".join(f"{label} {count}" for label, count in found.labels.items()))
+    return "\n".join(lines)
+
+
+def _cells(point: Point | None, levels: list[str]) -> list[str]:
+    if point is None:
+        return ["not reached", "", "", *("" for _ in levels)]
+    low, high = point.interval
+    rate = f"{point.per_hour:.2f} [{low:.2f}, {high:.2f}]"
+    return [f"{point.threshold:.6g}", f"{point.alarms}", rate, *(f"{100 * point.misses[x]:.1f} %" for x in levels)]
+
+
+def write_report(folder: Path, found: Alarms, about: Mapping[str, Any]) -> None:
+    """Write `JSON` and `PLOT` into a folder, which is made. ``about``: what was measured, for the JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / JSON, {**about, **found.to_json()})
+    plot(folder / PLOT, found, str(about.get("model", "")))
+
+
+def plot(file: Path, found: Alarms, name: str) -> None:
+    """Misses against alarms per hour, a curve for each level; without keywords, alarms against the threshold."""
+    from matplotlib.figure import Figure  # late: it takes half a second; not pyplot, which needs a display
+
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.subplots()
+    rates = [point.per_hour for point in found.points]
+    low, high = zip(*(point.interval for point in found.points), strict=True)
+    smallest = 1 / found.hours  # one alarm: the axis is linear below it, so that it has a 0
+    levels = list(found.points[0].misses)
+    for level in levels:
+        misses = [100 * point.misses[level] for point in found.points]
+        (line,) = axes.plot(rates, misses, label=f"{level} dB")
+        axes.fill_betweenx(misses, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    if levels:
+        axes.set(xlabel="alarms per hour (band: 95 %)", ylabel="misses %", ylim=(0, None))
+        axes.set_xscale("symlog", linthresh=smallest)
+        axes.legend(title="level of the keywords", fontsize=8)
+    else:
+        thresholds = [point.threshold for point in found.points]
+        axes.plot(thresholds, rates)
+        axes.fill_between(thresholds, low, high, alpha=0.15, linewidth=0)
+        axes.set(xlabel="threshold", ylabel="alarms per hour (band: 95 %)")
+        axes.set_yscale("symlog", linthresh=smallest)
+    axes.set_title(f"{name}: {found.hours:.2f} h of audio".replace("$", r"\$"))
+    axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=120)

@@ -1,0 +1,100 @@
+"""Listens to a microphone or to a file: which keyword was said, and by whom."""
+
+from __future__ import annotations
+
+import queue
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilled_student.common.errors import UserError
+from distilled_student.common.sample_rate import SAMPLE_RATE
+from distilled_student.device.recordings import recording_blocks
+
+if TYPE_CHECKING:
+    from distilled_student.onnx import Enrolment, Hit, Stream
+
+BLOCK = 1_280  # samples of a block of the microphone
+TAIL_SECONDS = 0.5  # of silence behind a file: a keyword at its end is completed too
+
+
+def file_blocks(file: Path) -> Iterator[NDArray[np.float32]]:
+    """A file as a microphone would deliver it: blocks ``(samples,)`` at 16 kHz, then silence."""
+    yield from recording_blocks(file)
+    yield np.zeros(round(TAIL_SECONDS * SAMPLE_RATE), np.float32)
+
+
+def _load_sounddevice() -> Any:
+    try:
+        import sounddevice
+    except ImportError:
+        raise UserError("the microphone needs sounddevice: pip install '.[microphone]', or give a file") from None
+    except OSError as error:  # PortAudio is missing
+        raise UserError(f"the microphone needs PortAudio ({error}): install it, such as libportaudio2") from None
+    return sounddevice
+
+
+def microphone_blocks(device: str | None = None) -> Iterator[NDArray[np.float32]]:
+    """What a microphone records, without end: blocks ``(BLOCK,)`` at 16 kHz.
+
+    Args:
+        device: Its number or a part of its name; None: the default one.
+
+    Raises:
+        UserError: sounddevice is not installed, or there is no such microphone.
+    """
+    sounddevice = _load_sounddevice()
+    blocks: queue.Queue[NDArray[np.float32]] = queue.Queue()
+
+    def receive(samples: NDArray[np.float32], frames: int, time: Any, status: Any) -> None:
+        if status:  # samples were lost
+            print(f"microphone: {status}", file=sys.stderr)
+        blocks.put(samples[:, 0].copy())
+
+    chosen = int(device) if device is not None and device.isdigit() else device
+    try:
+        stream = sounddevice.InputStream(SAMPLE_RATE, BLOCK, chosen, 1, "float32", callback=receive)
+    except (sounddevice.PortAudioError, ValueError) as error:
+        raise UserError(f"--device {device or 'default'}: not usable as a microphone ({error})") from None
+    with stream:
+        while True:
+            yield blocks.get()
+
+
+def hits(
+    stream: Stream,
+    blocks: Iterable[NDArray[np.float32]],
+    people: Mapping[str, Enrolment],
+    owner: str | None,
+    false_accepts: float,
+) -> Iterator[Hit]:
+    """The keywords in blocks ``(samples,)``, as they are recognised.
+
+    Args:
+        people: Enrolled people, who are told apart; empty: nobody is.
+        owner: One of them: only their keywords are reported.
+    """
+    for block in blocks:
+        if owner is None:
+            yield from stream.listen(block, people or None, None, false_accepts)
+        else:
+            found = stream.listen(block, None, people[owner], false_accepts)
+            yield from (hit._replace(speaker=owner) for hit in found)
+
+
+def notes(stream: Stream, people: Mapping[str, Enrolment], false_accepts: float) -> list[str]:
+    """What the decisions about these people do not state or are uncertain of, a sentence each."""
+    model, found = stream.model, {}
+    for enrolment in people.values():
+        found |= dict.fromkeys(model.who(enrolment.vector, model.window, people, false_accepts).notes)
+    return list(found)
+
+
+def on_one_line(hit: Hit, has_people: bool) -> str:
+    """``3.52 s  stop  0.98  anna``; ``has_people``: whether it was asked who spoke."""
+    who = f"  {hit.speaker or 'nobody who is enrolled'} (ratio {hit.ratio:.1f})" if has_people else ""
+    return f"{hit.seconds:7.2f} s  {hit.label}  {hit.score:.2f}{who}"

@@ -1,0 +1,196 @@
+"""The commands on streams: report keywords and who said them, measure false alarms per hour."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distilled_student.common.early_checks import check_file, check_folder, check_output_folder, check_positive
+from distilled_student.common.errors import UserError
+from distilled_student.device.commands import (
+    NO,
+    PANEL,
+    FalseAccepts,
+    JsonOption,
+    ModelOption,
+    ProfilesOption,
+    parse_share,
+)
+
+if TYPE_CHECKING:
+    from distilled_student.onnx import Enrolment, Stream
+
+# numpy, onnxruntime and soundfile are imported by the commands: --help and mistakes do without them
+
+SMOOTHING_HELP = "Seconds over which scores are averaged; default: the model's."
+HOLD_OFF_HELP = "Seconds after a keyword in which no other is reported; default: the model's."
+GATE_HELP = "Energy gate: the smallest level of the last second, in dB relative to full scale; default: the model's."
+
+Owner = Annotated[str | None, typer.Option(help="Only keywords of this person, see `distilled-student enrol`.")]
+Smoothing = Annotated[float | None, typer.Option(help=SMOOTHING_HELP)]
+HoldOff = Annotated[float | None, typer.Option(help=HOLD_OFF_HELP)]
+Gate = Annotated[float | None, typer.Option(help=GATE_HELP)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for function in (listen, alarms):
+        app.command(rich_help_panel=PANEL)(function)
+
+
+def _open_stream(
+    model: str, threshold: float | None, smoothing: float | None, hold_off: float | None, gate: float | None
+) -> Stream:
+    """A stream whose detector has these settings instead of the file's; None: the file's."""
+    from distilled_student.device.model_files import one_line_errors, open_stream
+    from distilled_student.onnx import Detector
+
+    stream = open_stream(model)
+    given = {"threshold": threshold, "smoothing": smoothing, "hold_off": hold_off, "level": gate}
+    with one_line_errors():
+        settings = replace(
+            stream.detector.settings, **{key: value for key, value in given.items() if value is not None}
+        )
+    stream.detector = Detector(stream.detector.labels, settings, stream.detector.hop)
+    return stream
+
+
+def _check_share(stream: Stream, share: float) -> None:
+    """Raise UserError for a share of false accepts that the model's calibration has no threshold for."""
+    calibration = stream.model.calibration
+    if calibration is None:
+        raise UserError(f"{stream.model.file}: has no calibration of speaker verification")
+    shares = calibration.shares
+    if shares and not shares[0] <= share <= shares[-1]:
+        raise UserError(f"--false-accepts {share:g}: must be from {shares[0]:g} to {shares[-1]:g}")
+
+
+def _enrolled(stream: Stream, profiles: Path | None, model: str, owner: str | None) -> dict[str, Enrolment]:
+    """The owner, or without one all people who are enrolled with the model; empty if there is nobody."""
+    from distilled_student.device.household import apply_household
+    from distilled_student.device.profiles import Profiles
+
+    people = Profiles(profiles, stream.model, model)
+    apply_household(stream.model, people.folder)
+    if owner is not None:
+        return {owner: people.read(owner)}
+    if not people.names():
+        return {}
+    try:
+        enrolled, others = people.read_all()
+    except UserError as error:  # all with another model: keywords are reported without a speaker
+        typer.echo(f"note: {error}", err=True)
+        return {}
+    if others:
+        typer.echo(f"note: not compared, enrolled with another model: {', '.join(others)}", err=True)
+    return enrolled
+
+
+def alarms(
+    model: Annotated[str, typer.Argument(help="The model, as --model of the other commands.")],
+    audio: Annotated[Path, typer.Option(help="File or folder with hours of audio in which no keyword is said.")],
+    keywords: Annotated[
+        Path | None, typer.Option(help="Folder KEYWORD/CLIP: keywords to mix into the audio, for the misses.")
+    ] = None,
+    levels: Annotated[
+        str, typer.Option(help="Levels of the keywords in dB relative to the audio, separated by commas.")
+    ] = "30,20,10",
+    clips: Annotated[int, typer.Option(help="Largest number of clips of each keyword, at each level.")] = 20,
+    owner: Owner = None,
+    false_accepts: FalseAccepts = "1%",
+    profiles: ProfilesOption = None,
+    smoothing: Smoothing = None,
+    hold_off: HoldOff = None,
+    gate: Gate = None,
+    rate: Annotated[float, typer.Option(help="Alarms per hour that --write chooses the threshold for.")] = 0.5,
+    write: Annotated[bool, typer.Option("--write", help="Put the chosen threshold into the model's stream.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for alarms.json and alarms.png.")] = Path("exp/alarms"),
+    as_json: JsonOption = False,
+) -> None:
+    """Measure false alarms per hour of audio, and the misses of keywords that are mixed into it."""
+    chosen_levels, share = _numbers("--levels", levels), parse_share(false_accepts)
+    check_positive("--clips", clips)
+    check_folder("--keywords", keywords)
+    check_output_folder("--output", output)
+    if not rate > 0:
+        raise UserError(f"--rate {rate}: must be a positive number")
+    from distilled_student.device.alarm_report import table, write_report
+    from distilled_student.device.alarms import audio_of, check_writable, measure, write_threshold
+    from distilled_student.device.keyword_mix import keyword_clips
+    from distilled_student.device.model_files import one_line_errors
+
+    files = audio_of(audio)
+    stream = _open_stream(model, None, smoothing, hold_off, gate)
+    if write:
+        check_writable(stream)
+    chosen = [] if keywords is None else keyword_clips(keywords, stream.model.labels, clips)
+    person = None
+    if owner is not None:
+        _check_share(stream, share)
+        person = _enrolled(stream, profiles, model, owner)[owner]
+    with one_line_errors():
+        found = measure(stream, files, chosen, chosen_levels, person, share)
+    settings = json.loads(stream.detector.settings.to_json())
+    about = {"model": model, "audio": str(audio), "keywords_from": None if keywords is None else str(keywords)}
+    about |= {"owner": owner, "detector": settings}
+    write_report(output, found, about)
+    if as_json:
+        typer.echo(json.dumps({**about, **found.to_json()}))
+    else:
+        typer.echo(table(found, stream.detector.settings.threshold))
+    if write:
+        point = found.at(rate)
+        if point is None:
+            raise UserError(f"--rate {rate:g}: no threshold has so few alarms; the file is not changed")
+        write_threshold(stream, point.threshold)
+        typer.echo(f"{stream.model.file}: threshold {point.threshold:.6g}", err=as_json)
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text}: expected numbers separated by commas, such as 30,20,10") from None
+
+
+def listen(
+    recording: Annotated[Path | None, typer.Argument(help="Audio file; without one, the microphone.")] = None,
+    model: ModelOption = "edge",
+    owner: Owner = None,
+    false_accepts: FalseAccepts = "1%",
+    profiles: ProfilesOption = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Smallest probability of a keyword; default: the model's.")
+    ] = None,
+    smoothing: Smoothing = None,
+    hold_off: HoldOff = None,
+    gate: Gate = None,
+    device: Annotated[str | None, typer.Option(help="Microphone: its number or a part of its name.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Report keywords and who said them, from the microphone or a file. Exit code 1: a file without a keyword."""
+    from distilled_student.device.listening import file_blocks, hits, microphone_blocks, notes, on_one_line
+    from distilled_student.device.model_files import one_line_errors
+
+    check_file("", recording)
+    share = parse_share(false_accepts)
+    stream = _open_stream(model, threshold, smoothing, hold_off, gate)
+    people = _enrolled(stream, profiles, model, owner) if stream.model.calibration is not None or owner else {}
+    if people:
+        _check_share(stream, share)
+        for note in notes(stream, people, share):
+            typer.echo(f"note: {note}", err=True)
+    blocks = microphone_blocks(device) if recording is None else file_blocks(recording)
+    if recording is None:
+        typer.echo("listening; Ctrl-C ends it", err=True)
+    count = 0
+    with one_line_errors():
+        for hit in hits(stream, blocks, people, owner, share):
+            count += 1
+            typer.echo(json.dumps(hit._asdict()) if as_json else on_one_line(hit, bool(people)))
+    if not count:
+        raise typer.Exit(NO)

@@ -1,0 +1,111 @@
+"""Records what a detector decides from, at each hop of a stream, so that thresholds can be applied afterwards."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilled_student.onnx.detector import hits_of_trace
+
+if TYPE_CHECKING:
+    from distilled_student.onnx import Enrolment, Stream
+
+REPORT_SECONDS = 600  # of audio between two lines of progress
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A recorded stream; the arrays have one entry for each hop, ``(hops,)``.
+
+    Attributes:
+        hop: Seconds between two hops.
+        hold_off_hops: See `distilled_student.onnx.HoldOff`.
+        labels: The most likely keyword.
+        scores: Its smoothed probability.
+        is_loud: Whether the energy gate is open.
+        is_owner: Whether the owner would be accepted; true without an owner.
+        cpu_seconds: The time that one core took.
+    """
+
+    hop: float
+    hold_off_hops: int
+    labels: NDArray[np.str_]
+    scores: NDArray[np.float64]
+    is_loud: NDArray[np.bool_]
+    is_owner: NDArray[np.bool_]
+    cpu_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return len(self.scores) * self.hop
+
+    def hits(self, threshold: float) -> list[tuple[float, str]]:
+        """The time in seconds and the label of each hit of `Stream.listen` with this threshold."""
+        (above,) = np.nonzero((self.scores >= threshold) & self.is_loud)
+        hops = hits_of_trace(self.labels[above].tolist(), above.tolist(), self.hold_off_hops)
+        return [((hop + 1) * self.hop, str(self.labels[hop])) for hop in hops if self.is_owner[hop]]
+
+
+def record(
+    stream: Stream,
+    blocks: Iterable[NDArray[np.float32]],
+    owner: Enrolment | None = None,
+    false_accepts: float = 0.01,
+    name: str = "",
+) -> Trace:
+    """Run a stream on blocks of samples as a device does.
+
+    Args:
+        owner, false_accepts: See `Stream.listen`.
+        name: Of what is recorded, for lines of progress on stderr; empty: none.
+
+    Raises:
+        ValueError: see `distilled_student.onnx.Model`.
+    """
+    stream.reset()
+    detector = stream.detector
+    keywords = [i for i, label in enumerate(detector.labels) if not label.startswith("_")]
+    best, scores, is_loud, is_owner = [], [], [], []
+    begin, reported = time.process_time(), 0.0
+    for hop, outputs in stream.hops(blocks):
+        smoothed = detector.smooth(outputs["keyword_scores"])[keywords]
+        best.append(int(smoothed.argmax()))
+        scores.append(smoothed.max())
+        is_loud.append(detector.is_loud(hop))
+        is_owner.append(owner is None or stream.is_from(owner, outputs, false_accepts))
+        seconds = len(scores) * detector.hop
+        if name and seconds - reported >= REPORT_SECONDS:
+            reported, spent = seconds, max(time.process_time() - begin, 1e-9)
+            print(f"{name}: {seconds / 3600:.2f} h, {seconds / spent:.0f} times real time", file=sys.stderr)
+    labels = np.array([detector.labels[i] for i in keywords])[np.array(best, int)]
+    cpu_seconds = time.process_time() - begin
+    arrays = np.array(scores, float), np.array(is_loud, bool), np.array(is_owner, bool)
+    return Trace(detector.hop, detector.hold_off_hops, labels, *arrays, cpu_seconds)
+
+
+def poisson_interval(count: int) -> tuple[float, float]:
+    """The 95 % interval of the expected number of events, of which ``count`` were observed.
+
+    The exact one (Garwood, "Fiducial limits for the Poisson distribution", Biometrika 1936): 2.5 % lie on each side.
+    Of no event it is one-sided: an expected number of more than 3 shows none in less than 5 %.
+    """
+    if count == 0:
+        return 0.0, -math.log(0.05)
+    return _expected(count - 1, 0.975), _expected(count, 0.025)
+
+
+def _expected(count: int, probability: float) -> float:
+    """The expected number of events with which at most ``count`` are observed with this probability."""
+    low, high = 0.0, count + 10 * math.sqrt(count + 1) + 10
+    for _ in range(100):
+        middle = (low + high) / 2
+        terms = (i * math.log(middle) - middle - math.lgamma(i + 1) for i in range(count + 1))
+        low, high = (middle, high) if math.fsum(map(math.exp, terms)) > probability else (low, middle)
+    return (low + high) / 2
