@@ -140,7 +140,7 @@ def test_the_hits_are_those_of_a_plain_loop(stream: Stream, speech: np.ndarray) 
     last_label, last_hit, was_above = None, -99.0, False
     for hop in range(len(speech) // 1_280):
         scores = stream.feed(speech[hop * 1_280 : (hop + 1) * 1_280])["keyword_scores"].astype(float)
-        recent = [*recent, scores][-3:]  # 0.24 s
+        recent = [*recent, scores][-7:]  # 0.56 s
         mean = sum(recent) / len(recent)
         best = 2 + int(mean[2:].argmax())  # after silence and unknown
         label, seconds = stream.model.labels[best], 0.08 * (hop + 1)

@@ -81,7 +81,7 @@ class DetectorSettings:
     """
 
     threshold: float | None = None
-    smoothing: float = 0.24
+    smoothing: float = 0.56  # chosen on development speakers: fewest misses at equal alarms on running speech
     hold_off: float = 1.0
     level: float | None = None
 
