@@ -1,0 +1,63 @@
+"""What ``--model`` means: shipped models, exported files, packed folders and runs, which are exported once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from distilled_student import UserError
+from distilled_student.common.shipped_models import MODELS
+from distilled_student.device import model_files
+from distilled_student.device.model_files import open_model
+
+
+def test_a_shipped_model_its_folder_and_its_file_are_one_model() -> None:
+    names = ("tiny", MODELS / "tiny", MODELS / "tiny" / "utterance.onnx")
+    assert len({open_model(name).fingerprint for name in names}) == 1
+
+
+def test_a_folder_with_a_joint_model_is_exported_once_for_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILLED_STUDENT_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for name in ("config.json", "joint.json", "model.safetensors", "heads.safetensors"):
+        shutil.copy(MODELS / "tiny" / name, folder)
+    exports = []
+
+    def export(run: Path, target: Path) -> None:
+        exports.append(run)
+        shutil.copytree(MODELS / "tiny", target)
+
+    monkeypatch.setattr(model_files, "_export", export)
+    for _ in range(2):
+        assert len(open_model(folder).labels) == 12
+    assert exports == [folder]
+    (folder / "heads.safetensors").write_bytes(b"other weights")
+    open_model(folder)
+    assert len(exports) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("stream.onnx", "is a stream"),
+        ("text.txt", "expected a name that ends with .onnx"),
+        ("text.onnx", "not readable as an ONNX file"),
+        ("none.onnx", "no such file or folder; edge, tiny ship with the package"),
+        (".", "has neither a checkpoint of a joint training run"),
+    ],
+)
+def test_what_is_no_model_is_refused_in_one_line(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for text in ("text.txt", "text.onnx"):
+        (tmp_path / text).write_text("text")
+    monkeypatch.chdir(tmp_path)
+    path = MODELS / "tiny" / name if name == "stream.onnx" else Path(name)
+    with pytest.raises(UserError, match=message) as error:
+        open_model(path)
+    assert "\n" not in str(error.value)
