@@ -140,6 +140,7 @@ def _fingerprint(files: list[Path]) -> str:
 
 def _export(run: Path, target: Path) -> None:
     """Write the graphs of a run into ``target``, which exists with all of them or not at all."""
+    import contextlib
     import shutil
     import sys
     import tempfile
@@ -157,9 +158,10 @@ def _export(run: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.") as name:
         folder = Path(name, "graphs")
         folder.mkdir()
-        export_onnx(model, folder / UTTERANCE)
-        if model.student.config.causal:
-            export_stream(model, folder / STREAM)
+        with contextlib.redirect_stdout(sys.stderr):  # the commands print results on standard output
+            export_onnx(model, folder / UTTERANCE)
+            if model.student.config.causal:
+                export_stream(model, folder / STREAM)
         try:
             os.replace(folder, target)
         except OSError:  # another process was faster
