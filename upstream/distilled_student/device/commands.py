@@ -34,7 +34,7 @@ ProfilesOption = Annotated[
     Path | None,
     typer.Option(
         "--profiles",
-        help="Folder of enrolled people; default: $DISTILLED_STUDENT_PROFILES, or one in the user's data folder.",
+        help="Folder of people and words; default: $DISTILLED_STUDENT_PROFILES, or one in the user's data folder.",
     ),
 ]
 FalseAccepts = Annotated[
@@ -62,16 +62,20 @@ def parse_share(text: str) -> float:
     return share
 
 
-def spot(files: Files, model: ModelOption = "edge", as_json: JsonOption = False) -> None:
-    """Say which keyword each recording has. Exit code 0: each has one; 1: one of them has none."""
+def spot(
+    files: Files, model: ModelOption = "edge", profiles: ProfilesOption = None, as_json: JsonOption = False
+) -> None:
+    """Say which keyword or word of your own each recording has. Exit code 0: each has one; 1: one of them has none."""
     from distilled_student.device.model_files import one_line_errors, open_model
+    from distilled_student.device.own_words import OwnWords
     from distilled_student.device.recordings import read_recording
 
     opened, found = open_model(model), []
+    own_words, _ = OwnWords(profiles, opened, model).templates()
     for file in files:
         samples = read_recording(file)
         with one_line_errors():
-            spotted = opened.spot(samples)
+            spotted = opened.spot(samples, own_words)
         found.append(spotted.label)
         text = f"{file}: {spotted.label or 'no keyword'}  {spotted.score:.2f}"
         _print({"file": str(file), "label": spotted.label, "score": spotted.score}, text, as_json)

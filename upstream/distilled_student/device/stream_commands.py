@@ -90,6 +90,18 @@ def _enrolled(stream: Stream, profiles: Path | None, model: str, owner: str | No
     return enrolled
 
 
+def _watch_words(stream: Stream, profiles: Path | None, model: str) -> None:
+    """Let the stream report words of one's own that were added with this model."""
+    from distilled_student.device.model_files import one_line_errors
+    from distilled_student.device.own_words import OwnWords
+
+    words, others = OwnWords(profiles, stream.model, model).templates()
+    with one_line_errors():
+        stream.watch(words)
+    if others:
+        typer.echo(f"note: not listened for, added with another model: {', '.join(others)}", err=True)
+
+
 def alarms(
     model: Annotated[str, typer.Argument(help="The model, as --model of the other commands.")],
     audio: Annotated[Path, typer.Option(help="File or folder with hours of audio in which no keyword is said.")],
@@ -172,7 +184,7 @@ def listen(
     device: Annotated[str | None, typer.Option(help="Microphone: its number or a part of its name.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Report keywords and who said them, from the microphone or a file. Exit code 1: a file without a keyword."""
+    """Report keywords, your own words and who said them, from a microphone or a file. Exit code 1: a file with none."""
     from distilled_student.device.listening import file_blocks, hits, microphone_blocks, notes, on_one_line
     from distilled_student.device.model_files import one_line_errors
 
@@ -184,6 +196,7 @@ def listen(
         _check_share(stream, share)
         for note in notes(stream, people, share):
             typer.echo(f"note: {note}", err=True)
+    _watch_words(stream, profiles, model)
     blocks = microphone_blocks(device) if recording is None else file_blocks(recording)
     if recording is None:
         typer.echo("listening; Ctrl-C ends it", err=True)

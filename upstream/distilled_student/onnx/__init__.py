@@ -15,6 +15,7 @@ from .metadata import write_metadata
 from .model import SHIPPED, STREAM, UTTERANCE, Model, Stream, load
 from .speakers import Enrolment, Identified, Verified
 from .wav import MAX_PEAK, Wav, read_wav
+from .words import WORDS, Word, WordMaps, WordTracker
 
 __all__ = [
     "HOP_SECONDS",
@@ -22,6 +23,7 @@ __all__ = [
     "SHIPPED",
     "STREAM",
     "UTTERANCE",
+    "WORDS",
     "Calibration",
     "Condition",
     "Detector",
@@ -34,6 +36,9 @@ __all__ = [
     "Stream",
     "Verified",
     "Wav",
+    "Word",
+    "WordMaps",
+    "WordTracker",
     "decide",
     "load",
     "owner_said",

@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 KEY = "detector"  # of a file's metadata
 HOP_SECONDS = 0.08  # a stream is scored after each hop of this length, however its samples arrive
+ACCEPTED = 0.5  # the score from which on a word of one's own counts as said
 GATE_SECONDS = 1.0  # the loudest hop of this time counts for the energy gate
 
 
@@ -52,6 +54,18 @@ def decide(scores: Mapping[str, float], threshold: float | None) -> Spotted:
     keyword = max((label for label in scores if not label.startswith("_")), key=scores.__getitem__)
     needed = max(scores.values()) if threshold is None else threshold
     return Spotted(keyword if scores[keyword] >= needed else None, scores[keyword])
+
+
+def decide_words(keyword: Spotted, own_words: Mapping[str, float]) -> Spotted:
+    """The keyword, or the word of one's own, whichever has the larger score of those that count as said.
+
+    Args:
+        own_words: The score of each word of one's own; it counts as said from `ACCEPTED` on.
+    """
+    best = max(own_words, key=own_words.__getitem__, default=None)
+    if best is None or own_words[best] < ACCEPTED or (keyword.label is not None and keyword.score > own_words[best]):
+        return keyword
+    return Spotted(best, own_words[best])
 
 
 def owner_said(score: float, ratio: float, prior: float = 0.5) -> float:
@@ -169,15 +183,19 @@ class Detector:
         self._levels.append(level(samples))
         return max(self._levels) >= self.settings.level
 
-    def step(self, scores: NDArray, samples: NDArray) -> Hit | None:
+    def step(
+        self, scores: NDArray, samples: NDArray, own_words: Mapping[str, float] = MappingProxyType({})
+    ) -> Hit | None:
         """The keyword that was completed by the next hop, if it is to be reported.
 
         Args:
             scores: ``(classes,)``, probabilities of the window that ends with the hop.
             samples: ``(samples,)`` of the hop.
+            own_words: See `decide_words`; these scores are not smoothed.
         """
         smoothed, is_loud = self.smooth(scores), self.is_loud(samples)
-        label, score = decide(dict(zip(self.labels, smoothed.tolist(), strict=True)), self.settings.threshold)
+        keyword = decide(dict(zip(self.labels, smoothed.tolist(), strict=True)), self.settings.threshold)
+        label, score = decide_words(keyword, own_words)
         self._hops += 1
         if label is None or not is_loud or not self._hold_off.is_hit(self._hops, label):
             return None

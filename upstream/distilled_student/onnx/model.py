@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -14,9 +15,22 @@ from numpy.typing import NDArray
 
 from . import speakers
 from .calibration import Calibration
-from .detector import HOP_SECONDS, Detector, DetectorSettings, Hit, Spotted, decide, owner_said
+from .detector import HOP_SECONDS, Detector, DetectorSettings, Hit, Spotted, decide, decide_words, owner_said
 from .speakers import FALSE_ACCEPTS, Enrolment, Identified, Verified
 from .wav import Wav, read_samples
+from .words import (
+    CONTEXT_SECONDS,
+    PAUSE_SECONDS,
+    STREAM_FALSE_ACCEPTS,
+    WORDS,
+    Word,
+    WordMaps,
+    WordTracker,
+    quiet_noise,
+    template,
+    word_clip,
+)
+from .words import FALSE_ACCEPTS as WORD_FALSE_ACCEPTS
 
 UTTERANCE, STREAM = "utterance.onnx", "stream.onnx"  # files of a packed model
 SHIPPED = Path(__file__).parents[1] / "assets" / "models"  # not there next to a copy of this folder
@@ -98,9 +112,69 @@ class Model:
         """The probability of each label, from ``keyword_scores (classes,)``."""
         return dict(zip(self.labels, keyword_scores.tolist(), strict=True))
 
-    def spot(self, wav: Wav) -> Spotted:
-        """The keyword of an utterance, if one is said."""
-        return self.decide(self.scores(wav))
+    def spot(
+        self, wav: Wav, words: Mapping[str, Word] | None = None, false_accepts: float = WORD_FALSE_ACCEPTS
+    ) -> Spotted:
+        """The keyword of an utterance, if one is said.
+
+        Args:
+            words: Words of one's own by name, see `enrol_word`.
+            false_accepts: The share of utterances of other words that are taken for a word of one's own.
+        """
+        if not words:
+            return self.decide(self.scores(wav))
+        samples = read_samples(wav, self.rate)
+        return decide_words(self.decide(self.scores(samples)), self.word_scores(samples, words, false_accepts))
+
+    def enrol_word(self, recordings: Sequence[Wav]) -> Word:
+        """The template of a word of one's own, from three to five recordings of this word alone.
+
+        Silence before and behind the word does no harm; another word does.
+        """
+        if not len(recordings):
+            raise ValueError("recordings: none given")
+        vectors, frames = zip(*map(self.word_vector, recordings), strict=True)
+        return template(np.stack(vectors), frames)
+
+    def word_scores(
+        self, wav: Wav, words: Mapping[str, Word], false_accepts: float = WORD_FALSE_ACCEPTS
+    ) -> dict[str, float]:
+        """The score of each word of one's own in an utterance: 0.5 or more if it counts as said.
+
+        The hidden states are those after `CONTEXT_SECONDS` of quiet noise. Without any earlier frames they would differ
+        from those in a stream.
+        """
+        return self.word_maps.scores(
+            words, self._after_noise.peek(read_samples(wav, self.rate))["hidden_state"], false_accepts
+        )
+
+    @cached_property
+    def word_maps(self) -> WordMaps:
+        """What words of one's own need: the file ``words.npz`` in the folder of the model. Raises ValueError."""
+        maps = WordMaps.read(self.file.with_name(WORDS))
+        if maps.fingerprint != self.fingerprint:
+            raise ValueError(f"{self.file.with_name(WORDS)}: was made for another model than {self.file}")
+        return maps
+
+    def word_vector(self, wav: Wav) -> tuple[NDArray[np.float32], float]:
+        """The vector ``(size,)``, of length 1, of a recording of a word, and the word's length in frames.
+
+        It is the mean of two: after quiet noise, and after the recording itself and a pause. Hidden states depend on
+        what was said before, so that a template of the first alone misses words in running speech.
+        """
+        samples, pause = read_samples(wav, self.rate), quiet_noise(round(PAUSE_SECONDS * self.rate))
+        after_speech = copy.copy(self._after_noise)
+        after_speech.reset()
+        after_speech.feed(np.concatenate([quiet_noise(round(CONTEXT_SECONDS * self.rate)), samples, pause]))
+        clips = [word_clip(stream, samples) for stream in (self._after_noise, after_speech)]
+        vectors = [self.word_maps.clip_vector(clip) for clip in clips]
+        return speakers.unit_length(np.mean(vectors, axis=0)), clips[0].end - clips[0].start
+
+    @cached_property
+    def _after_noise(self) -> Stream:
+        stream = self.stream()
+        stream.feed(quiet_noise(round(CONTEXT_SECONDS * self.rate)))
+        return stream
 
     def decide(self, scores: dict[str, float]) -> Spotted:
         """The keyword, if one is said, by the probability of each label."""
@@ -241,6 +315,7 @@ class Stream:
             raise ValueError(f"{file}: is not a stream; `distilled-student export --streaming` writes one")
         self.hop = math.ceil(round(HOP_SECONDS * self.model.rate) / self.model.chunk) * self.model.chunk
         self.detector = Detector(self.model.labels, self.model.detector_settings, self.hop / self.model.rate)
+        self._own_words: WordTracker | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -252,6 +327,17 @@ class Stream:
         self._beginning = np.zeros(0, np.float32)  # the first samples, as many as are repeated
         self._of_hop = np.zeros(0, np.float32)  # samples of `listen` that complete no hop
         self.detector.reset()
+        if self._own_words is not None:
+            self._own_words.reset()
+
+    def watch(self, words: Mapping[str, Word], false_accepts: float = STREAM_FALSE_ACCEPTS) -> None:
+        """Let `listen` report words of one's own too, from the next sample on, see `Model.enrol_word`.
+
+        Args:
+            words: By name; they replace earlier ones.
+            false_accepts: The share of other words of one second that are taken for one of these.
+        """
+        self._own_words = WordTracker(self.model.word_maps, words, false_accepts) if words else None
 
     def feed(self, samples: NDArray) -> dict[str, NDArray[np.float32]] | None:
         """Process any number of samples ``(samples,)``, floats in [-1, 1] or int16.
@@ -290,6 +376,14 @@ class Stream:
         if len(self._beginning) < max(self.model.repeated_to.values(), default=0):
             self._beginning = np.concatenate([self._beginning, waiting[:ready]])
         return outputs
+
+    def peek(self, samples: NDArray) -> dict[str, NDArray[np.float32]]:
+        """The outputs, see `feed`, for samples that follow; they do not become part of the stream.
+
+        They are padded with zeros to whole chunks.
+        """
+        following = np.concatenate([self._waiting, read_samples(samples, self.model.rate)])
+        return self._step(np.pad(following, (0, -len(following) % self.model.chunk)))[0]
 
     def inputs(self, samples: NDArray[np.float32]) -> dict[str, NDArray]:
         """The inputs of the file for whole chunks ``(samples,)``: these and the state."""
@@ -336,7 +430,8 @@ class Stream:
             raise ValueError("speakers, owner: give one of them")
         hits = []
         for hop, outputs in self.hops([samples]):
-            hit = self.detector.step(outputs["keyword_scores"], hop)
+            own = {} if self._own_words is None else self._own_words.step(outputs["hidden_state"])
+            hit = self.detector.step(outputs["keyword_scores"], hop, own)
             if hit is not None and (hit := self._by_speaker(hit, outputs, speakers, owner, false_accepts)) is not None:
                 hits.append(hit)
         return hits

@@ -1,0 +1,126 @@
+"""Words of one's own on disk and on the command line: what is added, refused, listed and forgotten."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from distilled_student.cli import app
+from distilled_student.common.errors import UserError
+from distilled_student.corpora.shipped import read_index, read_voice
+from distilled_student.device.model_files import open_model
+from distilled_student.device.own_words import OwnWords, add_word
+from distilled_student.device.word_commands import words as command
+from distilled_student.onnx import Model
+
+VOICES = ["af_heart", "am_adam", "bf_emma", "af_sky"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return open_model("tiny")
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """The file of a word by a voice, at 16 kHz."""
+    folder = tmp_path_factory.mktemp("recordings")
+    clips = {(clip.text, clip.voice): clip for clip in read_index() if clip.kind == "word" and clip.take == 1}
+
+    def write(word: str, voice: str) -> Path:
+        clip, file = clips[word, voice], folder / f"{word}_{voice}.wav"
+        if not file.exists():
+            audio = read_voice(voice)[max(0, clip.start - 1_600) : clip.start + clip.samples + 1_600]
+            soundfile.write(file, audio, 16_000)
+        return file
+
+    return write
+
+
+def test_a_word_is_kept_in_a_private_file_with_vectors_and_without_audio(
+    model: Model, recording: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    own, files = OwnWords(tmp_path / "kept", model, "tiny"), [recording("happy", voice) for voice in VOICES]
+    assert add_word(own, "happy", files[:2]).notes == (
+        "2 of at least 3 recordings: words are missed more often; add others",
+    )
+    done = add_word(own, "happy", files[2:])
+    assert (done.word.count, done.refused, done.notes) == (4, [], ())
+    [file] = own.folder.glob("*.json")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    content = json.loads(file.read_text())
+    assert content.keys() == {"name", "model", "fingerprint", "maps", "frames", "vectors", "format"}
+    assert content["fingerprint"] == model.fingerprint
+    templates, others = own.templates()
+    expected = model.enrol_word([soundfile.read(file, dtype="float32")[0] for file in files])
+    np.testing.assert_allclose(templates["happy"].vector, expected.vector, atol=1e-5)
+    assert templates["happy"].frames == pytest.approx(expected.frames)
+    assert (templates["happy"].clips, others) == (4, [])
+    with pytest.raises(UserError, match=r"hapy: is not a word in .*; did you mean `happy`"):
+        own.forget("hapy")
+    own.forget("happy")
+    assert own.all() == []
+
+
+def test_recordings_that_are_silent_copies_or_of_another_word_are_refused(
+    model: Model, recording: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    silent = tmp_path / "silent.wav"
+    soundfile.write(silent, np.zeros(16_000), 16_000)
+    files = [recording("happy", voice) for voice in VOICES]
+    own = OwnWords(tmp_path / "kept", model, "tiny")
+    done = add_word(own, "happy", [*files, silent, files[0], recording("zero", "af_heart")])
+    assert [clip.file for clip in done.added] == [str(file) for file in files]
+    assert [problem.split(":")[0] for clip in done.refused for problem in clip.problems] == [
+        "silent",
+        f"a copy of {files[0]}",
+        "unlike the others",
+    ]
+    assert add_word(own, "happy", [silent]).word is None
+    assert add_word(own, "happy", [files[1]]).refused[0].problems == ["added already"]
+    assert add_word(own, "happy", [silent], force=True).word.count == 5
+
+
+def test_names_of_keywords_and_words_of_another_model_are_refused(
+    model: Model, recording: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    own, file = OwnWords(tmp_path, model, "tiny"), recording("happy", "af_heart")
+    with pytest.raises(UserError, match="stop: is a class of the model"):
+        add_word(own, "stop", [file])
+    add_word(own, "happy", [file])
+    [kept] = tmp_path.glob("*.json")
+    kept.write_text(kept.read_text().replace(model.fingerprint, "another"))
+    assert own.templates() == ({}, ["happy"])
+    with pytest.raises(UserError, match="happy: was added with another model, tiny: use --model tiny"):
+        add_word(own, "happy", [file])
+    assert add_word(own, "happy", [file], replace=True).word.count == 1
+    kept.write_text(kept.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(UserError, match=r"is not a word of one's own \(format: expected 1, found 2\); delete it"):
+        own.all()
+
+
+def test_the_commands_add_list_and_forget_words(recording: Callable[[str, str], Path], tmp_path: Path) -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(command, [*arguments, "--profiles", str(tmp_path / "kept")])
+        return result.exit_code, result.stdout
+
+    files = [str(recording("happy", voice)) for voice in VOICES]
+    code, text = run("add", "happy", *files, "--model", "tiny", "--json")
+    assert code == 0 and json.loads(text)["count"] == 4
+    code, text = run("add", "happy", files[0], "--model", "tiny")
+    assert code == 1 and "refused; added already" in text
+    assert run() == (0, "happy: 4 recordings, model tiny\n")
+    here = ["--model", "tiny", "--profiles", str(tmp_path / "kept"), "--json"]
+    spotted = CliRunner().invoke(app, ["spot", files[1], *here])
+    assert spotted.exit_code == 0 and json.loads(spotted.stdout)["label"] == "happy"
+    listened = CliRunner().invoke(app, ["listen", files[1], *here])
+    assert listened.exit_code in (0, 1), listened.output
+    assert run("forget", "happy") == (0, "happy: forgotten\n")
+    assert run()[1].startswith("no words in")

@@ -1,0 +1,228 @@
+"""Words of one's own: their vectors, scores and thresholds, and how utterances and streams use them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distilled_student import onnx
+from distilled_student.corpora.shipped import read_index, read_voice
+from distilled_student.onnx import Model, Spotted, Word, WordMaps, WordTracker
+from distilled_student.onnx.detector import decide_words
+from distilled_student.onnx.words import LENGTHS, SAME_WORD, STEP, WordClip, speech_bounds, template
+
+ENROLLED = ["af_heart", "am_adam", "bf_emma", "am_liam", "af_sky"]
+RATES = {"edge": (0.01, 0.75), "tiny": (0.05, 0.5)}  # share of false accepts, and the least share that is found
+TESTED = ["af_bella", "af_nova", "am_michael", "am_puck", "bm_george", "bf_alice", "am_onyx", "af_sarah"]
+
+
+def maps(features: int = 6, projected: int = 3, segments: int = 4, size: int = 5) -> WordMaps:
+    """Random maps, with thresholds that grow with the strictness and with the number of recordings."""
+    rng = np.random.default_rng(0)
+    others = rng.standard_normal((30, size))
+    return WordMaps(
+        fingerprint="f",
+        segments=segments,
+        mean=rng.standard_normal(features).astype(np.float32),
+        projection=rng.standard_normal((features, projected)).astype(np.float32),
+        offset=rng.standard_normal(segments * projected).astype(np.float32),
+        mapping=rng.standard_normal((segments * projected, size)).astype(np.float32),
+        others=(others / np.linalg.norm(others, axis=1, keepdims=True)).astype(np.float32),
+        rates=np.array([0.001, 0.01, 0.05], np.float32),
+        clips=np.array([1, 3, 5], np.float32),
+        thresholds=np.array([0.0, 0.2])[:, None, None] + np.array([[0.5, 0.6, 0.7], [0.3, 0.4, 0.5], [0.1, 0.2, 0.3]]),
+        agreements=np.array([[1.0, 0.6, 0.5], [1.0, 0.8, 0.7]]),
+        slope=10.0,
+    )
+
+
+def plain_vector(found: WordMaps, hidden: np.ndarray, start: int, length: int) -> np.ndarray:
+    """The vector of a window whose segments are ``length`` whole frames long, in plain steps."""
+    means = []
+    for segment in range(found.segments):
+        first = start + segment * length
+        means.append((hidden[first : first + length].mean(axis=0) - found.mean) @ found.projection)
+    vector = (np.concatenate(means) - found.offset) @ found.mapping
+    return vector / np.sqrt((vector**2).sum())
+
+
+def test_a_vector_holds_the_means_of_equal_segments_in_their_order() -> None:
+    found, hidden = maps(), np.random.default_rng(1).standard_normal((30, 6)).astype(np.float32)
+    got = found.vectors(found.project(hidden), np.array([2.0, 5.0]), np.array([14.0, 25.0]))
+    np.testing.assert_allclose(got[0], plain_vector(found, hidden, 2, 3), atol=1e-5)
+    np.testing.assert_allclose(got[1], plain_vector(found, hidden, 5, 5), atol=1e-5)
+    backwards = found.vectors(found.project(hidden[::-1]), np.array([16.0]), np.array([28.0]))
+    assert abs(float(backwards[0] @ got[0])) < 0.99, "the same frames in the opposite order are another word"
+
+
+def test_a_window_between_two_frames_takes_its_share_of_both() -> None:
+    found, hidden = maps(segments=1), np.random.default_rng(1).standard_normal((4, 6)).astype(np.float32)
+    mean = (0.75 * hidden[0] + hidden[1] + 0.5 * hidden[2]) / 2.25
+    vector = ((mean - found.mean) @ found.projection - found.offset) @ found.mapping
+    got = found.vectors(found.project(hidden), np.array([0.25]), np.array([2.5]))[0]
+    np.testing.assert_allclose(got, vector / np.sqrt((vector**2).sum()), atol=1e-5)
+
+
+def test_a_score_is_the_cosine_minus_the_mean_one_to_the_ten_closest_other_words() -> None:
+    found, rng = maps(), np.random.default_rng(2)
+    vectors = rng.standard_normal((3, 5)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    word = vectors[0]
+    for vector, got in zip(vectors, found.differences(vectors, word), strict=True):
+        cosines = sorted(float(vector @ other) for other in found.others if other @ word < SAME_WORD)
+        assert got == pytest.approx(float(vector @ word) - sum(cosines[-10:]) / 10, abs=1e-5)
+
+
+def test_thresholds_are_exact_where_they_were_measured_and_those_of_the_nearest_outside() -> None:
+    found, vector = maps(), np.zeros(5, np.float32)
+
+    def threshold(clips: int, false_accepts: float, agreement: float = 0.0) -> float:
+        return found.threshold(Word(vector, clips, 10.0, agreement), false_accepts)
+
+    assert threshold(3, 0.01) == pytest.approx(0.4) and threshold(5, 0.001) == pytest.approx(0.7)
+    assert threshold(50, 0.5) == pytest.approx(0.3) and threshold(5, 1e-9) == pytest.approx(0.7)
+    assert 0.4 < threshold(4, 0.01) < 0.5 and 0.4 < threshold(3, 0.003) < 0.6
+    assert threshold(3, 0.01, 0.8) == pytest.approx(0.6) and threshold(3, 0.01, 0.7) == pytest.approx(0.5)
+    assert threshold(1, 0.01, 1.0) == pytest.approx(0.5), "one recording is of one speaker"
+    word = Word(vector, 3, 10.0, 0.0)
+    assert found.probability(0.4, word, 0.01) == pytest.approx(0.5)
+    assert found.probability(-np.inf, word, 0.01) == pytest.approx(0)
+    assert found.probability(9, word, 0.01) == pytest.approx(1)
+
+
+def test_a_template_has_the_mean_vector_and_the_mean_length() -> None:
+    found, rng = maps(), np.random.default_rng(3)
+    clips = [WordClip(rng.standard_normal((20, 6)), 2.0, 14.0), WordClip(rng.standard_normal((20, 6)), 4.0, 20.0)]
+    word = found.word(clips)
+    total = plain_vector(found, clips[0].hidden, 2, 3) + plain_vector(found, clips[1].hidden, 4, 4)
+    np.testing.assert_allclose(word.vector, total / np.sqrt((total**2).sum()), atol=1e-5)
+    assert (word.clips, word.frames) == (2, 14.0)
+    assert word.agreement == pytest.approx(np.sqrt((total**2).sum()) / 2, abs=1e-5)
+    np.testing.assert_allclose(template(np.eye(5, dtype=np.float32)[:2], [3, 5]).vector, [0.5**0.5] * 2 + [0] * 3)
+
+
+def test_a_stream_has_the_best_score_of_the_windows_that_end_in_each_hop() -> None:
+    found, rng = maps(), np.random.default_rng(4)
+    hidden, word = rng.standard_normal((60, 6)).astype(np.float32), Word(found.others[0], 3, 12.0)
+    tracker, projected = WordTracker(found, {"a": word}), found.project(hidden)
+    for hop in range(15):
+        got = tracker.step(hidden[4 * hop : 4 * hop + 4])["a"]
+        best = -np.inf
+        for end in (4 * hop + 4, 4 * hop + 4 - STEP):
+            for length in (12.0 * share for share in LENGTHS):
+                if end - length >= 0 or (length == 12.0 * LENGTHS[0] <= end):
+                    vector = found.vectors(projected, np.array([max(0, end - length)]), np.array([float(end)]))
+                    best = max(best, float(found.differences(vector, word.vector)[0]))
+        assert got == pytest.approx(found.probability(best, word, 0.001), abs=1e-5)
+    tracker.reset()
+    assert tracker.step(hidden[:4]) == {"a": pytest.approx(0, abs=1e-6)}, "shorter than the word"
+
+
+def test_the_word_or_the_keyword_with_the_larger_score_is_reported() -> None:
+    keyword, none = Spotted("stop", 0.8), Spotted(None, 0.3)
+    assert decide_words(keyword, {"lamp": 0.9, "sofa": 0.6}) == Spotted("lamp", 0.9)
+    assert decide_words(keyword, {"lamp": 0.7}) == keyword and decide_words(keyword, {}) == keyword
+    assert decide_words(none, {"lamp": 0.5}) == Spotted("lamp", 0.5) and decide_words(none, {"lamp": 0.49}) == none
+
+
+def test_speech_is_found_between_silence_and_noise() -> None:
+    rng = np.random.default_rng(5)
+    clip = 0.001 * rng.standard_normal(16_000)
+    clip[4_800:9_600] += 0.3 * rng.standard_normal(4_800)
+    assert speech_bounds(clip.astype(np.float32)) == (14.0, 31.0), "a hop of 20 ms is added at both ends"
+    assert speech_bounds(np.full(100, 0.1, np.float32)) == (0.0, 1.0)
+    assert speech_bounds(np.zeros(16_000, np.float32))[1] > 0
+
+
+def test_maps_are_written_and_read_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    found, file = maps(), tmp_path / "words.npz"
+    found.write(file)
+    again = WordMaps.read(file)
+    np.testing.assert_allclose(again.mapping, found.mapping, rtol=1e-3)
+    np.testing.assert_allclose(again.others, found.others, atol=1 / 127)
+    assert (again.fingerprint, again.segments, again.slope) == ("f", 4, 10.0)
+    with pytest.raises(ValueError, match=r"none.npz: no such file"):
+        WordMaps.read(tmp_path / "none.npz")
+    replace(found, mean=found.mean * np.nan).write(file)
+    with pytest.raises(ValueError, match="mean: expected finite numbers"):
+        WordMaps.read(file)
+    replace(found, offset=found.offset[:-1]).write(file)
+    with pytest.raises(ValueError, match="offset: expected"):
+        WordMaps.read(file)
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ValueError, match="not readable as the maps of words"):
+        WordMaps.read(file)
+
+
+@pytest.fixture(scope="module", params=["edge", "tiny"])
+def model(request: pytest.FixtureRequest) -> Model:
+    return onnx.load(request.param)
+
+
+@pytest.fixture(scope="module")
+def clips() -> dict[tuple[str, str], np.ndarray]:
+    """(word, voice) -> the first clip ``(samples,)``, with 0.1 s more on both sides."""
+    voices = {voice: read_voice(voice) for voice in [*ENROLLED, *TESTED]}
+    return {
+        (clip.text, clip.voice): voices[clip.voice][max(0, clip.start - 1_600) : clip.start + clip.samples + 1_600]
+        for clip in read_index()
+        if clip.voice in voices and clip.kind == "word" and clip.take == 1
+    }
+
+
+def test_five_recordings_of_other_voices_find_a_word_that_the_maps_were_not_fitted_to(
+    model: Model, clips: dict[tuple[str, str], np.ndarray]
+) -> None:
+    word = {"happy": model.enrol_word([clips["happy", voice] for voice in ENROLLED])}
+    false_accepts, least = RATES[model.file.parent.name]
+    found = [model.spot(clips["happy", voice], word, false_accepts).label == "happy" for voice in TESTED]
+    assert np.mean(found) >= least
+    others = ("yes", "stop", "zero", "dog", "sheila", "seven", "left", "house")
+    wrong = [model.word_scores(clips[text, voice], word, false_accepts)["happy"] for text in others for voice in TESTED]
+    assert np.mean(np.array(wrong) >= 0.5) <= false_accepts + 0.02
+    keywords = [model.spot(clips["stop", voice], word) == model.spot(clips["stop", voice]) for voice in TESTED]
+    assert np.mean(keywords) >= 0.9, "keywords of the model are found as before"
+
+
+def test_a_stream_reports_a_word_of_ones_own_once_however_its_samples_arrive(
+    model: Model, clips: dict[tuple[str, str], np.ndarray]
+) -> None:
+    pause = 0.0003 * np.random.default_rng(0).standard_normal(32_000).astype(np.float32)
+    said = ["dog", "happy", "zero"]
+    audio = np.concatenate([part for word in said for part in (pause, clips[word, "af_heart"])] + [pause])
+    enrolled = {"happy": model.enrol_word([clips["happy", voice] for voice in ENROLLED])}
+
+    def hits(sizes: Sequence[int]) -> list[tuple[float, str]]:
+        stream, found, start = model.stream(), [], 0
+        stream.watch(enrolled, RATES[model.file.parent.name][0])
+        for size in sizes:
+            found += stream.listen(audio[start : start + size])
+            start += size
+        return [(hit.seconds, hit.label) for hit in found if hit.label == "happy"]
+
+    whole = hits([len(audio)])
+    assert len(whole) == 1
+    ends, position = [], 0
+    for word in said:
+        position += len(pause) + len(clips[word, "af_heart"])
+        ends.append(position / 16_000)
+    assert ends[1] - 0.5 < whole[0][0] < ends[1] + 0.3
+    assert hits([1_000] * (len(audio) // 1_000 + 1)) == whole
+
+
+def test_maps_of_another_model_are_refused(tmp_path: Path) -> None:
+    model = onnx.load("tiny")
+    for file in (model.file, model.file.with_name(onnx.STREAM)):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match=r"words.npz: no such file; words of one's own need it"):
+        onnx.load(tmp_path).enrol_word([np.ones(16_000, np.float32)])
+    assert onnx.load(tmp_path).spot(np.zeros(16_000, np.float32), {}) == model.spot(np.zeros(16_000, np.float32))
+    maps().write(tmp_path / onnx.WORDS)
+    with pytest.raises(ValueError, match=r"words.npz: was made for another model than .*utterance.onnx"):
+        onnx.load(tmp_path).enrol_word([np.ones(16_000, np.float32)])
+    with pytest.raises(ValueError, match="recordings: none given"):
+        model.enrol_word([])

@@ -1,0 +1,262 @@
+"""Words of one's own on disk: a JSON file for each, made from checked recordings, without audio."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilled_student.common.errors import UserError, did_you_mean
+from distilled_student.common.files import read_json, write_files
+from distilled_student.device.clip_checks import measure_sound, sound_problems
+from distilled_student.device.model_files import one_line_errors
+from distilled_student.device.profiles import checked_name, profiles_folder
+from distilled_student.device.recordings import read_recording
+
+if TYPE_CHECKING:
+    from distilled_student.onnx import Model, Word
+
+PREFIX = "word-"  # of the files' names
+FORMAT = 1
+RECOMMENDED = 3  # recordings of a word
+COPY_COSINE = 0.9995  # of two recordings; those of two takes have less
+UNLIKE = -0.1  # difference of cosines to the others; see `WordMaps.differences`
+
+
+@dataclass(frozen=True)
+class OwnWord:
+    """What the file of a word holds; the fields of the dataclass are the keys of the JSON.
+
+    Attributes:
+        name: The word.
+        model: The model's name or file when the word was added, for messages.
+        fingerprint: `Model.fingerprint`: vectors of other weights cannot be compared with these.
+        maps: `WordMaps.digest`: nor can those of other maps.
+        frames: The length of the word in each recording, in frames.
+        vectors: Of the recordings, ``(recordings, size)``, each of length 1.
+    """
+
+    name: str
+    model: str
+    fingerprint: str
+    maps: str
+    frames: list[float]
+    vectors: list[list[float]]
+    format: int = FORMAT
+
+    @property
+    def count(self) -> int:
+        """The number of recordings."""
+        return len(self.vectors)
+
+    @property
+    def template(self) -> Word:
+        """The word for `Model.spot`."""
+        from distilled_student.onnx.words import template
+
+        return template(np.array(self.vectors, np.float32), self.frames)
+
+
+@dataclass(eq=False)
+class Recording:
+    """A recording that a word is to be added from; ``problems``: what is wrong with it, in words."""
+
+    file: str
+    vector: NDArray[np.float32]
+    frames: float
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Added:
+    """What `add_word` has done: the word as it is stored, None if no recording was good, and all recordings."""
+
+    word: OwnWord | None
+    added: list[Recording]
+    refused: list[Recording]
+    notes: tuple[str, ...] = ()
+
+
+class OwnWords:
+    """The words in a folder, for one model.
+
+    Args:
+        folder: See `profiles_folder`; it is made when the first word is added.
+        model: None: the words are only listed and deleted.
+        model_name: How messages and files name the model.
+
+    Raises:
+        UserError: from all methods: an unknown name, a damaged file, or one of another model.
+    """
+
+    def __init__(self, folder: Path | None = None, model: Model | None = None, model_name: str | Path = "") -> None:
+        self.folder = profiles_folder(folder)
+        self.model, self._model_name = model, str(model_name)
+
+    def all(self) -> list[OwnWord]:
+        """All words, of other models too, sorted by name."""
+        files = self.folder.glob(f"{PREFIX}*.json") if self.folder.is_dir() else ()
+        return sorted(map(_read, files), key=lambda word: word.name)
+
+    def templates(self) -> tuple[dict[str, Word], list[str]]:
+        """The words of this model by name, for `Model.spot`, and the names of those of other models."""
+        words = self.all()
+        usable = [word for word in words if self._is_usable(word)]
+        return {word.name: word.template for word in usable}, [word.name for word in words if word not in usable]
+
+    def find(self, name: str) -> OwnWord | None:
+        """The word, of any model; None if there is none of this name."""
+        file = self._file(name)
+        return _read(file) if file.is_file() else None
+
+    def usable(self, name: str) -> OwnWord | None:
+        """The word, of this model; None if there is none of this name."""
+        word = self.find(name)
+        if word is not None and not self._is_usable(word):
+            remedy = f"use --model {word.model}, or add it again with --replace"
+            raise UserError(f"{name}: was added with another model, {word.model}: {remedy}")
+        return word
+
+    def write(self, name: str, recordings: Sequence[Recording], replace: bool = False) -> OwnWord:
+        """Add recordings to those that the word has; ``replace``: forget these, of any model."""
+        name, model = checked_name(name), self._needed_model()
+        before = None if replace else self.usable(name)
+        rows = [] if before is None else before.vectors
+        lengths = [] if before is None else before.frames
+        # float32 needs 9 digits; all of them are the same number again
+        rows = rows + [[float(f"{value:.9g}") for value in recording.vector] for recording in recordings]
+        lengths = lengths + [recording.frames for recording in recordings]
+        word = OwnWord(name, self._model_name, model.fingerprint, model.word_maps.digest, lengths, rows)
+        content = json.dumps(asdict(word), ensure_ascii=False) + "\n"
+        write_files(self.folder, {self._file(name).name: content.encode()}, is_private=True)
+        return word
+
+    def forget(self, name: str) -> None:
+        """Delete a word, of any model, damaged or not."""
+        file = self._file(name)
+        if not file.is_file():
+            names = [word.name for word in self.all()]
+            remedy = did_you_mean(name, names) or f"; words: {', '.join(names) or 'none'}"
+            raise UserError(f"{name}: is not a word in {self.folder}{remedy}")
+        file.unlink()
+
+    def _is_usable(self, word: OwnWord) -> bool:
+        """Whether a word has vectors of this model; a model without words of its own has no maps, and needs none."""
+        model = self._needed_model()
+        if word.fingerprint != model.fingerprint:
+            return False
+        with one_line_errors():
+            return word.maps == model.word_maps.digest
+
+    def _file(self, name: str) -> Path:
+        name = checked_name(name)
+        readable = re.sub(r"\W+", "_", name)[:40]
+        return self.folder / f"{PREFIX}{readable}-{hashlib.sha256(name.encode()).hexdigest()[:10]}.json"
+
+    def _needed_model(self) -> Model:
+        if self.model is None:
+            raise ValueError("words that were opened without a model cannot be used or written")
+        return self.model
+
+
+def add_word(
+    words: OwnWords, name: str, files: Sequence[str | Path], force: bool = False, replace: bool = False
+) -> Added:
+    """Add the good recordings of ``files`` to a word.
+
+    Args:
+        force: Add recordings with problems too.
+        replace: Forget what was added before.
+
+    Raises:
+        UserError: a file cannot be read, the name is that of a keyword, or the word is of another model: then nothing
+            is added.
+    """
+    name, model = checked_name(name), words._needed_model()
+    if name in model.labels or name.startswith("_"):
+        raise UserError(f"{name}: is a class of the model; choose another name")
+    if not files:
+        raise UserError("FILES: none given")
+    earlier = None if replace else words.usable(name)
+    before = np.array([] if earlier is None else earlier.vectors, np.float32)
+    recordings = [read_word(model, file) for file in files]
+    mark_copies(recordings, before)
+    mark_unlike(model, recordings, before)
+    good = [recording for recording in recordings if force or not recording.problems]
+    refused = [recording for recording in recordings if recording not in good]
+    if not good:
+        return Added(None, [], refused)
+    word = words.write(name, good, replace)
+    few = f"{word.count} of at least {RECOMMENDED} recordings: words are missed more often; add others"
+    return Added(word, good, refused, (few,) if word.count < RECOMMENDED else ())
+
+
+def read_word(model: Model, file: str | Path) -> Recording:
+    """Read and check one recording of a word. Raises UserError for a file that cannot be read."""
+    samples = read_recording(file)
+    with one_line_errors():
+        vector, frames = model.word_vector(samples)
+    return Recording(str(file), vector, frames, sound_problems(measure_sound(samples)))
+
+
+def mark_copies(recordings: Sequence[Recording], before: NDArray[np.float32]) -> None:
+    """Add a problem to each recording that is a copy of an earlier one or of one that was added before."""
+    for number, recording in enumerate(recordings):
+        earlier = [(other.vector, f"a copy of {other.file}") for other in recordings[:number]]
+        earlier += [(vector, "added already") for vector in before]
+        found = [reason for vector, reason in earlier if vector @ recording.vector > COPY_COSINE]
+        recording.problems += found[:1]
+
+
+def mark_unlike(model: Model, recordings: Sequence[Recording], before: NDArray[np.float32]) -> None:
+    """Add a problem to recordings that are as unlike the others as other words are, the most unlike one first."""
+    from distilled_student.onnx.words import template
+
+    maps = model.word_maps
+    good = [recording for recording in recordings if not recording.problems]
+    while good:
+        differences = []
+        for recording in good:
+            others = [*before, *(other.vector for other in good if other is not recording)]
+            if not others:
+                return
+            rest = template(np.stack(others), [recording.frames])
+            difference = maps.differences(recording.vector[None], rest.vector)[0]
+            differences.append(float(difference))
+        worst = int(np.argmin(differences))
+        if differences[worst] >= UNLIKE:
+            return
+        if len(good) == 2 and not len(before):
+            for recording, other in zip(good, good[::-1], strict=True):
+                recording.problems.append(f"unlike {other.file}: one of the two is of another word, or badly recorded")
+            return
+        good[worst].problems.append("unlike the others: another word, or badly recorded")
+        del good[worst]
+
+
+def _read(file: Path) -> OwnWord:
+    """The word in a file, checked."""
+    content, remedy = read_json(file), "delete it and add the word again"
+    try:
+        if content.get("format") != FORMAT:
+            raise ValueError(f"format: expected {FORMAT}, found {content.get('format')!r}")
+        word = OwnWord(**content)
+        vectors = np.array(word.vectors, np.float32)
+        if not all(isinstance(text, str) for text in (word.name, word.model, word.fingerprint, word.maps)):
+            raise ValueError("name, model, fingerprint, maps: expected texts")
+        if vectors.ndim != 2 or not vectors.size or len(vectors) != len(word.frames):
+            raise ValueError("vectors, frames: expected one for each recording")
+        if not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):  # NaN too
+            raise ValueError("vectors: expected vectors of length 1")
+        if not all(isinstance(length, int | float) and length > 0 for length in word.frames):
+            raise ValueError("frames: expected positive numbers")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file}: is not a word of one's own ({error}); {remedy}") from None
+    return word

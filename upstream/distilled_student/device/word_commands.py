@@ -1,0 +1,78 @@
+"""The commands `words`, `words add` and `words forget`: words of one's own, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distilled_student.common.typer_errors import Commands
+from distilled_student.device.commands import NO, SOME, YES, JsonOption, ModelOption, ProfilesOption
+from distilled_student.device.commands import _print as print_result
+
+words = typer.Typer(
+    cls=Commands, invoke_without_command=True, help="Add words of your own from recordings, list or forget them."
+)
+
+
+@words.callback()
+def list_words(context: typer.Context, profiles: ProfilesOption = None, as_json: JsonOption = False) -> None:
+    """Add words of your own from recordings, list or forget them."""
+    from distilled_student.device.own_words import OwnWords
+
+    context.obj = profiles
+    if context.invoked_subcommand is not None:
+        return
+    own = OwnWords(profiles)
+    found = own.all()
+    for word in found:
+        content = {"name": word.name, "count": word.count, "model": word.model}
+        print_result(content, f"{word.name}: {word.count} recordings, model {word.model}", as_json)
+    if not as_json and not found:
+        print(f"no words in {own.folder}; `distilled-student words add NAME FILES...` adds one")
+
+
+@words.command()
+def add(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The word.")],
+    files: Annotated[list[Path], typer.Argument(help="Three to five recordings of the word alone, or more.")],
+    model: ModelOption = "edge",
+    profiles: ProfilesOption = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Forget the recordings that were added before.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Add recordings with problems too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Add a word, or recordings to a word. Exit code 0: all recordings; 3: some were refused; 1: all were."""
+    from distilled_student.device.model_files import open_model
+    from distilled_student.device.own_words import OwnWords, add_word
+
+    done = add_word(OwnWords(profiles or context.obj, open_model(model), model), name, files, force, replace)
+    recordings = [
+        {"file": recording.file, "added": recording in done.added, "problems": recording.problems}
+        for recording in [*done.added, *done.refused]
+    ]
+    if not as_json:
+        for found in recordings:
+            print(f"{found['file']}: {'; '.join(['added' if found['added'] else 'refused', *found['problems']])}")
+    count = done.word.count if done.word else 0
+    text = f"{name}: {count} recordings" if count else f"{name}: not added"
+    if done.refused:
+        text += "; record the refused ones again, or add --force"
+    content = {"name": name, "recordings": recordings, "count": count, "notes": list(done.notes)}
+    print_result(content, text, as_json, done.notes)
+    raise typer.Exit(YES if not done.refused else SOME if done.added else NO)
+
+
+@words.command()
+def forget(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The word.")],
+    profiles: ProfilesOption = None,
+) -> None:
+    """Delete a word."""
+    from distilled_student.device.own_words import OwnWords
+
+    OwnWords(profiles or context.obj).forget(name)
+    print(f"{name}: forgotten")

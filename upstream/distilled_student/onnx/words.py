@@ -1,0 +1,297 @@
+"""Spots words of one's own from a few recordings, without training: templates of words, and the scores of audio.
+
+A word is compared in time order. The hidden states of a window are projected, averaged in segments of equal length that
+follow each other, and mapped to one vector. Both maps are linear discriminant analyses of other words. They are in the
+file `WORDS` of a model, with vectors of many words; ``distilled_student.device.word_maps`` makes it. The template of a
+word is the mean vector of its recordings. The score of a window is its cosine to the template, minus its mean cosine to
+the most similar other words, so that one threshold holds for all words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .speakers import unit_length
+
+if TYPE_CHECKING:
+    from .model import Stream
+
+WORDS = "words.npz"  # in the folder of a model
+FORMAT = 1
+FALSE_ACCEPTS = 0.01  # share of utterances of other words
+STREAM_FALSE_ACCEPTS = 0.001  # of the windows of a stream, which are many
+STEP = 2  # frames between the ends of two windows
+LENGTHS = (0.85, 1.0, 1.18)  # of the windows, times the length of the recordings
+CLOSEST = 10  # other words that a window is compared with
+SAME_WORD = 0.75  # cosine of a template to another word of the file that is taken for the same word
+CONTEXT_SECONDS = 2.0  # before an utterance: what the attention of the shipped models covers
+PAUSE_SECONDS = 0.3  # after an utterance that is a context
+LEVEL_HOP = 320  # samples of a level of `speech_bounds`
+
+
+class Word(NamedTuple):
+    """The template of a word.
+
+    Attributes:
+        vector: The mean vector of its recordings ``(size,)``, of length 1.
+        clips: Their number.
+        frames: Their mean length, without the silence before and behind, in frames.
+        agreement: The length of the mean of their vectors, at most 1. It is larger for recordings of one speaker.
+    """
+
+    vector: NDArray[np.float32]
+    clips: int
+    frames: float
+    agreement: float = 1.0
+
+
+class WordClip(NamedTuple):
+    """A recording of a word: its hidden states ``(frames, features)``, and where speech begins and ends, in frames."""
+
+    hidden: NDArray
+    start: float
+    end: float
+
+
+def template(vectors: NDArray[np.float32], frames: Sequence[float]) -> Word:
+    """The template from the vectors ``(recordings, size)`` of a word and its lengths in frames."""
+    mean = np.mean(vectors, axis=0)
+    return Word(unit_length(mean), len(vectors), float(np.mean(frames)), float(np.linalg.norm(mean)))
+
+
+@dataclass(frozen=True)
+class WordMaps:
+    """The maps and the other words of a model: the content of its file `WORDS`.
+
+    Attributes:
+        fingerprint: `Model.fingerprint` of the model whose hidden states they are for.
+        segments: Segments of a window.
+        mean: Of the hidden states ``(features,)``.
+        projection: Of a hidden state, ``(features, projected)``.
+        offset: Mean of the joined segments ``(segments * projected,)``.
+        mapping: Of the joined segments to a vector, ``(segments * projected, size)``.
+        others: Vectors of other words ``(words, size)``, of length 1.
+        rates: Shares of false accepts of the thresholds ``(rates,)``, ascending.
+        clips: Numbers of recordings of the thresholds ``(numbers,)``, ascending.
+        thresholds: ``(2, rates, numbers)``, for recordings of many speakers and of one. The latter are larger, since
+            other words of this speaker are similar too.
+        agreements: The mean `Word.agreement` of both, ``(2, numbers)``.
+        slope: Of the log-likelihood ratio of the word to other words, by the difference to the threshold.
+    """
+
+    fingerprint: str
+    segments: int
+    mean: NDArray[np.float32]
+    projection: NDArray[np.float32]
+    offset: NDArray[np.float32]
+    mapping: NDArray[np.float32]
+    others: NDArray[np.float32]
+    rates: NDArray[np.float32]
+    clips: NDArray[np.float32]
+    thresholds: NDArray[np.float32]
+    agreements: NDArray[np.float32]
+    slope: float
+
+    @classmethod
+    def read(cls, file: str | Path) -> WordMaps:
+        """Raises ValueError: the file is missing, damaged or of a later version."""
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                found = dict(arrays)
+            if int(found.pop("format")) != FORMAT:
+                raise ValueError("written by another version")
+            scalars = {
+                "fingerprint": str(found.pop("fingerprint")),
+                "segments": int(found.pop("segments")),
+                "slope": float(found.pop("slope")),
+            }
+            found["others"] = unit_length(found["others"].astype(np.float32))
+            maps = cls(**scalars, **{name: array.astype(np.float32) for name, array in found.items()})
+            maps._check()
+        except FileNotFoundError:
+            remedy = "`python -m distilled_student.device.word_maps` makes it"
+            raise ValueError(f"{file}: no such file; words of one's own need it: {remedy}") from None
+        except Exception as error:  # damaged archives raise errors of many kinds
+            raise ValueError(f"{file}: not readable as the maps of words ({error})") from None
+        return maps
+
+    def _check(self) -> None:
+        features, projected = self.projection.shape
+        joined, size = self.mapping.shape
+        shapes = {
+            "mean": (features,),
+            "offset": (joined,),
+            "others": (len(self.others), size),
+            "thresholds": (2, *self.rates.shape, *self.clips.shape),
+            "agreements": (2, *self.clips.shape),
+        }
+        for name, shape in shapes.items():
+            if (array := getattr(self, name)).shape != shape or not np.isfinite(array).all():
+                raise ValueError(f"{name}: expected finite numbers of shape {shape}, found {array.shape}")
+        if joined != self.segments * projected or len(self.others) < CLOSEST:
+            raise ValueError(f"mapping: expected {self.segments * projected} rows, and at least {CLOSEST} others")
+
+    @cached_property
+    def digest(self) -> str:
+        """Names these maps: vectors of other ones are not to be compared with theirs."""
+        return hashlib.sha256(self.projection.tobytes() + self.mapping.tobytes()).hexdigest()[:16]
+
+    def write(self, file: str | Path) -> None:
+        """Write the file, with the large arrays in 16 bits and the other words in 8."""
+        small = {name: getattr(self, name).astype(np.float16) for name in ("projection", "mapping")}
+        others = np.round(self.others * 127).astype(np.int8)
+        rest = {name: getattr(self, name) for name in ("mean", "offset", "rates", "clips", "thresholds", "agreements")}
+        scalars = {name: np.array(getattr(self, name)) for name in ("fingerprint", "segments", "slope")}
+        np.savez_compressed(file, format=np.array(FORMAT), others=others, **small, **rest, **scalars)
+
+    def project(self, hidden: NDArray) -> NDArray[np.float32]:
+        """``(frames, features)`` -> ``(frames, projected)``."""
+        return (np.asarray(hidden, np.float32) - self.mean) @ self.projection
+
+    def vectors(self, projected: NDArray, starts: NDArray, ends: NDArray) -> NDArray[np.float32]:
+        """The vectors ``(windows, size)``, of length 1, of windows between two times in frames."""
+        sums = np.concatenate([np.zeros((1, projected.shape[1])), np.cumsum(projected, axis=0, dtype=np.float64)])
+        shares = np.arange(self.segments + 1) / self.segments
+        bounds = starts[:, None] + (ends - starts)[:, None] * shares  # (windows, segments + 1)
+        before = np.minimum(bounds.astype(int), len(projected) - 1)
+        at_bounds = sums[before] + (bounds - before)[..., None] * projected[before]
+        means = np.diff(at_bounds, axis=1) / ((ends - starts) / self.segments)[:, None, None]
+        joined = means.reshape(len(starts), -1).astype(np.float32)
+        return unit_length((joined - self.offset) @ self.mapping)
+
+    def clip_vector(self, clip: WordClip) -> NDArray[np.float32]:
+        """The vector ``(size,)``, of length 1, of the word in a clip."""
+        return self.vectors(self.project(clip.hidden), np.array([clip.start]), np.array([clip.end]))[0]
+
+    def word(self, clips: Sequence[WordClip]) -> Word:
+        """The template of a word from its clips."""
+        return template(np.stack([self.clip_vector(clip) for clip in clips]), [clip.end - clip.start for clip in clips])
+
+    def raw_scores(self, word: Word, projected: NDArray, ends: NDArray) -> NDArray[np.float32]:
+        """The largest difference of cosines ``(ends,)`` over the lengths of the windows that end at these frames."""
+        lengths = word.frames * np.array(LENGTHS)
+        stops = np.repeat(ends.astype(np.float64), len(lengths))
+        starts = stops - np.tile(lengths, len(ends))
+        fits = (starts >= 0) | (np.tile(lengths, len(ends)) == lengths[0])  # the shortest one is cut at the beginning
+        starts = np.maximum(starts, 0)
+        vectors = self.vectors(projected, starts[fits], stops[fits])
+        differences = np.full(len(stops), -np.inf, np.float32)
+        differences[fits] = self.differences(vectors, word.vector)
+        return differences.reshape(len(ends), -1).max(axis=1)
+
+    def differences(self, vectors: NDArray, template: NDArray) -> NDArray[np.float32]:
+        """The cosine of ``vectors (n, size)`` to the template, minus the mean one to their closest other words.
+
+        Other words that are as similar to the template as its own recordings are left out: they are the same word.
+        """
+        others = self.others[self.others @ template < SAME_WORD]
+        if len(others) < CLOSEST:
+            others = self.others
+        closest = np.partition(vectors @ others.T, -CLOSEST, axis=1)[:, -CLOSEST:]
+        return vectors @ template - closest.mean(axis=1)
+
+    def threshold(self, word: Word, false_accepts: float) -> float:
+        """The difference of cosines that this share of other words reaches.
+
+        It is interpolated between what was measured: over the logarithm of the share, over that of the number of
+        recordings, and over their agreement. Outside it is that of the nearest.
+        """
+        at, clips = math.log(word.clips), np.log(self.clips)
+        by_kind = [
+            np.interp(math.log(false_accepts), np.log(self.rates), [np.interp(at, clips, row) for row in rows])
+            for rows in self.thresholds
+        ]
+        many, one = (np.interp(at, clips, row) for row in self.agreements)
+        share = np.clip((word.agreement - many) / (one - many), 0, 1) if one > many else 1.0
+        return float(by_kind[0] + share * (by_kind[1] - by_kind[0]))
+
+    def probability(self, difference: float, word: Word, false_accepts: float) -> float:
+        """A score in [0, 1]: 0.5 or more if this difference of cosines reaches the threshold."""
+        log_odds = self.slope * (difference - self.threshold(word, false_accepts))
+        return 1 / (1 + math.exp(-min(max(log_odds, -500.0), 500.0)))
+
+    def scores(
+        self, words: Mapping[str, Word], hidden: NDArray, false_accepts: float = FALSE_ACCEPTS
+    ) -> dict[str, float]:
+        """The score of each word in an utterance with these hidden states ``(frames, features)``."""
+        projected = self.project(hidden)
+        ends = np.arange(len(projected), 0, -STEP)[::-1]
+        return {
+            name: self.probability(float(self.best(word, projected, ends)), word, false_accepts)
+            for name, word in words.items()
+        }
+
+    def best(self, word: Word, projected: NDArray, ends: NDArray) -> float:
+        """The largest difference of cosines of all windows that end at one of ``ends``, at the last one at least."""
+        shortest = min(word.frames * LENGTHS[0], ends[-1])
+        return self.raw_scores(word, projected, ends[ends >= shortest]).max()
+
+
+class WordTracker:
+    """The scores of words in a stream, after each hop.
+
+    Args:
+        maps: Of the model.
+        words: Templates by name.
+        false_accepts: See `WordMaps.threshold`.
+    """
+
+    def __init__(self, maps: WordMaps, words: Mapping[str, Word], false_accepts: float = STREAM_FALSE_ACCEPTS) -> None:
+        self.maps, self.words, self.false_accepts = maps, dict(words), false_accepts
+        self._longest = math.ceil(max((word.frames for word in words.values()), default=0) * LENGTHS[-1]) + 1
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all frames."""
+        self._recent = np.zeros((0, self.maps.projection.shape[1]), np.float32)
+
+    def step(self, hidden: NDArray) -> dict[str, float]:
+        """The score of each word in the windows that end with the new frames ``(frames, features)``."""
+        recent = np.concatenate([self._recent, self.maps.project(hidden)])
+        self._recent = recent[-self._longest :]
+        scores = {}
+        for name, word in self.words.items():
+            ends = np.arange(len(recent), len(recent) - len(hidden), -STEP)[::-1]
+            ends = ends[ends >= word.frames * LENGTHS[0]]
+            best = self.maps.raw_scores(word, recent, ends).max() if len(ends) else -math.inf
+            scores[name] = self.maps.probability(float(best), word, self.false_accepts)
+        return scores
+
+
+def speech_bounds(samples: NDArray) -> tuple[float, float]:
+    """Where speech begins and ends in a clip ``(samples,)``, in units of `LEVEL_HOP` samples.
+
+    Speech is what is less than 30 dB below the loudest hop, and more than 10 dB above the quietest tenth of the clip if
+    that is possible.
+    """
+    hops = max(1, len(samples) // LEVEL_HOP)
+    rows = (
+        np.resize(samples, (hops, LEVEL_HOP))
+        if len(samples) < LEVEL_HOP
+        else samples[: hops * LEVEL_HOP].reshape(hops, -1)
+    )
+    levels = 10 * np.log10(np.square(rows, dtype=np.float64).mean(axis=1) + 1e-10)
+    limit = max(levels.max() - 30, min(np.percentile(levels, 10) + 10, levels.max() - 10))
+    loud = np.flatnonzero(levels > limit)
+    return float(max(0, loud[0] - 1)), float(min(hops, loud[-1] + 2))
+
+
+def quiet_noise(number: int, level: float = 0.0003) -> NDArray[np.float32]:
+    """White noise ``(number,)``, the same one in each call."""
+    return (level * np.random.default_rng(0).standard_normal(number)).astype(np.float32)
+
+
+def word_clip(stream: Stream, samples: NDArray[np.float32]) -> WordClip:
+    """A recording of a word that follows what the stream has had."""
+    hidden, (start, end) = stream.peek(samples)["hidden_state"], speech_bounds(samples)
+    stride = max(1, round(len(samples) / LEVEL_HOP / len(hidden)))  # levels for each frame
+    return WordClip(hidden, start / stride, min(end / stride, len(hidden)))
