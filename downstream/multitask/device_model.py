@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,12 @@ from distilled_student.multitask.expert import BEST
 from distilled_student.multitask.loader import EvaluationLoader
 from distilled_student.multitask.packed import PackedModel, load_packed
 from distilled_student.multitask.short_utterances import Filled, Filling, filled, padded_rows
+from distilled_student.multitask.speaker_calibration import (
+    CALIBRATION_SECONDS,
+    Piece,
+    calibrate,
+    development_pieces,
+)
 from distilled_student.multitask.tasks.base import KEYWORD_SCORES, SHORTEST, SPEAKER_EMBEDDING, BaseTask
 from distilled_student.student.lengths import checked_lengths, mask_if_padded, zero_padding
 from distilled_student.student.network import Student, StudentOutput
@@ -122,6 +129,7 @@ class JointModel(nn.Module):
         task_of_output: The name of each task's output -> the task's name.
         stored_thresholds: The threshold of each task that has one, by the task's name, if the model is a packed one:
             its development data are not here.
+        is_packed: Whether it is a packed model.
     """
 
     def __init__(
@@ -137,6 +145,7 @@ class JointModel(nn.Module):
         self.tasks, self.choices = nn.ModuleDict(tasks), nn.ModuleDict(choices)
         self.task_of_output = _tasks_of_outputs(self.tasks)
         self.stored_thresholds: dict[str, float] = {}
+        self.is_packed = False
 
     @property
     def labels(self) -> list[str]:
@@ -291,12 +300,13 @@ def _of_runner(runner: Any) -> JointModel:
 def _of_packed(packed: PackedModel) -> JointModel:
     features = Features(packed.features["key"], packed.features["layer"], packed.weights, packed.features["normalize"])
     model = JointModel(packed.student, features, packed.tasks, packed.choices, packed.gain)
-    model.stored_thresholds = packed.thresholds
+    model.stored_thresholds, model.is_packed = packed.thresholds, True
     return model
 
 
 def as_packed(model: JointModel) -> PackedModel:
     """The parts of a model with heads, with the thresholds of their decisions."""
+    calibrate_speakers(model, seconds=math.inf, again=True)
     chosen = model.select
     features = {"key": chosen.key, "layer": chosen.layer, "normalize": chosen.normalize}
     found = {name: value for name, value in thresholds(model, model).items() if value is not None}
@@ -328,6 +338,38 @@ def open_joint(path: str | Path, checkpoint: str = BEST) -> JointModel:
     if model.select.key not in PREDICTED:
         model.student.predictions = None  # not used
     return model.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def calibrate_speakers(model: JointModel, seconds: float = CALIBRATION_SECONDS, again: bool = False) -> None:
+    """Fit the `BaseTask.speaker_calibration` of the speaker task on development data, if the model has none.
+
+    Without the data there is a warning, and the model keeps what it has. A packed model is not changed.
+
+    Args:
+        seconds: Development speech of each task, at most.
+        again: Whether a calibration is replaced that was fitted before.
+    """
+    name = model.task_of_output.get(SPEAKER_EMBEDDING)
+    if name is None or model.is_packed or (model.tasks[name].speaker_calibration is not None and not again):
+        return
+    task = model.tasks[name]
+    try:
+        found = calibrate(development_pieces(model.tasks, seconds), piece_embedding(model))
+    except UserError as error:
+        log.warning("%s: no calibration by length and number of enrolled clips is fitted: %s", task.key, error)
+        return
+    task.speaker_calibration = task.speaker_calibration if found is None else found
+
+
+def piece_embedding(model: JointModel) -> Callable[[Piece], np.ndarray]:
+    """What `calibrate` needs: the embedding ``(size,)`` of a piece of speech, as a device computes it."""
+
+    def embed(piece: Piece) -> np.ndarray:
+        waveform = piece.load()
+        return model(waveform[None], torch.tensor([len(waveform)])).speaker_embedding[0].double().numpy()
+
+    return embed
 
 
 class Measured(NamedTuple):

@@ -33,7 +33,7 @@ from distilled_student.multitask.own_data import long_words, report
 from distilled_student.multitask.owner_evaluation import OWNER, OwnerEvaluation
 from distilled_student.multitask.packed import start_heads
 from distilled_student.multitask.precise_batch_norm import measure_statistics
-from distilled_student.multitask.resume import EpochPosition, saved_classes, saved_recordings
+from distilled_student.multitask.resume import EpochPosition, saved_calibrations, saved_classes, saved_recordings
 from distilled_student.multitask.settings import (
     ExpertSettings,
     check_runner,
@@ -42,6 +42,12 @@ from distilled_student.multitask.settings import (
     resolved_settings,
 )
 from distilled_student.multitask.short_utterances import pad_to
+from distilled_student.multitask.speaker_calibration import (
+    CALIBRATION_SECONDS,
+    Piece,
+    calibrate,
+    development_pieces,
+)
 from distilled_student.multitask.tasks.base import (
     KEYWORD_SCORES,
     OTHER_SETTINGS,
@@ -295,6 +301,23 @@ class DownstreamExpert(nn.Module):
 
         measure_statistics(norms, self._alternation(epoch=0), run, cycles)
 
+    def calibrate_speakers(self, extract: Callable[[list[np.ndarray]], list[Tensor]]) -> None:
+        """Fit the `BaseTask.speaker_calibration` of the speaker task, for a checkpoint that is saved.
+
+        It takes up to `CALIBRATION_SECONDS` of each task's development speech; `pack` takes all.
+
+        Args:
+            extract: As in `calibrate`.
+        """
+        for name, task in self.tasks.items():
+            if task.output_name == SPEAKER_EMBEDDING:
+
+                def embed(piece: Piece, name: str = name, task: BaseTask = task) -> np.ndarray:
+                    waveform = self.gain * task.filling.fill(piece.load())
+                    return self.outputs(name, extract([waveform.numpy()]))[0].double().cpu().numpy()
+
+                task.speaker_calibration = calibrate(development_pieces(self.tasks, CALIBRATION_SECONDS), embed)
+
     # Results
     def log_records(
         self, split: str, records: Mapping[str, list[Any]], logger: Any, global_step: int, **_: Any
@@ -410,7 +433,9 @@ class DownstreamExpert(nn.Module):
         """torch's hook of `state_dict`: see `EpochPosition`."""
         classes = {name: task.class_names for name, task in self.tasks.items() if task.class_names is not None}
         recordings = {name: task.recordings for name, task in self.tasks.items() if task.recordings is not None}
-        return self._position.state(classes, recordings)
+        fitted = {name: task.speaker_calibration for name, task in self.tasks.items()}
+        calibrations = {name: found.to_json() for name, found in fitted.items() if found is not None}
+        return self._position.state(classes, recordings, calibrations)
 
     def set_extra_state(self, state: Tensor) -> None:
         """torch's hook of `load_state_dict`."""
@@ -419,7 +444,7 @@ class DownstreamExpert(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # a state dict that other code has saved may lack the position: only the heads are needed
         state = state_dict.setdefault(f"{prefix}_extra_state", torch.empty(0, dtype=torch.uint8))
-        saved, recordings = saved_classes(state), saved_recordings(state)
+        saved, recordings, calibrations = saved_classes(state), saved_recordings(state), saved_calibrations(state)
         for name, task in self.tasks.items():
             if name in saved:
                 task.check_classes(saved[name])
@@ -427,6 +452,7 @@ class DownstreamExpert(nn.Module):
             elif task.class_names != task.settings.class_names():  # names of the data
                 reason = "the checkpoint does not hold the names of the classes: only their number is compared"
                 log.warning("%s: %s", task.key, reason)
+            task.speaker_calibration = calibrations.get(name)
             if name in recordings:
                 self._check_recordings(task, recordings[name])
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -80,9 +80,9 @@ def _keywords(folder: OwnFolder, wanted: Sequence[str] | None, key: str) -> list
 
 def report(folder: OwnFolder, keywords: Sequence[str], dev: Sequence[str], test: Sequence[str]) -> list[str]:
     """What a folder holds, who is held out, and what is too little, one line for each."""
-    from distilled_student.common import audio
+    from distilled_student.common import audio_reading
 
-    seconds = {clip.path: audio.seconds(clip.path) for clip in folder.clips}
+    seconds = {clip.path: audio_reading.seconds(clip.path) for clip in folder.clips}
     train = [name for name in folder.people if name not in {*dev, *test}]
     others = [word for word in folder.words if word not in set(keywords)]
     lines = [
@@ -144,10 +144,10 @@ def _too_little(
 
 def long_words(folder: OwnFolder, keywords: Sequence[str], crop_seconds: float) -> str | None:
     """A line about words whose clips are longer than a training clip; None if there are none."""
-    from distilled_student.common import audio
+    from distilled_student.common import audio_reading
 
     medians = {
-        word: statistics.median(audio.seconds(clip.path) for clip in folder.clips if clip.word == word)
+        word: statistics.median(audio_reading.seconds(clip.path) for clip in folder.clips if clip.word == word)
         for word in keywords
     }
     long = {word: median for word, median in medians.items() if median > 1.5 * crop_seconds}

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.common.errors import UserError
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask import owner_trials as T
 from distilled_student.multitask.owner_trials import SpokenClip
 from distilled_student.multitask.short_utterances import Filling
+from distilled_student.multitask.speaker_calibration import Trials
 from distilled_student.multitask.tasks.base import KEYWORD_SCORES, SPEAKER_EMBEDDING, BaseTask, EvaluationData, Item
 
 log = logging.getLogger(__name__)
@@ -151,10 +153,10 @@ class OwnerEvaluation:
         if not np.isfinite(voices).all():
             raise UserError(f"{speaker.key}: {split}: embeddings are NaN or infinite: has the training diverged?")
         results: dict[str, Any] = {"clips": len(clips), "speakers": len({clip.speaker for clip in clips})}
-        arrays: dict[str, np.ndarray] = {}
+        seconds, arrays = np.array([clip.samples for clip in clips]) / SAMPLE_RATE, dict[str, np.ndarray]()
         for count, trials in self.trials(split).items():
             cosines = T.owner_cosines(trials, voices)
-            ratios = speaker.owner_ratios(cosines)
+            ratios = speaker.owner_ratios(_conditions(trials, cosines, seconds))
             scores = T.owner_and_word_scores(trials, words, T.uncalibrated(cosines) if ratios is None else ratios)
             found = {"owners": len(np.unique(trials.owner)), "trials": len(cosines)}
             found |= T.verification(trials, cosines, ratios) | {"owner_and_word": T.target_only(trials, scores)}
@@ -200,6 +202,14 @@ def interval_of_runs(runs: Sequence[Mapping[str, np.ndarray]]) -> list[float] | 
 
 def _first(tasks: Mapping[str, BaseTask], output_name: str) -> str:
     return next(name for name, task in tasks.items() if task.output_name == output_name)
+
+
+def _conditions(trials: T.OwnerTrials, cosines: np.ndarray, seconds: np.ndarray) -> Trials:
+    """The verification trials with their conditions; ``seconds (clips,)``."""
+    enrolled = seconds[trials.enrolled].sum(axis=1)[trials.enrolment]
+    clips, weight = np.full(len(cosines), trials.enrolled.shape[1]), np.ones(len(cosines))
+    same_word = trials.same_word.astype(float)
+    return Trials(cosines, trials.labels, clips, enrolled, seconds[trials.clip], same_word, weight)
 
 
 def _of_clips(clips: Sequence[SpokenClip], recorded: Sequence[tuple[str, Tensor]]) -> np.ndarray:

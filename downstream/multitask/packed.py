@@ -26,6 +26,7 @@ from distilled_student.common.settings import typed
 from distilled_student.common.shipped_models import DEFAULT, model_path
 from distilled_student.multitask.heads import LayerChoice
 from distilled_student.multitask.settings import ExpertSettings, read_tasks
+from distilled_student.onnx.calibration import KEY, Calibration
 from distilled_student.student.config import StudentConfig
 from distilled_student.student.network import Student
 
@@ -78,6 +79,9 @@ def save_packed(model: PackedModel, folder: Path) -> None:
         "tasks": {name: _described(task.settings) for name, task in model.tasks.items()},
         "thresholds": model.thresholds,
     }
+    calibrations = {name: task.speaker_calibration for name, task in model.tasks.items()}
+    if found := {name: json.loads(c.to_json()) for name, c in calibrations.items() if c is not None}:
+        description[KEY] = found
     save_student(model.student, folder, torch.float16)
     content = save({name: value.detach().cpu().contiguous() for name, value in kept.items()})
     write_files(folder, {HEADS: content, JOINT: (json.dumps(description, indent=2) + "\n").encode()})
@@ -102,12 +106,14 @@ def load_packed(folder: Path) -> PackedModel:
         features = {name: features[name] for name in ("key", "layer", "normalize")}
         thresholds = {name: float(value) for name, value in description["thresholds"].items()}
         groups = {"tasks": dict(description["tasks"]), "layers": layers}
+        saved = {name: Calibration.from_json(json.dumps(found)) for name, found in description.get(KEY, {}).items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: damaged, or of another version ({short_reason(error)})") from None
     settings, student = typed(ExpertSettings, groups, str(file)), load_student(folder)
     tasks, choices, width = {}, {}, _width(student.config, features["key"])
     for name, entry in read_tasks(settings, str(file)).items():
         tasks[name] = entry.module.Task(entry.settings, entry.width(width, layers), 0, entry.key)
+        tasks[name].speaker_calibration = saved.get(name)
         choices[name] = LayerChoice(layers, entry.settings.layer)
     weights = tensors.pop(FEATURE_WEIGHTS, None)
     _load_heads(_heads(tasks, choices), tensors, folder / HEADS)

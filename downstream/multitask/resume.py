@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distilled_student.common.processes import is_leader
 from distilled_student.common.random_states import random_states, set_random_states
+from distilled_student.onnx.calibration import KEY, Calibration
 
 
 class EpochPosition:
@@ -37,13 +38,19 @@ class EpochPosition:
         if loaded and is_leader():  # a checkpoint has the random states of the leader only
             set_random_states(loaded["random"])
 
-    def state(self, classes: Mapping[str, Sequence[str]], recordings: Mapping[str, Sequence[str]]) -> Tensor:
-        """The position, and each task's classes and their recordings.
+    def state(
+        self,
+        classes: Mapping[str, Sequence[str]],
+        recordings: Mapping[str, Sequence[str]],
+        calibrations: Mapping[str, str],
+    ) -> Tensor:
+        """The position, and each task's classes, their recordings, and its calibration of speakers as JSON.
 
         As JSON in ``(bytes,)`` uint8, because state dicts hold tensors only.
         """
         state = {"epoch": self.epoch, "used": self.used, "random": random_states()}
         state |= {"classes": dict(classes), "recordings": dict(recordings)}
+        state |= {KEY: dict(calibrations)} if calibrations else {}
         return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
 
     def load(self, state: Tensor) -> None:
@@ -67,6 +74,15 @@ def saved_recordings(state: Tensor) -> dict[str, list[str]]:
         ValueError: they are not lists of text.
     """
     return _lists(state, "recordings")
+
+
+def saved_calibrations(state: Tensor) -> dict[str, Calibration]:
+    """The `BaseTask.speaker_calibration` of each task in `EpochPosition.state`; empty for earlier checkpoints.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    return {task: Calibration.from_json(text) for task, text in _read(state).get(KEY, {}).items()}
 
 
 def _lists(state: Tensor, entry: str) -> dict[str, list[str]]:

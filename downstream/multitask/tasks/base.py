@@ -22,6 +22,8 @@ from distilled_student.common.errors import UserError
 from distilled_student.multitask.heads import make_head
 from distilled_student.multitask.owner_trials import SpokenClip
 from distilled_student.multitask.short_utterances import Filling
+from distilled_student.multitask.speaker_calibration import Recording, Trials
+from distilled_student.onnx.calibration import Calibration
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +98,7 @@ class BaseTask(nn.Module):
 
     settings: Any  # the task's own `TaskSettings`
     key: str = "tasks"  # ``FILE: dotted.key`` for messages
+    speaker_calibration: Calibration | None = None  # of a speaker task
 
     @property
     def filling(self) -> Filling:
@@ -223,9 +226,17 @@ class BaseTask(nn.Module):
         """Of a keyword task: the clips of `evaluation_data` that hold speech, and whose speakers are known."""
         return []
 
-    def owner_ratios(self, cosines: np.ndarray) -> np.ndarray | None:
-        """Of a speaker task: the log-likelihood ratios of ``cosines (trials,)`` with an owner; None if not fitted."""
+    def owner_ratios(self, trials: Trials) -> np.ndarray | None:
+        """Of a speaker task: log-likelihood ratios ``(trials,)`` of the cosines with an owner; None if not fitted."""
         return None
+
+    def development_recordings(self) -> list[Recording]:
+        """Speech of development speakers, which the calibration of a speaker task is fitted on.
+
+        Raises:
+            UserError: the data are missing.
+        """
+        return []
 
     # Inference
     def describe(self, output: Tensor) -> str:

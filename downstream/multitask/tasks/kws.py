@@ -23,6 +23,7 @@ from distilled_student.multitask.augment import Augmentation, change_speed
 from distilled_student.multitask.copies import Use, check_copies
 from distilled_student.multitask.owner_trials import SpokenClip
 from distilled_student.multitask.short_utterances import Filling, pad_to
+from distilled_student.multitask.speaker_calibration import Recording
 from distilled_student.multitask.tasks.base import (
     KEYWORD_SCORES,
     SHORTEST,
@@ -245,6 +246,10 @@ class Task(BaseTask):
                 is_keyword, samples = clip.label > UNKNOWN_LABEL, samples_of(clip.path)
                 found.append(SpokenClip(index, clip.key, clip.label, is_keyword, word, speaker, samples))
         return found
+
+    def development_recordings(self) -> list[Recording]:
+        clips = self.evaluation_data("dev").clips
+        return [Recording(clips[s.index].path, s.speaker, s.word) for s in self.spoken_clips("dev")]
 
     def score(self, results: Mapping[str, Any]) -> float:
         # with classes drawn equally often in training they count equally here, as in the development data of SUPERB

@@ -26,6 +26,8 @@ from distilled_student.multitask.heads import PooledHead
 from distilled_student.multitask.losses import SpeakerLoss
 from distilled_student.multitask.scoring import as_norm, cllr, cosine_scores, fit_calibration
 from distilled_student.multitask.short_utterances import Filling
+from distilled_student.multitask.speaker_calibration import Recording, ratios
+from distilled_student.multitask.speaker_calibration import Trials as ConditionTrials
 from distilled_student.multitask.tasks.base import (
     SHORTEST,
     SPEAKER_EMBEDDING,
@@ -40,6 +42,7 @@ from distilled_student.multitask.tasks.settings import NO_TEST_PEOPLE, speed_rat
 from distilled_student.multitask.tasks.sv_index import EXTRA, SpeakerIndex
 from distilled_student.multitask.tasks.sv_own import OwnSpeakerIndex
 from distilled_student.multitask.tasks.sv_settings import Settings
+from distilled_student.onnx.calibration import KEY
 
 log = logging.getLogger(__name__)
 
@@ -385,9 +388,16 @@ class Task(BaseTask):
             line += f", with AS-norm {results['as_norm']['eer']:.2f} %"
         return f"{line} ({results['trials']} trials)"
 
-    def owner_ratios(self, cosines: np.ndarray) -> np.ndarray | None:
+    def owner_ratios(self, trials: ConditionTrials) -> np.ndarray | None:
+        if self.speaker_calibration is not None:
+            return ratios(self.speaker_calibration, trials)
         slope, offset = self.calibration[KINDS.index("cosine")].tolist()
-        return slope * cosines + offset if slope else None
+        return slope * trials.cosine + offset if slope else None
+
+    def development_recordings(self) -> list[Recording]:
+        if not self.settings.has_development:
+            raise UserError(f"{self.key}.{self.settings.no_development()}")
+        return [Recording(path, name) for name, paths in self.index.development.items() for path in paths]
 
     @classmethod
     def interval(cls, runs: Sequence[Mapping[str, np.ndarray]]) -> tuple[float, float] | None:
@@ -402,7 +412,9 @@ class Task(BaseTask):
     def device_metadata(self, threshold: float | None) -> dict[str, Any]:
         """``sv_slope * cosine + sv_offset`` is a log-likelihood ratio; it is 0 at the cosine ``sv_threshold``.
 
-        Empty without a calibration, or with a slope that would accept the least similar voices.
+        Empty without a calibration, or with a slope that would accept the least similar voices. ``speaker_calibration``
+        is for each condition, see `distilled_student.onnx.calibration`.
         """
         slope, offset = self.calibration[KINDS.index("cosine")].tolist()
-        return {"sv_slope": slope, "sv_offset": offset, "sv_threshold": -offset / slope} if slope > 0 else {}
+        found = {"sv_slope": slope, "sv_offset": offset, "sv_threshold": -offset / slope} if slope > 0 else {}
+        return found if self.speaker_calibration is None else found | {KEY: self.speaker_calibration.to_json()}

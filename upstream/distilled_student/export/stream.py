@@ -26,7 +26,7 @@ from distilled_student.export.graph import (
     write_onnx,
 )
 from distilled_student.export.int8 import Exported, quantize_best
-from distilled_student.multitask.device_model import JointModel, JointOutput, thresholds
+from distilled_student.multitask.device_model import JointModel, JointOutput, calibrate_speakers, thresholds
 from distilled_student.onnx import Stream
 from distilled_student.streaming import WINDOW_SECONDS, Step
 
@@ -185,6 +185,7 @@ def export_stream(
         if int8:
             speech = calibration_speech(model)
             written = quantize_best(model, file, speech, max_loss, StreamGraph, stream_inputs, splits=("dev",))
+        calibrate_speakers(model)
         measured = thresholds(model, model) if written.thresholds is None else written.thresholds
         metadata = file_metadata(model, checkpoint, written.precision, measured) | layout
         write_onnx(load_onnx()[0].load(written.file), written.file, metadata)

@@ -1,0 +1,144 @@
+"""The calibration of speakers by length and number of enrolled clips, on embeddings whose error is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.trees import tasks, write_tone
+
+from distilled_student.multitask import speaker_calibration as C
+from distilled_student.multitask.expert import DownstreamExpert
+from distilled_student.multitask.resume import saved_calibrations
+from distilled_student.multitask.speaker_calibration import Piece, Recording
+from distilled_student.onnx.calibration import Calibration, Condition
+
+SIZE = 24
+
+
+def simulated(speakers: int, seed: int) -> tuple[list[Piece], np.ndarray]:
+    """Pieces of speakers, and embeddings: a direction of the speaker and noise, which is smaller in longer pieces."""
+    rng, pieces, embeddings = np.random.default_rng(seed), [], []
+    for speaker in range(speakers):
+        direction = rng.normal(size=SIZE)
+        for half in (0, 1):
+            for length, count in C.PIECES.items():
+                for number in range(count):
+                    words = frozenset({f"word{(number + 4 * half) % 5}"}) if length == 1 else frozenset()
+                    piece = Piece("one", f"s{speaker}", half, length, (), 0, int(16_000 * length), words)
+                    pieces.append(piece)
+                    embeddings.append(direction + rng.normal(size=SIZE) * 1.3 / math.sqrt(length))
+    return pieces, np.stack(embeddings)
+
+
+def test_thresholds_accept_the_stated_share_of_other_speakers_in_each_condition() -> None:
+    calibration = C.fit(C.make_trials(*simulated(40, 0)))
+    pieces, embeddings = simulated(60, 1)
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    by_condition: dict[tuple[int, float], list[bool]] = {}
+    for number in range(0, len(pieces), 5):  # a plain loop, with the class that a device uses
+        speaker = pieces[number].speaker
+        for clips in C.CLIPS:
+            own = [p for p, piece in enumerate(pieces) if piece.speaker != speaker and piece.length == 1][
+                number % 50 :: 97
+            ]
+            for place in own[:25]:
+                same = [p for p in range(len(pieces)) if pieces[p].speaker == pieces[place].speaker]
+                enrolled = [p for p in same if pieces[p].length == 1 and pieces[p].half == 0][:clips]
+                mean = unit[enrolled].mean(axis=0)
+                condition = Condition(clips, float(clips), pieces[number].samples / 16_000, None)
+                cosine = float(mean @ unit[number] / np.linalg.norm(mean))
+                accepted = cosine >= calibration.threshold(0.05, condition)
+                by_condition.setdefault((clips, pieces[number].length), []).append(accepted)
+    assert len(by_condition) == 9
+    for condition, accepted in by_condition.items():
+        assert 0.015 < np.mean(accepted) < 0.11, (condition, len(accepted))
+
+
+def test_ratios_have_almost_the_least_cost_on_other_speakers_and_lengths_matter() -> None:
+    calibration = C.fit(C.make_trials(*simulated(40, 0)))
+    trials = C.make_trials(*simulated(60, 1))
+    ratios = C.ratios(calibration, trials)
+    for place in range(0, len(ratios), 997):
+        values = (trials.clips[place], trials.enrolled_seconds[place], trials.seconds[place])
+        word = {0.5: None, 0.0: False, 1.0: True}[trials.same_word[place]]
+        expected = calibration.ratio(trials.cosine[place], Condition(int(values[0]), *map(float, values[1:]), word))
+        assert ratios[place] == pytest.approx(expected)
+    prior = C.TARGET_PRIOR
+    thresholds = np.append(np.quantile(ratios, np.linspace(0, 1, 2001)), math.log((1 - prior) / prior))
+    costs = []
+    for threshold in thresholds:
+        accepted = ratios >= threshold
+        miss = trials.weight[(trials.target == 1) & ~accepted].sum()
+        false = trials.weight[(trials.target == 0) & accepted].sum()
+        costs.append(prior * miss + (1 - prior) * false)
+    assert costs[-1] <= 1.1 * min(costs)
+    short, long = Condition(1, 1.0, 1.0), Condition(5, 50.0, 10.0)
+    assert calibration.ratio(0.9, long) > calibration.ratio(0.9, short)
+    assert calibration.ratio(0.3, long) < calibration.ratio(0.3, short)
+    levels = [calibration.threshold(share, short) for share in C.SHARES]
+    assert levels == sorted(levels), "fewer false accepts need a larger cosine"
+    assert Calibration.from_json(calibration.to_json()) == calibration
+
+
+def test_pieces_of_the_two_halves_have_no_recording_in_common_and_the_stated_lengths(tmp_path: Path) -> None:
+    recordings = []
+    for speaker in ("a", "b", "c"):
+        for number in range(9):
+            file = write_tone(tmp_path / speaker / f"{number}.wav", 200 + 10 * number, 1.0 if number else 4.0, number)
+            recordings.append(Recording(file, speaker, f"word{number}"))
+    pieces = C.make_pieces("kws", recordings)
+    for speaker in "abc":
+        halves = [
+            {p for piece in pieces if (piece.speaker, piece.half) == (speaker, h) for p in piece.paths} for h in (0, 1)
+        ]
+        assert halves[0] and halves[1] and not halves[0] & halves[1]
+    for piece in pieces:
+        assert (
+            len(piece.load()) == piece.samples <= 16_000 * piece.length and piece.samples >= 0.4 * 16_000 * piece.length
+        )
+        assert len(piece.words) == len(piece.paths)
+    assert {piece.length for piece in pieces if piece.samples == 16_000 * piece.length} >= {1.0, 3.0}
+    assert C.make_pieces("kws", recordings) == pieces
+    assert {piece.speaker for piece in C.make_pieces("kws", recordings, seconds=1)} < {"a", "b", "c"}
+    assert C.make_pieces("kws", recordings[:1]) == [] and C.calibrate([], lambda piece: np.ones(2)) is None
+
+
+def test_speakers_of_different_sources_are_not_compared() -> None:
+    pieces, embeddings = simulated(3, 0)
+    other = [piece._replace(source="two", speaker=f"{piece.speaker} again") for piece in pieces]
+    trials, alone = (
+        C.make_trials(pieces + other, np.concatenate([embeddings, embeddings])),
+        C.make_trials(pieces, embeddings),
+    )
+    assert len(trials.cosine) == 2 * len(alone.cosine) and trials.weight.sum() == pytest.approx(2)
+
+
+def frames(wavs: list) -> list[torch.Tensor]:
+    blocks = [torch.as_tensor(wav)[: len(wav) // 160 * 160].view(-1, 160) for wav in wavs]
+    return [torch.fft.rfft(block).abs()[:, :6] for block in blocks]
+
+
+def make_expert(folder: Path) -> DownstreamExpert:
+    torch.manual_seed(0)
+    settings = {"tasks": tasks(folder)}
+    return DownstreamExpert(6, 160, settings, str(folder), config="my.yaml", seed=1, runner={}, mode="evaluate").eval()
+
+
+def test_the_calibration_is_in_the_checkpoint_and_in_the_metadata_and_older_checkpoints_load(tmp_path: Path) -> None:
+    expert = make_expert(tmp_path)
+    before = expert.state_dict()
+    with torch.no_grad():
+        expert.calibrate_speakers(frames)
+    found = expert.tasks["sv"].speaker_calibration
+    assert found is not None and set(found.ratio_weights) <= set(C.RATIO_TERMS)
+    assert json.loads(expert.tasks["sv"].device_metadata(None)["speaker_calibration"]) == json.loads(found.to_json())
+    loaded = make_expert(tmp_path)
+    loaded.load_state_dict(expert.state_dict())
+    assert loaded.tasks["sv"].speaker_calibration == found
+    loaded.load_state_dict(before)
+    assert loaded.tasks["sv"].speaker_calibration is None and not saved_calibrations(before["_extra_state"])
