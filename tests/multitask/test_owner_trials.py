@@ -91,8 +91,8 @@ def test_owner_and_word_scores_and_error_rates_are_those_of_a_plain_loop() -> No
         pair = trials.asked[place]
         enrolled = [embeddings[clip] for clip in trials.enrolled[trials.enrolment[pair]]]
         unit = [embedding / math.dist(embedding, [0] * 8) for embedding in enrolled]
-        mean, heard = sum(unit) / 3, embeddings[trials.clip[pair]]
-        cosine = sum(mean * heard) / math.sqrt(sum(mean * mean)) / math.sqrt(sum(heard * heard))
+        mean, tested = sum(unit) / 3, embeddings[trials.clip[pair]]
+        cosine = sum(mean * tested) / math.sqrt(sum(mean * mean)) / math.sqrt(sum(tested * tested))
         owner, word = 1 / (1 + math.exp(-(8 * cosine - 4))), math.exp(words[trials.clip[pair], trials.expected[place]])
         assert cosines[pair] == pytest.approx(cosine) and scores[place] == pytest.approx(math.log(owner * word))
     found = T.target_only(trials, scores)

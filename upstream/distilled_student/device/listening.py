@@ -75,7 +75,7 @@ def hits(
     """The keywords in blocks ``(samples,)``, as they are recognised.
 
     Args:
-        people: Enrolled people, who are told apart; empty: nobody is.
+        people: Enrolled people, of whom one is named at a hit; empty: nobody is named.
         owner: One of them: only their keywords are reported.
     """
     for block in blocks:
