@@ -35,6 +35,7 @@ from distilled_student.common.typer_errors import Commands, run_app
 from distilled_student.corpora.speaker_names import check_speaker_pattern
 from distilled_student.device.commands import PANEL
 from distilled_student.device.commands import register as register_device_commands
+from distilled_student.device.server_commands import register as register_server_commands
 from distilled_student.device.stream_commands import register as register_stream_commands
 from distilled_student.device.word_commands import words
 from distilled_student.web.commands import register as register_web
@@ -49,6 +50,7 @@ app = typer.Typer(**options, pretty_exceptions_enable=False, help=__doc__)
 register_device_commands(app)
 register_stream_commands(app)
 app.add_typer(words, name="words", rich_help_panel=PANEL)
+register_server_commands(app)
 configs = typer.Typer(**options, help="List, show or copy the YAML configs that ship with the package.")
 app.add_typer(configs, name="configs", **TRAIN)
 

@@ -51,7 +51,9 @@ def decide(scores: Mapping[str, float], threshold: float | None) -> Spotted:
         scores: The probability of each label; labels that begin with ``_`` are not keywords.
         threshold: See `Model`.
     """
-    keyword = max((label for label in scores if not label.startswith("_")), key=scores.__getitem__)
+    keyword = max((label for label in scores if not label.startswith("_")), key=scores.__getitem__, default=None)
+    if keyword is None:
+        return Spotted(None, 0.0)
     needed = max(scores.values()) if threshold is None else threshold
     return Spotted(keyword if scores[keyword] >= needed else None, scores[keyword])
 

@@ -300,6 +300,10 @@ class Stream:
 
     Use either `listen` or `feed` and `spot` between two calls of `reset`.
 
+    Args:
+        file: The .onnx file, or the `Stream.model` of another stream: both then share its weights, from threads too.
+        threads: Threads of onnxruntime.
+
     Attributes:
         model: The file.
         hop: Samples between two decisions of `listen`: `HOP_SECONDS`, or the next multiple of the model's chunk.
@@ -309,10 +313,10 @@ class Stream:
         ValueError: see `Model`; or the file is not a stream.
     """
 
-    def __init__(self, file: str | Path, threads: int = 1) -> None:
-        self.model = Model(file, threads)
+    def __init__(self, file: str | Path | Model, threads: int = 1) -> None:
+        self.model = file if isinstance(file, Model) else Model(file, threads)
         if not self.model.chunk:
-            raise ValueError(f"{file}: is not a stream; `distilled-student export --streaming` writes one")
+            raise ValueError(f"{self.model.file}: is not a stream; `distilled-student export --streaming` writes one")
         self.hop = math.ceil(round(HOP_SECONDS * self.model.rate) / self.model.chunk) * self.model.chunk
         self.detector = Detector(self.model.labels, self.model.detector_settings, self.hop / self.model.rate)
         self._own_words: WordTracker | None = None

@@ -74,12 +74,17 @@ def read_wav(path: str | Path, rate: int) -> NDArray[np.float32]:
     data = data[: whole_frames * form.width * form.channels]
     if form.tag == 3:
         return _average(path, np.frombuffer(data, f"<f{form.width}").astype(np.float32).reshape(-1, form.channels))
-    rows = np.frombuffer(data, np.uint8).reshape(-1, form.width)  # one sample a row, its bytes little-endian
-    if form.width == 1:
-        rows = rows ^ 128  # 8-bit samples are unsigned, samples of all other widths are signed
+    return _average(path, pcm_samples(data, form.width).reshape(-1, form.channels))
+
+
+def pcm_samples(data: bytes, width: int) -> NDArray[np.float32]:
+    """Integers of 1 to 4 bytes, little-endian -> floats in [-1, 1], ``(samples,)``; of one byte they are unsigned."""
+    rows = np.frombuffer(data, np.uint8).reshape(-1, width)  # one sample a row
+    if width == 1:
+        rows = rows ^ 128
     wide = np.zeros((len(rows), 4), np.uint8)  # the sample's bytes become the most significant ones of 32 bits
-    wide[:, 4 - form.width :] = rows
-    return _average(path, (wide.view("<i4")[:, 0] / 2**31).astype(np.float32).reshape(-1, form.channels))
+    wide[:, 4 - width :] = rows
+    return (wide.view("<i4")[:, 0] / 2**31).astype(np.float32)
 
 
 def _average(path: str | Path, samples: NDArray[np.float32]) -> NDArray[np.float32]:

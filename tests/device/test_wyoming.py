@@ -1,0 +1,262 @@
+"""The server of wake words: what clients get over TCP, compared with the same stream in Python, and bad clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("wyoming", reason="the extra `wyoming` is not installed")
+pytest.importorskip("onnxruntime")
+
+from helpers.calibrations import CALIBRATION
+from helpers.wyoming_clients import HOST, ask, chunks, converse, detections, free_port, spoken, with_server
+from wyoming.audio import AudioChunk
+from wyoming.client import AsyncTcpClient
+from wyoming.event import Event
+from wyoming.info import Describe, Info
+
+from distilled_student import onnx
+from distilled_student.device import enrolled, wyoming_events, wyoming_server
+from distilled_student.device.profiles import Profiles
+
+VOICES = ("am_adam", "af_river")
+
+
+def expected(samples: np.ndarray, **listen: object) -> list[tuple[str, int, str | None]]:
+    """The hits of the same samples in Python: name, milliseconds and speaker."""
+    hits = onnx.load("tiny").stream().listen(samples, **listen)
+    return [(hit.label, round(1000 * hit.seconds), hit.speaker) for hit in hits]
+
+
+def enrol(folder: Path, name: str, samples: np.ndarray) -> None:
+    model = onnx.load("tiny")
+    enrolment = model.enrol(samples)
+    Profiles(folder, model, "tiny").write(name, enrolment.vector[None], enrolment.seconds)
+
+
+def test_two_clients_at_once_get_the_hits_of_their_own_audio_for_chunks_of_any_size(tmp_path: Path) -> None:
+    speech = [spoken(voice) for voice in VOICES]
+    sizes = [1_001, 70_000]
+
+    async def test(port: int) -> list[list[Event]]:
+        jobs = zip(speech, sizes, strict=True)
+        return await asyncio.gather(*(ask(port, chunks(samples.tobytes(), size)) for samples, size in jobs))
+
+    for samples, answers in zip(speech, with_server(test, tmp_path), strict=True):
+        assert detections(answers) == expected(samples) != []
+        assert [event.type for event in answers] == ["detection"] * len(detections(answers))
+
+
+def test_detections_name_the_enrolled_speaker_and_follow_the_profiles_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enrolled, "SECONDS", 0.0)
+    samples = spoken("am_adam")
+    events = chunks(samples.tobytes(), 4_096)
+
+    async def test(port: int) -> list[list[Event]]:
+        nobody = await ask(port, events)
+        enrol(tmp_path, "Ada", samples)
+        one = await ask(port, events)
+        next(tmp_path.glob("speaker-*.json")).write_text("damaged", encoding="utf-8")
+        damaged = await ask(port, events)
+        next(tmp_path.glob("speaker-*.json")).unlink()
+        return [nobody, one, damaged, await ask(port, events)]
+
+    nobody, one, damaged, forgotten = map(detections, with_server(test, tmp_path))
+    enrolment = onnx.load("tiny").enrol(samples)
+    assert one == expected(samples, speakers={"Ada": enrolment}) and "Ada" in {speaker for *_, speaker in one}
+    assert damaged == one  # the profile that was read before
+    assert nobody == forgotten == expected(samples)
+
+
+def test_times_are_on_the_clock_of_the_chunks(tmp_path: Path) -> None:
+    data, size = spoken("am_adam").tobytes(), 3_200  # 100 ms
+    begin = 5_000_000
+    pieces = [data[first : first + size] for first in range(0, len(data), size)]
+    timed = [
+        AudioChunk(16_000, 2, 1, piece, begin + 100 * number).event() for number, piece in enumerate(pieces)
+    ]  # without audio-start: a satellite that connects again
+    answers = with_server(lambda port: ask(port, timed), tmp_path)
+    at = expected(np.frombuffer(data, np.int16))
+    assert detections(answers) == [(name, begin + time, speaker) for name, time, speaker in at]
+
+
+def test_only_the_words_of_detect_are_reported_and_not_held_off_by_others(tmp_path: Path) -> None:
+    samples = spoken("am_adam", ["yes", "no", "stop"])
+    events = chunks(samples.tobytes(), 4_096)
+
+    async def test(port: int) -> list[list[Event]]:
+        return [
+            await ask(port, events, ["stop", "left"]),
+            await ask(port, events, ["down"]),
+            await ask(port, [], ["hey"]),
+        ]
+
+    stop, down, unknown = with_server(test, tmp_path)
+    assert {name for name, *_ in detections(stop)} == {"stop"}
+    assert [event.type for event in down] == ["not-detected"]
+    assert "names: unknown: hey; known: yes, no" in unknown[0].data["text"]
+
+
+@pytest.mark.parametrize(("rate", "width", "channels"), [(44_100, 2, 2), (48_000, 4, 1), (8_000, 2, 1), (16_000, 1, 2)])
+def test_audio_of_other_formats_is_converted(tmp_path: Path, rate: int, width: int, channels: int) -> None:
+    from scipy.signal import resample_poly
+
+    samples = spoken("am_adam", ["yes", "no", "stop"]) / 32_768
+    common = np.gcd(rate, 16_000)
+    other = resample_poly(samples, rate // common, 16_000 // common).clip(-1, 1)
+    interleaved = np.repeat(other, channels)
+    if width == 1:
+        data = (interleaved * 127 + 128).astype(np.uint8).tobytes()
+    else:
+        data = (interleaved * (2 ** (8 * width - 1) - 1)).astype(f"<i{width}").tobytes()
+    answers = with_server(lambda port: ask(port, chunks(data, 5_001, rate, width, channels)), tmp_path)
+    at_16_khz = expected(resample_poly(other, 16_000 // common, rate // common))
+    assert [name for name, *_ in detections(answers)] == [name for name, *_ in at_16_khz] != []
+    times = zip(detections(answers), at_16_khz, strict=True)
+    assert all(abs(found[1] - wanted[1]) <= 80 for found, wanted in times)  # a hop
+
+
+def test_describe_is_answered_with_the_words_of_the_model(tmp_path: Path) -> None:
+    async def test(port: int) -> list[Event]:
+        async with AsyncTcpClient(HOST, port) as client:
+            return await converse(client, [Describe().event()])
+
+    (answer,) = with_server(test, tmp_path)
+    (program,) = Info.from_event(answer).wake
+    assert [word.name for word in program.models][:3] == ["yes", "no", "up"] and len(program.models) == 10
+    assert all(word.installed and word.languages == ["en"] for word in program.models)
+
+
+def event_bytes(**header: object) -> bytes:
+    return json.dumps(header).encode() + b"\n"
+
+
+FORMAT = {"rate": 16_000, "width": 2, "channels": 1}
+BAD = {
+    "no JSON": b"\x00\xff\xfe garbage\n",
+    "a list": b"[1, 2]\n",
+    "deep nesting": b"[" * 60_000 + b"\n",
+    "an endless line": b"x" * 200_000,
+    "an HTTP request": b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a number as type": event_bytes(type=5),
+    "a large payload": event_bytes(type="audio-chunk", payload_length=10**12, data=FORMAT),
+    "a negative payload": event_bytes(type="audio-chunk", payload_length=-1, data=FORMAT),
+    "large data": event_bytes(type="detect", data_length=10**9),
+    "data that is no object": event_bytes(type="detect", data=[1]),
+    "names that are no texts": event_bytes(type="detect", data={"names": [1]}),
+    "a rate of 0": event_bytes(type="audio-start", data=FORMAT | {"rate": 0}),
+    "a rate of 1 Hz": event_bytes(type="audio-start", data=FORMAT | {"rate": 1}),
+    "a width of 9": event_bytes(type="audio-start", data=FORMAT | {"width": 9}),
+    "a million channels": event_bytes(type="audio-start", data=FORMAT | {"channels": 10**6}),
+    "a chunk without a format": event_bytes(type="audio-chunk", payload_length=2) + b"\0\0",
+    "a time that is no number": event_bytes(type="audio-start", data=FORMAT | {"timestamp": "now"}),
+    "an infinite time": event_bytes(type="audio-start", data=FORMAT | {"timestamp": float("inf")}),
+}
+
+
+def test_bad_clients_get_an_error_and_harm_nobody(tmp_path: Path) -> None:
+    samples = spoken("am_adam", ["yes", "no"])
+
+    async def send(port: int, data: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection(HOST, port)
+        writer.write(data)
+        answer = await reader.read()  # until the server disconnects
+        writer.close()
+        return answer
+
+    async def vanish(port: int) -> None:
+        for data in (b"", event_bytes(type="audio-start", data=FORMAT), b'{"type": "audio-chunk", "payload_length": 9'):
+            _, writer = await asyncio.open_connection(HOST, port)
+            writer.write(data)
+            writer.transport.abort()
+
+    async def test(port: int) -> tuple[list[Event], list[bytes]]:
+        silent = await asyncio.open_connection(HOST, port)  # sends nothing
+        good = asyncio.create_task(ask(port, chunks(samples.tobytes(), 640)))
+        answers = await asyncio.gather(*(send(port, data) for data in BAD.values()), vanish(port))
+        found = await good
+        silent[1].close()
+        return found, answers[:-1]
+
+    found, answers = with_server(test, tmp_path)
+    assert detections(found) == expected(samples) != []
+    for kind, answer in zip(BAD, answers, strict=True):
+        assert b'"error"' in answer, kind
+
+
+def test_noise_silence_and_cut_samples_are_not_detected(tmp_path: Path) -> None:
+    silence, noise = bytes(64_001), np.random.default_rng(0).integers(-30, 30, 32_000, np.int16).tobytes()
+
+    async def test(port: int) -> list[list[Event]]:
+        return [await ask(port, chunks(data, 999)) for data in (silence, noise, b"", b"\1")]
+
+    for answers in with_server(test, tmp_path):
+        assert [event.type for event in answers] == ["not-detected"]
+
+
+def test_a_quiet_client_makes_room_for_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wyoming_server, "MAX_CLIENTS", 2)
+
+    async def test(port: int) -> list[bytes]:
+        clients = [await asyncio.open_connection(HOST, port) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        reader, third = await asyncio.open_connection(HOST, port)
+        refused = await reader.read()
+        third.close()
+        monkeypatch.setattr(wyoming_server, "QUIET_SECONDS", 0.0)
+        reader, writer = await asyncio.open_connection(HOST, port)
+        writer.write(event_bytes(type="ping"))
+        answer = await reader.readline()
+        dropped = await asyncio.wait_for(clients[0][0].read(), 5)
+        return [refused, answer, dropped]
+
+    refused, answer, dropped = with_server(test, tmp_path)
+    assert b"2 clients are connected" in refused and b"pong" in answer and dropped == b""
+
+
+@pytest.mark.parametrize(
+    "uri", ["127.0.0.1:1", "tcp://", "tcp://a", "tcp://a:b", "unix:///tmp/x", "tcp://a:1/b", "tcp://[:1"]
+)
+def test_addresses_that_cannot_be_served_are_refused(uri: str) -> None:
+    with pytest.raises(wyoming_server.UserError, match=r"--uri .*expected tcp://HOST:PORT"):
+        wyoming_server.parse_uri(uri)
+
+
+def test_more_false_accepts_than_the_model_has_thresholds_for_are_refused(tmp_path: Path) -> None:
+    model = onnx.load("tiny")
+    stream = model.stream()
+    stream.model.calibration = CALIBRATION
+    model.stream = lambda: stream
+    with pytest.raises(ValueError, match=r"false_accepts 0\.5: the model has thresholds for at most"):
+        wyoming_server.WakeService(model, "tiny", tmp_path, false_accepts=0.5)
+
+
+def test_the_limits_are_those_of_the_documentation() -> None:
+    text = (Path(__file__).parents[2] / "docs/home-assistant.md").read_text(encoding="utf-8")
+    assert f"{wyoming_server.MAX_CLIENTS} clients" in text
+    assert f"{wyoming_events.MAX_PAYLOAD // 2**20} MiB" in text
+
+
+def test_the_command_serves_until_sigterm_and_says_that_its_port_is_taken(tmp_path: Path) -> None:
+    port = free_port()
+    code = "from distilled_student.cli import main; main()"
+    words = ["wyoming", "--uri", f"tcp://{HOST}:{port}", "--model", "tiny", "--profiles", str(tmp_path)]
+    command = [sys.executable, "-c", code, *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stdout.readline() == f"listening on tcp://{HOST}:{port}\n"
+        second = subprocess.run(command, capture_output=True, text=True)
+        samples = spoken("am_adam", ["yes", "no"])
+        answers = asyncio.run(ask(port, chunks(samples.tobytes(), 4_096)))
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0, server.stderr.read()
+    assert detections(answers) == expected(samples)
+    assert second.returncode == 2 and f"error: --uri tcp://{HOST}:{port}: cannot listen there" in second.stderr

@@ -1,0 +1,91 @@
+"""The commands that a device needs run with the libraries of distilled-student-run alone."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+from helpers.wyoming_clients import spoken
+
+pytest.importorskip("onnxruntime")
+ROOT = Path(__file__).parents[1]
+
+
+def required(file: str) -> set[str]:
+    """The distributions that a setup.py always installs."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    block = text[text.index("install_requires=[") : text.index("    ],", text.index("install_requires=["))]
+    return set(re.findall(r'^ +"([\w-]+)', block, re.MULTILINE))
+
+
+MODULES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
+ONLY_FOR_TRAINING = sorted(MODULES.get(name, name) for name in required("setup.py") - required("run/setup.py"))
+CODE = """
+import sys
+from pathlib import Path
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1].split(","):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+from distilled_student.cli import main
+
+for line in Path(sys.argv[2]).read_text(encoding="utf-8").splitlines():
+    print(">", line, flush=True)
+    try:
+        main(line.split())
+    except SystemExit as end:
+        print("exit", end.code, flush=True)
+"""
+
+
+def run(folder: Path, *lines: str) -> tuple[dict[str, int], str]:
+    """The exit code of each command line, run in one process without the libraries of trainings; and the output."""
+    (folder / "lines").write_text("\n".join(lines), encoding="utf-8")
+    command = [sys.executable, "-c", CODE, ",".join(ONLY_FOR_TRAINING), str(folder / "lines")]
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    codes = [int(code) for code in re.findall(r"^exit (\d+)$", done.stdout, re.MULTILINE)]
+    assert len(codes) == len(lines), done.stdout
+    return dict(zip(lines, codes, strict=True)), done.stdout
+
+
+def test_the_small_distribution_has_no_library_that_the_whole_one_lacks_and_no_torch() -> None:
+    assert required("run/setup.py") <= required("setup.py") | {"typer"}
+    assert {"torch", "s3prl", "lhotse", "yaml"} <= set(ONLY_FOR_TRAINING)
+
+
+def test_the_commands_of_a_device_run_without_torch_s3prl_and_lhotse(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "yes.wav", spoken("am_adam", ["yes"]), 16_000)
+    soundfile.write(tmp_path / "stereo.flac", spoken("am_adam", ["stop"]).repeat(2).reshape(-1, 2), 44_100)
+    people = f"--profiles {tmp_path / 'people'} --model tiny"
+    codes, output = run(
+        tmp_path,
+        "--help",
+        "--version",
+        "configs list",
+        "spot yes.wav --model tiny",
+        "embed stereo.flac --model tiny",
+        "similarity yes.wav stereo.flac --model tiny",
+        f"enrol Ada yes.wav {people}",
+        f"verify Ada yes.wav {people}",
+        f"identify yes.wav {people}",
+        f"speakers --profiles {tmp_path / 'people'}",
+        "wyoming --uri tcp://256.0.0.1:1 --model tiny",
+    )
+    assert all(code == 0 for line, code in codes.items() if not line.startswith("wyoming")), output
+    assert "yes.wav: yes" in output and "Ada: 1 clips" in output
+    assert "tcp://256.0.0.1:1: cannot listen there" in output or "wyoming: is not installed" in output
+
+
+def test_a_command_that_needs_a_missing_library_names_it_and_the_remedy(tmp_path: Path) -> None:
+    codes, output = run(tmp_path, "distill demo", "export tiny -o a.onnx")
+    assert set(codes.values()) == {2}
+    for command in codes:
+        name = re.search(rf"error: {command.split()[0]}: needs (\w+), which is not installed; `pip install", output)
+        assert name and name[1] in ONLY_FOR_TRAINING, output
