@@ -11,7 +11,7 @@ PACKAGE_DIR = {
     "distilled_student.configs": "configs",
 }
 
-# Extras, installed from a clone: pip install '.[superb]', '.[export]', '.[executorch]', '.[microphone]', '.[dev]'
+# Extras, installed from a clone: pip install '.[superb]', '.[export]', '.[microphone]', '.[wyoming]', '.[dev]', ...
 
 # imported by s3prl's experts for speech recognition, diarisation and query by example, see docs/superb.md
 SUPERB = ["editdistance", "h5py", "dtw-python", "lxml"]
@@ -22,9 +22,12 @@ EXPORT = [
 ]
 MICROPHONE = ["sounddevice"]  # `distilled-student listen` without a file
 EXECUTORCH = ["executorch>=1.5,<1.6"]  # .pte programs for phones, see docs/device.md; release 1.5 needs torch 2.14
+WYOMING = ["wyoming>=1.8"]  # Home Assistant's protocol, see docs/home-assistant.md
 
 MODULE = Path(__file__).with_name("upstream") / "distilled_student" / "__init__.py"
 VERSION = re.search(r'^__version__ = "(.+?)"', MODULE.read_text(encoding="utf-8"), re.MULTILINE)[1]
+
+OVOS = "ovos-ww-verifier-distilled-student"  # how OVOS names its plugins
 
 packages = [
     name if sub == "" else f"{name}.{sub}"
@@ -80,6 +83,7 @@ setup(
         "export": EXPORT,
         "executorch": EXECUTORCH,
         "microphone": MICROPHONE,
+        "wyoming": WYOMING,
         "dev": [
             "pytest",
             "pytest-xdist>=3.8",  # --no-loadscope-reorder
@@ -89,12 +93,17 @@ setup(
             *SUPERB,
             *EXPORT,
             *EXECUTORCH,
+            *WYOMING,
+            "ovos-plugin-manager",  # loads the plugin of device/ovos.py
         ],
     },
     entry_points={
         "console_scripts": [
             "distilled-student = distilled_student.cli:main",
             "run_downstream.py = distilled_student.host.launch:main",
-        ]
+        ],
+        "opm.wake_word.verifier": [
+            "ovos-ww-verifier-distilled-student = distilled_student.device.ovos:SpeakerVerifier"
+        ],
     },
 )

@@ -23,7 +23,7 @@ from wyoming.event import Event
 from wyoming.info import Describe, Info
 
 from distilled_student import onnx
-from distilled_student.device import enrolled, wyoming_events, wyoming_server
+from distilled_student.device import enrolled, wyoming_events, wyoming_server, wyoming_service
 from distilled_student.device.profiles import Profiles
 
 VOICES = ("am_adam", "af_river")
@@ -237,7 +237,7 @@ def test_more_false_accepts_than_the_model_has_thresholds_for_are_refused(tmp_pa
     stream.model.calibration = CALIBRATION
     model.stream = lambda: stream
     with pytest.raises(ValueError, match=r"false_accepts 0\.5: the model has thresholds for at most"):
-        wyoming_server.WakeService(model, "tiny", tmp_path, false_accepts=0.5)
+        wyoming_service.WakeService(model, "tiny", tmp_path, false_accepts=0.5)
 
 
 def test_the_limits_are_those_of_the_documentation() -> None:

@@ -16,7 +16,7 @@ from wyoming.wake import Detect
 
 from distilled_student import onnx
 from distilled_student.corpora.shipped import read_index, read_voice
-from distilled_student.device import wyoming_server
+from distilled_student.device import wyoming_server, wyoming_service
 
 HOST = "127.0.0.1"
 RATE = 16_000
@@ -32,7 +32,7 @@ def with_server(test: Callable[[int], Awaitable[Any]], folder: Path, model: str 
     """Run ``test`` with the port of a server; ``folder`` has the profiles."""
 
     async def main() -> Any:
-        service = wyoming_server.WakeService(onnx.load(model), model, folder, **settings)
+        service = wyoming_service.WakeService(onnx.load(model), model, folder, **settings)
         port = free_port()
         server = asyncio.create_task(wyoming_server.serve(service, HOST, port))
         for _ in range(1_000):

@@ -71,6 +71,15 @@ def _describe(error: Any, argv: Sequence[str]) -> str:
     return f"{message}; {see}"
 
 
+def _describe_missing(error: ModuleNotFoundError, argv: Sequence[str]) -> str:
+    """A library that is not installed, as in an installation of distilled-student-run. Raises: one of our modules."""
+    name = (error.name or "").partition(".")[0]
+    if name in ("", "distilled_student"):
+        raise error
+    remedy = "`pip install .` in a clone installs all libraries, `pip install ./run` only those that devices need"
+    return f"{argv[0] if argv else ''}: needs {name}, which is not installed; {remedy}"
+
+
 def run_app(app: typer.Typer, argv: Sequence[str], name: str) -> None:
     """Run a command line and exit: 0 for success, 2 with one line on stderr for a user's mistake, 130 for Ctrl-C."""
     command = typer.main.get_command(app)
@@ -79,6 +88,9 @@ def run_app(app: typer.Typer, argv: Sequence[str], name: str) -> None:
     except (UserError, UsageError, OSError) as error:  # OSError: a full disk, a folder that may not be read
         error = UserError(_describe(error, argv) if isinstance(error, UsageError) else message_of(error))
         print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except ModuleNotFoundError as error:
+        print(f"error: {_describe_missing(error, argv)}", file=sys.stderr)
         code = 2
     except typer.Abort:
         code = 130

@@ -28,7 +28,7 @@ def wyoming(
 ) -> None:
     """Serve wake words over the Wyoming protocol, for Home Assistant: each detection says who spoke."""
     try:
-        from distilled_student.device import wyoming_server
+        from distilled_student.device import wyoming_server, wyoming_service
     except ModuleNotFoundError as error:
         if error.name != "wyoming":
             raise
@@ -40,7 +40,7 @@ def wyoming(
     share = parse_share(false_accepts)
     wyoming_server.parse_uri(uri)
     with one_line_errors():
-        service = wyoming_server.WakeService(open_model(model), model, profiles, share)
+        service = wyoming_service.WakeService(open_model(model), model, profiles, share)
         if threshold is not None:
             service.settings = replace(service.settings, threshold=threshold)
     wyoming_server.run(service, uri)

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
 from wyoming.error import Error
 from wyoming.event import Event
-from wyoming.info import Attribution, Info, WakeModel, WakeProgram
 from wyoming.ping import Ping, Pong
 from wyoming.server import AsyncEventHandler, AsyncTcpServer
 from wyoming.wake import Detection, NotDetected
 
-from distilled_student import __version__
 from distilled_student.common.errors import UserError
-from distilled_student.common.shipped_models import shipped_models
-from distilled_student.device.enrolled import Enrolled
 from distilled_student.device.pcm import PcmFormat, PcmStream
 from distilled_student.device.wyoming_events import (
     ProtocolError,
@@ -34,10 +26,8 @@ from distilled_student.device.wyoming_events import (
     timestamp,
     wanted_names,
 )
-from distilled_student.onnx import Detector, DetectorSettings, Hit, Stream
-
-if TYPE_CHECKING:
-    from distilled_student.onnx import Model
+from distilled_student.device.wyoming_service import WakeService
+from distilled_student.onnx import Hit, Stream
 
 MAX_CLIENTS = 64
 QUIET_SECONDS = 10.0  # a client that sent nothing for so long makes room for a new one if there are too many
@@ -47,102 +37,25 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 log = logging.getLogger(__name__)
 
 
-class WakeService:
-    """What all clients share: the model, the enrolled people, and the threads that compute.
-
-    Args:
-        model: A model with a stream.
-        model_name: How ``info`` names it.
-        profiles: See `profiles_folder`.
-        false_accepts: See `Model.identify`.
-        settings: Of the detectors; default: those of the model.
-
-    Raises:
-        UserError: a profile is damaged.
-        ValueError: the model has no stream, no keywords, or no thresholds for so many false accepts.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        model_name: str,
-        profiles: Path | None = None,
-        false_accepts: float = 0.01,
-        settings: DetectorSettings | None = None,
-    ) -> None:
-        self.model, self.model_name, self.false_accepts = model.stream().model, model_name, false_accepts
-        if "keyword_scores" not in self.model.output_shapes:
-            raise ValueError(f"{self.model.file}: has no keyword_scores")
-        self.settings = settings or self.model.detector_settings
-        shares = self.model.calibration.shares if self.model.calibration else ()
-        if shares and false_accepts > shares[-1]:
-            raise ValueError(f"false_accepts {false_accepts:g}: the model has thresholds for at most {shares[-1]:g}")
-        self.enrolled = Enrolled(self.model, profiles)
-        self.threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="stream")
-        self.clients: set[WakeClient] = set()
-
-    @property
-    def speakers(self) -> dict:
-        """The enrolled people; none for a model that does not tell speakers apart."""
-        can_compare = "speaker_embedding" in self.model.output_shapes and self.model.calibration is not None
-        return dict(self.enrolled.speakers) if can_compare else {}
-
-    def words(self) -> list[str]:
-        """The names of all words that can be detected."""
-        return [label for label in self.model.labels if not label.startswith("_")]
-
-    def detector(self, stream: Stream, wanted: set[str] | None) -> Detector:
-        """A detector of the wanted words alone: the others do not hold it off."""
-        labels = [label if wanted is None or label in wanted else f"_{label}" for label in self.model.labels]
-        return Detector(labels, self.settings, stream.hop / self.model.rate)
-
-    def info(self) -> Info:
-        """What ``describe`` is answered with."""
-        source = Attribution("distilled-student", "https://arxiv.org/abs/2210.16611")
-        languages = ["en"] if self.model_name in shipped_models() else []
-        words = [
-            WakeModel(
-                name=word,
-                attribution=source,
-                installed=True,
-                description=word,
-                version=__version__,
-                languages=languages,
-                phrase=word,
-            )
-            for word in self.words()
-        ]
-        description = "Spots keywords and says who of the enrolled people spoke"
-        program = WakeProgram(
-            name="distilled-student",
-            attribution=source,
-            installed=True,
-            description=description,
-            version=__version__,
-            models=words,
-        )
-        return Info(wake=[program])
-
-    def make_room(self) -> None:
-        """Disconnect the client that has been quiet for longest. Raises ProtocolError: too many, and none is quiet."""
-        if len(self.clients) < MAX_CLIENTS:
-            return
-        quietest = min(self.clients, key=lambda client: client.latest)
-        if time.monotonic() - quietest.latest < QUIET_SECONDS:
-            raise ProtocolError(f"{MAX_CLIENTS} clients are connected; try again later")
-        quietest.drop()
-
-
 class WakeClient(AsyncEventHandler):
     """One client, with a stream of its own.
+
+    Args:
+        clients: All clients that are connected; this one adds itself.
 
     Attributes:
         latest: When its latest event arrived (`time.monotonic`).
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, service: WakeService) -> None:
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        service: WakeService,
+        clients: set[WakeClient],
+    ) -> None:
         super().__init__(reader, writer)
-        self._service, self.latest = service, time.monotonic()
+        self._service, self._clients, self.latest = service, clients, time.monotonic()
         self._wanted: set[str] | None = None
         self._stream: Stream | None = None
         self._begin(None, None)
@@ -151,8 +64,8 @@ class WakeClient(AsyncEventHandler):
         """Answer events until the client leaves; no error of a client reaches another one."""
         self._is_running = True
         try:
-            self._service.make_room()
-            self._service.clients.add(self)
+            make_room(self._clients)
+            self._clients.add(self)
             _detect_vanished(self.writer)
             while self._is_running and (event := await read_event(self.reader)) is not None:
                 self.latest = time.monotonic()
@@ -166,7 +79,7 @@ class WakeClient(AsyncEventHandler):
         except Exception:
             log.exception("%s: disconnected", self._peer())
         finally:
-            self._service.clients.discard(self)
+            self._clients.discard(self)
             self.writer.close()
 
     async def handle_event(self, event: Event) -> bool:
@@ -266,6 +179,17 @@ class WakeClient(AsyncEventHandler):
         return str(self.writer.get_extra_info("peername"))
 
 
+def make_room(clients: set[WakeClient]) -> None:
+    """Disconnect the client that has been quiet for longest. Raises ProtocolError: too many, and none is quiet."""
+    if len(clients) < MAX_CLIENTS:
+        return
+    quietest = min(clients, key=lambda client: client.latest)
+    if time.monotonic() - quietest.latest < QUIET_SECONDS:
+        raise ProtocolError(f"{MAX_CLIENTS} clients are connected; try again later")
+    quietest.drop()
+    clients.discard(quietest)
+
+
 def _detect_vanished(writer: asyncio.StreamWriter) -> None:
     """Let the system notice within minutes that the other machine is gone."""
     connection = writer.get_extra_info("socket")
@@ -289,8 +213,8 @@ def parse_uri(uri: str) -> tuple[str, int]:
 
 async def serve(service: WakeService, host: str, port: int) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises OSError: the address is not free."""
-    server = AsyncTcpServer(host, port)
-    await server.start(lambda reader, writer: WakeClient(reader, writer, service))
+    server, clients = AsyncTcpServer(host, port), set()
+    await server.start(lambda reader, writer: WakeClient(reader, writer, service, clients))
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
     with suppress(NotImplementedError):  # on Windows: Ctrl-C ends the program at once
         for number in (signal.SIGTERM, signal.SIGINT):

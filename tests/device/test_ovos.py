@@ -1,0 +1,95 @@
+"""The plugin of OVOS, found and loaded by its plugin manager."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ovos_plugin_manager", reason="ovos-plugin-manager is not installed")
+pytest.importorskip("onnxruntime")
+
+from helpers.calibrations import CALIBRATION
+from helpers.wyoming_clients import spoken
+from ovos_plugin_manager.templates.hotwords import HotWordVerifier
+from ovos_plugin_manager.wakewords import find_wake_word_verifier_plugins, load_wake_word_verifier_plugin
+
+from distilled_student import onnx
+from distilled_student.device import model_files, ovos
+from distilled_student.device.profiles import Profiles
+
+NAME = "ovos-ww-verifier-distilled-student"
+VOICES = ("am_onyx", "af_river", "if_sara")
+
+
+@pytest.fixture(autouse=True)
+def known_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models have the calibration of known numbers."""
+
+    def opened(name: str) -> onnx.Model:
+        model = model_files.open_model(name)
+        model.calibration = CALIBRATION
+        return model
+
+    monkeypatch.setattr(ovos, "open_model", opened)
+
+
+def verifier(**config: Any) -> HotWordVerifier:
+    return load_wake_word_verifier_plugin(NAME)({"false_accepts": 0.001, **config})
+
+
+@pytest.fixture(scope="module")
+def profiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where two voices are enrolled, by other words than those that are verified."""
+    folder, model = tmp_path_factory.mktemp("profiles"), onnx.load("tiny")
+    for voice in VOICES[:2]:
+        enrolment = model.enrol([spoken(voice, ["yes", "no"]), spoken(voice, ["stop", "left"])])
+        Profiles(folder, model, "tiny").write(voice, enrolment.vector[None], enrolment.seconds)
+    return folder
+
+
+def test_the_plugin_manager_finds_the_plugin() -> None:
+    assert issubclass(find_wake_word_verifier_plugins()[NAME], HotWordVerifier)
+
+
+def test_enrolled_people_are_accepted_and_others_rejected(profiles: Path) -> None:
+    plugin = verifier(model="tiny", profiles=str(profiles))
+    words = {voice: spoken(voice, ["go", "right"]) for voice in VOICES}
+    assert [plugin.verify(words[voice].tobytes()) for voice in VOICES] == [True, True, False]
+    only = verifier(model="tiny", profiles=str(profiles), people=["af_river"])
+    assert not only.verify(words["am_onyx"].tobytes())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"profiles": "nobody"},
+        {"model": "no such model"},
+        {"people": ["Nobody"]},
+        {"false_accepts": 0.9},
+        {"false_accepts": "many"},
+    ],
+)
+def test_without_profiles_and_after_an_error_it_accepts(profiles: Path, tmp_path: Path, config: dict[str, Any]) -> None:
+    if config.get("profiles"):
+        config = {"profiles": str(tmp_path / "nobody")}
+    wanted = {"model": "tiny", "profiles": str(profiles), **config}
+    chunk = spoken("if_sara", ["go", "right"]).tobytes()
+    assert verifier(**wanted).verify(chunk)
+    assert not verifier(**wanted, fail_open=False).verify(chunk)
+
+
+def test_chunks_that_are_no_audio_are_accepted(profiles: Path) -> None:
+    plugin = verifier(model="tiny", profiles=str(profiles))
+    assert all(plugin.verify(chunk) for chunk in (b"", b"\0", b"RIFF damaged", "text"))
+
+
+def test_a_wav_file_is_read_too(profiles: Path, tmp_path: Path) -> None:
+    import soundfile
+
+    plugin = verifier(model="tiny", profiles=str(profiles))
+    for voice in VOICES:
+        samples = spoken(voice, ["go", "right"])
+        soundfile.write(tmp_path / "a.wav", samples, 16_000)
+        assert plugin.verify((tmp_path / "a.wav").read_bytes()) == plugin.verify(samples.tobytes())
