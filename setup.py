@@ -27,8 +27,6 @@ WYOMING = ["wyoming>=1.8"]  # Home Assistant's protocol, see docs/home-assistant
 MODULE = Path(__file__).with_name("upstream") / "distilled_student" / "__init__.py"
 VERSION = re.search(r'^__version__ = "(.+?)"', MODULE.read_text(encoding="utf-8"), re.MULTILINE)[1]
 
-OVOS = "ovos-ww-verifier-distilled-student"  # how OVOS names its plugins
-
 packages = [
     name if sub == "" else f"{name}.{sub}"
     for name, folder in PACKAGE_DIR.items()

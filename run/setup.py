@@ -17,8 +17,6 @@ HERE = Path(__file__).parent
 MODULE = HERE / PACKAGE_DIR["distilled_student"]
 VERSION = re.search(r'^__version__ = "(.+?)"', (MODULE / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)[1]
 
-OVOS = "ovos-ww-verifier-distilled-student"  # how OVOS names its plugins
-
 packages = [
     name if sub == "" else f"{name}.{sub}"
     for name, folder in PACKAGE_DIR.items()

@@ -23,7 +23,9 @@ def required(file: str) -> set[str]:
 
 
 MODULES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
-ONLY_FOR_TRAINING = sorted(MODULES.get(name, name) for name in required("setup.py") - required("run/setup.py"))
+OF_TYPER = {"rich"}  # typer requires it
+OTHERS = required("setup.py") - required("run/setup.py") - OF_TYPER
+ONLY_FOR_TRAINING = sorted(MODULES.get(name, name) for name in OTHERS)
 CODE = """
 import sys
 from pathlib import Path

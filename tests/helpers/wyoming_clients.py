@@ -28,8 +28,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def with_server(test: Callable[[int], Awaitable[Any]], folder: Path, model: str = "tiny", **settings: Any) -> Any:
-    """Run ``test`` with the port of a server; ``folder`` has the profiles."""
+def with_server(
+    test: Callable[[int], Awaitable[Any]], folder: Path, model: str = "tiny", seconds: float = 120, **settings: Any
+) -> Any:
+    """Run ``test`` with the port of a server, for at most some seconds; ``folder`` has the profiles."""
 
     async def main() -> Any:
         service = wyoming_service.WakeService(onnx.load(model), model, folder, **settings)
@@ -43,7 +45,7 @@ def with_server(test: Callable[[int], Awaitable[Any]], folder: Path, model: str 
             except OSError:
                 await asyncio.sleep(0.01)
         try:
-            return await asyncio.wait_for(test(port), 120)
+            return await asyncio.wait_for(test(port), seconds)
         finally:
             server.cancel()
             await asyncio.gather(server, return_exceptions=True)
