@@ -7,7 +7,7 @@ REPORT = exp/benchmark/$(1)/results.json
 ACCURACY = $(if $(wildcard $(call REPORT,sizes)),--accuracy embedded=$(call REPORT,sizes)) \
 	$(if $(wildcard $(call REPORT,sizes-real)),--accuracy real=$(call REPORT,sizes-real))
 
-.PHONY: demo test stress bench speed lint web
+.PHONY: demo test stress golden bench speed lint web
 
 demo: $(STAMP)
 	.venv/bin/distilled-student demo
@@ -18,6 +18,10 @@ test: $(STAMP)
 # kills, damaged files, bad inputs and a large corpus: twenty minutes; prints what was tried and the failures
 stress: $(STAMP)
 	.venv/bin/python tests/stress/run.py
+
+# an hour of audio, or AUDIO="a.wav b.wav", through PyTorch, ONNX, the Wyoming server and the browser: one table of hits
+golden: $(STAMP)
+	.venv/bin/python tests/stress/golden.py $(AUDIO)
 
 # trains the sizes that are not trained yet (hours), then measures speed; with DISTILLED_STUDENT_DATA also real speech
 bench: $(STAMP)

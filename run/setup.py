@@ -53,7 +53,7 @@ setup(
         "filelock",  # locks the folder of profiles
         "typer>=0.12,<0.29",  # the command line; from 0.29 on it requires pydantic, 10 MB
     ],
-    extras_require={"wyoming": ["wyoming>=1.8"]},
+    extras_require={"wyoming": ["wyoming>=1.8"], "microphone": ["sounddevice"]},
     entry_points={
         "console_scripts": ["distilled-student = distilled_student.cli:main"],
         "opm.wake_word.verifier": [

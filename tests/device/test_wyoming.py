@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("wyoming", reason="the extra `wyoming` is not installed")
 pytest.importorskip("onnxruntime")
 
-from helpers.calibrations import CALIBRATION
+from helpers.people import CALIBRATION
 from helpers.wyoming_clients import HOST, ask, chunks, converse, detections, free_port, spoken, with_server
 from wyoming.audio import AudioChunk
 from wyoming.client import AsyncTcpClient

@@ -2,10 +2,10 @@
 
 python tests/stress/golden.py [--model edge] [--minutes 60] [AUDIO...]
 
-In float32 all four have to find the same hits, at the same times, with scores within 1e-3 of those of PyTorch. The graph
-in int8 has other scores than PyTorch. There the server is compared with ONNX in Python within 1e-3 too, and the browser
-within 0.03: rounding errors of float32, which differ between CPUs and WebAssembly, move single activations by one of 256
-steps.
+In float32 all four have to find the same hits, at the same times, with scores within 1e-3 of those of PyTorch. The
+graph in int8 has other scores than PyTorch. There the server is compared with ONNX in Python within 1e-3 too, and the
+browser within 0.03: rounding errors of float32, which differ between CPUs and WebAssembly, move single activations by
+one of 256 steps.
 """
 
 from __future__ import annotations
