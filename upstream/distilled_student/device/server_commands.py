@@ -32,7 +32,7 @@ def wyoming(
     except ModuleNotFoundError as error:
         if error.name != "wyoming":
             raise
-        raise UserError("wyoming: is not installed: pip install 'distilled-student[wyoming]'") from None
+        raise UserError("wyoming: is not installed; `pip install wyoming` installs it") from None
     from dataclasses import replace
 
     from distilled_student.device.model_files import one_line_errors, open_model
