@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from helpers.wyoming_clients import spoken
+from helpers.spoken import spoken
 
 pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).parents[1]
@@ -78,6 +78,8 @@ def test_the_commands_of_a_device_run_without_torch_s3prl_and_lhotse(tmp_path: P
         f"verify Ada yes.wav {people}",
         f"identify yes.wav {people}",
         f"speakers --profiles {tmp_path / 'people'}",
+        f"listen yes.wav {people}",
+        "web --copy site --model tiny",
         "wyoming --uri tcp://256.0.0.1:1 --model tiny",
     )
     assert all(code == 0 for line, code in codes.items() if not line.startswith("wyoming")), output

@@ -11,7 +11,7 @@ pytest.importorskip("ovos_plugin_manager", reason="ovos-plugin-manager is not in
 pytest.importorskip("onnxruntime")
 
 from helpers.people import CALIBRATION
-from helpers.wyoming_clients import spoken
+from helpers.spoken import spoken
 from ovos_plugin_manager.templates.hotwords import HotWordVerifier
 from ovos_plugin_manager.wakewords import find_wake_word_verifier_plugins, load_wake_word_verifier_plugin
 

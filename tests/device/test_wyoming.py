@@ -16,7 +16,8 @@ pytest.importorskip("wyoming", reason="the extra `wyoming` is not installed")
 pytest.importorskip("onnxruntime")
 
 from helpers.people import CALIBRATION
-from helpers.wyoming_clients import HOST, ask, chunks, converse, detections, free_port, spoken, with_server
+from helpers.spoken import spoken
+from helpers.wyoming_clients import HOST, ask, chunks, converse, detections, free_port, with_server
 from wyoming.audio import AudioChunk
 from wyoming.client import AsyncTcpClient
 from wyoming.event import Event

@@ -8,14 +8,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncTcpClient
 from wyoming.event import Event
 from wyoming.wake import Detect
 
 from distilled_student import onnx
-from distilled_student.corpora.shipped import read_index, read_voice
 from distilled_student.device import wyoming_server, wyoming_service
 
 HOST = "127.0.0.1"
@@ -51,14 +49,6 @@ def with_server(
             await asyncio.gather(server, return_exceptions=True)
 
     return asyncio.run(main())
-
-
-def spoken(voice: str, words: Sequence[str] = ()) -> np.ndarray:
-    """Some seconds of a voice of the embedded corpus, ``(samples,)`` int16: keywords, other words and pauses."""
-    audio, clips = read_voice(voice), [clip for clip in read_index() if clip.voice == voice and clip.kind == "word"]
-    chosen = [clip for clip in clips if clip.text in words and clip.take == 1] if words else clips[:12]
-    parts = [np.pad(audio[clip.start : clip.start + clip.samples], (800, 8_000)) for clip in chosen]
-    return (np.concatenate([*parts, np.zeros(8_000, np.float32)]) * 32_767).astype(np.int16)
 
 
 def chunks(data: bytes, size: int, rate: int = RATE, width: int = 2, channels: int = 1) -> list[Event]:
