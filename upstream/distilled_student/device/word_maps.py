@@ -42,6 +42,7 @@ SEGMENTS = 8
 PROJECTED = 40  # features of a projected frame
 SIZE = 96  # of a word's vector
 SHIFT = 0.12  # largest shift of the bounds of a clip's second copy, times its length
+LEAST_WORDS = 20
 MOST_CLIPS = 36  # of a word
 MOST_UNKNOWN = 250  # clips of unknown words
 UNKNOWN_OTHERS = 200  # of them that the file holds
@@ -126,8 +127,13 @@ def fit(clips: Sequence[Clip], fingerprint: str, seed: int = 0) -> WordMaps:
     Args:
         clips: Of labelled words, and of `UNKNOWN`.
         fingerprint: Of the model.
+
+    Raises:
+        ValueError: there are too few words, or too few speakers.
     """
     words = sorted({clip.word for clip in clips} - {UNKNOWN})
+    if len(words) < LEAST_WORDS:
+        raise ValueError(f"{len(words)} words; the maps need at least {LEAST_WORDS}, better hundreds")
     random.Random(seed).shuffle(words)
     unseen = set(words[::3])
     maps = fit_maps([clip for clip in clips if clip.word not in unseen], fingerprint, seed)
@@ -317,7 +323,10 @@ def main() -> None:
     languages = [[Path(folder) for folder in folders.split(os.pathsep)] for folders in options.folders]
     clips = read_clips(model, languages, options.without)
     file = options.output or model.file.with_name(WORDS)
-    fit(clips, model.fingerprint).write(file)
+    try:
+        fit(clips, model.fingerprint).write(file)
+    except ValueError as error:
+        parser.error(str(error))
     print(f"{file}: {len({clip.word for clip in clips})} words, {len(clips)} clips, {file.stat().st_size} bytes")
 
 
