@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 pytest.importorskip("wyoming", reason="the extra `wyoming` is not installed")
 pytest.importorskip("onnxruntime")
@@ -25,6 +26,7 @@ from wyoming.info import Describe, Info
 
 from distilled_student import onnx
 from distilled_student.device import enrolled, wyoming_events, wyoming_server, wyoming_service
+from distilled_student.device.own_words import OwnWords, add_word
 from distilled_student.device.profiles import Profiles
 
 VOICES = ("am_adam", "af_river")
@@ -76,6 +78,33 @@ def test_detections_name_the_enrolled_speaker_and_follow_the_profiles_on_disk(
     assert one == expected(samples, speakers={"Ada": enrolment}) and "Ada" in {speaker for *_, speaker in one}
     assert damaged == one  # the profile that was read before
     assert nobody == forgotten == expected(samples)
+
+
+def test_a_word_of_ones_own_is_detected_from_the_moment_it_is_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enrolled, "SECONDS", 0.0)
+    watch = onnx.Stream.watch
+    monkeypatch.setattr(onnx.Stream, "watch", lambda stream, words: watch(stream, words, false_accepts=0.1))
+    clips = []
+    for voice in (*VOICES, "bf_emma"):
+        clips.append(tmp_path / f"{voice}.wav")
+        soundfile.write(clips[-1], spoken(voice, ["sheila"]), 16_000)
+    words, samples = OwnWords(tmp_path / "people", onnx.load("tiny"), "tiny"), spoken("am_michael", ["sheila", "yes"])
+    events = chunks(samples.tobytes(), 4_096)
+
+    async def test(port: int) -> list[list[Event]]:
+        async with AsyncTcpClient(HOST, port) as client:
+            before = await converse(client, events)
+            add_word(words, "sheila", clips, force=True)
+            return [before, await converse(client, events), await ask(port, events, ["sheila"])]
+
+    before, after, only = map(detections, with_server(test, tmp_path / "people"))
+    stream = onnx.load("tiny").stream()
+    assert before == expected(samples)
+    stream.watch(words.templates()[0])
+    assert after == [(hit.label, round(1000 * hit.seconds), hit.speaker) for hit in stream.listen(samples)]
+    assert {name for name, *_ in after} - {name for name, *_ in before} == {"sheila"} == {name for name, *_ in only}
 
 
 def test_times_are_on_the_clock_of_the_chunks(tmp_path: Path) -> None:

@@ -102,8 +102,36 @@ def corpus(short: bool) -> tuple[str, int]:
     return done.stdout.strip() or "the corpus", int(not passed)
 
 
+def servers(short: bool) -> tuple[str, int]:
+    """Twenty clients of the Wyoming server for a minute, among others that send garbage."""
+    done = run_python([str(HERE / "wyoming.py"), *(["--seconds", "15"] if short else [])])
+    return f"Wyoming: {done.stdout.strip()[-500:]}", int(done.returncode != 0)
+
+
+def golden(short: bool) -> tuple[str, int]:
+    """The same audio through PyTorch, ONNX, the Wyoming server and the browser."""
+    done = run_python([str(HERE / "golden.py"), "--minutes", "2" if short else "10"])
+    print(done.stdout)
+    return "the same audio on four paths", int(done.returncode != 0)
+
+
+def small_distribution(short: bool) -> tuple[str, int]:
+    """An installation of distilled-student-run, which needs a network."""
+    done = run_python([str(HERE / "run_alone.py")])
+    return f"distilled-student-run: {done.stdout.strip()[-500:]}", int(done.returncode != 0)
+
+
 # the longest one first
-PARTS: Sequence[Callable[[bool], tuple[str, int]]] = (kills, fuzz, slow, corpus, damage)
+PARTS: Sequence[Callable[[bool], tuple[str, int]]] = (
+    kills,
+    fuzz,
+    slow,
+    golden,
+    corpus,
+    servers,
+    small_distribution,
+    damage,
+)
 
 
 def main() -> None:

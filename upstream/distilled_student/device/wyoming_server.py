@@ -58,6 +58,7 @@ class WakeClient(AsyncEventHandler):
         self._service, self._clients, self.latest = service, clients, time.monotonic()
         self._wanted: set[str] | None = None
         self._stream: Stream | None = None
+        self._version = 0  # of the words of one's own that the stream reports
         self._begin(None, None)
 
     async def run(self) -> None:
@@ -89,8 +90,10 @@ class WakeClient(AsyncEventHandler):
                 self._service.enrolled.refresh()
                 await self.write_event(self._service.info().event())
             case "detect":
+                self._service.enrolled.refresh()
                 self._wanted = self._checked_names(wanted_names(event.data))
-                self._set_words()
+                if self._stream is not None:
+                    self._service.set_words(self._stream, self._wanted)
             case "audio-start":
                 self._begin(audio_format(event.data), timestamp(event.data))
             case "audio-chunk":
@@ -146,13 +149,13 @@ class WakeClient(AsyncEventHandler):
     def _hits(self, data: bytes, is_last: bool) -> list[Hit]:
         if self._stream is None:
             self._stream = Stream(self._service.model)
-            self._set_words()
+            self._service.set_words(self._stream, self._wanted)
+            self._version = self._service.enrolled.version
+        if self._version != self._service.enrolled.version:
+            self._version = self._service.enrolled.version
+            self._service.set_own_words(self._stream, self._wanted)
         samples = self._pcm.feed(data, is_last)
         return self._stream.listen(samples, self._service.speakers, false_accepts=self._service.false_accepts)
-
-    def _set_words(self) -> None:
-        if self._stream is not None:
-            self._stream.detector = self._service.detector(self._stream, self._wanted)
 
     def _detection(self, hit: Hit) -> Event:
         """The event of a hit; ``score`` and ``ratio`` are additions that other clients ignore."""

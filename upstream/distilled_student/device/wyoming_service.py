@@ -48,7 +48,7 @@ class WakeService:
         shares = self.model.calibration.shares if self.model.calibration else ()
         if shares and false_accepts > shares[-1]:
             raise ValueError(f"false_accepts {false_accepts:g}: the model has thresholds for at most {shares[-1]:g}")
-        self.enrolled = Enrolled(self.model, profiles)
+        self.enrolled = Enrolled(self.model, profiles, with_words=True)
         self.threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="stream")
 
     @property
@@ -59,12 +59,18 @@ class WakeService:
 
     def words(self) -> list[str]:
         """The names of all words that can be detected."""
-        return [label for label in self.model.labels if not label.startswith("_")]
+        return [*(label for label in self.model.labels if not label.startswith("_")), *self.enrolled.words]
 
-    def detector(self, stream: Stream, wanted: set[str] | None) -> Detector:
-        """A detector of the wanted words alone: the others do not hold it off."""
+    def set_words(self, stream: Stream, wanted: set[str] | None) -> None:
+        """Let a stream report the wanted words alone: the others do not hold them off. None: all words."""
         labels = [label if wanted is None or label in wanted else f"_{label}" for label in self.model.labels]
-        return Detector(labels, self.settings, stream.hop / self.model.rate)
+        stream.detector = Detector(labels, self.settings, stream.hop / self.model.rate)
+        self.set_own_words(stream, wanted)
+
+    def set_own_words(self, stream: Stream, wanted: set[str] | None) -> None:
+        """Let a stream report the wanted words of one's own, as they are now."""
+        words = self.enrolled.words.items()
+        stream.watch({name: word for name, word in words if wanted is None or name in wanted})
 
     def info(self) -> Info:
         """What ``describe`` is answered with."""
@@ -77,7 +83,7 @@ class WakeService:
                 installed=True,
                 description=word,
                 version=__version__,
-                languages=languages,
+                languages=[] if word in self.enrolled.words else languages,
                 phrase=word,
             )
             for word in self.words()
