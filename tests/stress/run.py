@@ -104,7 +104,7 @@ def corpus(short: bool) -> tuple[str, int]:
 
 def servers(short: bool) -> tuple[str, int]:
     """Twenty clients of the Wyoming server for a minute, among others that send garbage."""
-    done = run_python([str(HERE / "wyoming.py"), *(["--seconds", "15"] if short else [])])
+    done = run_python([str(HERE / "wake_words.py"), *(["--seconds", "15"] if short else [])])
     return f"Wyoming: {done.stdout.strip()[-500:]}", int(done.returncode != 0)
 
 

@@ -1,6 +1,6 @@
 """Twenty clients of the Wyoming server for a minute: lost detections, memory and CPU. Prints a line of JSON.
 
-python tests/stress/wyoming.py [--clients 20] [--seconds 60] [--model edge]
+python tests/stress/wake_words.py [--clients 20] [--seconds 60] [--model edge]
 """
 
 from __future__ import annotations
