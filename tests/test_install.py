@@ -44,7 +44,8 @@ def test_the_wheel_contains_every_module_config_and_asset(wheel: Path) -> None:
     for folder, package in PACKAGE_FOLDERS.items():
         for path in (ROOT / folder).rglob("*"):
             relative = path.relative_to(ROOT / folder)
-            if path.suffix in (".py", ".yaml") or (path.is_file() and relative.parts[0] == "assets"):
+            is_page = relative.parts[:2] == ("web", "page")
+            if path.suffix in (".py", ".yaml") or (path.is_file() and (relative.parts[0] == "assets" or is_page)):
                 assert "__pycache__" in relative.parts or f"{package}/{relative.as_posix()}" in inside
     scripts = next(name for name in inside if name.endswith("entry_points.txt"))
     text = zipfile.ZipFile(wheel).read(scripts).decode()

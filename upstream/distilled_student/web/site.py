@@ -43,10 +43,12 @@ def write_site(folder: Path, model: str) -> bool:
     runtime, is_local = describe_runtime()
     try:
         shutil.copytree(PAGE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("ort"))
-        if is_local:
-            shutil.copytree(RUNTIME, folder / "ort", dirs_exist_ok=True)
-        elif (folder / "ort").is_dir():
+        if (folder / "ort").is_dir():
             shutil.rmtree(folder / "ort")  # of an earlier site
+        if is_local:
+            (folder / "ort").mkdir()
+            for part in ("script", "wasm"):
+                shutil.copy(RUNTIME / runtime[part]["name"], folder / "ort")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
     write_files(folder / "model", {description["file"]: file.read_bytes()})

@@ -6,6 +6,10 @@ const REASONS = {
   NotReadableError: "The microphone cannot be used: another program may have it. Close that program, or open a file.",
 };
 
+const SOUND_MILLISECONDS = 1000; // after which a browser that has not begun to play allows no sound
+
+const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
 /** The microphone, whose samples go to the worker at a rate. Throws an Error in words. */
 export class Microphone {
   static async open(worker, rate) {
@@ -73,15 +77,17 @@ export class Player {
     this.source.connect(this.context.destination);
   }
 
-  /** Ends when everything is played, or at close. */
+  /** Play until the end, or until close. Returns how many samples were given: none if the browser allows no sound. */
   async play() {
-    await this.context.resume();
+    await Promise.race([this.context.resume(), wait(SOUND_MILLISECONDS)]);
+    if (this.context.state !== "running") return 0;
     const begin = this.context.currentTime;
     this.source.start();
     while (this.fed < this.samples.length && this.context.state === "running") {
       this.feedUpTo(Math.floor((this.context.currentTime - begin) * this.rate));
-      await new Promise((resolve) => setTimeout(resolve, 20));
+      await wait(20);
     }
+    return this.fed;
   }
 
   feedUpTo(end) {

@@ -62,7 +62,7 @@ export class Detector {
 
   /** The mean of these scores and those of the last hops. */
   smooth(scores) {
-    keepLast(this.recent, Array.from(scores), Math.max(1, Math.round(this.settings.smoothing / this.hop)));
+    keepLast(this.recent, Array.from(scores), hopsOf(this.settings.smoothing, this.hop));
     return this.labels.map((_, i) => this.recent.reduce((sum, row) => sum + row[i], 0) / this.recent.length);
   }
 
@@ -70,7 +70,7 @@ export class Detector {
   step(rawScores, samples) {
     const scores = this.smooth(rawScores);
     const now = level(samples);
-    keepLast(this.levels, now, Math.max(1, Math.round(GATE_SECONDS / this.hop)));
+    keepLast(this.levels, now, hopsOf(GATE_SECONDS, this.hop));
     const isLoud = this.settings.level === null || Math.max(...this.levels) >= this.settings.level;
     const { label, score } = decide(this.labels, scores, this.settings.threshold);
     this.hops += 1;
@@ -78,6 +78,13 @@ export class Detector {
     const seconds = Math.round(this.hops * this.hop * 1e6) / 1e6;
     return { scores, level: now, loudest: Math.max(...this.levels), isLoud, hit: isHit ? { seconds, label, score } : null };
   }
+}
+
+/** The number of hops of a time, at least 1; halves are rounded to the even number, as Python does. */
+function hopsOf(seconds, hop) {
+  const number = seconds / hop;
+  const isHalf = number % 1 === 0.5;
+  return Math.max(1, isHalf ? 2 * Math.round(number / 2) : Math.round(number));
 }
 
 function keepLast(list, item, length) {

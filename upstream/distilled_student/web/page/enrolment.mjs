@@ -38,6 +38,7 @@ export class Enrolment {
 
   close() {
     this.worker.send("cancel");
+    this.isRecording = false;
     at("enrolment").hidden = true;
     at("name").value = "";
     at("enrol").setAttribute("aria-expanded", "false");
@@ -47,7 +48,8 @@ export class Enrolment {
   async record() {
     checkedName(at("name").value);
     this.setBusy(true);
-    await this.listen();
+    if (!(await this.listen()) || at("enrolment").hidden) return this.setBusy(false);
+    this.isRecording = true;
     this.mark("recording");
     at("clips").style.setProperty("--seconds", `${SECONDS}s`);
     this.say("Say the word now.");
@@ -68,31 +70,38 @@ export class Enrolment {
 
   /** Check a clip, and enrol the person with the last one. */
   async addClip(samples, source = "") {
+    this.isRecording = false;
     this.setBusy(true);
     this.say("Checking the clip.");
     const clip = await this.worker.ask("clip", { samples });
     if (at("enrolment").hidden) return; // cancelled
     const unlike = clip.problems.length ? null : compareClip(clip, this.clips, this.calibration);
     const problems = [...clip.problems, ...(unlike ? [unlike] : [])];
-    this.setBusy(false);
     if (problems.length) {
+      this.setBusy(false);
       this.mark("bad");
       this.say([source && `${source}:`, ...problems, source ? "" : "Record it again."].filter(Boolean).join(" "), "bad");
       return;
     }
     this.mark("good");
     this.clips.push(clip);
-    if (this.clips.length === CLIPS) this.finish();
-    else {
-      this.setBusy(false);
-      this.say(`Good. ${CLIPS - this.clips.length === 1 ? "One more" : "Two more"}: another word is best.`, "good");
-    }
+    if (this.clips.length === CLIPS) return this.finish();
+    this.setBusy(false); // with the number of the next clip
+    this.say(`Good. ${CLIPS - this.clips.length === 1 ? "One more" : "Two more"}: another word is best.`, "good");
   }
 
   finish() {
     const name = checkedName(at("name").value);
     this.people.add(makeProfile(name, this.clips, this.model));
     this.close();
+    at("announce").textContent = `${name} is enrolled.`;
+  }
+
+  /** The microphone was closed. */
+  interrupt() {
+    if (!this.isRecording) return;
+    this.worker.send("cancel");
+    this.fail(new Error("The recording was stopped. Record the clip again."));
   }
 
   mark(className) {
@@ -111,6 +120,7 @@ export class Enrolment {
   }
 
   fail(error) {
+    this.isRecording = false;
     this.setBusy(false);
     if (at("clips").children[this.clips.length]) this.mark("");
     this.say(error.message, "bad");

@@ -13,7 +13,8 @@ const MAX_HITS = 50; // in the list
 const at = (id) => document.getElementById(id);
 
 const worker = new WorkerPort(new Worker(new URL("worker.mjs", import.meta.url), { type: "module" }));
-let model, tiles, settings, people, microphone, player, timeAtStart;
+let model, tiles, settings, people, enrolment, microphone, player;
+let session = 0; // a number for each start and stop: what belongs to an earlier one is over
 let isIdle = true;
 const times = []; // milliseconds of the worker for the last hops
 
@@ -26,7 +27,7 @@ async function start() {
   showWords();
   people = new People(at("people"), model, applySettings, showProblem);
   settings = new Settings(model, applySettings);
-  new Enrolment(model, worker, people, { listen: openMicrophone, problem: showProblem });
+  enrolment = new Enrolment(model, worker, people, { listen: openMicrophone, problem: showProblem });
   connect();
   applySettings();
   for (const id of ["listen", "open", "enrol", "load"]) at(id).disabled = false;
@@ -54,21 +55,26 @@ function connect() {
 }
 
 async function listen() {
-  await openMicrophone();
-  showStatus(`Listening for: ${model.labels.filter(isKeyword).join(", ")}.`);
+  if (await openMicrophone()) showStatus(`Listening for: ${model.labels.filter(isKeyword).join(", ")}.`);
 }
 
-/** Open the microphone if it is not open. */
+/** Open the microphone if it is not open; false if the user stopped before it was. */
 async function openMicrophone() {
-  if (microphone) return;
+  if (microphone) return true;
   await stop();
   showProblem(null);
-  begin();
+  const own = begin();
   try {
-    microphone = await Microphone.open(worker, model.rate);
+    const opened = await Microphone.open(worker, model.rate);
+    if (session !== own) {
+      await opened.close();
+      return false;
+    }
+    microphone = opened;
     microphone.onended = () => stop().then(() => showProblem(new Error("The microphone was disconnected.")));
+    return true;
   } catch (error) {
-    end("Press Listen to try again, or open a file.");
+    if (session === own) end("Press Listen to try again, or open a file.");
     throw error;
   }
 }
@@ -77,20 +83,22 @@ async function playFile(file) {
   await stop();
   showProblem(null);
   const samples = await readFile(file, model.rate);
-  begin();
+  const own = begin();
   showStatus(`${file.name}, ${(samples.length / model.rate).toFixed(1)} s.`);
   const feed = (part) => worker.send("samples", { samples: part }, [part.buffer]);
+  let fed = 0;
   if (at("aloud").checked) {
     player = new Player(samples, model.rate, feed);
-    const own = player;
-    await own.play();
-    if (player !== own) return; // stopped
-  } else {
-    feed(samples);
+    fed = await player.play();
   }
+  for (; fed < samples.length && session === own; fed += model.rate) {
+    feed(samples.slice(fed, fed + model.rate));
+    await worker.ask("flush", {}); // one second after the other, so that Stop stops
+  }
+  if (session !== own) return;
   feed(new Float32Array(model.hop)); // silence: completes the last hop
   await worker.ask("flush", {});
-  await stop(`${file.name} is finished: ${countText()}.`);
+  if (session === own) await stop(`${file.name} is finished: ${countText()}.`);
 }
 
 function countText() {
@@ -98,12 +106,15 @@ function countText() {
   return count === 1 ? "1 word" : `${count} words`;
 }
 
+/** Returns the number of the session. */
 function begin() {
   isIdle = false;
+  session += 1;
   worker.send("reset");
   for (const line of at("hits").children) line.classList.add("earlier");
   at("listen").textContent = "Stop";
-  at("listen").setAttribute("aria-pressed", "true");
+  at("listen").dataset.on = "true";
+  return session;
 }
 
 async function stop(text = "Stopped. Press Listen, or open a file.") {
@@ -116,8 +127,10 @@ async function stop(text = "Stopped. Press Listen, or open a file.") {
 
 function end(text) {
   isIdle = true;
+  session += 1;
+  enrolment.interrupt();
   at("listen").textContent = "Listen";
-  at("listen").setAttribute("aria-pressed", "false");
+  delete at("listen").dataset.on;
   at("meter").style.setProperty("--level", 0);
   at("who").textContent = "–";
   for (const label of Object.keys(tiles)) tiles[label].show(0);

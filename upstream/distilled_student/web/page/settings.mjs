@@ -72,6 +72,7 @@ export class Settings {
     at("threshold-value").textContent = percent(at("threshold").value);
     at("level-value").textContent = level === NO_GATE ? "nothing" : `${level} dB`;
     if (this.shares.length) at("share-value").textContent = `${Number((100 * this.shareAt(Number(at("share").value))).toPrecision(2))} %`;
+    for (const id of ["threshold", "level", "share"]) at(id).setAttribute("aria-valuetext", at(`${id}-value`).textContent);
     const gate = at("meter").querySelector(".gate");
     gate.hidden = level === NO_GATE;
     gate.style.setProperty("--gate", `${(100 * Math.max(0, level + 60)) / 60}%`);
