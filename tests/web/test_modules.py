@@ -1,0 +1,136 @@
+"""The JavaScript modules of the page, run by node: the same results as in Python."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distilled_student.onnx import Calibration, Detector, DetectorSettings, Enrolment
+from distilled_student.onnx.speakers import identify, unit_length
+from distilled_student.web import site
+
+pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+
+
+def run_module(name: str, code: str, values: Any) -> Any:
+    """What ``code`` returns, with the ``module`` of the page and the ``values``."""
+    program = (
+        "const module = await import(process.argv[1]); let text = '';"
+        "for await (const part of process.stdin) text += part; const values = JSON.parse(text);"
+        f"console.log(JSON.stringify(((module, values) => {{ {code} }})(module, values)));"
+    )
+    command = ["node", "--input-type=module", "--eval", program, (site.PAGE / name).as_uri()]
+    done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"threshold": 0.45, "smoothing": 0.24, "hold_off": 1.0, "level": None},
+        {"threshold": None, "smoothing": 0.0, "hold_off": 0.3, "level": -40.0},
+        {"threshold": 0.3, "smoothing": 0.2, "hold_off": 0.0, "level": -33.0},  # 2.5 hops
+    ],
+)
+def test_the_detector_has_the_hits_of_python(settings: dict[str, Any]) -> None:
+    rng, labels = np.random.default_rng(0), ["_silence_", "yes", "no", "up"]
+    slow = np.repeat(rng.dirichlet([0.3] * 4, 100), 6, axis=0)
+    scores = 0.8 * slow + 0.2 * rng.dirichlet([1] * 4, len(slow))
+    hops = (rng.normal(0, 1, (len(slow), 16)) * np.repeat(10 ** rng.uniform(-3, -1, 60), 10)[:, None]).astype("f4")
+    detector = Detector(labels, DetectorSettings(**settings))
+    expected = [detector.step(row, hop) for row, hop in zip(scores, hops, strict=True)]
+    found = run_module(
+        "detector.mjs",
+        "const detector = new module.Detector(values.labels, values.settings);"
+        "return values.scores.map((row, i) => detector.step(row, Float32Array.from(values.hops[i])).hit);",
+        {"labels": labels, "settings": settings, "scores": scores.tolist(), "hops": hops.tolist()},
+    )
+    assert sum(hit is not None for hit in expected) > 5
+    for hit, other in zip(expected, found, strict=True):
+        assert (hit is None) == (other is None)
+        if hit is not None:
+            assert (other["seconds"], other["label"]) == (hit.seconds, hit.label)
+            assert other["score"] == pytest.approx(hit.score, abs=1e-9)
+
+
+@pytest.mark.parametrize("is_stated", [True, False])
+def test_speakers_are_those_of_python(is_stated: bool) -> None:
+    rng = np.random.default_rng(1)
+    thresholds = {
+        share: {"bias": 0.3 + 0.1 * NormalDist().inv_cdf(1 - share), "log_seconds": 0.1, "log_clips": -0.05}
+        for share in (0.05, 0.01, 0.001)
+    }
+    weights = {"bias": -2.0, "cosine": 9.0, "cosine*log_clips": 0.7, "same_word": 0.4, "log_enrolled_seconds": -0.3}
+    seen = {"clips": (1.0, 4.0), "enrolled_seconds": (1.0, 9.0), "seconds": (0.5, 2.0)}
+    calibration = Calibration(weights, thresholds if is_stated else {}, seen)
+    cases, expected = [], []
+    for number in range(200):
+        people = {
+            f"person {i}": Enrolment(unit_length(rng.normal(size=8)).astype("f4"), int(rng.integers(1, 7)), seconds)
+            for i, seconds in enumerate(rng.uniform(0.5, 12, 1 + number % 4))
+        }
+        anybody = people["person 0"].vector
+        vector = unit_length(anybody + rng.uniform(0.1, 1) * rng.normal(size=8)).astype("f4")
+        seconds, share = rng.uniform(0.2, 3), float(rng.choice([0.05, 0.02, 0.01, 0.004, 0.001]))
+        expected.append(identify(calibration, vector, seconds, people, share))
+        listed = [{"name": n, "vector": v.tolist(), "clips": c, "seconds": s} for n, (v, c, s) in people.items()]
+        cases.append({"vector": vector.tolist(), "seconds": seconds, "people": listed, "share": share})
+    found = run_module(
+        "speakers.mjs",
+        "const calibration = new module.Calibration(values.calibration); return values.cases.map("
+        "({vector, seconds, people, share}) => module.identify(calibration, vector, seconds, people, share));",
+        {"calibration": json.loads(calibration.to_json()), "cases": cases},
+    )
+    assert [result["name"] for result in found] == [result.name for result in expected]
+    assert len({result.name for result in expected}) > 2
+    np.testing.assert_allclose([r["ratio"] for r in found], [r.ratio for r in expected], atol=1e-5)
+
+
+def test_normal_quantiles_are_those_of_the_standard_library() -> None:
+    shares = [1e-9, 1e-5, 0.001, 0.0025, 0.01, 0.05, 0.3, 0.5, 0.77, 0.999]
+    found = run_module("speakers.mjs", "return values.map(module.quantile);", shares)
+    np.testing.assert_allclose(found, [NormalDist().inv_cdf(share) for share in shares], atol=1e-9)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000, 96_000])
+@pytest.mark.parametrize("hertz", [100, 1_000, 3_000, 6_000])
+def test_the_resampler_keeps_tones_and_their_time(rate: int, hertz: int) -> None:
+    if hertz >= 0.8 * rate / 2:
+        pytest.skip("above what this rate can hold")
+    found = resampled(np.sin(2 * np.pi * hertz * np.arange(rate // 2) / rate), rate)
+    expected = np.sin(2 * np.pi * hertz * np.arange(len(found)) / 16_000)
+    inner = slice(200, -200)
+    assert 8_000 - 100 < len(found) <= 8_000
+    assert np.abs(found[inner] - expected[inner]).max() < 2e-3
+
+
+@pytest.mark.parametrize("hertz", [8_600, 10_000, 15_000, 20_000])
+def test_the_resampler_removes_what_the_model_rate_cannot_hold(hertz: int) -> None:
+    found = resampled(np.sin(2 * np.pi * hertz * np.arange(24_000) / 48_000), 48_000)
+    assert np.abs(found[200:-200]).max() < 3e-3  # -50 dB
+
+
+def resampled(samples: np.ndarray, rate: int) -> np.ndarray:
+    """At 16 kHz, in blocks of 128 samples as in the audio thread."""
+    code = (
+        "const resampler = new module.Resampler(values.rate, 16000), found = [];"
+        "for (let i = 0; i < values.samples.length; i += 128)"
+        "  found.push(...resampler.process(Float32Array.from(values.samples.slice(i, i + 128))));"
+        "return found;"
+    )
+    return np.array(run_module("resampler.mjs", code, {"rate": rate, "samples": samples.tolist()}))
+
+
+def test_the_loudest_part_of_a_clip_is_found() -> None:
+    samples = np.random.default_rng(2).normal(0, 0.01, 500)
+    samples[300:340] += 0.5
+    found = run_module("clips.mjs", "return [...module.loudestPart(Float32Array.from(values), 60)];", samples.tolist())
+    energies = np.convolve(samples**2, np.ones(60), "valid")
+    np.testing.assert_allclose(found, samples[energies.argmax() :][:60], atol=1e-6)
