@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -17,7 +18,7 @@ from test_streaming import VARIANTS, joint
 from distilled_student.common.shipped_models import MODELS
 from distilled_student.corpora.shipped import read_index, read_voice
 from distilled_student.export.stream import export_stream
-from distilled_student.onnx import Enrolment, Stream, write_metadata
+from distilled_student.onnx import Detector, Enrolment, Stream, write_metadata
 from distilled_student.onnx.speakers import unit_length
 from distilled_student.web import site
 
@@ -60,12 +61,17 @@ def speech() -> NDArray[np.float32]:
 
 
 @pytest.fixture(scope="module")
-def float_stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def float_stream(tmp_path_factory: pytest.TempPathFactory, speech: NDArray[np.float32]) -> Path:
     """A stream in float32 with random weights, and with settings and a calibration that decide something."""
     file = tmp_path_factory.mktemp("float") / "stream.onnx"
     export_stream(joint(VARIANTS["strided"]), file)
-    values = {"speaker_calibration": json.dumps(CALIBRATION)}
-    write_metadata(file, values | {"detector": json.dumps({"threshold": None, "smoothing": 0.3, "hold_off": 0.5})})
+    settings = {"threshold": 1.0, "smoothing": 0.16, "hold_off": 0.4}
+    write_metadata(file, {"speaker_calibration": json.dumps(CALIBRATION), "detector": json.dumps(settings)})
+    stream = Stream(file)
+    keywords = [not label.startswith("_") for label in stream.model.labels]
+    _, scores = traced(stream, speech)
+    settings["threshold"] = float(np.median(scores[:, keywords].max(axis=1)))  # half of the hops reach it
+    write_metadata(file, {"detector": json.dumps(settings)})
     return file
 
 
@@ -100,7 +106,8 @@ def results(
         {"name": name, "vector": vector.tolist(), "clips": clips, "seconds": seconds}
         for name, (vector, clips, seconds) in people.items()
     ]
-    settings = {"threshold": None, "level": -45, "people": persons, "owner": None, "falseAccepts": 0.03}
+    threshold = Stream(float_stream).model.detector_settings.threshold
+    settings = {"threshold": threshold, "level": -45, "people": persons, "owner": None, "falseAccepts": 0.03}
     write_local_site(folder / "tiny", "tiny")
     write_local_site(folder / "float", float_stream)
     write_local_site(folder / "damaged", "tiny")
@@ -174,7 +181,8 @@ def test_a_float32_stream_has_the_scores_hits_and_speakers_of_python(
     results: dict[str, Any], parts: str, float_stream: Path, speech: NDArray[np.float32], people: dict[str, Enrolment]
 ) -> None:
     stream = Stream(float_stream)
-    object.__setattr__(stream.detector.settings, "level", -45)
+    settings = dataclasses.replace(stream.detector.settings, level=-45)
+    stream.detector = Detector(stream.model.labels, settings, stream.detector.hop)
     hits, scores = traced(stream, speech, speakers=people, false_accepts=0.03)
     found = hits_in_browser(results[parts])
     assert len(hits) > 3 and {None, *people} >= {hit.speaker for hit in hits}
