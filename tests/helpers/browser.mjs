@@ -49,6 +49,7 @@ const tasks = {
     await download.saveAs(task.save);
     await openFile(page, task.files[0], false);
     const hits = await shownHits(page);
+    await page.click("summary");
     await page.selectOption("#owner", task.person);
     await openFile(page, task.files[0], false);
     const ofOwner = await shownHits(page);

@@ -100,6 +100,9 @@ def results(
         clips.append(folder / f"clip{number}.wav")
         soundfile.write(clips[-1], np.concatenate([np.zeros(4_000), clip, np.zeros(8_000)]), 16_000)
     soundfile.write(folder / "silent.wav", np.zeros(16_000), 16_000)
+    worker = (site.PAGE / "worker.mjs").read_text()
+    (folder / "without-wasm.mjs").write_text(f"delete globalThis.WebAssembly;\n{worker}")
+    (folder / "broken-wasm.mjs").write_text(f"WebAssembly.instantiate = () => Promise.reject(Error('off'));\n{worker}")
     for name, content in bad_profiles().items():
         (folder / name).write_text(content)
     persons = [
@@ -146,12 +149,13 @@ def results(
             "damaged": {"url": damaged_site, "name": "load"},
             "cdn": {"url": remote, "name": "load", "answers": cdn},
             "cdn without network": {"url": remote, "name": "load", "answers": dict.fromkeys(cdn)},
+            "no wasm": {"url": tiny, "name": "load", "answers": {"**/worker.mjs": str(folder / "without-wasm.mjs")}},
+            "broken wasm": {"url": tiny, "name": "load", "answers": {"**/worker.mjs": str(folder / "broken-wasm.mjs")}},
             "incomplete": {"url": tiny, "name": "load", "answers": {"**/model/model.json": None}},
         }
         flags = [FAKE_MICROPHONE, f"--use-file-for-fake-audio-capture={folder / 'speech.wav'}%noloop"]
         answers = drive(list(tasks.values()), folder, flags)
-        without_wasm = drive([{"url": tiny, "name": "load"}], folder, ["--js-flags=--no-expose-wasm"])
-    found = dict(zip(tasks, answers, strict=True)) | {"no wasm": without_wasm[0]}
+    found = dict(zip(tasks, answers, strict=True))
     if (folder / "saved.json").is_file():
         found["saved"] = json.loads((folder / "saved.json").read_text())
     return found
@@ -185,7 +189,7 @@ def test_a_float32_stream_has_the_scores_hits_and_speakers_of_python(
     stream.detector = Detector(stream.model.labels, settings, stream.detector.hop)
     hits, scores = traced(stream, speech, speakers=people, false_accepts=0.03)
     found = hits_in_browser(results[parts])
-    assert len(hits) > 3 and {None, *people} >= {hit.speaker for hit in hits}
+    assert len(hits) >= 3 and {None, *people} >= {hit.speaker for hit in hits}
     assert [(hit.seconds, hit.label, hit.speaker) for hit in hits] == [
         (hit["seconds"], hit["label"], hit["speaker"]) for hit in found
     ]
@@ -271,6 +275,7 @@ def test_a_saved_profile_has_the_embeddings_of_python(results: dict[str, Any]) -
     [
         ("denied", "The browser did not allow the microphone."),
         ("no wasm", "This browser has no WebAssembly, or it is switched off."),
+        ("broken wasm", "The model cannot be started in this browser"),
         ("damaged", "cannot be loaded, or it is not the file that this page was made for."),
         ("cdn without network", "cannot be loaded, or it is not the file that this page was made for."),
         ("incomplete", "model/model.json cannot be loaded"),

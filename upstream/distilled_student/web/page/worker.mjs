@@ -18,10 +18,7 @@ const handlers = {
     const graph = await fetch(new URL(`model/${model.file}`, here));
     if (!graph.ok) throw new Error(`The model cannot be loaded: the server answered ${graph.status}.`);
     const begin = performance.now();
-    session = await ort.InferenceSession.create(new Uint8Array(await graph.arrayBuffer()), {
-      executionProviders: ["wasm"],
-      logSeverityLevel: 3,
-    });
+    session = await createSession(new Uint8Array(await graph.arrayBuffer()));
     calibration = model.calibration && new Calibration(model.calibration);
     listener = new Listener(ort, session, model, calibration);
     await listener.step(new Float32Array(model.hop)); // the first run is slow
@@ -73,6 +70,14 @@ const handlers = {
     postMessage({ type: "flushed", id });
   },
 };
+
+async function createSession(graph) {
+  try {
+    return await ort.InferenceSession.create(graph, { executionProviders: ["wasm"], logSeverityLevel: 3 });
+  } catch (error) {
+    throw new Error(`The model cannot be started in this browser (${error.message}). Try a newer one.`);
+  }
+}
 
 async function readJson(file, here) {
   const response = await fetch(new URL(file, here)).catch(() => ({ ok: false, status: "nothing" }));
