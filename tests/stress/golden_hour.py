@@ -3,7 +3,7 @@
     python tests/stress/golden_hour.py [RECORDING.wav] [--minutes 60] [--model edge]
 
 Without a recording: the embedded corpus, repeated. A stream in float32 is exported, so that the differences of the int8
-file, which come from rounding, can be told from those of the runtimes.
+file, which come from rounding, can be distinguished from those of the runtimes.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def test_the_number_of_clients_at_once_is_bounded(site: Path, monkeypatch: pytes
     assert found == 200
 
 
-def test_only_this_machine_is_served_unless_told_otherwise(server: SiteServer) -> None:
+def test_only_this_machine_is_served_by_default(server: SiteServer) -> None:
     assert server.server_address[0] == "127.0.0.1"
     assert server.url == f"http://127.0.0.1:{server.server_address[1]}/"
 

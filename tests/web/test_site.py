@@ -81,7 +81,7 @@ def test_a_second_copy_replaces_the_first(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "copy/ort").exists()
 
 
-def test_the_page_is_told_all_that_the_metadata_says(tmp_path: Path) -> None:
+def test_the_page_has_all_that_the_metadata_says(tmp_path: Path) -> None:
     model = Model(MODELS / "edge/stream.onnx")
     found = site.describe_model(site.open_stream(model.file), "edge")
     assert found["fingerprint"] == model.fingerprint and found["labels"] == model.labels
