@@ -17,6 +17,7 @@ from test_streaming import VARIANTS, joint
 
 from distilled_student.common.shipped_models import MODELS
 from distilled_student.corpora.shipped import read_index, read_voice
+from distilled_student.device.profiles import Profiles
 from distilled_student.export.stream import export_stream
 from distilled_student.onnx import Detector, Enrolment, Stream, write_metadata
 from distilled_student.onnx.speakers import unit_length
@@ -259,6 +260,13 @@ def test_enrolled_people_are_named_saved_and_loaded(results: dict[str, Any]) -> 
     assert "Ada" in speakers
     assert {hit["speaker"] for hit in found["ofOwner"]} == {"Ada"}
     assert len(found["ofOwner"]) == sum(hit["speaker"] == "Ada" for hit in found["hits"])
+
+
+def test_the_command_line_reads_a_saved_profile(results: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / results["enrol"]["file"]).write_text(json.dumps(results["saved"]))
+    found = Profiles(tmp_path, Stream(MODEL).model, "tiny").read("Ada")
+    assert (found.clips, found.seconds) == (3, pytest.approx(3.0))
+    np.testing.assert_allclose(found.vector, unit_length(np.mean(results["saved"]["vectors"], axis=0)), atol=1e-6)
 
 
 def test_a_saved_profile_has_the_embeddings_of_python(results: dict[str, Any]) -> None:

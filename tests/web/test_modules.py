@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distilled_student.device.clip_checks import measure_sound, sound_problems
 from distilled_student.onnx import Calibration, Detector, DetectorSettings, Enrolment
 from distilled_student.onnx.speakers import identify, unit_length
 from distilled_student.web import site
@@ -134,3 +135,29 @@ def test_the_loudest_part_of_a_clip_is_found() -> None:
     found = run_module("clips.mjs", "return [...module.loudestPart(Float32Array.from(values), 60)];", samples.tolist())
     energies = np.convolve(samples**2, np.ones(60), "valid")
     np.testing.assert_allclose(found, samples[energies.argmax() :][:60], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["speech", "silent", "short", "clipped", "noisy"])
+def test_clips_have_the_problems_of_the_command_line(kind: str) -> None:
+    rng = np.random.default_rng(3)
+    speech = np.zeros(32_000)
+    speech[8_000:20_000] = 0.3 * np.sin(np.arange(12_000) / 9) * np.hanning(12_000)
+    samples = speech + rng.normal(0, 1e-4, len(speech))
+    if kind == "silent":
+        samples = 1e-4 * samples
+    elif kind == "short":
+        samples[9_000:] = rng.normal(0, 1e-5, 23_000)
+    elif kind == "clipped":
+        samples = np.clip(8 * samples, -0.9, 0.9)
+    elif kind == "noisy":
+        samples += rng.normal(0, 0.15, len(samples))
+    samples = samples.astype(np.float32)
+    expected = measure_sound(samples)
+    found = run_module("clips.mjs", "return module.checkClip(Float32Array.from(values), 16000);", samples.tolist())
+    sound = found["sound"]
+    assert sound["level"] == pytest.approx(expected.level, abs=1e-3)
+    assert sound["speechSeconds"] == pytest.approx(expected.speech_seconds, abs=1e-9)
+    assert sound["snr"] == pytest.approx(expected.snr, abs=1e-3)
+    assert sound["clipped"] == pytest.approx(expected.clipped, abs=1e-6)
+    assert len(found["problems"]) == len(sound_problems(expected))
+    assert (kind == "speech") == (not found["problems"])

@@ -51,6 +51,7 @@ register_device_commands(app)
 register_stream_commands(app)
 app.add_typer(words, name="words", rich_help_panel=PANEL)
 register_server_commands(app)
+register_web(app)
 configs = typer.Typer(**options, help="List, show or copy the YAML configs that ship with the package.")
 app.add_typer(configs, name="configs", **TRAIN)
 
@@ -427,9 +428,6 @@ def stream(
     keywords = listen(Stream(open_joint(model), window), audio.load(recording), chunk_ms, threshold)
     for seconds, label, score in keywords:
         print(f"{seconds:7.2f} s  {label}  {score:.2f}")
-
-
-register_web(app)
 
 
 # s3prl reads its own options, --help too

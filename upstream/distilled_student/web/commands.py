@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 
+from distilled_student.device.commands import PANEL, ModelOption
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
-    app.command(rich_help_panel="Use a model")(web)
+    app.command(rich_help_panel=PANEL)(web)
 
 
 def web(
-    model: Annotated[
-        str, typer.Option("--model", help="edge, tiny, a packed folder, or an .onnx file of a stream.")
-    ] = "edge",
+    model: ModelOption = "edge",
     port: Annotated[int, typer.Option(help="Port; 0: one that is free.")] = 8090,
     host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0: to other machines too.")] = "127.0.0.1",
     copy: Annotated[

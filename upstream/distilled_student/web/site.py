@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, write_files, write_json
-from distilled_student.common.shipped_models import model_path, shipped_models
+from distilled_student.device.model_files import open_stream
 
 if TYPE_CHECKING:
     from distilled_student.onnx import Stream
@@ -29,16 +29,16 @@ def write_site(folder: Path, model: str) -> bool:
     """Write the site with a model into a new or empty folder, or over an earlier site.
 
     Args:
-        model: ``edge``, ``tiny``, a folder of ``distilled-student pack`` or the file of a stream.
+        model: See `open_stream`.
 
     Returns:
         Whether the site has the files of onnxruntime-web. Else the page loads them from a public CDN.
 
     Raises:
-        UserError: the folder holds other files or cannot be written; the model is not a stream.
+        UserError: the folder holds other files or cannot be written; see `open_stream`.
     """
-    file = stream_file(model)
-    description = describe_model(open_stream(file), model)
+    stream = open_stream(model)
+    description = describe_model(stream, model)
     _check_target(folder)
     runtime, is_local = describe_runtime()
     try:
@@ -51,7 +51,7 @@ def write_site(folder: Path, model: str) -> bool:
                 shutil.copy(RUNTIME / runtime[part]["name"], folder / "ort")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
-    write_files(folder / "model", {description["file"]: file.read_bytes()})
+    write_files(folder / "model", {description["file"]: stream.model.file.read_bytes()})
     write_json(folder / "model" / "model.json", description)
     write_json(folder / MARK, runtime)
     return is_local
@@ -62,32 +62,6 @@ def _check_target(folder: Path) -> None:
         raise UserError(f"--copy {folder}: is a file; give the name of a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
         raise UserError(f"--copy {folder}: holds other files; give a new folder, an empty one or an earlier copy")
-
-
-def stream_file(model: str) -> Path:
-    """The file of the stream of a model. Raises UserError."""
-    path = model_path(model)
-    file = path / "stream.onnx" if path.is_dir() else path
-    if file.is_file():
-        return file
-    if path.is_dir():
-        remedy = "`distilled-student pack` writes folders with one, for causal students"
-        raise UserError(f"--model {model}: has no stream.onnx; {remedy}")
-    known = " and ".join(shipped_models())
-    raise UserError(f"--model {model}: no such file or folder; {known} ship with the package")
-
-
-def open_stream(file: Path) -> Stream:
-    """The stream in a file, with keyword scores. Raises UserError."""
-    from distilled_student.onnx import Stream
-
-    try:
-        stream = Stream(file)
-    except ValueError as error:
-        raise UserError(f"--model {error}") from None
-    if "keyword_scores" not in stream.model.output_shapes:
-        raise UserError(f"--model {file}: has no keyword_scores; the page shows keywords")
-    return stream
 
 
 def describe_model(stream: Stream, name: str) -> dict[str, Any]:
