@@ -112,7 +112,7 @@ async function feedWorker({ here, settings, size }) {
 }
 
 async function openFile(page, file, aloud) {
-  await page.evaluate(() => (document.getElementById("hits").innerHTML = ""));
+  await page.evaluate(() => ["hits", "status"].forEach((id) => document.getElementById(id).replaceChildren()));
   await page.locator("#aloud").setChecked(aloud);
   await page.setInputFiles("#file", file);
   await page.waitForFunction(() => /is finished/.test(document.getElementById("status").textContent));

@@ -100,12 +100,12 @@ def main() -> None:
     torch.set_num_threads(1)
     wanted = round(options.minutes * 60 * SAMPLE_RATE)
     samples = embedded_audio(wanted) if options.recording is None else audio.load(options.recording).numpy()[:wanted]
-    print("| runtime | weights | hits | hits of the first runtime | largest difference of scores | ms per 80 ms |")
-    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         exact = folder / "float32.onnx"
         export_stream(open_joint(model_path(options.model)), exact)
+        print("| runtime | weights | hits | hits of the first runtime | largest difference of scores | ms per 80 ms |")
+        print("|---|---|---|---|---|---|")
         for precision, file in (("float32", exact), ("int8", model_path(options.model) / "stream.onnx")):
             expected = None
             for runtime, run in RUNTIMES.items():
