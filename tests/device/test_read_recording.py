@@ -15,7 +15,7 @@ from distilled_student import UserError
 from distilled_student.device.recordings import read_joined, read_recording
 
 TIME = np.arange(16_000) / 16_000
-UNNEEDED = {"torch", "s3prl", "scipy", "pandas", "soxr", "tqdm", "platformdirs", "filelock"}
+UNNEEDED = {"torch", "s3prl", "scipy", "pandas", "soxr", "tqdm", "filelock"}
 SPEECH = (0.3 * np.sin(2 * np.pi * 220 * TIME) + 0.1 * np.sin(2 * np.pi * 1_000 * TIME)).astype(np.float32)
 
 

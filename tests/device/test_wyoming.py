@@ -143,11 +143,12 @@ def test_audio_of_other_formats_is_converted(tmp_path: Path, rate: int, width: i
     samples = spoken("am_adam", ["yes", "no", "stop"]) / 32_768
     common = np.gcd(rate, 16_000)
     other = resample_poly(samples, rate // common, 16_000 // common).clip(-1, 1)
-    interleaved = np.repeat(other, channels)
     if width == 1:
-        data = (interleaved * 127 + 128).astype(np.uint8).tobytes()
+        samples_8_bits = (other * 127 + 128).astype(np.uint8)
+        other, stored = (samples_8_bits - 128.0) / 128, samples_8_bits
     else:
-        data = (interleaved * (2 ** (8 * width - 1) - 1)).astype(f"<i{width}").tobytes()
+        stored = (other * (2 ** (8 * width - 1) - 1)).astype(f"<i{width}")
+    data = np.repeat(stored, channels).tobytes()
     answers = with_server(lambda port: ask(port, chunks(data, 5_001, rate, width, channels)), tmp_path)
     at_16_khz = expected(resample_poly(other, 16_000 // common, rate // common))
     assert [name for name, *_ in detections(answers)] == [name for name, *_ in at_16_khz] != []

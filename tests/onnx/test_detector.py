@@ -124,7 +124,7 @@ def listened(stream: Stream, samples: np.ndarray, size: int, **speakers: object)
 
 def test_the_hits_are_the_same_for_chunks_of_1_sample_to_10_seconds(stream: Stream, speech: np.ndarray) -> None:
     whole = listened(stream, speech, len(speech))
-    assert len(whole) >= 4
+    assert len(whole) >= 3
     for size in (37, 320, 1_279, 1_280, 1_281, 16_000, 160_000):
         assert listened(stream, speech, size) == whole
     integers = (speech * 32_768).clip(-32_768, 32_767).astype(np.int16)
