@@ -114,7 +114,8 @@ def test_s_selects_the_features(selection: str, student: Path, small_corpus: Pat
     config = ds.load_student(student).config
     widths = {"predictions": 512, "concatenated": config.hidden_size * (config.layers + 1)}
     state = torch.load(tmp_path / "states-2.ckpt", weights_only=True)["Downstream"]
-    assert state["tasks.kws.head.linear.weight"].shape[1] == widths.get(selection, config.hidden_size)
+    pooled = 2 * widths.get(selection, config.hidden_size)  # attentive_std: a mean and a deviation of each feature
+    assert state["tasks.kws.head.linear.weight"].shape[1] == pooled
 
 
 def test_without_k_the_shipped_student_is_used(small_corpus: Path, tmp_path: Path) -> None:
