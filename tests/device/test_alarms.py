@@ -185,6 +185,14 @@ def test_the_command_writes_a_report_and_the_chosen_threshold(
     settings = onnx.load(model).detector_settings
     assert (settings.threshold, settings.smoothing) == (chosen, 0.16)
     assert (tmp_path / "out" / "alarms.png").read_bytes().startswith(b"\x89PNG")
+    words = ["--keywords", str(folder / "words"), "--clips", "1", "--levels", "60"]
+    assert run("alarms", str(model), *arguments, *words) == 0
+    printed = capsys.readouterr()
+    assert "misses at 60 dB" in printed.out and "3 keywords mixed into the audio" in printed.out
+    assert (
+        f"note: {folder / 'words'} has no clips of yes, no, up, down, right, on, off; misses are of the others"
+        in printed.err
+    )
     assert run("alarms", "tiny", *arguments, "--write") == 2
     assert "--write: tiny is part of the package; make a copy of it" in capsys.readouterr().err
 

@@ -67,6 +67,7 @@ def plot(file: Path, found: Alarms, name: str) -> None:
     if levels:
         axes.set(xlabel="alarms per hour (band: 95 %)", ylabel="misses %", ylim=(0, None))
         axes.set_xscale("symlog", linthresh=smallest)
+        axes.set_xlim(left=0)
         axes.legend(title="level of the keywords", fontsize=8)
     else:
         thresholds = [point.threshold for point in found.points]
@@ -74,6 +75,7 @@ def plot(file: Path, found: Alarms, name: str) -> None:
         axes.fill_between(thresholds, low, high, alpha=0.15, linewidth=0)
         axes.set(xlabel="threshold", ylabel="alarms per hour (band: 95 %)")
         axes.set_yscale("symlog", linthresh=smallest)
+        axes.set_ylim(bottom=0)
     axes.set_title(f"{name}: {found.hours:.2f} h of audio".replace("$", r"\$"))
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)

@@ -140,6 +140,10 @@ def alarms(
     if write:
         check_writable(stream)
     chosen = [] if keywords is None else keyword_clips(keywords, stream.model.labels, clips)
+    spoken = {clip.label for clip in chosen}
+    missing = [label for label in stream.model.labels if not label.startswith("_") and label not in spoken]
+    if chosen and missing:
+        typer.echo(f"note: {keywords} has no clips of {', '.join(missing)}; misses are of the others", err=True)
     person = None
     if owner is not None:
         _check_share(stream, share)
