@@ -13,14 +13,11 @@ from torch import Tensor
 from distilled_student.common.arithmetic import ceil_div
 from distilled_student.common.audio_reading import (
     SAMPLES_PER_BLOCK,
-    check_header,
     check_rate,
     go_to,
+    open_to_decode,
     read_blocks,
-    soundfile_path,
-    unreadable,
 )
-from distilled_student.common.declared_length import check_last_sample
 from distilled_student.common.errors import UserError
 from distilled_student.common.sample_range import cancelling_channels, wrong_range
 from distilled_student.common.sample_rate import SAMPLE_RATE
@@ -38,7 +35,7 @@ def _read_mono(file: soundfile.SoundFile, frames: int) -> Tensor:
     Decodes block by block, so that memory depends on the audio in the file and not on what its header says.
     """
     blocks, energy = [], 0.0
-    for data in read_blocks(file, frames, max(1, SAMPLES_PER_BLOCK // file.channels)):
+    for data in read_blocks(file, frames):
         samples = torch.from_numpy(data)
         blocks.append(samples.mean(dim=1))
         energy += float(samples.square().mean(dim=1).sum()) if file.channels > 1 else 0.0
@@ -107,20 +104,15 @@ def load(path: str | Path, start: float = 0.0, duration: float | None = None, an
         UserError: missing, truncated, empty, not audio, too long to be read at once, with channels that cancel each
             other, with NaN or infinite samples or with samples far outside [-1, 1]; names the file.
     """
-    try:
-        with soundfile.SoundFile(soundfile_path(path)) as file:
-            check_header(file)
-            check_last_sample(file)
-            rate = file.samplerate
-            first = go_to(file, int(start * rate))
-            frames = max(0, file.frames - first)
-            frames = frames if duration is None else min(frames, int(duration * rate))
-            if frames > MAX_SAMPLES_PER_READ:
-                limit = f"more than the {MAX_SAMPLES_PER_READ} that can be read at once"
-                raise ValueError(f"{frames} samples, {limit}: cut the file into pieces")
-            waveform = _read_mono(file, frames)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise unreadable(path, error) from None
+    with open_to_decode(path) as file:
+        rate = file.samplerate
+        first = go_to(file, int(start * rate))
+        frames = max(0, file.frames - first)
+        frames = frames if duration is None else min(frames, int(duration * rate))
+        if frames > MAX_SAMPLES_PER_READ:
+            limit = f"more than the {MAX_SAMPLES_PER_READ} that can be read at once"
+            raise ValueError(f"{frames} samples, {limit}: cut the file into pieces")
+        waveform = _read_mono(file, frames)
     if waveform.numel() == 0:
         raise UserError(f"{path}: holds no audio")
     if not torch.isfinite(waveform).all():

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 
 from distilled_student.common.audio_folders import convert_command, how_to_convert, is_foreign_audio
-from distilled_student.common.declared_length import check_length
+from distilled_student.common.declared_length import check_last_sample, check_length
 from distilled_student.common.errors import UserError
 
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; a header with another rate is wrong
@@ -56,6 +57,23 @@ def header(path: str | Path) -> Header:
         raise unreadable(path, error) from None
 
 
+@contextmanager
+def open_to_decode(source: Any) -> Iterator[soundfile.SoundFile]:
+    """A file whose header and end are checked, at its first sample. ``source``: a path, or an open file.
+
+    Raises:
+        UserError: for an error of soundfile, an impossible header or a ValueError, also of the code that decodes: see
+            `unreadable`.
+    """
+    try:
+        with soundfile.SoundFile(source if hasattr(source, "read") else soundfile_path(source)) as file:
+            check_header(file)
+            check_last_sample(file)
+            yield file
+    except (OSError, RuntimeError, ValueError) as error:
+        raise unreadable(source, error) from None
+
+
 def unreadable(path: str | Path, error: Exception) -> UserError:
     """What is raised for a file that cannot be read: names the file, the reason and the remedy, if there is one."""
     remedy = ""
@@ -85,13 +103,13 @@ def go_to(file: soundfile.SoundFile, frame: int) -> int:
     return min(frame, file.frames)
 
 
-def read_blocks(file: soundfile.SoundFile, frames: int, size: int) -> Iterator[np.ndarray]:
-    """The next ``frames`` of a file in blocks of at most ``size``, ``(frames, channels)`` float32.
+def read_blocks(file: soundfile.SoundFile, frames: int) -> Iterator[np.ndarray]:
+    """The next ``frames`` of a file in blocks of `SAMPLES_PER_BLOCK` at most, ``(frames, channels)`` float32.
 
     Raises:
         RuntimeError: the file ends earlier, although its header says that it has them.
     """
-    missing = frames
+    missing, size = frames, max(1, SAMPLES_PER_BLOCK // file.channels)
     while missing > 0 and len(data := file.read(min(size, missing), dtype="float32", always_2d=True)):
         yield data
         missing -= len(data)

@@ -9,14 +9,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from distilled_student.common.audio_reading import (
-    SAMPLES_PER_BLOCK,
-    check_header,
-    read_blocks,
-    soundfile_path,
-    unreadable,
-)
-from distilled_student.common.declared_length import check_last_sample
+from distilled_student.common.audio_reading import open_to_decode, read_blocks
 from distilled_student.common.errors import UserError
 from distilled_student.common.sample_range import cancelling_channels, wrong_peak
 from distilled_student.common.sample_rate import SAMPLE_RATE
@@ -31,16 +24,11 @@ def read_recording(path: str | Path) -> NDArray[np.float32]:
         UserError: missing, truncated, empty, not audio, longer than `MAX_SECONDS`, with channels that cancel each
             other, with NaN or infinite samples or with samples far outside [-1, 1]; names the file.
     """
-    try:
-        with soundfile.SoundFile(soundfile_path(path)) as file:
-            check_header(file)
-            check_last_sample(file)
-            rate = file.samplerate
-            if file.frames > MAX_SECONDS * rate:
-                raise ValueError(f"{file.frames / rate:.0f} s, longer than the {MAX_SECONDS} s of a recording: cut it")
-            samples = _read_mono(file)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise unreadable(path, error) from None
+    with open_to_decode(path) as file:
+        rate = file.samplerate
+        if file.frames > MAX_SECONDS * rate:
+            raise ValueError(f"{file.frames / rate:.0f} s, longer than the {MAX_SECONDS} s of a recording: cut it")
+        samples = _read_mono(file)
     if not len(samples):
         raise UserError(f"{path}: holds no audio")
     if reason := wrong_peak(float(np.abs(samples).max())):
@@ -54,18 +42,13 @@ def recording_blocks(path: str | Path) -> Iterator[NDArray[np.float32]]:
     Raises:
         UserError: see `read_recording`; for channels that cancel each other after the last block.
     """
-    try:
-        with soundfile.SoundFile(soundfile_path(path)) as file:
-            check_header(file)
-            check_last_sample(file)
-            resampler = _Resampler(file.samplerate)
-            for samples in _mono_blocks(file):
-                if len(samples) and (reason := wrong_peak(float(np.abs(samples).max()))):
-                    raise ValueError(reason)
-                yield resampler.resample(samples)
-            yield resampler.resample(np.zeros(0, np.float32), is_last=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise unreadable(path, error) from None
+    with open_to_decode(path) as file:
+        resampler = _Resampler(file.samplerate)
+        for samples in _mono_blocks(file):
+            if len(samples) and (reason := wrong_peak(float(np.abs(samples).max()))):
+                raise ValueError(reason)
+            yield resampler.resample(samples)
+        yield resampler.resample(np.zeros(0, np.float32), is_last=True)
 
 
 class _Resampler:
@@ -104,7 +87,7 @@ def _read_mono(file: soundfile.SoundFile) -> NDArray[np.float32]:
 def _mono_blocks(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
     """All samples with the channels averaged, in blocks ``(samples,)``. Raises ValueError as `_read_mono`."""
     energy, of_average, count = 0.0, 0.0, 0
-    for data in read_blocks(file, file.frames, max(1, SAMPLES_PER_BLOCK // file.channels)):
+    for data in read_blocks(file, file.frames):
         samples = data.mean(axis=1)
         if file.channels > 1:
             energy += float(np.square(data, dtype=np.float64).mean(axis=1).sum())

@@ -17,7 +17,6 @@ from torch import Tensor
 from torchaudio.functional import gain, resample
 
 from distilled_student.common import audio_reading
-from distilled_student.common.declared_length import check_last_sample
 from distilled_student.common.errors import UserError
 from distilled_student.common.sample_range import wrong_range
 
@@ -48,16 +47,11 @@ def load(
     Raises:
         UserError: the file is missing or not readable as audio; names it.
     """
-    try:
-        with soundfile.SoundFile(uri if hasattr(uri, "read") else audio_reading.soundfile_path(uri)) as file:
-            audio_reading.check_header(file)
-            check_last_sample(file)
-            rate, first = file.samplerate, audio_reading.go_to(file, min(frame_offset, file.frames))
-            frames = file.frames - first if num_frames < 0 else min(num_frames, file.frames - first)
-            blocks = audio_reading.read_blocks(file, frames, max(1, audio_reading.SAMPLES_PER_BLOCK // file.channels))
-            data = np.concatenate([np.zeros((0, file.channels), np.float32), *blocks])
-    except (OSError, RuntimeError, ValueError) as error:
-        raise audio_reading.unreadable(uri, error) from None
+    with audio_reading.open_to_decode(uri) as file:
+        rate, first = file.samplerate, audio_reading.go_to(file, min(frame_offset, file.frames))
+        frames = file.frames - first if num_frames < 0 else min(num_frames, file.frames - first)
+        blocks = audio_reading.read_blocks(file, frames)
+        data = np.concatenate([np.zeros((0, file.channels), np.float32), *blocks])
     if reason := wrong_range(torch.from_numpy(data)):
         raise UserError(f"{uri}: {reason}")
     return torch.from_numpy(data.T.copy() if channels_first else data), rate

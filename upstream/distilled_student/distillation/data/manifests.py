@@ -23,7 +23,6 @@ from lhotse.utils import compute_num_samples
 
 from distilled_student.common.audio_reading import (
     MAX_FILE_SECONDS,
-    SAMPLES_PER_BLOCK,
     check_header,
     check_rate,
     go_to,
@@ -216,7 +215,7 @@ class _CheckedBackend(LibsndfileBackend):
             first = go_to(file, compute_num_samples(offset, rate))
             frames = file.frames - first
             frames = frames if duration is None else min(frames, compute_num_samples(duration, rate))
-            blocks = read_blocks(file, frames, max(1, SAMPLES_PER_BLOCK // file.channels))
+            blocks = read_blocks(file, frames)
             samples = np.concatenate([np.zeros((0, file.channels), np.float32), *blocks])
         return samples.T, rate
 
