@@ -9,6 +9,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.corpora.shipped import read_index, read_voice
 from distilled_student.multitask.device_model import JointModel, JointOutput
 from distilled_student.multitask.packed import TRAINING_ONLY
-from distilled_student.multitask.tasks.base import SHORTEST, SPEAKER_EMBEDDING
+from distilled_student.multitask.tasks.base import SHORTEST, SPEAKER_EMBEDDING, EvaluationData
 
 OPSET = 23  # the first opset with an attention operator, which onnxruntime runs as one kernel
 INPUTS = ("waveforms", "lengths")  # of the graph of an utterance
@@ -160,6 +161,13 @@ def file_size(file: Path) -> str:
     return f"{file.stat().st_size / 1e6:.1f} MB"
 
 
+def _development_data(model: JointModel) -> Iterator[EvaluationData]:
+    """The development data of each task that has some."""
+    for task in model.tasks.values():
+        with suppress(UserError):
+            yield task.evaluation_data("dev")
+
+
 def speech_samples(model: JointModel, count: int = 24) -> list[Tensor]:
     """Waveforms ``(samples,)`` of many lengths, to check exports on.
 
@@ -167,11 +175,7 @@ def speech_samples(model: JointModel, count: int = 24) -> list[Tensor]:
     embedded corpus if no task has development data.
     """
     waveforms: list[Tensor] = []
-    for task in model.tasks.values():
-        try:
-            data = task.evaluation_data("dev")
-        except UserError:
-            continue
+    for data in _development_data(model):
         by_length = sorted(range(len(data)), key=data.samples)
         waveforms += [data.item(by_length[i]).waveform for i in _evenly_spaced(len(by_length), count)]
     return waveforms or list(_shipped_speech(count))
@@ -185,11 +189,7 @@ def calibration_speech(model: JointModel) -> list[Tensor]:
     `CALIBRATED_SECONDS`. Utterances of the embedded corpus if no task has development data.
     """
     waveforms: list[Tensor] = []
-    for task in model.tasks.values():
-        try:
-            data = task.evaluation_data("dev")
-        except UserError:
-            continue
+    for data in _development_data(model):
         label_of = getattr(data, "label", lambda index: 0)
         drawn = np.random.default_rng(0).permutation(len(data)).tolist()
         waveforms += [data.item(index).waveform for index in _of_all_classes(drawn, label_of, CALIBRATED)]
