@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from distilled_student.cli import app
 from distilled_student.common.errors import UserError
 from distilled_student.corpora.shipped import read_index, read_voice
 from distilled_student.device.model_files import open_model
-from distilled_student.device.own_words import OwnWords, add_word
+from distilled_student.device.own_words import OwnWords, Recording, add_word
 from distilled_student.device.word_commands import words as command
 from distilled_student.onnx import Model
 
@@ -42,6 +43,18 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], 
         return file
 
     return write
+
+
+def test_recordings_that_are_added_at_the_same_time_are_all_kept(model: Model, tmp_path: Path) -> None:
+    vectors = np.eye(model.word_maps.others.shape[1], dtype=np.float32)[:16]
+
+    def add(number: int) -> None:
+        OwnWords(tmp_path, model, "tiny").write("happy", [Recording(f"{number}.wav", vectors[number], 20.0)])
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(add, range(16)))
+    kept = OwnWords(tmp_path, model).find("happy")
+    assert np.array(kept.vectors).sum(axis=0).tolist() == vectors.sum(axis=0).tolist()
 
 
 def test_a_word_is_kept_in_a_private_file_with_vectors_and_without_audio(

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from distilled_student import UserError
-from distilled_student.device.profiles import Profiles, profiles_folder
+from distilled_student.device.named_files import profiles_folder
+from distilled_student.device.profiles import Profiles
 
 RNG = np.random.default_rng(0)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,3 +106,28 @@ def clipped_share(samples: NDArray[np.float32]) -> float:
     edges = np.flatnonzero(np.diff(at_top))
     lengths = edges[1::2] - edges[::2]
     return float(lengths[lengths >= 3].sum() / (values > 0.1 * largest).sum())
+
+
+class CheckedClip(Protocol):
+    """A clip whose ``vector (size,)`` has length 1; ``problems``: what is wrong with it, in words."""
+
+    file: str
+    vector: NDArray[np.float32]
+    problems: list[str]
+
+
+def mark_copies(clips: Sequence[CheckedClip], before: NDArray[np.float32], limit: float, known: str) -> None:
+    """Add a problem to each clip that is a copy of an earlier one or of a vector in ``before (clips, size)``.
+
+    A copy adds nothing, but decisions would count it as a further clip.
+
+    Args:
+        limit: Copies have a larger cosine.
+        known: The problem of a copy of a vector in ``before``.
+    """
+    for number, clip in enumerate(clips):
+        first = next((other for other in clips[:number] if other.vector @ clip.vector > limit), None)
+        if first is not None:
+            clip.problems.append(f"a copy of {first.file}")
+        elif len(before) and (before @ clip.vector).max() > limit:
+            clip.problems.append(known)

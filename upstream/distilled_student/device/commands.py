@@ -139,7 +139,7 @@ def enrol(
 ) -> None:
     """Enrol a person. Exit code 0: with all clips; 3: some were refused; 1: all were."""
     from distilled_student.device.enrolment import enrol as run
-    from distilled_student.device.profiles import checked_name
+    from distilled_student.device.named_files import checked_name
 
     checked_name(name)
     opened, people = _open_with_people(model, profiles)
@@ -267,7 +267,7 @@ def calibrate(
     from distilled_student.common.early_checks import check_folder
     from distilled_student.device import household
     from distilled_student.device.model_files import open_model
-    from distilled_student.device.profiles import profiles_folder
+    from distilled_student.device.named_files import profiles_folder
 
     kept = profiles_folder(profiles)
     if forget:

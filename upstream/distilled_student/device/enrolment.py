@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilled_student.common.errors import UserError
-from distilled_student.device.clip_checks import ClipSound, measure_sound, sound_problems
+from distilled_student.device.clip_checks import ClipSound, mark_copies, measure_sound, sound_problems
 from distilled_student.device.model_files import one_line_errors
-from distilled_student.device.profiles import Profile, Profiles, checked_name
+from distilled_student.device.named_files import checked_name
+from distilled_student.device.profiles import Profile, Profiles
 from distilled_student.device.recordings import read_recording
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def enrol(
     clips = [read_clip(model, file) for file in files]
     if not clips:
         raise UserError("FILES: none given")
-    mark_copies(clips, before)
+    mark_copies(clips, before, COPY_COSINE, "enrolled already")
     if model.calibration is None:
         notes.append("the model has no calibration of speakers: whether the clips are of one person was not checked")
     else:
@@ -106,19 +107,6 @@ def read_clip(model: Model, file: str | Path) -> Clip:
     with one_line_errors():
         vector = model.embed(samples)
     return Clip(str(file), sound, vector, sound_problems(sound))
-
-
-def mark_copies(clips: Sequence[Clip], before: NDArray[np.float32]) -> None:
-    """Add a problem to each clip that is a copy of an earlier one or of an enrolled one ``(clips, embedding)``.
-
-    A copy adds nothing about the voice, but decisions would count it as a further clip.
-    """
-    for number, clip in enumerate(clips):
-        first = next((other for other in clips[:number] if other.vector @ clip.vector > COPY_COSINE), None)
-        if first is not None:
-            clip.problems.append(f"a copy of {first.file}")
-        elif len(before) and (before @ clip.vector).max() > COPY_COSINE:
-            clip.problems.append("enrolled already")
 
 
 def mark_unlike(clips: Sequence[Clip], before: NDArray[np.float32], calibration: Calibration) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilled_student.common.errors import UserError, did_you_mean
-from distilled_student.common.files import read_json, write_files
-from distilled_student.device.clip_checks import measure_sound, sound_problems
+from distilled_student.common.files import read_json
+from distilled_student.device.clip_checks import mark_copies, measure_sound, sound_problems
 from distilled_student.device.model_files import one_line_errors
-from distilled_student.device.profiles import checked_name, profiles_folder
+from distilled_student.device.named_files import NamedFiles, as_rows, checked_name, have_length_1, profiles_folder
 from distilled_student.device.recordings import read_recording
 
 if TYPE_CHECKING:
@@ -98,12 +95,12 @@ class OwnWords:
 
     def __init__(self, folder: Path | None = None, model: Model | None = None, model_name: str | Path = "") -> None:
         self.folder = profiles_folder(folder)
+        self._files = NamedFiles(self.folder, PREFIX)
         self.model, self._model_name = model, str(model_name)
 
     def all(self) -> list[OwnWord]:
         """All words, of other models too, sorted by name."""
-        files = self.folder.glob(f"{PREFIX}*.json") if self.folder.is_dir() else ()
-        return sorted(map(_read, files), key=lambda word: word.name)
+        return sorted(map(_read, self._files.all()), key=lambda word: word.name)
 
     def templates(self) -> tuple[dict[str, Word], list[str]]:
         """The words of this model by name, for `Model.spot`, and the names of those of other models."""
@@ -113,7 +110,7 @@ class OwnWords:
 
     def find(self, name: str) -> OwnWord | None:
         """The word, of any model; None if there is none of this name."""
-        file = self._file(name)
+        file = self._files.path(name)
         return _read(file) if file.is_file() else None
 
     def usable(self, name: str) -> OwnWord | None:
@@ -127,25 +124,23 @@ class OwnWords:
     def write(self, name: str, recordings: Sequence[Recording], replace: bool = False) -> OwnWord:
         """Add recordings to those that the word has; ``replace``: forget these, of any model."""
         name, model = checked_name(name), self._needed_model()
-        before = None if replace else self.usable(name)
-        rows = [] if before is None else before.vectors
-        lengths = [] if before is None else before.frames
-        # float32 needs 9 digits; all of them are the same number again
-        rows = rows + [[float(f"{value:.9g}") for value in recording.vector] for recording in recordings]
-        lengths = lengths + [recording.frames for recording in recordings]
-        word = OwnWord(name, self._model_name, model.fingerprint, model.word_maps.digest, lengths, rows)
-        content = json.dumps(asdict(word), ensure_ascii=False) + "\n"
-        write_files(self.folder, {self._file(name).name: content.encode()}, is_private=True)
+        with self._files.lock():
+            before = None if replace else self.usable(name)
+            rows = [] if before is None else before.vectors
+            lengths = [] if before is None else before.frames
+            rows = rows + as_rows(recording.vector for recording in recordings)
+            lengths = lengths + [recording.frames for recording in recordings]
+            word = OwnWord(name, self._model_name, model.fingerprint, model.word_maps.digest, lengths, rows)
+            self._files.write(name, word)
         return word
 
     def forget(self, name: str) -> None:
         """Delete a word, of any model, damaged or not."""
-        file = self._file(name)
-        if not file.is_file():
+        if not self._files.path(name).is_file():
             names = [word.name for word in self.all()]
             remedy = did_you_mean(name, names) or f"; words: {', '.join(names) or 'none'}"
             raise UserError(f"{name}: is not a word in {self.folder}{remedy}")
-        file.unlink()
+        self._files.remove(name)
 
     def _is_usable(self, word: OwnWord) -> bool:
         """Whether a word has vectors of this model; a model without words of its own has no maps, and needs none."""
@@ -154,11 +149,6 @@ class OwnWords:
             return False
         with one_line_errors():
             return word.maps == model.word_maps.digest
-
-    def _file(self, name: str) -> Path:
-        name = checked_name(name)
-        readable = re.sub(r"\W+", "_", name)[:40]
-        return self.folder / f"{PREFIX}{readable}-{hashlib.sha256(name.encode()).hexdigest()[:10]}.json"
 
     def _needed_model(self) -> Model:
         if self.model is None:
@@ -187,7 +177,7 @@ def add_word(
     earlier = None if replace else words.usable(name)
     before = np.array([] if earlier is None else earlier.vectors, np.float32)
     recordings = [read_word(model, file) for file in files]
-    mark_copies(recordings, before)
+    mark_copies(recordings, before, COPY_COSINE, "added already")
     mark_unlike(model, recordings, before)
     good = [recording for recording in recordings if force or not recording.problems]
     refused = [recording for recording in recordings if recording not in good]
@@ -204,15 +194,6 @@ def read_word(model: Model, file: str | Path) -> Recording:
     with one_line_errors():
         vector, frames = model.word_vector(samples)
     return Recording(str(file), vector, frames, sound_problems(measure_sound(samples)))
-
-
-def mark_copies(recordings: Sequence[Recording], before: NDArray[np.float32]) -> None:
-    """Add a problem to each recording that is a copy of an earlier one or of one that was added before."""
-    for number, recording in enumerate(recordings):
-        earlier = [(other.vector, f"a copy of {other.file}") for other in recordings[:number]]
-        earlier += [(vector, "added already") for vector in before]
-        found = [reason for vector, reason in earlier if vector @ recording.vector > COPY_COSINE]
-        recording.problems += found[:1]
 
 
 def mark_unlike(model: Model, recordings: Sequence[Recording], before: NDArray[np.float32]) -> None:
@@ -253,7 +234,7 @@ def _read(file: Path) -> OwnWord:
             raise ValueError("name, model, fingerprint, maps: expected texts")
         if vectors.ndim != 2 or not vectors.size or len(vectors) != len(word.frames):
             raise ValueError("vectors, frames: expected one for each recording")
-        if not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):  # NaN too
+        if not have_length_1(vectors):
             raise ValueError("vectors: expected vectors of length 1")
         if not all(isinstance(length, int | float) and length > 0 for length in word.frames):
             raise ValueError("frames: expected positive numbers")

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import re
-import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,44 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilled_student.common.errors import UserError, did_you_mean
-from distilled_student.common.files import read_json, write_files
+from distilled_student.common.files import read_json
+from distilled_student.device.named_files import NamedFiles, as_rows, checked_name, have_length_1, profiles_folder
 
 if TYPE_CHECKING:
     from distilled_student.onnx import Enrolment, Model
 
-FOLDER = "DISTILLED_STUDENT_PROFILES"  # environment variable: the folder of the profiles
 PREFIX = "speaker-"  # of the files' names
 FORMAT = 1
-MAX_NAME = 100  # characters
-
-
-def profiles_folder(folder: Path | None = None) -> Path:
-    """The folder of the profiles: the given one, that of the environment variable, or one in the user's data folder."""
-    if folder is not None:
-        return folder
-    if os.environ.get(FOLDER):
-        return Path(os.environ[FOLDER])
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("distilled-student", appauthor=False), "profiles")
-
-
-def checked_name(name: str) -> str:
-    """The name of a person in Unicode's composed form. Raises UserError for one that is empty, long or not text."""
-    name = unicodedata.normalize("NFC", name).strip()
-    if not name:
-        raise UserError("NAME: is empty; give the name of a person")
-    if not name.isprintable():  # control characters, and bytes that are not UTF-8
-        raise UserError(f"NAME {name}: has characters that cannot be printed; give another name")
-    if len(name) > MAX_NAME:
-        raise UserError(f"NAME: has {len(name)} characters; give a name of at most {MAX_NAME}")
-    return name
-
-
-def file_name(name: str) -> str:
-    """The name of a person's file: readable, safe in every file system, and different for different names."""
-    readable = re.sub(r"\W+", "_", name)[:40]
-    return f"{PREFIX}{readable}-{hashlib.sha256(name.encode()).hexdigest()[:10]}.json"
 
 
 @dataclass(frozen=True)
@@ -107,6 +70,7 @@ class Profiles:
 
     def __init__(self, folder: Path | None = None, model: Model | None = None, model_name: str | Path = "") -> None:
         self.folder = profiles_folder(folder)
+        self._files = NamedFiles(self.folder, PREFIX)
         self._fingerprint = None if model is None else model.fingerprint
         self._model_name = str(model_name)
         if self.folder.exists() and not self.folder.is_dir():
@@ -114,8 +78,7 @@ class Profiles:
 
     def all(self) -> list[Profile]:
         """The profiles of all people, of other models too, sorted by name."""
-        files = self.folder.glob(f"{PREFIX}*.json") if self.folder.is_dir() else ()
-        return sorted(map(_read, files), key=lambda profile: profile.name)
+        return sorted(map(_read, self._files.all()), key=lambda profile: profile.name)
 
     def names(self) -> list[str]:
         """The names of all people, sorted."""
@@ -123,9 +86,11 @@ class Profiles:
 
     def find(self, name: str) -> Profile | None:
         """The profile of one person, of this model; None for somebody who is not enrolled."""
-        profile = self._stored_or_none(checked_name(name))
-        if profile is not None:
-            self._check_model(profile)
+        file = self._files.path(name)
+        if not file.is_file():
+            return None
+        profile = _read(file)
+        self._check_model(profile)
         return profile
 
     def read(self, name: str) -> Enrolment:
@@ -163,28 +128,20 @@ class Profiles:
         if self._fingerprint is None:
             raise ValueError("profiles that were opened without a model cannot be written")
         name = checked_name(name)
-        with self._lock():
+        with self._files.lock():
             before = None if replace else self.find(name)
             if before is not None:
                 vectors, seconds = np.concatenate([before.matrix, vectors]), before.seconds + seconds
-            # float32 needs 9 digits; all of them are the same number again
-            rows = [[float(f"{value:.9g}") for value in vector] for vector in vectors]
+            rows = as_rows(vectors)
             profile = Profile(name, self._model_name, self._fingerprint, len(rows), round(seconds, 3), rows)
-            content = json.dumps(asdict(profile), ensure_ascii=False) + "\n"
-            write_files(self.folder, {file_name(name): content.encode()}, is_private=True)
+            self._files.write(name, profile)
         return profile
 
     def forget(self, name: str) -> None:
         """Delete the profile of a person, of any model, damaged or not."""
-        file = self.folder / file_name(checked_name(name))
-        if not file.is_file():
+        if not self._files.path(name).is_file():
             raise self._unknown(name)
-        with self._lock():
-            file.unlink(missing_ok=True)
-
-    def _stored_or_none(self, name: str) -> Profile | None:
-        file = self.folder / file_name(name)
-        return _read(file) if file.is_file() else None
+        self._files.remove(name)
 
     def _unknown(self, name: str) -> UserError:
         names = self.names()
@@ -197,15 +154,6 @@ class Profiles:
         if self._fingerprint is not None and profile.fingerprint != self._fingerprint:
             remedy = f"use --model {profile.model}, or enrol them again with --replace"
             raise UserError(f"{profile.name}: was enrolled with another model, {profile.model}: {remedy}")
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Let one process at a time change the profiles."""
-        from filelock import FileLock
-
-        write_files(self.folder, {}, is_private=True)  # makes the folder
-        with FileLock(self.folder / ".lock", mode=0o600):
-            yield
 
 
 def _read(file: Path) -> Profile:
@@ -231,7 +179,7 @@ def _check(profile: Profile) -> None:
     vectors = profile.matrix
     if vectors.ndim != 2 or not vectors.size or len(vectors) != profile.count:
         raise ValueError(f"vectors: expected {profile.count} of one length")
-    if not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):  # NaN too
+    if not have_length_1(vectors):
         raise ValueError("vectors: expected vectors of length 1")
     if not isinstance(profile.seconds, int | float) or not profile.seconds > 0:
         raise ValueError("seconds: expected a positive number")

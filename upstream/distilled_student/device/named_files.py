@@ -1,0 +1,96 @@
+"""The files in the folder of the profiles: a JSON file for each person or word, that only the user may read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilled_student.common.errors import UserError
+from distilled_student.common.files import write_files
+
+FOLDER = "DISTILLED_STUDENT_PROFILES"  # environment variable: the folder of the profiles
+MAX_NAME = 100  # characters
+
+
+def profiles_folder(folder: Path | None = None) -> Path:
+    """The folder of the profiles: the given one, that of the environment variable, or one in the user's data folder."""
+    if folder is not None:
+        return folder
+    if os.environ.get(FOLDER):
+        return Path(os.environ[FOLDER])
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("distilled-student", appauthor=False), "profiles")
+
+
+def checked_name(name: str) -> str:
+    """The name of a person or word in Unicode's composed form. Raises UserError if it is empty, long or not text."""
+    name = unicodedata.normalize("NFC", name).strip()
+    if not name:
+        raise UserError("NAME: is empty; give the name of a person")
+    if not name.isprintable():  # control characters, and bytes that are not UTF-8
+        raise UserError(f"NAME {name}: has characters that cannot be printed; give another name")
+    if len(name) > MAX_NAME:
+        raise UserError(f"NAME: has {len(name)} characters; give a name of at most {MAX_NAME}")
+    return name
+
+
+class NamedFiles:
+    """The JSON files of one kind, one for each name.
+
+    Args:
+        folder: It is made when the first file is written.
+        prefix: Of the files' names; each kind has its own.
+    """
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self.folder, self._prefix = folder, prefix
+
+    def path(self, name: str) -> Path:
+        """The file of a name: readable, safe in every file system, and different for different names."""
+        name = checked_name(name)
+        readable = re.sub(r"\W+", "_", name)[:40]
+        return self.folder / f"{self._prefix}{readable}-{hashlib.sha256(name.encode()).hexdigest()[:10]}.json"
+
+    def all(self) -> Iterable[Path]:
+        """All files, in no order."""
+        return self.folder.glob(f"{self._prefix}*.json") if self.folder.is_dir() else ()
+
+    def write(self, name: str, record: Any) -> None:
+        """Write the fields of a dataclass."""
+        content = json.dumps(asdict(record), ensure_ascii=False) + "\n"
+        write_files(self.folder, {self.path(name).name: content.encode()}, is_private=True)
+
+    def remove(self, name: str) -> None:
+        with self.lock():
+            self.path(name).unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Let one process at a time change the folder."""
+        from filelock import FileLock
+
+        write_files(self.folder, {}, is_private=True)  # makes the folder
+        with FileLock(self.folder / ".lock", mode=0o600):
+            yield
+
+
+def as_rows(vectors: Iterable[NDArray[np.float32]]) -> list[list[float]]:
+    """Vectors for JSON: float32 needs 9 digits; all of them are the same number again."""
+    return [[float(f"{value:.9g}") for value in vector] for vector in vectors]
+
+
+def have_length_1(vectors: NDArray[np.float32]) -> bool:
+    """Whether all vectors ``(number, size)`` have length 1; with NaN they do not."""
+    return np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
