@@ -84,14 +84,17 @@ class OwnerEvaluation:
 
     def data(self, split: str) -> FilledForSpeakers:
         """The clips that are encoded a second time."""
-        clips = [clip for clip in self.clips(split) if not self._shares_features(clip)] if self.trials(split) else []
+        shared = self._with_shared_features(split)
+        clips = [clip for clip in self.clips(split) if clip.key not in shared] if self.trials(split) else []
         data = self._tasks[self.keyword].evaluation_data(split)
         return FilledForSpeakers(data, clips, self._tasks[self.speaker].filling)
 
-    def _shares_features(self, clip: SpokenClip) -> bool:
-        """Whether both tasks fill a clip in the same way."""
+    @functools.lru_cache(maxsize=2)  # noqa: B019  # read for each batch
+    def _with_shared_features(self, split: str) -> frozenset[str]:
+        """The keys of the clips that both tasks fill in the same way."""
         fillings = {self._tasks[name].filling for name in (self.keyword, self.speaker)}
-        return len(fillings) == 1 or clip.samples >= max(filling.samples for filling in fillings)
+        shortest = 0 if len(fillings) == 1 else max(filling.samples for filling in fillings)
+        return frozenset(clip.key for clip in self.clips(split) if clip.samples >= shortest)
 
     def collect(
         self,
@@ -114,7 +117,7 @@ class OwnerEvaluation:
         if task != self.keyword or not self.trials(split):
             return
         records[WORDS] += zip(keys, outputs.float().log_softmax(dim=1).cpu(), strict=True)
-        shared = {clip.key for clip in self.clips(split) if self._shares_features(clip)}
+        shared = self._with_shared_features(split)
         if places := [place for place, key in enumerate(keys) if key in shared]:
             records[VOICES] += zip([keys[place] for place in places], embed(places).float().cpu(), strict=True)
 

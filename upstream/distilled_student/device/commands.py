@@ -78,7 +78,7 @@ def spot(
             spotted = opened.spot(samples, own_words)
         found.append(spotted.label)
         text = f"{file}: {spotted.label or 'no keyword'}  {spotted.score:.2f}"
-        _print({"file": str(file), "label": spotted.label, "score": spotted.score}, text, as_json)
+        print_result({"file": str(file), "label": spotted.label, "score": spotted.score}, text, as_json)
     raise typer.Exit(NO if None in found else YES)
 
 
@@ -105,7 +105,7 @@ def embed(
         return
     for file, vector in zip(files, vectors, strict=True):
         rounded = [round(value, 7) for value in vector.tolist()]
-        _print({"file": str(file), "embedding": rounded}, "", as_json=True)
+        print_result({"file": str(file), "embedding": rounded}, "", as_json=True)
 
 
 def similarity(
@@ -125,7 +125,7 @@ def similarity(
         else:
             _, ratio, cosine, _ = opened.verify(samples[1], opened.enrol(samples[0]))
     words = "" if ratio is None else f"; {_as_odds(ratio)}"
-    _print({"cosine": cosine, "ratio": ratio}, f"cosine {cosine:.3f}{words}", as_json)
+    print_result({"cosine": cosine, "ratio": ratio}, f"cosine {cosine:.3f}{words}", as_json)
 
 
 def enrol(
@@ -159,7 +159,7 @@ def enrol(
     if done.refused:
         text += "; record the refused clips again, or add --force"
     content = {"name": done.name, "clips": clips, "count": count, "seconds": seconds, "notes": list(done.notes)}
-    _print(content, text, as_json, done.notes)
+    print_result(content, text, as_json, done.notes)
     raise typer.Exit(YES if not done.refused else SOME if done.enrolled else NO)
 
 
@@ -182,7 +182,7 @@ def verify(
         done = opened.verify(samples, enrolment, share)
     text = f"{'yes' if done.accepted else 'no'}: {name}, cosine {done.cosine:.3f}; {_as_odds(done.ratio)}"
     content = {"name": name, "accepted": bool(done.accepted), "ratio": done.ratio, "cosine": done.cosine}
-    _print(content | {"notes": list(done.notes)}, text, as_json, done.notes)
+    print_result(content | {"notes": list(done.notes)}, text, as_json, done.notes)
     raise typer.Exit(YES if done.accepted else NO)
 
 
@@ -212,7 +212,7 @@ def identify(
         text = f"{named}: {done.name or 'nobody'}, cosine {done.cosine:.3f}; {_as_odds(done.ratio)}"
         content = {"files": list(map(str, group)), "name": done.name, "ratio": done.ratio, "cosine": done.cosine}
         notes = (*left_out, *done.notes)
-        _print(content | {"notes": list(notes)}, text, as_json, [note for note in notes if note not in printed])
+        print_result(content | {"notes": list(notes)}, text, as_json, [note for note in notes if note not in printed])
         printed.update(notes)
     raise typer.Exit(NO if None in found else YES)
 
@@ -238,7 +238,9 @@ def list_speakers(
     found = [person for person in people.all() if fingerprint in (None, person.fingerprint)]
     for person in found:
         content = {"name": person.name, "count": person.count, "seconds": person.seconds, "model": person.model}
-        _print(content, f"{person.name}: {person.count} clips, {person.seconds:.1f} s, model {person.model}", as_json)
+        print_result(
+            content, f"{person.name}: {person.count} clips, {person.seconds:.1f} s, model {person.model}", as_json
+        )
     if not as_json and not found:
         print(f"nobody is enrolled in {people.folder}")
 
@@ -310,7 +312,7 @@ def _print_report(report: Report, file: Path, as_json: bool) -> None:
         " voices overlap"
         for enrolled, speaker, alike, clips in report.overlaps
     ]
-    _print(content, "\n".join(lines), as_json)
+    print_result(content, "\n".join(lines), as_json)
 
 
 def _open(name: str) -> Model:
@@ -348,7 +350,7 @@ def _as_odds(ratio: float) -> str:
     return f"{number} times as likely of {'the same person' if ratio >= 0 else 'another person'}"
 
 
-def _print(content: Mapping[str, Any], text: str, as_json: bool, notes: Sequence[str] = ()) -> None:
+def print_result(content: Mapping[str, Any], text: str, as_json: bool, notes: Sequence[str] = ()) -> None:
     """Print one result: a line of JSON, which has the notes too, or text, with the notes on standard error."""
     import sys
 

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from distilled_student.common.typer_errors import Commands
-from distilled_student.device.commands import NO, SOME, YES, JsonOption, ModelOption, ProfilesOption
-from distilled_student.device.commands import _print as print_result
+from distilled_student.device.commands import NO, SOME, YES, JsonOption, ModelOption, ProfilesOption, print_result
 
 words = typer.Typer(
     cls=Commands, invoke_without_command=True, help="Add words of your own from recordings, list or forget them."
