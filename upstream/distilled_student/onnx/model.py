@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -15,16 +13,16 @@ from numpy.typing import NDArray
 
 from . import speakers
 from .calibration import Calibration
-from .detector import HOP_SECONDS, Detector, DetectorSettings, Hit, Spotted, decide, decide_words, owner_said
+from .chunks import ChunkStream
+from .detector import HOP_SECONDS, Detector, Hit, Spotted, decide_words, owner_said
+from .model_file import STREAM, UTTERANCE, ModelFile
 from .speakers import FALSE_ACCEPTS, Enrolment, Identified, Verified
 from .wav import Wav, read_samples
 from .words import (
     CONTEXT_SECONDS,
     PAUSE_SECONDS,
     STREAM_FALSE_ACCEPTS,
-    WORDS,
     Word,
-    WordMaps,
     WordTracker,
     quiet_noise,
     template,
@@ -32,61 +30,14 @@ from .words import (
 )
 from .words import FALSE_ACCEPTS as WORD_FALSE_ACCEPTS
 
-UTTERANCE, STREAM = "utterance.onnx", "stream.onnx"  # files of a packed model
 SHIPPED = Path(__file__).parents[1] / "assets" / "models"  # not there next to a copy of this folder
 
 
-class Model:
-    """A file that ``distilled-student export`` has written.
+class Model(ModelFile):
+    """A file that ``distilled-student export`` has written, with its decisions on utterances and on speakers.
 
-    Args:
-        file: The .onnx file.
-        threads: Threads of onnxruntime.
-
-    Attributes:
-        file: The file.
-        labels: Classes of the keyword scores; labels that begin with ``_`` are not keywords.
-        threshold: Probability from which on a keyword counts as said. None if the export did not measure one: then a
-            keyword counts as said if it is the most likely of all classes.
-        rate: Sample rate in Hz.
-        chunk: For a stream, the number of samples that every input must be a multiple of; else 0.
-        padded_to: For a stream, samples that an utterance is padded to with silence, by the output that needs it.
-        repeated_to: For a stream, samples that an utterance is repeated to, by the output that needs it.
-        window: For a stream, the seconds of audio that scores and embeddings are computed from.
-        calibration: Of speaker verification; None if the export fitted none.
-        detector_settings: Of `Stream.listen`.
-
-    Raises:
-        ValueError: from all methods too: a file, a sample rate or a shape is not usable; the message is one line.
+    Arguments, attributes, and the errors of all methods: see `ModelFile`.
     """
-
-    def __init__(self, file: str | Path, threads: int = 1) -> None:
-        import onnxruntime  # here, so that the rest of the module can be imported without it
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
-        try:
-            self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors have no other common base class
-            raise ValueError(f"{file}: not readable as an ONNX file ({str(error).splitlines()[0]})") from None
-        self.file, self.threads = Path(file), threads
-        self.output_shapes = {output.name: output.shape for output in self.session.get_outputs()}
-        metadata = self.session.get_modelmeta().custom_metadata_map
-        if not {"sample_rate", "shortest"} <= metadata.keys():
-            raise ValueError(f"{file}: was not written by `distilled-student export`")
-        self.rate, self._shortest = int(metadata["sample_rate"]), int(metadata["shortest"])
-        self.labels: list[str] = json.loads(metadata.get("labels", "[]"))
-        self.threshold = float(metadata["keyword_threshold"]) if "keyword_threshold" in metadata else None
-        self.chunk = int(metadata.get("chunk", 0))
-        self.window = float(metadata.get("window", 1.0))
-        self.padded_to: dict[str, int] = json.loads(metadata.get("padded_to", "{}"))
-        self.repeated_to: dict[str, int] = json.loads(metadata.get("repeated_to", "{}"))
-        self._fingerprint: str | None = metadata.get("fingerprint")
-        try:
-            self.calibration = Calibration.from_metadata(metadata)
-            self.detector_settings = DetectorSettings.from_metadata(metadata)
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
 
     def run(self, wav: Wav, output: str) -> NDArray[np.float32]:
         """One output for one utterance, without the batch dimension.
@@ -107,10 +58,6 @@ class Model:
     def scores(self, wav: Wav) -> dict[str, float]:
         """The probability of each label."""
         return self.named_scores(self.run(wav, "keyword_scores"))
-
-    def named_scores(self, keyword_scores: NDArray[np.float32]) -> dict[str, float]:
-        """The probability of each label, from ``keyword_scores (classes,)``."""
-        return dict(zip(self.labels, keyword_scores.tolist(), strict=True))
 
     def spot(
         self, wav: Wav, words: Mapping[str, Word] | None = None, false_accepts: float = WORD_FALSE_ACCEPTS
@@ -148,14 +95,6 @@ class Model:
             words, self._after_noise.peek(read_samples(wav, self.rate))["hidden_state"], false_accepts
         )
 
-    @cached_property
-    def word_maps(self) -> WordMaps:
-        """What words of one's own need: the file ``words.npz`` in the folder of the model. Raises ValueError."""
-        maps = WordMaps.read(self.file.with_name(WORDS))
-        if maps.fingerprint != self.fingerprint:
-            raise ValueError(f"{self.file.with_name(WORDS)}: was made for another model than {self.file}")
-        return maps
-
     def word_vector(self, wav: Wav) -> tuple[NDArray[np.float32], float]:
         """The vector ``(size,)``, of length 1, of a recording of a word, and the word's length in frames.
 
@@ -175,23 +114,6 @@ class Model:
         stream = self.stream()
         stream.feed(quiet_noise(round(CONTEXT_SECONDS * self.rate)))
         return stream
-
-    def decide(self, scores: dict[str, float]) -> Spotted:
-        """The keyword, if one is said, by the probability of each label."""
-        return decide(scores, self.threshold)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Names the weights that embeddings depend on: those of two models are not to be compared.
-
-        All exports of a model have the same one, in 8 bits too. For a file of an older version it is a hash of the
-        file; the two files of a packed folder, which share their weights, then have that of the stream.
-        """
-        if self._fingerprint is not None:
-            return self._fingerprint
-        pair = [self.file.with_name(name) for name in (UTTERANCE, STREAM)]
-        is_packed = self.file in pair and all(file.is_file() for file in pair)
-        return hashlib.sha256((pair[1] if is_packed else self.file).read_bytes()).hexdigest()[:16]
 
     def embed(self, wav: Wav) -> NDArray[np.float32]:
         """The speaker embedding ``(embedding,)``, of length 1: the dot product of two is their cosine."""
@@ -295,7 +217,7 @@ class Model:
         return Stream(file, self.threads)
 
 
-class Stream:
+class Stream(ChunkStream):
     """A file that ``distilled-student export --streaming`` has written, run on samples as they arrive.
 
     Use either `listen` or `feed` and `spot` between two calls of `reset`.
@@ -313,6 +235,8 @@ class Stream:
         ValueError: see `Model`; or the file is not a stream.
     """
 
+    model: Model
+
     def __init__(self, file: str | Path | Model, threads: int = 1) -> None:
         self.model = file if isinstance(file, Model) else Model(file, threads)
         if not self.model.chunk:
@@ -320,15 +244,11 @@ class Stream:
         self.hop = math.ceil(round(HOP_SECONDS * self.model.rate) / self.model.chunk) * self.model.chunk
         self.detector = Detector(self.model.labels, self.model.detector_settings, self.hop / self.model.rate)
         self._own_words: WordTracker | None = None
-        self.reset()
+        super().__init__(self.model)
 
     def reset(self) -> None:
         """Discard the state: the next sample is the first of a new stream."""
-        types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
-        _, *state = self.model.session.get_inputs()
-        self._state = {tensor.name: np.zeros(tensor.shape, types[tensor.type]) for tensor in state}
-        self._waiting, self._processed = np.zeros(0, np.float32), 0
-        self._beginning = np.zeros(0, np.float32)  # the first samples, as many as are repeated
+        super().reset()
         self._of_hop = np.zeros(0, np.float32)  # samples of `listen` that complete no hop
         self.detector.reset()
         if self._own_words is not None:
@@ -342,63 +262,6 @@ class Stream:
             false_accepts: The share of other words of one second that are taken for one of these.
         """
         self._own_words = WordTracker(self.model.word_maps, words, false_accepts) if words else None
-
-    def feed(self, samples: NDArray) -> dict[str, NDArray[np.float32]] | None:
-        """Process any number of samples ``(samples,)``, floats in [-1, 1] or int16.
-
-        Samples that do not complete a frame wait for the next call. Outputs for less audio than in training are those
-        of this audio followed by silence (`Model.padded_to`), or repeated (`Model.repeated_to`). What is added does not
-        become part of the stream.
-
-        Returns:
-            ``hidden_state (frames, features)`` of the new frames; ``keyword_scores (classes,)`` and
-            ``speaker_embedding (embedding,)``, if the model has them, of the window that ends with the last new frame.
-            None if the samples complete no frame.
-        """
-        if (outputs := self.advance(samples)) is None:
-            return None
-        for name, length in self.model.padded_to.items():
-            if self._processed < length:
-                outputs[name] = self._step(np.zeros(length - self._processed, np.float32))[0][name]
-        for name, length in self.model.repeated_to.items():
-            if self._processed < length:  # np.resize repeats
-                outputs[name] = self._step(np.resize(self._beginning, length)[self._processed :])[0][name]
-        return outputs
-
-    def advance(self, samples: NDArray) -> dict[str, NDArray[np.float32]] | None:
-        """`feed` for a caller that needs only the state and ``hidden_state``: adds nothing to audio that is too short.
-
-        While less audio than in training has arrived, the other outputs are those of an incomplete window.
-        """
-        waiting = np.concatenate([self._waiting, read_samples(samples, self.model.rate)])
-        ready = len(waiting) // self.model.chunk * self.model.chunk
-        self._waiting = waiting[ready:]
-        if not ready:
-            return None
-        outputs, self._state = self._step(waiting[:ready])
-        self._processed += ready
-        if len(self._beginning) < max(self.model.repeated_to.values(), default=0):
-            self._beginning = np.concatenate([self._beginning, waiting[:ready]])
-        return outputs
-
-    def peek(self, samples: NDArray) -> dict[str, NDArray[np.float32]]:
-        """The outputs, see `feed`, for samples that follow; they do not become part of the stream.
-
-        They are padded with zeros to whole chunks.
-        """
-        following = np.concatenate([self._waiting, read_samples(samples, self.model.rate)])
-        return self._step(np.pad(following, (0, -len(following) % self.model.chunk)))[0]
-
-    def inputs(self, samples: NDArray[np.float32]) -> dict[str, NDArray]:
-        """The inputs of the file for whole chunks ``(samples,)``: these and the state."""
-        return {"samples": samples[None], **self._state}
-
-    def _step(self, samples: NDArray[np.float32]) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray]]:
-        """The outputs for whole chunks ``(samples,)``, and the next state; the stream's own state is not changed."""
-        arrays = self.model.session.run(None, self.inputs(samples))
-        outputs = dict(zip(self.model.output_shapes, arrays, strict=True))
-        state = {name: outputs.pop(name.replace("state_", "next_", 1)) for name in self._state}
-        return {name: output[0] for name, output in outputs.items()}, state
 
     def spot(self, samples: NDArray) -> Spotted | None:
         """The keyword, if one is said, in the window that ends with these samples; None if they complete no frame."""
@@ -473,8 +336,7 @@ class Stream:
         """Who spoke in the window that a hop's outputs were computed from."""
         if "speaker_embedding" not in outputs:
             raise ValueError(f"{self.model.file}: has no speaker_embedding; it cannot tell who spoke")
-        seconds = min(self.model.window, self._processed / self.model.rate)
-        return self.model.who(outputs["speaker_embedding"], seconds, enrolled, false_accepts)
+        return self.model.who(outputs["speaker_embedding"], self.window_seconds, enrolled, false_accepts)
 
     def is_from(
         self, owner: Enrolment, outputs: Mapping[str, NDArray[np.float32]], false_accepts: float = FALSE_ACCEPTS

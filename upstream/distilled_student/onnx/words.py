@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .speakers import unit_length
 
 if TYPE_CHECKING:
-    from .model import Stream
+    from .chunks import ChunkStream
 
 WORDS = "words.npz"  # in the folder of a model
 FORMAT = 1
@@ -290,7 +290,7 @@ def quiet_noise(number: int, level: float = 0.0003) -> NDArray[np.float32]:
     return (level * np.random.default_rng(0).standard_normal(number)).astype(np.float32)
 
 
-def word_clip(stream: Stream, samples: NDArray[np.float32]) -> WordClip:
+def word_clip(stream: ChunkStream, samples: NDArray[np.float32]) -> WordClip:
     """A recording of a word that follows what the stream has had."""
     hidden, (start, end) = stream.peek(samples)["hidden_state"], speech_bounds(samples)
     stride = max(1, round(len(samples) / LEVEL_HOP / len(hidden)))  # levels for each frame

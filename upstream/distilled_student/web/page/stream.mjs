@@ -1,4 +1,5 @@
-// Runs the streaming graph on samples as they arrive: the same steps as Stream in distilled_student/onnx/model.py.
+// Runs the streaming graph on samples as they arrive: the same steps as ChunkStream in distilled_student/onnx/chunks.py
+// and Stream in distilled_student/onnx/model.py.
 
 import { Detector } from "./detector.mjs";
 import { identify, ownerSaid, unitLength } from "./speakers.mjs";
