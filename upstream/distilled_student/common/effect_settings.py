@@ -1,4 +1,4 @@
-"""The settings of reverberation, noise and gain. Does not import torch: wrong settings are reported quickly."""
+"""The settings of reverberation, noise, band limits and gain. Does not import torch: wrong settings are reported quickly."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distilled_student.common.errors import UserError
+from distilled_student.common.sample_rate import SAMPLE_RATE
 
 
 @dataclass
@@ -20,6 +21,9 @@ class EffectSettings:
         noise: Probability that noise is added.
         snr: Lowest and highest signal-to-noise ratio in dB.
         noise_root: Folder of noise recordings; None: white noise.
+        band: Probability that frequencies outside a band are removed, as by a telephone or a cheap microphone.
+        band_low: Lowest and highest lower limit of the band in Hz.
+        band_high: Lowest and highest upper limit of the band in Hz.
         gain: Probability that the loudness is changed.
         gain_db: Lowest and highest gain in dB.
     """
@@ -31,24 +35,30 @@ class EffectSettings:
     noise: float = 0.0
     snr: list[float] = field(default_factory=lambda: [0.0, 20.0])
     noise_root: str | None = None
+    band: float = 0.0
+    band_low: list[float] = field(default_factory=lambda: [50.0, 400.0])
+    band_high: list[float] = field(default_factory=lambda: [3000.0, 7000.0])
     gain: float = 0.0
     gain_db: list[float] = field(default_factory=lambda: [-10.0, 6.0])
 
     def __post_init__(self) -> None:
-        for name in ("reverb", "noise", "gain"):
+        for name in ("reverb", "noise", "band", "gain"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"augment.{name}: needs a probability in [0, 1], not {getattr(self, name)}")
-        for name in ("rt60", "drr", "snr", "gain_db"):
+        for name in ("rt60", "drr", "snr", "band_low", "band_high", "gain_db"):
             value = getattr(self, name)
             if len(value) != 2 or value[0] > value[1]:
                 raise ValueError(f"augment.{name}: needs [lowest, highest], not {value}")
         if self.rt60[0] <= 0:
             raise ValueError("augment.rt60: needs positive seconds")
+        if not 0 <= self.band_low[0] <= self.band_low[1] < self.band_high[0] <= self.band_high[1] <= SAMPLE_RATE / 2:
+            limits = f"{self.band_low} and {self.band_high}"
+            raise ValueError(f"augment.band_low, band_high: need 0 <= band_low < band_high <= 8000 Hz, not {limits}")
 
     @property
     def any(self) -> bool:
         """Whether an effect is on."""
-        return bool(self.reverb or self.noise or self.gain)
+        return bool(self.reverb or self.noise or self.band or self.gain)
 
     def check_folders(self, key: str) -> None:
         """Raise UserError for a folder that does not exist; ``key``: ``FILE: dotted.key`` of this group."""

@@ -1,4 +1,4 @@
-"""Reverberation, noise and gain for single utterances when they are loaded, with a seeded generator."""
+"""Reverberation, noise, band limits and gain for single utterances when they are loaded, with a seeded generator."""
 
 from __future__ import annotations
 
@@ -69,6 +69,18 @@ def reverberate(waveform: Tensor, rir: Tensor) -> Tensor:
     return wet * torch.sqrt(waveform.square().mean() / wet.square().mean().clamp(min=1e-12))
 
 
+def limit_band(waveform: Tensor, low: float, high: float) -> Tensor:
+    """``waveform`` ``(samples,)`` without the frequencies below ``low`` and above ``high`` Hz.
+
+    The gain is that of Butterworth filters of order 4, without their delay: ``1 / sqrt(1 + (f / high) ** 8)`` and the
+    same with ``low / f``.
+    """
+    size = len(waveform) + audio.SAMPLE_RATE // 10  # zeros behind: the filter does not wrap around
+    frequencies = torch.fft.rfftfreq(size, 1 / audio.SAMPLE_RATE)
+    gain = (1 + (frequencies / high) ** 8).rsqrt() * (1 + (low / frequencies.clamp(min=1e-3)) ** 8).rsqrt()
+    return torch.fft.irfft(torch.fft.rfft(waveform, size) * gain, size)[: len(waveform)]
+
+
 @functools.lru_cache(maxsize=64)
 def _header_seconds(path: Path) -> float:
     return audio_reading.seconds(path)
@@ -108,7 +120,7 @@ class Effects:
             self.rirs = _files_of(Path(settings.rir_root), f"{key}.rir_root")
 
     def __call__(self, waveform: Tensor, rng: np.random.Generator) -> Tensor:
-        """``(samples,)`` -> ``(samples,)``: reverberation, noise and gain, in the order of a real recording."""
+        """``(samples,)`` -> ``(samples,)``: reverberation, noise, band limits and gain, as in a real recording."""
         s = self.settings
         if s.reverb and rng.random() < s.reverb:
             rir = (
@@ -124,6 +136,8 @@ class Effects:
             else:
                 noise = torch.from_numpy(rng.standard_normal(len(waveform), dtype=np.float32))
             waveform = add_noise(waveform, noise, snr)
+        if s.band and rng.random() < s.band:
+            waveform = limit_band(waveform, rng.uniform(*s.band_low), rng.uniform(*s.band_high))
         if s.gain and rng.random() < s.gain:
             waveform = waveform * 10 ** (rng.uniform(*s.gain_db) / 20)
         return waveform

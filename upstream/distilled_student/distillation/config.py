@@ -73,6 +73,8 @@ class DistillConfig:
             Every other one has a head that is trained with the student and not saved with it.
         initialize: Copy the teacher's front end and first layers into the student where they are of the same kind. The
             log and the model card say what was copied, what not, and why.
+        start_from: A student of the same configuration, as ``-k`` takes it, whose weights the run starts from instead
+            of the teacher's: to distil a fine-tuned student further, with another teacher.
         steps: Number of training steps; 0: the student is only initialised.
         learning_rate: Peak learning rate of the optimiser, AdamW.
         copied_learning_rate: Peak learning rate of the copied weights; None: ``learning_rate``. A short run needs a
@@ -119,6 +121,7 @@ class DistillConfig:
     student: Any = "paper"
     teachers: list[TeacherConfig] = field(default_factory=list)
     initialize: bool = True
+    start_from: str = ""
     steps: int = 200_000
     learning_rate: float = 2.0e-4
     copied_learning_rate: float | None = None

@@ -49,6 +49,8 @@ def check_settings(config: DistillConfig, where: str | Path) -> None:
     for name in config.data.held_out:
         _check_data(name, f"{where}: data.held_out")
     student_config_for(config, target_size=1, where=where)  # raises for an unknown size or a wrong field
+    if config.start_from:
+        check_teacher(config.start_from, f"{where}: start_from", [])
     if not config.teachers:
         _check_layers(config.teacher, config.targets, f"{where}: ")
     for number, teacher in enumerate(config.teachers):

@@ -14,7 +14,7 @@ from distilled_student.distillation.initialize import Initialization
 from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.student.cost import macs_per_second, parameters
 from distilled_student.student.network import Student
-from distilled_student.teachers.early_checks import teacher_path
+from distilled_student.teachers.early_checks import WORD_ENCODER, teacher_path
 
 if TYPE_CHECKING:
     from distilled_student.distillation.code_cache import QuantizationError
@@ -42,8 +42,13 @@ Loss per valid frame ({_summed(config)} of L1 and -log sigmoid(cosine)):
 """
 
 
-def _initialized(initialization: Initialization) -> str:
-    return initialization.describe() if initialization.refused or initialization.copied else "nothing (random weights)"
+def _start_row(config: DistillConfig, initialization: Initialization) -> str:
+    """A row with the weights that the training started from."""
+    if config.start_from:
+        return f"| starts from | the student {escape_markdown(_name(config.start_from))} |"
+    is_known = initialization.refused or initialization.copied
+    described = initialization.describe() if is_known else "nothing (random weights)"
+    return f"| initialised from the teacher | {escape_markdown(described)} |"
 
 
 def _summed(config: DistillConfig) -> str:
@@ -54,7 +59,7 @@ def _effects_row(config: DistillConfig) -> str:
     """A row with the effects on the student's input, empty if there are none."""
     effects = config.data.augment
     noise = f"noise at {effects.snr[0]:g} to {effects.snr[1]:g} dB"
-    shares = {"reverberation": effects.reverb, noise: effects.noise, "gain": effects.gain}
+    shares = {"reverberation": effects.reverb, noise: effects.noise, "band limits": effects.band, "gain": effects.gain}
     parts = [f"{effect} in {share:.0%}" for effect, share in shares.items() if share]
     return f"| student's input | {', '.join(parts)} of the utterances |\n" if parts else ""
 
@@ -98,6 +103,8 @@ def _licences(config: DistillConfig) -> str:
 def _licence(teacher: str, name: str) -> str:
     if teacher == "resemblyzer":
         return "Apache-2.0 (resemblyzer)"
+    if teacher == WORD_ENCODER:
+        return "Apache-2.0 (Google's speech embedding, from the package openwakeword)"
     if teacher in ("shipped", "teacher"):
         name = "the teacher that ships with distilled-student"
     return licence_of(name, teacher_path(teacher))
@@ -152,7 +159,7 @@ What follows is measured or taken from the settings of this run.
 
 | | |
 |---|---|
-{teacher_rows}| initialised from the teacher | {escape_markdown(_initialized(initialization))} |
+{teacher_rows}{_start_row(config, initialization)}
 | data | {data} |
 {training_rows}| parameters | {kept / 1e6:.2f} M + {prediction / 1e6:.2f} M in the prediction layers |
 | multiply-accumulates | {macs / 1e6:.0f} M per second of audio, prediction layers included |

@@ -33,7 +33,7 @@ def _macs(teacher: Teacher | UtteranceTeacher) -> int | None:
     """Multiply-accumulates for a second of audio; None if they cannot be counted."""
     if isinstance(teacher, UtteranceTeacher):
         return teacher.encoder.macs_per_second()
-    return macs_per_second(TakesList(teacher))
+    return macs_per_second(TakesList(teacher)) or None  # 0 if torch does not compute it
 
 
 class Throughput(NamedTuple):

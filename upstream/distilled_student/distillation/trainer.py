@@ -7,7 +7,7 @@ import math
 import os
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from torch import Tensor
 
+from distilled_student.checkpoints.folder import load_student
 from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.common.effects import Effects
 from distilled_student.common.errors import UserError, short_reason
@@ -50,6 +51,7 @@ from distilled_student.distillation.target_source import TargetSource, open_enco
 from distilled_student.distillation.targets import Teacher, UtteranceTeacher
 from distilled_student.student.cost import has_fast_bf16
 from distilled_student.student.network import Student
+from distilled_student.teachers.encoders import Encoder
 
 log = logging.getLogger(__name__)
 TEACHER_WEIGHTS = "sha256 of the teacher's weights"  # a key of the settings in a checkpoint
@@ -151,9 +153,23 @@ class Distillation:
             encoder = open_encoder(settings, where)
             if not self.sources:
                 self.student = Student(student_config_for(config, encoder.hidden_size, where, encoder.normalization()))
-                self.initialization = initialize(self.student, encoder) if config.initialize else Initialization()
+                self.initialization = self._initialize(encoder)
             own, device = self.student.config, self.accelerator.device
             self.sources.append(TargetSource(name, settings, config, encoder, own, device, where))
+
+    def _initialize(self, encoder: Encoder) -> Initialization:
+        """Give the student its first weights: those of another student, the teacher's, or random ones."""
+        if not self.config.start_from:
+            return initialize(self.student, encoder) if self.config.initialize else Initialization()
+        before = load_student(self.config.start_from)
+        if before.config != self.student.config:
+            names = [one.name for one in fields(before.config)]
+            found = [name for name in names if getattr(before.config, name) != getattr(self.student.config, name)]
+            reason = f"is a student of another configuration ({', '.join(found)})"
+            raise UserError(f"{self.where}: start_from: {self.config.start_from}: {reason}")
+        self.student.load_state_dict(before.state_dict())
+        log.info("student starts from the weights of %s", self.config.start_from)
+        return Initialization()
 
     @property
     def teachers(self) -> list[Teacher | UtteranceTeacher]:

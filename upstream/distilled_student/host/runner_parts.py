@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 import pickle
@@ -96,10 +97,13 @@ class RunnerParts(s3prl_runner.Runner):
     def _keep_weights_only(self) -> None:
         """``runner.weights_only``: the weights of ``-i`` have been loaded; all else starts as in a new run.
 
-        The weights are those that an evaluation uses: the averages of a training with ``runner.average``.
+        The weights are those that an evaluation uses: the averages of a training with ``runner.average``. With
+        ``heads`` the upstream keeps those of ``-k``.
         """
         if self.init_ckpt.get("Average") is not None:
             self._get_average(1.0).apply()
+        if self.config["runner"]["weights_only"] == "heads":
+            unwrapped(self.upstream.model).load_state_dict(self._weights_of_upstream)
         models = {entry.name for entry in self.all_entries}
         self.init_ckpt = {name: weights for name, weights in self.init_ckpt.items() if name in models}
         if hasattr(self.expert, "restart"):
@@ -156,6 +160,8 @@ class RunnerParts(s3prl_runner.Runner):
         try:
             if name in self.init_ckpt and hasattr(model, "check_saved"):  # ours
                 model.check_saved(self.init_ckpt.get("Config") or {}, is_new=self._is_new)
+            if name == "Upstream" and self.config["runner"].get("weights_only") == "heads":
+                self._weights_of_upstream = copy.deepcopy(unwrapped(model).state_dict())
             super()._load_weight(model, name)
         except (RuntimeError, ValueError, KeyError, AttributeError) as error:
             raise UserError(f"{self.args.init_ckpt}: {name}: does not fit this experiment: {error}") from None

@@ -77,6 +77,8 @@ def _check_runner(where: str, runner: Mapping[str, Any], downstream: str) -> Non
         if factor is not None and not (is_number(factor) and 0 < factor < 1):
             raise UserError(f"{where}: runner.{key}: expected a number between 0 and 1, found {factor!r}")
     for key in FLAGS:
+        if key == "weights_only" and runner.get(key) == "heads":
+            continue
         if not isinstance(runner.get(key, False), bool):
             raise UserError(f"{where}: runner.{key}: expected true or false, found {runner[key]!r}")
     splits, known = runner.get("eval_dataloaders"), SPLITS.get(downstream)

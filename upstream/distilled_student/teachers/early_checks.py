@@ -17,6 +17,8 @@ SHIPPED = {"shipped": ASSETS / "teacher", "teacher": ASSETS / "teacher", "distil
 EXPORT_EXTRA = "pip install 'distilled-student[export]'"
 # keys of a config.json with the number of layers: of Whisper's encoder, of other models of transformers, of students
 LAYER_KEYS = ("encoder_layers", "num_hidden_layers", "layers")
+WORD_ENCODER = "openwakeword"
+WORD_ENCODER_INSTALL = f"pip install --no-deps {WORD_ENCODER}==0.4.0"
 REMEDY = "give a folder, the name of an s3prl upstream, or a name on the hub of transformers, OWNER/NAME"
 SPEAKER_ENCODERS = "resemblyzer, a folder of a ...ForXVector model of transformers, an .onnx file, or a file of GE2E"
 
@@ -44,6 +46,10 @@ def check_teacher(name: str, where: str, upstreams: Collection[str]) -> int | No
     Raises:
         UserError: there is no such folder, file, upstream or model on the hub, or it cannot be a teacher.
     """
+    if name == WORD_ENCODER:
+        if find_spec(name) is None:
+            raise UserError(f"{where}: {name}: is not installed; {WORD_ENCODER_INSTALL}")
+        return 1
     path = teacher_path(name)
     if path.is_dir():
         if not (path / CONFIG).is_file():
@@ -58,7 +64,7 @@ def check_teacher(name: str, where: str, upstreams: Collection[str]) -> int | No
         raise UserError(f"{where}: {name}: no such file or folder")
     if name in upstreams:
         return None
-    hint = did_you_mean(name, [*SHIPPED, *shipped_models(), *upstreams])
+    hint = did_you_mean(name, [*SHIPPED, *shipped_models(), WORD_ENCODER, *upstreams])
     return _check_on_hub(name, where, hint or f"; {REMEDY}")
 
 

@@ -13,13 +13,14 @@ from distilled_student.checkpoints.foreign_config import why_not_a_student
 from distilled_student.checkpoints.hub import ELSEWHERE, hub_folder, hub_revision
 from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.files import read_json
-from distilled_student.teachers.early_checks import teacher_path
+from distilled_student.teachers.early_checks import WORD_ENCODER, teacher_path
 from distilled_student.teachers.encoders import Encoder, StudentEncoder, TransformersEncoder
 from distilled_student.teachers.ge2e import PACKAGE, find_weights_of_resemblyzer, read_ge2e
 from distilled_student.teachers.onnx_encoder import OnnxEncoder
 from distilled_student.teachers.s3prl_encoder import names_on_s3prl_hub, open_upstream
 from distilled_student.teachers.speaker_encoder import SpeakerEncoder
 from distilled_student.teachers.transformers_folder import load_model
+from distilled_student.teachers.word_encoder import read_word_encoder
 from distilled_student.teachers.xvector import read_xvector
 
 UNUSED_WEIGHTS = r"masked_spec_embed$|(?:^|\.)adapter\."  # of `transformers` models: read in training only, or deleted
@@ -33,6 +34,7 @@ def open_teacher(name: str | Path) -> Encoder:
 
             * ``shipped`` or ``teacher``: the small teacher that is part of this package;
             * ``distilled_student``, ``edge`` or ``tiny``: the students that are part of this package;
+            * ``openwakeword``: a network for words, with the weights in the installed package of that name;
             * a folder or file that `load_student` reads;
             * a folder of another `transformers` encoder of waveforms;
             * the name of an s3prl upstream (``hubert_base``);
@@ -42,6 +44,8 @@ def open_teacher(name: str | Path) -> Encoder:
         UserError: none of these, or it cannot be loaded or downloaded; says what to do instead.
     """
     name = str(name)
+    if name == WORD_ENCODER:
+        return _open_word_encoder()
     path = teacher_path(name)
     if not path.exists() and "/" not in name and name in names_on_s3prl_hub():
         return _open_s3prl(name).eval()
@@ -85,6 +89,13 @@ def _cannot_load(name: str, error: Exception) -> UserError:
     if not Path(name).exists():
         message += f". {ELSEWHERE}"
     return UserError(message)
+
+
+def _open_word_encoder() -> Encoder:
+    try:
+        return read_word_encoder().eval()
+    except UserError as error:
+        raise UserError(f"teacher {WORD_ENCODER}: cannot be loaded ({error})") from None
 
 
 def _open_path(path: Path, name: str) -> Encoder:

@@ -1,0 +1,123 @@
+"""Google's speech embedding (Lin et al. 2020), a network for words, with the weights of the package ``openwakeword``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distilled_student.common.errors import UserError, short_reason
+from distilled_student.teachers.early_checks import EXPORT_EXTRA, WORD_ENCODER, WORD_ENCODER_INSTALL
+from distilled_student.teachers.encoders import EqualLengthEncoder
+
+FILES = ("melspectrogram.onnx", "embedding_model.onnx")
+MEL_FRAMES, MEL_SHIFT, MEL_WINDOW = 76, 160, 640  # of a window: frames; samples from one frame to the next, of a frame
+STEP = 16  # mel frames from one window to the next; openwakeword has 8, but neighbours overlap by nine tenths
+FULL_SCALE = 32767.0
+FLOOR = 1.0  # of the mel values after openwakeword's scaling: quiet noise. Digital silence would have -10 + 2
+DEVIATION = 10.0  # features are divided by their standard deviation on speech, so that the L1 distance is about 1
+WINDOWS = 64  # that are embedded at once: more need memory and are not faster
+
+
+def find_weights_of_openwakeword() -> list[Path]:
+    """The two files in the installed package ``openwakeword``, which is not imported: it needs large libraries.
+
+    Raises:
+        UserError: the package is missing, or is a later version, which downloads its files.
+    """
+    spec = find_spec(WORD_ENCODER)
+    if spec is None or spec.origin is None:
+        raise UserError(f"{WORD_ENCODER}: is not installed; {WORD_ENCODER_INSTALL}")
+    files = [Path(spec.origin).parent / "resources" / "models" / name for name in FILES]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file}: missing: only older versions hold the weights; {WORD_ENCODER_INSTALL}")
+    return files
+
+
+class _Graph(nn.Module):
+    """An ONNX graph with one input and one output, run by onnxruntime on the CPU. Its weights are parameters."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        try:
+            import onnx
+            import onnxruntime
+        except ImportError as error:
+            raise UserError(f"{file}: {error.name} is not installed; {EXPORT_EXTRA}") from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            content = file.read_bytes()
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            constants = onnx.load_from_string(content).graph.initializer
+            arrays = [np.atleast_1d(onnx.numpy_helper.to_array(constant)) for constant in constants]
+        except Exception as error:  # a damaged file can raise anything
+            raise UserError(f"{file}: cannot be read as an ONNX model ({short_reason(error)})") from None
+        for number, values in enumerate(arrays):
+            if np.issubdtype(values.dtype, np.floating):
+                self.register_parameter(f"constant_{number}", nn.Parameter(torch.from_numpy(values.copy())))
+        self.input = self.session.get_inputs()[0].name
+        self.sha256 = hashlib.sha256(content).hexdigest()
+
+    def run(self, values: np.ndarray) -> np.ndarray:
+        """The output for an input of float32."""
+        return np.asarray(self.session.run(None, {self.input: values.astype(np.float32)})[0])
+
+
+class WordEncoder(EqualLengthEncoder):
+    """96 features of what was said in the last 0.8 s, every 0.16 s: a teacher with one layer.
+
+    The network was trained on words in many recordings of many people, and a small head on its output finds words from
+    few examples. A feature describes a window of 76 mel frames. Quiet noise stands before an utterance, so that its
+    first window ends with its first 16 mel frames.
+
+    Args:
+        files: The graphs of the mel spectrogram and of the embedding, see `find_weights_of_openwakeword`.
+
+    Raises:
+        UserError: onnxruntime or onnx is missing, or a file is damaged.
+    """
+
+    hidden_size, num_layers, frame_shift = 96, 1, STEP * MEL_SHIFT
+    # a window counts as centred on its last sample: a causal student has not got later audio, and needs no earlier one
+    first_centre = float((STEP - 1) * MEL_SHIFT + MEL_WINDOW)
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        super().__init__()
+        self.mel, self.embedding = (_Graph(file) for file in files)
+
+    def encode(self, waveforms: Tensor) -> Sequence[Tensor]:
+        shortest = (STEP - 1) * MEL_SHIFT + MEL_WINDOW
+        samples = F.pad(waveforms.float(), (0, max(0, shortest - waveforms.shape[1]))).cpu().numpy()
+        mel = self.mel.run(samples * FULL_SCALE)[:, 0] / 10 + 2  # (batch, mel frames, bands)
+        before = np.full((len(mel), MEL_FRAMES - STEP, mel.shape[2]), FLOOR, np.float32)
+        mel = np.concatenate([before, mel.clip(min=FLOOR)], axis=1)
+        starts = range(0, mel.shape[1] - MEL_FRAMES + 1, STEP)
+        windows = np.stack([mel[:, start : start + MEL_FRAMES] for start in starts], axis=1)
+        flat = windows.reshape(-1, MEL_FRAMES, mel.shape[2], 1)
+        found = [self.embedding.run(flat[first : first + WINDOWS]) for first in range(0, len(flat), WINDOWS)]
+        features = torch.from_numpy(np.concatenate(found)).reshape(len(mel), len(starts), -1) / DEVIATION
+        return [features.to(waveforms.device)] * 2  # its input is no hidden state: layer 1 is the only one
+
+    def normalization(self) -> dict[str, Any]:
+        return {"normalize": False}
+
+    def settings(self) -> str:
+        return f"{STEP} {FLOOR} {DEVIATION} {self.mel.sha256} {self.embedding.sha256}"
+
+
+def read_word_encoder() -> WordEncoder:
+    """The encoder with the weights of the installed package ``openwakeword``.
+
+    Raises:
+        UserError: see `find_weights_of_openwakeword` and `WordEncoder`.
+    """
+    return WordEncoder(find_weights_of_openwakeword())
