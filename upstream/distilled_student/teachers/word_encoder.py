@@ -73,7 +73,7 @@ class _Graph(nn.Module):
 
 
 class WordEncoder(EqualLengthEncoder):
-    """96 features of what was said in the last 0.8 s, every 0.16 s: a teacher with one layer.
+    """96 features of what was said in the last 0.8 s, every 0.16 s: a teacher with one layer. Those of quiet noise are 0.
 
     The network was trained on words in many recordings of many people, and a small head on its output finds words from
     few examples. A feature describes a window of 76 mel frames. Quiet noise stands before an utterance, so that its
@@ -93,6 +93,8 @@ class WordEncoder(EqualLengthEncoder):
     def __init__(self, files: Sequence[Path]) -> None:
         super().__init__()
         self.mel, self.embedding = (_Graph(file) for file in files)
+        bands = self.mel.run(np.zeros((1, MEL_WINDOW))).shape[-1]
+        self.of_noise = self.embedding.run(np.full((1, MEL_FRAMES, bands, 1), FLOOR))
 
     def encode(self, waveforms: Tensor) -> Sequence[Tensor]:
         shortest = (STEP - 1) * MEL_SHIFT + MEL_WINDOW
@@ -104,7 +106,8 @@ class WordEncoder(EqualLengthEncoder):
         windows = np.stack([mel[:, start : start + MEL_FRAMES] for start in starts], axis=1)
         flat = windows.reshape(-1, MEL_FRAMES, mel.shape[2], 1)
         found = [self.embedding.run(flat[first : first + WINDOWS]) for first in range(0, len(flat), WINDOWS)]
-        features = torch.from_numpy(np.concatenate(found)).reshape(len(mel), len(starts), -1) / DEVIATION
+        features = (np.concatenate(found) - self.of_noise) / DEVIATION
+        features = torch.from_numpy(features).reshape(len(mel), len(starts), -1)
         return [features.to(waveforms.device)] * 2  # its input is no hidden state: layer 1 is the only one
 
     def normalization(self) -> dict[str, Any]:
