@@ -61,7 +61,7 @@ the section `runner`, for every downstream. All of them are ours.
 | `upstream_lr` | number or null | `null` | Learning rate of the upstream with `-f`; null: the optimizer's. |
 | `layer_decay` | number or null | `null` | A layer of the upstream has the learning rate of the next one times this. |
 | `average` | number or null | `null` | Evaluations use an exponential moving average of the weights with this decay. |
-| `weights_only` | true, false or `heads` | `false` | With `-i`: a new run from its weights. `heads`: the upstream keeps those of `-k`. false: it continues, as in s3prl. |
+| `weights_only` | true, false, `heads` | `false` | With `-i`: a new run from its weights; `heads`: from its heads. |
 | `max_skipped` | integer | `10` | Training stops after this many steps in a row without a finite gradient. |
 """
 

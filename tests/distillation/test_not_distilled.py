@@ -49,6 +49,27 @@ def test_without_steps_the_student_has_the_teachers_weights_and_its_card_says_so
     assert "| data | none: the student is initialised and not distilled |" in card and "| step | loss |" not in card
 
 
+def test_a_run_starts_from_the_weights_of_another_student_and_its_card_says_so(config: Path, tmp_path: Path) -> None:
+    assert run(config, "steps=2") == 0
+    first = ds.load_student(tmp_path / "out").state_dict()
+    assert run(config, "steps=0", f"start_from={tmp_path / 'out'}", f"output={tmp_path / 'second'}") == 0
+    second = ds.load_student(tmp_path / "second").state_dict()
+    assert all(torch.equal(value, first[name]) for name, value in second.items())
+    assert "| starts from | the student out |" in (tmp_path / "second/README.md").read_text()
+
+
+def test_a_student_of_another_configuration_is_no_start(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(config, "steps=0", f"start_from={tmp_path / 'teacher'}") == 2
+    assert (
+        "distill.yaml: start_from: " in (message := capsys.readouterr().err)
+        and "another configuration (layers" in message
+    )
+    assert run(config, "steps=0", "start_from=exp/nothing") == 2
+    assert "distill.yaml: start_from: exp/nothing: no such file or folder" in capsys.readouterr().err
+
+
 def test_the_same_command_finds_its_student_again_and_more_steps_train_it(
     config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

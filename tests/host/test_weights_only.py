@@ -11,6 +11,7 @@ import torch
 import yaml
 from helpers.trees import tasks
 
+from distilled_student.checkpoints.folder import load_student
 from distilled_student.host import launch
 
 RUNNER = {"gradient_clipping": 1.0, "gradient_accumulate_steps": 1, "log_step": 2, "eval_step": 2, "save_step": 2}
@@ -60,6 +61,22 @@ def test_a_second_run_starts_from_the_evaluated_weights_at_step_0(trained: Path,
     entries = [json.loads(line) for line in (tmp_path / "exp/log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries if entry["split"] == "train"] == [2, 4]
     assert (tmp_path / "exp/best-dev.ckpt").is_file(), "the best score of the first run does not count"
+
+
+def test_a_second_run_with_the_heads_only_keeps_the_upstream_of_k(trained: Path, tmp_path: Path) -> None:
+    initial, options = (
+        trained / "exp/states-4.ckpt",
+        f"{FINE_TUNING},,config.optimizer.lr=0.0".replace("=True", "=heads"),
+    )
+    start = [*command(trained), "-i", str(initial), "-p", str(tmp_path / "exp")]
+    assert launch.main([*start, "-o", options]) == 0
+    first, second = load(initial), load(tmp_path / "exp/states-4.ckpt")
+    upstream = load_student("edge").state_dict()
+    for name, value in second["Upstream"].items():
+        assert torch.equal(value, upstream[name.removeprefix("model.student.").removeprefix("student.")]), name
+    for name, value in second["Downstream"].items():
+        if f"Downstream.{name}" in first["Average"]:
+            torch.testing.assert_close(value, first["Average"][f"Downstream.{name}"], rtol=0, atol=0)
 
 
 def test_a_second_run_resumes_exactly(trained: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from helpers.trees import write_tone
 
-from distilled_student.common.effects import add_noise, reverberate, synthetic_rir
+from distilled_student.common.effects import add_noise, limit_band, reverberate, synthetic_rir
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import typed
 from distilled_student.multitask.augment import Augmentation, change_speed
@@ -64,6 +64,26 @@ def test_an_impulse_response_of_any_scale_gives_the_same_speech(scale: float, tm
     np.testing.assert_allclose(wet.numpy(), want, atol=1e-5)
 
 
+@pytest.mark.parametrize("frequency", [100.0, 300.0, 1000.0, 3400.0, 6000.0])
+def test_a_band_has_the_gain_of_butterworth_filters(frequency: float) -> None:
+    from scipy import signal
+
+    sine = torch.sin(2 * torch.pi * frequency * torch.arange(16_000) / 16_000)
+    found = limit_band(sine, 300.0, 3400.0)[4000:12_000].square().mean().sqrt() * 2**0.5
+    band = [signal.butter(4, limit, kind, analog=True) for limit, kind in ((300.0, "high"), (3400.0, "low"))]
+    gains = [abs(signal.freqs(*coefficients, [frequency])[1][0]) for coefficients in band]
+    assert (
+        float(found) == pytest.approx(gains[0] * gains[1], abs=2e-3) and len(limit_band(sine, 300.0, 3400.0)) == 16_000
+    )
+
+
+def test_a_band_limited_utterance_is_one_of_the_effects() -> None:
+    settings = typed(AugmentSettings, {"band": 1.0, "band_low": [300, 300], "band_high": [3400, 3400]}, "F")
+    noise = torch.randn(16_000, generator=torch.Generator().manual_seed(0))
+    spectrum = torch.fft.rfft(Augmentation(settings, "F")(noise, rng())).abs()
+    assert float(spectrum[6000:].square().mean()) < 1e-2 * float(spectrum[1000:2000].square().mean())
+
+
 def test_speed_changes_length_and_pitch() -> None:
     fast = change_speed(wave(), 1.1)
     assert len(fast) == pytest.approx(16_000 / 1.1, abs=2)
@@ -80,7 +100,9 @@ def test_the_same_generator_gives_the_same_utterance(tmp_path: Path) -> None:
     assert augment.speed(rng()) in s.speed_factors
 
 
-@pytest.mark.parametrize("bad", [{"noise": 1.5}, {"snr": [20.0, 0.0]}, {"speed_factors": [9.0]}, {"echo": 1}])
+@pytest.mark.parametrize(
+    "bad", [{"noise": 1.5}, {"snr": [20.0, 0.0]}, {"speed_factors": [9.0]}, {"echo": 1}, {"band_low": [0, 4000]}]
+)
 def test_a_wrong_setting_gives_one_line_with_the_key(bad: dict) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
         typed(AugmentSettings, bad, "FILE")

@@ -1,4 +1,4 @@
-"""The settings of reverberation, noise, band limits and gain. Does not import torch: wrong settings are reported quickly."""
+"""The settings of effects on audio. Does not import torch: wrong settings are reported quickly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Google's speech embedding (Lin et al. 2020), a network for words, with the weights of the package ``openwakeword``."""
+"""Google's speech embedding (Lin et al. 2020), an encoder of words, with weights from ``openwakeword``."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class _Graph(nn.Module):
 
 
 class WordEncoder(EqualLengthEncoder):
-    """96 features of what was said in the last 0.8 s, every 0.16 s: a teacher with one layer. Those of quiet noise are 0.
+    """96 features of what was said in the last 0.8 s, every 0.16 s, 0 for quiet noise: a teacher with one layer.
 
     The network was trained on words in many recordings of many people, and a small head on its output finds words from
     few examples. A feature describes a window of 76 mel frames. Quiet noise stands before an utterance, so that its
