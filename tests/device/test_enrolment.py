@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 
-from distilled_student.device.clip_checks import clipped_share, frame_levels, measure_sound, signal_to_noise
+from distilled_student.device.clip_checks import (
+    Likeness,
+    clipped_share,
+    frame_levels,
+    mark_unlike,
+    measure_sound,
+    signal_to_noise,
+)
 
 Command = Callable[..., tuple[int, str, str]]
 RNG = np.random.default_rng(0)
@@ -64,6 +72,28 @@ def test_of_two_clips_of_two_people_none_is_enrolled(command: Command, people: P
     code, out, _ = command("enrol", "Bella", people / "af_river" / "yes.wav", people / "am_onyx" / "no.wav")
     assert code == 1 and out.count("one of the two is of another person") == 2
     assert command("speakers")[1].startswith("nobody is enrolled")
+
+
+def test_the_clip_most_unlike_the_rest_is_left_out_before_the_others_are_compared_again() -> None:
+    places = {"a": 0.0, "b": 1.0, "c": 1.5, "far": 9.0, "farther": 30.0}
+
+    def marked(names: str, earlier: int = 0) -> dict[str, list[str]]:
+        clips = [SimpleNamespace(file=name, vector=None, problems=[]) for name in names.split()]
+
+        def likeness(clip: SimpleNamespace, others: list[SimpleNamespace]) -> Likeness:
+            rest = [places[other.file] for other in others] + earlier * [0.0]
+            return Likeness(-abs(places[clip.file] - sum(rest) / len(rest)))
+
+        mark_unlike(clips, earlier, likeness, limit=-5.0, kind="person")
+        return {clip.file: clip.problems for clip in clips if clip.problems}
+
+    one = ["unlike the others: of another person, or badly recorded"]
+    assert marked("a b c") == marked("a") == {}
+    assert marked("a b c far farther") == {"far": one, "farther": one}
+    both = "one of the two is of another person, or badly recorded"
+    assert marked("a far") == {"a": [f"unlike far: {both}"], "far": [f"unlike a: {both}"]}
+    assert marked("a far", earlier=2) == {"far": one}
+    assert marked("far", earlier=1) == {"far": one}
 
 
 def test_a_copy_of_a_clip_is_refused(command: Command, people: Path, tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,3 +131,46 @@ def mark_copies(clips: Sequence[CheckedClip], before: NDArray[np.float32], limit
             clip.problems.append(f"a copy of {first.file}")
         elif len(before) and (before @ clip.vector).max() > limit:
             clip.problems.append(known)
+
+
+class Likeness(NamedTuple):
+    """How like the other clips of a person or a word one is: ``value``, and how a message states it after "others"."""
+
+    value: float
+    stated: str = ""
+
+
+AnyClip = TypeVar("AnyClip", bound=CheckedClip)
+
+
+def mark_unlike(
+    clips: Sequence[AnyClip],
+    earlier: int,
+    likeness: Callable[[AnyClip, Sequence[AnyClip]], Likeness],
+    limit: float,
+    kind: str,
+) -> None:
+    """Add a problem to the clips that are unlike the others, the most unlike one first.
+
+    Only clips without problems are compared. The one that is most unlike the rest is left out of the next comparisons,
+    until none is unlike the rest.
+
+    Args:
+        earlier: The number of clips that were enrolled or added before.
+        likeness: Of a clip, given the others; it also compares with the earlier ones.
+        limit: Clips with a smaller `Likeness` are unlike the others.
+        kind: ``person`` or ``word``, which all clips are to be of.
+    """
+    good = [clip for clip in clips if not clip.problems]
+    while good and len(good) + earlier > 1:
+        found = [likeness(clip, [other for other in good if other is not clip]) for clip in good]
+        worst = int(np.argmin([of_clip.value for of_clip in found]))
+        if found[worst].value >= limit:
+            return
+        if len(good) == 2 and not earlier:  # which of the two is wrong is not known
+            for clip, of_clip, other in zip(good, found, good[::-1], strict=True):
+                reason = f"one of the two is of another {kind}, or badly recorded"
+                clip.problems.append(f"unlike {other.file}{of_clip.stated}: {reason}")
+            return
+        good[worst].problems.append(f"unlike the others{found[worst].stated}: of another {kind}, or badly recorded")
+        del good[worst]

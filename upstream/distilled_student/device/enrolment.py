@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilled_student.common.errors import UserError
-from distilled_student.device.clip_checks import ClipSound, mark_copies, measure_sound, sound_problems
+from distilled_student.device.clip_checks import (
+    ClipSound,
+    Likeness,
+    mark_copies,
+    mark_unlike,
+    measure_sound,
+    sound_problems,
+)
 from distilled_student.device.model_files import one_line_errors
 from distilled_student.device.named_files import checked_name
 from distilled_student.device.profiles import Profile, Profiles
@@ -90,7 +97,7 @@ def enrol(
     if model.calibration is None:
         notes.append("the model has no calibration of speakers: whether the clips are of one person was not checked")
     else:
-        mark_unlike(clips, before, model.calibration)
+        mark_other_people(clips, before, model.calibration)
     good = [clip for clip in clips if force or not clip.problems]
     refused = [clip for clip in clips if clip not in good]
     profile = None
@@ -109,47 +116,33 @@ def read_clip(model: Model, file: str | Path) -> Clip:
     return Clip(str(file), sound, vector, sound_problems(sound))
 
 
-def mark_unlike(clips: Sequence[Clip], before: NDArray[np.float32], calibration: Calibration) -> None:
-    """Add a problem to the clips that are more likely of another person than the others.
+def mark_other_people(clips: Sequence[Clip], before: NDArray[np.float32], calibration: Calibration) -> None:
+    """Add a problem to the clips that are more likely of another person than the others, and set each ``cosine``.
 
     Clips with problems are compared with the good ones and with those that are enrolled, ``before (clips, embedding)``.
-    Of the good ones the one that is most unlike the rest is put aside, until none is.
     """
+
+    def likeness(clip: Clip, others: Sequence[Clip]) -> Likeness:
+        clip.cosine, ratio = compare(clip, others, before, calibration)
+        return Likeness(ratio, f" (cosine {clip.cosine:.2f})")
+
     good = [clip for clip in clips if not clip.problems]
+    if not good and not len(before):
+        return
     for clip in clips:
-        clip.cosine, _ = compare(clip, good, before, calibration)
-    while True:
-        found = [(compare(clip, good, before, calibration), clip) for clip in good]
-        ratios = [(ratio, number) for number, ((_, ratio), _) in enumerate(found) if ratio is not None]
-        if not ratios or min(ratios)[0] >= UNLIKE_RATIO:
-            break
-        if len(good) == 2 and not len(before):  # which of the two is the other person's is not known
-            for clip, other in zip(good, good[::-1], strict=True):
-                clip.problems.append(
-                    f"unlike {other.file} (cosine {clip.cosine:.2f}): one of the two is of another person"
-                )
-            break
-        (clip.cosine, _), clip = found[min(ratios)[1]]
-        clip.problems.append(f"unlike the others (cosine {clip.cosine:.2f}): of another person, or badly recorded")
-        good = [other for other in good if other is not clip]
-    for clip in good:
-        clip.cosine, _ = compare(clip, good, before, calibration)
+        if clip.problems:
+            likeness(clip, good)
+    mark_unlike(clips, len(before), likeness, UNLIKE_RATIO, "person")
 
 
 def compare(
     clip: Clip, others: Sequence[Clip], before: NDArray[np.float32], calibration: Calibration
-) -> tuple[float | None, float | None]:
-    """The cosine of a clip and the mean of the ``others`` and of the enrolled ones, and its log-likelihood ratio.
-
-    None and None without any others.
-    """
+) -> tuple[float, float]:
+    """The cosine of a clip and the mean of the ``others`` and of the enrolled ones, and its log-likelihood ratio."""
     from distilled_student.onnx import Condition
     from distilled_student.onnx.speakers import unit_length
 
-    others = [other for other in others if other is not clip]
     vectors = [*before, *(other.vector for other in others)]
-    if not vectors:
-        return None, None
     cosine = float(clip.vector @ unit_length(np.mean(vectors, axis=0)))
     # the length of the enrolled clips is not known one by one: as long as this one each
     seconds = clip.sound.seconds

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.files import read_json
-from distilled_student.device.clip_checks import mark_copies, measure_sound, sound_problems
+from distilled_student.device.clip_checks import Likeness, mark_copies, mark_unlike, measure_sound, sound_problems
 from distilled_student.device.model_files import one_line_errors
 from distilled_student.device.named_files import NamedFiles, as_rows, checked_name, have_length_1, profiles_folder
 from distilled_student.device.recordings import read_recording
@@ -178,7 +178,7 @@ def add_word(
     before = np.array([] if earlier is None else earlier.vectors, np.float32)
     recordings = [read_word(model, file) for file in files]
     mark_copies(recordings, before, COPY_COSINE, "added already")
-    mark_unlike(model, recordings, before)
+    mark_other_words(model, recordings, before)
     good = [recording for recording in recordings if force or not recording.problems]
     refused = [recording for recording in recordings if recording not in good]
     if not good:
@@ -196,30 +196,15 @@ def read_word(model: Model, file: str | Path) -> Recording:
     return Recording(str(file), vector, frames, sound_problems(measure_sound(samples)))
 
 
-def mark_unlike(model: Model, recordings: Sequence[Recording], before: NDArray[np.float32]) -> None:
-    """Add a problem to recordings that are as unlike the others as other words are, the most unlike one first."""
+def mark_other_words(model: Model, recordings: Sequence[Recording], before: NDArray[np.float32]) -> None:
+    """Add a problem to recordings that are as unlike the others and those ``before`` as other words are."""
     from distilled_student.onnx.words import template
 
-    maps = model.word_maps
-    good = [recording for recording in recordings if not recording.problems]
-    while good:
-        differences = []
-        for recording in good:
-            others = [*before, *(other.vector for other in good if other is not recording)]
-            if not others:
-                return
-            rest = template(np.stack(others), [recording.frames])
-            difference = maps.differences(recording.vector[None], rest.vector)[0]
-            differences.append(float(difference))
-        worst = int(np.argmin(differences))
-        if differences[worst] >= UNLIKE:
-            return
-        if len(good) == 2 and not len(before):
-            for recording, other in zip(good, good[::-1], strict=True):
-                recording.problems.append(f"unlike {other.file}: one of the two is of another word, or badly recorded")
-            return
-        good[worst].problems.append("unlike the others: another word, or badly recorded")
-        del good[worst]
+    def likeness(recording: Recording, others: Sequence[Recording]) -> Likeness:
+        rest = template(np.stack([*before, *(other.vector for other in others)]), [recording.frames])
+        return Likeness(float(model.word_maps.differences(recording.vector[None], rest.vector)[0]))
+
+    mark_unlike(recordings, len(before), likeness, UNLIKE, "word")
 
 
 def _read(file: Path) -> OwnWord:
