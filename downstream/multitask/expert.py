@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 from collections import deque
@@ -24,9 +25,11 @@ from distilled_student.common.progress import note
 from distilled_student.common.provenance import files_fingerprint, utterances_fingerprint
 from distilled_student.common.settings import typed
 from distilled_student.corpora.own_folder import read_own_folder
+from distilled_student.corpora.speaker_groups import SpeakerGroups
 from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.host.yaml_sections import source
 from distilled_student.multitask.alternation import AlternationLoader
+from distilled_student.multitask.group_figures import GROUPS, figure_lines
 from distilled_student.multitask.heads import LayerChoice
 from distilled_student.multitask.loader import Batch, EvaluationLoader
 from distilled_student.multitask.own_data import long_words, report
@@ -110,6 +113,7 @@ class DownstreamExpert(nn.Module):
         self.register_buffer("best_score", torch.full((1,), float("-inf"), dtype=torch.float64))
         self.results: dict[str, dict[str, Any]] = {}
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
+        self._groups: dict[str, dict[str, SpeakerGroups]] = {}  # of each split that was evaluated
         self.log = TrainingLog(Path(expdir))
         self._position = EpochPosition()
         self._is_new = False  # whether another training starts from a checkpoint's weights
@@ -194,12 +198,20 @@ class DownstreamExpert(nn.Module):
         if split not in ("dev", "test"):
             raise UserError(f"split: '{split}' is not train, dev or test")
         data: dict[str, Any] = {name: task.evaluation_data(split) for name, task in self.tasks.items()}
+        self._speaker_groups(split)  # find what is wrong with them before an evaluation
         sizes = self._of_tasks("eval_batch_size")
         if self.owner is not None:
             if OWNER in self.settings.score:
                 self.owner.check(split, f"{self._where}.score.{OWNER}")
             data[OWNER], sizes[OWNER] = self.owner.data(split), sizes[self.owner.speaker]
         return EvaluationLoader(data, sizes, self.settings.num_workers, self.gain)
+
+    def _speaker_groups(self, split: str) -> dict[str, SpeakerGroups]:
+        """The groups of the speakers of each task whose data say them; read once."""
+        if split not in self._groups:
+            found = {name: task.speaker_groups(split) for name, task in self.tasks.items()}
+            self._groups[split] = {name: groups for name, groups in found.items() if groups is not None}
+        return self._groups[split]
 
     def _alternation(self, epoch: int, start: int = 0) -> AlternationLoader:
         return AlternationLoader(
@@ -368,6 +380,11 @@ class DownstreamExpert(nn.Module):
             results[name], found = task.metrics(split, records[name])
             arrays |= {f"{name}_{key}": value for key, value in found.items()}
             tqdm.write(f"{split} step {step}: {name}: {task.summary(results[name])}")
+            groups = self._speaker_groups(split).get(name)
+            if groups is not None and (by_group := task.figures_by_group(split, groups, records[name], found)):
+                results[name][GROUPS] = by_group
+                for line in figure_lines(by_group, task.headline):
+                    tqdm.write(f"{split} step {step}: {name}: {line}")
             for key, value in _curves(results[name]).items():
                 logger.add_scalar(f"multitask/{split}-{name}-{key}", value, global_step=step)
         if self.owner is not None:
@@ -412,6 +429,8 @@ class DownstreamExpert(nn.Module):
                 continue
             utterances = ((data.path(i), data.samples(i) / audio.SAMPLE_RATE) for i in range(len(data)))
             found[name] = utterances_fingerprint(utterances)
+            if (groups := self._speaker_groups(split).get(name)) is not None:
+                found[name][groups.file.name] = hashlib.sha256(groups.file.read_bytes()).hexdigest()
         return found
 
     # Resuming

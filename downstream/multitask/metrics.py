@@ -151,6 +151,16 @@ def mean_interval(values: ArrayLike, resamples: int = 1000, level: float = 0.95,
     return quantile_interval(means, level)
 
 
+def share_interval(
+    values: ArrayLike, speakers: ArrayLike, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap interval over speakers of the mean of ``values (clips,)``; ``speakers (clips,)`` are their numbers."""
+    _, speakers = np.unique(speakers, return_inverse=True)
+    correct, clips = np.bincount(speakers, weights=np.asarray(values, dtype=float)), np.bincount(speakers)
+    drawn = np.random.default_rng(seed).multinomial(len(clips), np.full(len(clips), 1 / len(clips)), size=resamples)
+    return quantile_interval(drawn @ correct / (drawn @ clips), level)
+
+
 def quantile_interval(found: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """The bounds that leave out equal shares of the values ``found`` of a bootstrap, ``1 - level`` in all."""
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])

@@ -17,6 +17,7 @@ from distilled_student.common.provenance import FILE
 from distilled_student.common.shipped_models import DEFAULT, MODELS, model_path
 from distilled_student.common.tables import markdown_table
 from distilled_student.common.untrusted import escape_markdown
+from distilled_student.multitask.group_figures import FEWEST, GROUPS, figure_text
 from distilled_student.multitask.owner_evaluation import OWNER
 from distilled_student.multitask.owner_trials import ENROLLED, FALSE_ACCEPTS
 from distilled_student.multitask.tasks.base import BaseTask
@@ -32,6 +33,12 @@ LIMITS = (
     "The figures hold for speakers and recordings like those of the test data. Not measured: other languages, accents "
     "and microphones, distant speech, and false alarms in hours of running speech. Nothing detects a recording of the "
     "owner or an imitated voice: do not protect anything of value with it."
+)
+
+NO_GROUPS = "The data do not say groups of speakers, such as sex, age and accent: there are no figures by group."
+ABOUT_GROUPS = (
+    "Groups of speakers: accuracy over their clips, EER over the trials with one of them enrolled; intervals: "
+    f"bootstrap over speakers. Fewer than {FEWEST} speakers are too few for a figure."
 )
 
 
@@ -69,10 +76,15 @@ def write_card(
     note = "Intervals: 95 %, bootstrap over test utterances (keywords) or test speakers. Accuracies and EER in percent."
     if OWNER in results:
         note += f" {ABOUT_OWNER}"
+    has_groups = any(GROUPS in results[name] for name in tasks)
+    if has_groups:
+        note += f" {ABOUT_GROUPS}"
     parts = [TITLE, _table(rows), note]
-    for name in tasks:
+    for name, task in tasks.items():
         parts += _classes(name, results[name])
-    parts += [*_other_lists(folder), *_curve(folder), "## Limits", LIMITS, "## Made by", f"    {_command(arguments)}"]
+        parts += _groups(name, task.headline, results[name])
+    limits = LIMITS if has_groups else f"{LIMITS} {NO_GROUPS}"
+    parts += [*_other_lists(folder), *_curve(folder), "## Limits", limits, "## Made by", f"    {_command(arguments)}"]
     write_files(folder, {file.name: ("\n\n".join(parts) + "\n").encode()})
 
 
@@ -104,6 +116,16 @@ def _classes(name: str, results: Mapping[str, Any]) -> list[str]:
     for (label, share), count in zip(results["per_class"].items(), counts, strict=True):
         rows.append([label, "" if share is None else f"{share:.1f}", str(count)])
     return [_table(rows)]
+
+
+def _groups(name: str, metric: str, results: Mapping[str, Any]) -> list[str]:
+    """The figure of each group of speakers, if the data say groups."""
+    counted, rows = ("speakers", "utterances", "targets", "non_targets"), []
+    for column, of_column in results.get(GROUPS, {}).items():
+        for group, found in of_column.items():
+            counts = [f"{found[key]:,} {key.replace('_', '-')}" for key in counted if key in found]
+            rows.append([f"{column}: {group}", figure_text(found, metric), ", ".join(counts)])
+    return [_table([[f"{name}: group of speakers", metric, "number"], *rows])] if rows else []
 
 
 def _other_lists(folder: Path) -> list[str]:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from distilled_student.common import audio, audio_reading
 from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.common.errors import UserError
+from distilled_student.corpora.speaker_groups import SpeakerGroups, find_speaker_groups
+from distilled_student.multitask.group_figures import Figures
 from distilled_student.multitask.heads import make_head
 from distilled_student.multitask.owner_trials import SpokenClip
 from distilled_student.multitask.short_utterances import Filling
@@ -207,6 +209,21 @@ class BaseTask(nn.Module):
     def metrics(self, split: str, collected: list[Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The results of a split, which JSON can hold, and arrays such as scores for plots and intervals."""
         raise NotImplementedError
+
+    def speaker_groups(self, split: str) -> SpeakerGroups | None:
+        """The groups of a split's speakers; None if the data do not say them.
+
+        Raises:
+            UserError: see `find_speaker_groups`.
+        """
+        folder = self.settings.evaluated_folder(split)
+        return None if folder is None else find_speaker_groups(folder)
+
+    def figures_by_group(
+        self, split: str, groups: SpeakerGroups, collected: list[Any], arrays: Mapping[str, np.ndarray]
+    ) -> Figures:
+        """`headline` for each group of speakers, from what `metrics` was called with and the arrays it returned."""
+        return {}
 
     def score(self, results: Mapping[str, Any]) -> float:
         """One number from the results, in percent, larger is better: the sum over tasks chooses the best checkpoint."""

@@ -17,10 +17,12 @@ from torch.nn import functional as F
 from distilled_student.common import audio
 from distilled_student.common.errors import UserError
 from distilled_student.corpora.keywords import SILENCE, UNKNOWN, normal_word, speaker_of
+from distilled_student.corpora.speaker_groups import SpeakerGroups
 from distilled_student.corpora.speaker_names import identity, match_speaker
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed
 from distilled_student.multitask.copies import Use, check_copies
+from distilled_student.multitask.group_figures import Figures, accuracy_by_group
 from distilled_student.multitask.owner_trials import SpokenClip
 from distilled_student.multitask.short_utterances import Filling, pad_to
 from distilled_student.multitask.speaker_calibration import Recording
@@ -235,6 +237,13 @@ class Task(BaseTask):
             "speakers": len({speaker for _, speaker in _spoken(keys, self._speaker_pattern).values()}),
         }
         return results, {"labels": np.array(labels), "predicted": np.array(predicted)}
+
+    def figures_by_group(
+        self, split: str, groups: SpeakerGroups, collected: list[Any], arrays: Mapping[str, np.ndarray]
+    ) -> Figures:
+        spoken = _spoken([key for label, _, key in collected if label != SILENCE_LABEL], self._speaker_pattern)
+        clips = [(spoken[key][1], label == predicted) for label, predicted, key in collected if key in spoken]
+        return accuracy_by_group(groups, [speaker for speaker, _ in clips], np.array([right for _, right in clips]))
 
     def spoken_clips(self, split: str) -> list[SpokenClip]:
         clips = self.evaluation_data(split).clips

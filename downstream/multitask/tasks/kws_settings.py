@@ -125,6 +125,9 @@ class Settings(TaskSettings):
     def data_folders(self) -> list[str]:
         return [self.data or self.train_root]
 
+    def evaluated_folder(self, split: str) -> str:
+        return self.data or (self.test_root if split == "test" and self.test_root is not None else self.train_root)
+
     def check_folders(self, key: str) -> None:
         super().check_folders(key)
         if self.data is not None:  # `resolve_data` has read it

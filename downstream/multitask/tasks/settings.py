@@ -223,6 +223,10 @@ class TaskSettings:
         """The folders of the training data, for the model card."""
         return []
 
+    def evaluated_folder(self, split: str) -> str | None:
+        """The folder of the data of ``dev`` or ``test``, which may have a ``speakers.csv``; None without one."""
+        return None
+
     def check_folders(self, key: str) -> None:
         """Check that the files and folders that training needs exist, as far as that takes no time.
 

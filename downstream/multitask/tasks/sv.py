@@ -17,11 +17,13 @@ from distilled_student.common import audio, audio_reading
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.processes import count_processes, sum_over_processes
 from distilled_student.common.progress import note
+from distilled_student.corpora.speaker_groups import SpeakerGroups
 from distilled_student.corpora.speaker_names import identity
 from distilled_student.corpora.speakers import Trials
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed
 from distilled_student.multitask.copies import Use, check_copies
+from distilled_student.multitask.group_figures import Figures, eer_by_group
 from distilled_student.multitask.heads import PooledHead
 from distilled_student.multitask.losses import SpeakerLoss
 from distilled_student.multitask.scoring import as_norm, cllr, cosine_scores, fit_calibration
@@ -345,6 +347,11 @@ class Task(BaseTask):
         arrays = {"scores" if kind == "cosine" else f"{kind}_scores": scores for kind, scores in kinds.items()}
         sides = {"left": trials.speakers[trials.left], "right": trials.speakers[trials.right]}
         return results, arrays | sides | {"labels": trials.labels}
+
+    def figures_by_group(
+        self, split: str, groups: SpeakerGroups, collected: list[Any], arrays: Mapping[str, np.ndarray]
+    ) -> Figures:
+        return eer_by_group(groups, self._trials(split), arrays["scores"])
 
     def _trained_among(self, trials: Trials) -> list[str]:
         """The speakers of trials who are classes of the checkpoint."""

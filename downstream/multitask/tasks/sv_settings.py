@@ -149,6 +149,9 @@ class Settings(TaskSettings):
     def data_folders(self) -> list[str]:
         return [self.data or self.root, *self.extra_roots]
 
+    def evaluated_folder(self, split: str) -> str:
+        return self.data or (self.trials_root if split == "test" and self.trials_root is not None else self.root)
+
     def check_folders(self, key: str) -> None:
         super().check_folders(key)
         if self.data is not None:  # `resolve_data` has read it

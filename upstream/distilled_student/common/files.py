@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import hashlib
 import json
@@ -24,6 +25,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CHECKSUM_PREFIX = b"sha256:"
+
+
+def read_utf8(file: Path, kind: str) -> str:
+    """The text of a file that a user has written, without a byte order mark.
+
+    Args:
+        kind: What the file is, for messages, such as ``a trial list``.
+
+    Raises:
+        UserError: there is no such file, or it is not UTF-8.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read as {kind} ({error})") from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:1000]:
+        raise UserError(f"{file}: is UTF-16, not UTF-8: convert it: iconv -f UTF-16 -t UTF-8 {file.name} > NEW")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        remedy = "save it as UTF-8, or convert it: iconv -f ENCODING -t UTF-8"
+        raise UserError(f"{file}: cannot be read as {kind}, is not UTF-8 ({error}): {remedy}") from None
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import logging
 import os
 import re
@@ -15,6 +14,7 @@ import numpy as np
 
 from distilled_student.common.audio_folders import AudioFolders
 from distilled_student.common.errors import UserError
+from distilled_student.common.files import read_utf8
 from distilled_student.common.untrusted import leads_outside
 from distilled_student.corpora.speaker_names import (
     COMMON_PATTERNS,
@@ -69,7 +69,7 @@ def read_trials(
             target or without non-target trials, labels that contradict the speakers, or a further column with more than
             `MAX_GROUPS` values.
     """
-    lines = _read_lines(path)
+    lines = read_utf8(path, "a trial list").splitlines()
     found: dict[str, int] = {}
     utterances: dict[str, int] = {}  # the paths of the files -> their indices
     labels, pairs, further, numbers = [], [], [], []
@@ -105,21 +105,6 @@ def read_trials(
     _check_labels(path, trials, relative, numbers, key)
     _warn_of_repeated_trials(path, pairs, numbers)
     return trials, {unicodedata.normalize("NFC", name) for name in of_files}
-
-
-def _read_lines(path: Path) -> list[str]:
-    """The lines of a trial list. Raises UserError if there is none, or if it is not UTF-8."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read as a trial list ({error})") from None
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:1000]:
-        raise UserError(f"{path}: is UTF-16, not UTF-8: convert it: iconv -f UTF-16 -t UTF-8 {path.name} > NEW")
-    try:
-        return content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        remedy = "save it as UTF-8, or convert it: iconv -f ENCODING -t UTF-8"
-        raise UserError(f"{path}: cannot be read as a trial list, is not UTF-8 ({error}): {remedy}") from None
 
 
 def _warn_of_repeated_trials(path: Path, pairs: Sequence[tuple[int, int]], numbers: Sequence[int]) -> None:
