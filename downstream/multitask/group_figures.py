@@ -120,13 +120,23 @@ def figure_lines(figures: Figures, metric: str) -> list[str]:
 
 def _line(of_column: Mapping[str, Mapping[str, Any]], metric: str) -> str:
     def stated(group: str) -> str:
-        return f"{one_line(group)} {figure_text(of_column[group], metric)} ({of_column[group]['speakers']} speakers)"
+        found = of_column[group]
+        return f"{one_line(group)} {figure_text(found, metric)} ({counts_text({'speakers': found['speakers']})})"
 
     if len(of_column) <= LISTED:
         return ", ".join(map(stated, of_column))
     ranked = sorted((found[metric], group) for group, found in of_column.items() if found[metric] is not None)
     rest = f"{len(of_column) - len(ranked)} of {len(of_column)} groups without a figure"
     return f"from {stated(ranked[0][1])} to {stated(ranked[-1][1])}, {rest}" if ranked else rest
+
+
+def counts_text(figure: Mapping[str, Any]) -> str:
+    """A group's numbers of speakers, utterances and trials, such as ``1 speaker, 12 utterances``."""
+    numbers = {key: figure[key] for key in ("speakers", "utterances", "targets", "non_targets") if key in figure}
+    nouns = {
+        key: key.replace("_", "-") if number != 1 else key[:-1].replace("_", "-") for key, number in numbers.items()
+    }
+    return ", ".join(f"{number:,} {nouns[key]}" for key, number in numbers.items())
 
 
 def figure_text(figure: Mapping[str, Any], metric: str) -> str:

@@ -17,7 +17,7 @@ from distilled_student.common.provenance import FILE
 from distilled_student.common.shipped_models import DEFAULT, MODELS, model_path
 from distilled_student.common.tables import markdown_table
 from distilled_student.common.untrusted import escape_markdown
-from distilled_student.multitask.group_figures import FEWEST, GROUPS, figure_text
+from distilled_student.multitask.group_figures import FEWEST, GROUPS, counts_text, figure_text
 from distilled_student.multitask.owner_evaluation import OWNER
 from distilled_student.multitask.owner_trials import ENROLLED, FALSE_ACCEPTS
 from distilled_student.multitask.tasks.base import BaseTask
@@ -120,11 +120,11 @@ def _classes(name: str, results: Mapping[str, Any]) -> list[str]:
 
 def _groups(name: str, metric: str, results: Mapping[str, Any]) -> list[str]:
     """The figure of each group of speakers, if the data say groups."""
-    counted, rows = ("speakers", "utterances", "targets", "non_targets"), []
-    for column, of_column in results.get(GROUPS, {}).items():
-        for group, found in of_column.items():
-            counts = [f"{found[key]:,} {key.replace('_', '-')}" for key in counted if key in found]
-            rows.append([f"{column}: {group}", figure_text(found, metric), ", ".join(counts)])
+    rows = [
+        [f"{column}: {group}", figure_text(found, metric), counts_text(found)]
+        for column, of_column in results.get(GROUPS, {}).items()
+        for group, found in of_column.items()
+    ]
     return [_table([[f"{name}: group of speakers", metric, "number"], *rows])] if rows else []
 
 

@@ -123,6 +123,8 @@ def test_a_line_with_many_groups_has_the_lowest_and_the_highest() -> None:
     }
     expected = "by accent: from g0 90.00 (5 speakers) to g7 97.00 (5 speakers), 1 of 9 groups without a figure"
     assert figure_lines({"accent": figures}, "accuracy") == [expected]
+    single = {"a": {"accuracy": None, "too_few_speakers": True, "speakers": 1}}
+    assert figure_lines({"accent": single}, "accuracy") == ["by accent: a too few speakers (at least 5) (1 speaker)"]
 
 
 def test_an_evaluation_prints_and_writes_the_figures_of_each_group(
