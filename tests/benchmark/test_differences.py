@@ -49,7 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def bench(suite: str, data: Path, output: Path) -> Bench:
     student = {key: SMALL[key] for key in SMALL if key not in ("targets", "target_size")}
-    student |= {"conv_dim": [8] * 7, "layers": 1}
+    student |= {"conv_dim": [8] * 7, "layers": 3 if suite == "ablations" else 1}  # four features, as the config says
     distil = [f"teacher={data / 'teachers/small'}", "targets=[1, 2]", f"student={json.dumps(student)}"]
     distil += ["data.workers=0", "precision=fp32", "align=number"]
     return open_bench(suite, data, output, steps=2, device="cpu", distil=distil, joint=JOINT)
@@ -64,8 +64,8 @@ def test_an_ablation_is_reported_with_its_difference_from_the_recipe_over_the_sa
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     suite = bench("ablations", data, tmp_path)
-    rows = by_name(run_suite(suite, plan(suite.suite, 2, ["edge/joint", "edge/words-only"])))
-    recipe, words = rows["edge/joint"], rows["edge/words-only"]
+    rows = by_name(run_suite(suite, plan(suite.suite, 2, ["tiny/joint", "tiny/words-only"])))
+    recipe, words = rows["tiny/joint"], rows["tiny/words-only"]
     pairs = zip(words["seeds"], recipe["seeds"], strict=True)
     expected = [of_words["kws_accuracy"] - of_recipe["kws_accuracy"] for of_words, of_recipe in pairs]
     mean, deviation = np.mean(expected), np.std(expected, ddof=1)
@@ -76,9 +76,9 @@ def test_an_ablation_is_reported_with_its_difference_from_the_recipe_over_the_sa
     report = (tmp_path / "report.md").read_text()
     assert "over development utterances (KWS)" in report
     assert "| KWS accuracy % | difference | SV EER % | difference |" in report
-    line = next(line for line in report.splitlines() if line.startswith("| edge, words only"))
+    line = next(line for line in report.splitlines() if line.startswith("| tiny, words only"))
     assert f"| {mean:+.2f} ± {deviation:.2f} | - | - |" in line
-    assert "Difference: from edge/joint with the same seed" in report and "| reference |" in report
+    assert "Difference: from tiny/joint with the same seed" in report and "| reference |" in report
     assert "words only" in capsys.readouterr().out
 
 
@@ -142,18 +142,18 @@ def test_a_difference_is_of_the_seeds_that_both_rows_have() -> None:
 def test_a_report_without_runs_of_the_reference_has_no_differences(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = {"name": "edge, without shift", "model": "edge", "setting": "without-shift", "errors": {}, "published": None}
+    row = {"name": "tiny, without shift", "model": "tiny", "setting": "without-shift", "errors": {}, "published": None}
     row |= {"kws_accuracy": 90.0, "intervals": {"kws_accuracy": None}, "seeds": [{"seed": 0, "kws_accuracy": 90.0}]}
     write_report(tmp_path, read_suite("ablations"), [row])
-    assert "| edge, without shift | 90.00 | - |" in (tmp_path / "report.md").read_text()
+    assert "| tiny, without shift | 90.00 | - |" in (tmp_path / "report.md").read_text()
     print_table(read_suite("ablations"), [row], "title")
     assert "90.00" in capsys.readouterr().out
 
 
 def test_a_reference_that_is_no_run_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
-    file.write_text("base: ablations\nreference: edge/joined\n")
-    with pytest.raises(UserError, match=r"own\.yaml: reference: no such run MODEL/SETTING: edge/joined"):
+    file.write_text("base: ablations\nreference: tiny/joined\n")
+    with pytest.raises(UserError, match=r"own\.yaml: reference: no such run MODEL/SETTING: tiny/joined"):
         read_suite(file)
 
 

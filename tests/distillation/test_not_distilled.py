@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,18 @@ def test_a_run_starts_from_the_weights_of_another_student_and_its_card_says_so(c
     second = ds.load_student(tmp_path / "second").state_dict()
     assert all(torch.equal(value, first[name]) for name, value in second.items())
     assert "| starts from | the student out |" in (tmp_path / "second/README.md").read_text()
+
+
+def test_a_student_without_prediction_layers_is_a_start_too(config: Path, tmp_path: Path) -> None:
+    assert run(config, "steps=2") == 0
+    student = ds.load_student(tmp_path / "out")
+    kept = {name: value for name, value in student.state_dict().items() if not name.startswith("predictions.")}
+    student.config, student.predictions = dataclasses.replace(student.config, targets=[]), None
+    ds.save_student(student, tmp_path / "packed")
+    assert run(config, "steps=0", f"start_from={tmp_path / 'packed'}", f"output={tmp_path / 'second'}") == 0
+    second = ds.load_student(tmp_path / "second")
+    assert all(torch.equal(second.state_dict()[name], value) for name, value in kept.items())
+    assert second.predictions is not None
 
 
 def test_a_student_of_another_configuration_is_no_start(

@@ -74,7 +74,8 @@ class DistillConfig:
         initialize: Copy the teacher's front end and first layers into the student where they are of the same kind. The
             log and the model card say what was copied, what not, and why.
         start_from: A student of the same configuration, as ``-k`` takes it, whose weights the run starts from instead
-            of the teacher's: to distil a fine-tuned student further, with another teacher.
+            of the teacher's: to distil a fine-tuned student further, with another teacher. Prediction layers that it
+            does not have start at random.
         steps: Number of training steps; 0: the student is only initialised.
         learning_rate: Peak learning rate of the optimiser, AdamW.
         copied_learning_rate: Peak learning rate of the copied weights; None: ``learning_rate``. A short run needs a

@@ -161,13 +161,14 @@ class Distillation:
         """Give the student its first weights: those of another student, the teacher's, or random ones."""
         if not self.config.start_from:
             return initialize(self.student, encoder) if self.config.initialize else Initialization()
-        before = load_student(self.config.start_from)
-        if before.config != self.student.config:
-            names = [one.name for one in fields(before.config)]
-            found = [name for name in names if getattr(before.config, name) != getattr(self.student.config, name)]
-            reason = f"is a student of another configuration ({', '.join(found)})"
+        before, own = load_student(self.config.start_from), self.student.config
+        if before.predictions is None:  # packed without them: they start at random
+            before.config = replace(before.config, targets=own.targets, target_size=own.target_size)
+        names = [one.name for one in fields(own) if getattr(before.config, one.name) != getattr(own, one.name)]
+        if names:
+            reason = f"is a student of another configuration ({', '.join(names)})"
             raise UserError(f"{self.where}: start_from: {self.config.start_from}: {reason}")
-        self.student.load_state_dict(before.state_dict())
+        self.student.load_state_dict(self.student.state_dict() | before.state_dict())
         log.info("student starts from the weights of %s", self.config.start_from)
         return Initialization()
 
