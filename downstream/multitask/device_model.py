@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from distilled_student.common.early_checks import JOINT
 from distilled_student.common.errors import UserError
 from distilled_student.common.shipped_models import model_path
 from distilled_student.host.upstreams import PREDICTED, StudentUpstream
+from distilled_student.multitask.calibration_folders import OPTION, folder_pieces
 from distilled_student.multitask.evaluate import find_checkpoint
 from distilled_student.multitask.expert import BEST
 from distilled_student.multitask.loader import EvaluationLoader
@@ -304,9 +305,16 @@ def _of_packed(packed: PackedModel) -> JointModel:
     return model
 
 
-def as_packed(model: JointModel) -> PackedModel:
-    """The parts of a model with heads, with the thresholds of their decisions."""
-    calibrate_speakers(model, seconds=math.inf, again=True)
+def as_packed(model: JointModel, folders: Sequence[Path] = ()) -> PackedModel:
+    """The parts of a model with heads, with the thresholds of their decisions.
+
+    Args:
+        folders: What speaker scores are calibrated on instead of the development data, see `folder_pieces`.
+
+    Raises:
+        UserError: a folder cannot be used, or the model has no speaker task.
+    """
+    calibrate_speakers(model, seconds=math.inf, again=True, folders=folders)
     chosen = model.select
     features = {"key": chosen.key, "layer": chosen.layer, "normalize": chosen.normalize}
     found = {name: value for name, value in thresholds(model, model).items() if value is not None}
@@ -341,7 +349,12 @@ def open_joint(path: str | Path, checkpoint: str = BEST) -> JointModel:
 
 
 @torch.no_grad()
-def calibrate_speakers(model: JointModel, seconds: float = CALIBRATION_SECONDS, again: bool = False) -> None:
+def calibrate_speakers(
+    model: JointModel,
+    seconds: float = CALIBRATION_SECONDS,
+    again: bool = False,
+    folders: Sequence[Path] = (),
+) -> None:
     """Fit the `BaseTask.speaker_calibration` of the speaker task on development data, if the model has none.
 
     Without the data there is a warning, and the model keeps what it has. A packed model is not changed.
@@ -349,16 +362,26 @@ def calibrate_speakers(model: JointModel, seconds: float = CALIBRATION_SECONDS, 
     Args:
         seconds: Development speech of each task, at most.
         again: Whether a calibration is replaced that was fitted before.
+        folders: Folders of recordings that are used instead of the development data, see `folder_pieces`.
+
+    Raises:
+        UserError: one of ``folders`` cannot be used, or the model has no speaker task.
     """
     name = model.task_of_output.get(SPEAKER_EMBEDDING)
+    if folders and name is None:
+        raise UserError(f"{OPTION} {folders[0]}: the model has no speaker task: leave out {OPTION}")
     if name is None or model.is_packed or (model.tasks[name].speaker_calibration is not None and not again):
         return
     task = model.tasks[name]
-    try:
-        found = calibrate(development_pieces(model.tasks, seconds), piece_embedding(model))
-    except UserError as error:
-        log.warning("%s: no calibration by length and number of enrolled clips is fitted: %s", task.key, error)
-        return
+    if folders:
+        pieces = folder_pieces(folders, task.trained_speakers)
+    else:
+        try:
+            pieces = development_pieces(model.tasks, seconds)
+        except UserError as error:
+            log.warning("%s: no calibration by length and number of enrolled clips is fitted: %s", task.key, error)
+            return
+    found = calibrate(pieces, piece_embedding(model))
     task.speaker_calibration = task.speaker_calibration if found is None else found
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, tone
-from helpers.trees import tasks
+from helpers.trees import tasks, write_tone
 from safetensors.torch import load_file
 
 import distilled_student as ds
@@ -20,7 +20,7 @@ from distilled_student.common.errors import UserError
 from distilled_student.export.graph import fingerprint
 from distilled_student.export.pack import share_weights
 from distilled_student.host import launch
-from distilled_student.multitask.device_model import open_joint
+from distilled_student.multitask.device_model import as_packed, open_joint
 from distilled_student.multitask.evaluate import evaluate
 
 pytest.importorskip("onnxscript")
@@ -177,3 +177,25 @@ def test_a_run_that_was_not_evaluated_is_not_packed(run: Path, tmp_path: Path, c
         (copied / file.name).write_bytes(file.read_bytes())
     assert command("pack", str(copied), "-o", str(tmp_path / "out")) == 2
     assert "run `distilled-student evaluate" in capsys.readouterr().err
+
+
+def test_speakers_are_calibrated_on_the_given_folders_instead_of_the_development_data(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for kind, seconds in {"commands": 0.96, "sentences": 3.5}.items():
+        for speaker in range(3):
+            for number in range(12):
+                write_tone(tmp_path / kind / f"p{speaker}" / f"{number}.wav", 150 + 90 * speaker, seconds, number)
+    folders = [tmp_path / "commands", tmp_path / "sentences"]
+    of_run, found = as_packed(open_joint(run)), as_packed(open_joint(run), folders)
+    before, calibration = (model.tasks["sv"].speaker_calibration for model in (of_run, found))
+    assert before != calibration
+    assert calibration.seen["seconds"] == (0.96, 10.0) and calibration.seen["enrolled_seconds"][0] == 0.96
+    assert command("pack", str(run), "-o", str(tmp_path / "out"), "--calibrate", str(tmp_path / "none")) == 2
+    assert f"--calibrate {tmp_path / 'none'}: no such folder" in capsys.readouterr().err
+    trained = open_joint(run).tasks["sv"].class_names[0]
+    for number in range(2):
+        for name in (trained, "new"):
+            write_tone(tmp_path / "known" / name / f"{number}.wav", 200, 1.0, number)
+    with pytest.raises(UserError, match=f"known: 1 of 2 people were trained on, such as '{trained}'"):
+        as_packed(open_joint(run), [tmp_path / "known"])

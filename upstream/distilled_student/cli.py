@@ -253,15 +253,27 @@ def pack(
     max_loss: Annotated[
         float, typer.Option(help="Largest loss by int8, in percentage points of accuracy and EER.")
     ] = 0.3,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder with a folder of recordings for each person, or with WORD/SPEAKER_nohash_*.wav: decisions "
+            "about speakers are calibrated on these people instead of the run's development speakers. Give it once for "
+            "each kind of speech, such as commands and sentences; each weighs the same.",
+        ),
+    ] = None,
     checkpoint: Annotated[str, typer.Option(help="Checkpoint file in the folder of the run.")] = BEST,
 ) -> None:
     """Pack a joint run to use or share it: weights, thresholds, int8 graphs for utterances and streams, model card."""
     check_run(run, checkpoint, BEST)
     check_output_folder("--output", output)
-    check_no_data("--output", output, [("RUN", str(run))])
+    folders = calibrate or []
+    for folder in folders:
+        check_folder("--calibrate", folder)
+    check_no_data("--output", output, [("RUN", str(run)), *(("--calibrate", str(folder)) for folder in folders)])
     from distilled_student.export.pack import pack as write
 
-    write(run, output, checkpoint, window, max_loss)
+    write(run, output, checkpoint, window, max_loss, folders)
 
 
 @app.command(**TRAIN)

@@ -255,6 +255,10 @@ class BaseTask(nn.Module):
         """
         return []
 
+    def trained_speakers(self, names: Sequence[str]) -> list[str]:
+        """Of a speaker task: those of these names of speakers that were trained on, as far as a checkpoint says it."""
+        return []
+
     # Inference
     def describe(self, output: Tensor) -> str:
         """One line about one utterance, ``output (outputs,)`` of the head, for s3prl's inference mode."""

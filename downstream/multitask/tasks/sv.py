@@ -340,7 +340,7 @@ class Task(BaseTask):
             "trials": len(trials.labels),
         }
         held_out_utterances = split == "dev" and self.settings.dev_utterances > 0  # of training speakers, as stated
-        if not held_out_utterances and (trained := self._trained_among(trials)):
+        if not held_out_utterances and (trained := self.trained_speakers(trials.speaker_names)):
             results["trained_speakers"] = len(trained)
             reason = f"{len(trained)} of {results['speakers']} speakers are training speakers, such as '{trained[0]}'"
             log.warning("%s: %s: %s: the results do not hold for new speakers", self.key, split, reason)
@@ -353,12 +353,12 @@ class Task(BaseTask):
     ) -> Figures:
         return eer_by_group(groups, self._trials(split), arrays["scores"])
 
-    def _trained_among(self, trials: Trials) -> list[str]:
-        """The speakers of trials who are classes of the checkpoint."""
+    def trained_speakers(self, names: Sequence[str]) -> list[str]:
+        """The names that are classes of the checkpoint."""
         classes = {
             identity(re.split(f"{re.escape(AT_SPEED)}|{re.escape(EXTRA)}", n)[0]) for n in self.class_names or ()
         }
-        return [name for name in trials.speaker_names if identity(name) in classes]
+        return [name for name in names if identity(name) in classes]
 
     def cohort(self) -> Tensor:
         """``(speakers, embedding)``: the loss's weights of the training speakers, the impostors of adaptive s-norm.

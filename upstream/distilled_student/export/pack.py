@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from distilled_student.common.errors import UserError
@@ -17,7 +18,9 @@ LARGE = 1024  # bytes; smaller tensors are not shared
 COPIED = ("README.md", "results.json")  # what `evaluate` wrote into the run
 
 
-def pack(run: Path, folder: Path, checkpoint: str, window: float, max_loss: float) -> None:
+def pack(
+    run: Path, folder: Path, checkpoint: str, window: float, max_loss: float, calibrate: Sequence[Path] = ()
+) -> None:
     """Write the model of ``run``, a folder of ``run_downstream.py -d multitask``, into ``folder``.
 
     Prints what each graph loses on development data, for each task.
@@ -26,9 +29,12 @@ def pack(run: Path, folder: Path, checkpoint: str, window: float, max_loss: floa
         checkpoint: File in the folder of the run.
         window: Seconds of audio that a score of a stream covers.
         max_loss: Points of accuracy or EER that int8 may lose on development data.
+        calibrate: Folders with a folder for each person: speaker scores are calibrated on these people instead of the
+            development speakers of the run, see `folder_pieces`.
 
     Raises:
-        UserError: the run was not evaluated, has no heads or no causal student; see `export_onnx` and `export_stream`.
+        UserError: the run was not evaluated, has no heads or no causal student, or a folder of ``calibrate`` cannot be
+            used; see `export_onnx` and `export_stream`.
     """
     for name in COPIED:
         if not (run / name).is_file():
@@ -36,7 +42,7 @@ def pack(run: Path, folder: Path, checkpoint: str, window: float, max_loss: floa
     model = open_joint(run, checkpoint)
     if not model.tasks:
         raise UserError(f"{run}: is a student without heads: give the folder of a joint training run")
-    save_packed(as_packed(model), folder)
+    save_packed(as_packed(model, calibrate), folder)
     model.student.load_state_dict(open_joint(folder).student.state_dict())  # rounded, as it is stored
     export_onnx(model, folder / UTTERANCE, int8=True, max_loss=max_loss, checkpoint=checkpoint, splits=("dev",))
     export_stream(model, folder / STREAM, window, checkpoint, int8=True, max_loss=max_loss)
