@@ -103,7 +103,7 @@ class Bench:
         setting, model = self.suite.settings[run.setting], self.suite.models[run.model]
         kind = "multitask" if setting.downstream == "multitask" else "superb"
         config = read_config_file(find_config(setting.config, kind), kind)
-        pairs = [f"config.{pair}" for pair in [*setting.override, *model.override]]
+        pairs = [f"config.{pair}" for pair in [*model.override, *setting.override]]
         if self.steps:
             keys = ("total_steps", "eval_step", "save_step", "log_step")
             pairs += [f"config.runner.{key}={self.steps}" for key in keys]

@@ -73,7 +73,7 @@ class Setting:
         label: Added to the model's name in the report.
         published: The setting's name in the published results; None: it has none.
         extra: Whether runs of this setting need the option ``--all``.
-        override: ``KEY=VALUE`` overrides of the configuration of this setting's runs.
+        override: ``KEY=VALUE`` overrides of the configuration of this setting's runs, applied after the model's.
     """
 
     downstream: str
