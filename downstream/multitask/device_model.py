@@ -32,6 +32,7 @@ from distilled_student.multitask.speaker_calibration import (
     development_pieces,
 )
 from distilled_student.multitask.tasks.base import KEYWORD_SCORES, SHORTEST, SPEAKER_EMBEDDING, BaseTask
+from distilled_student.onnx import STREAM, DetectorSettings, read_metadata, stream_threshold
 from distilled_student.student.lengths import checked_lengths, mask_if_padded, zero_padding
 from distilled_student.student.network import Student, StudentOutput
 from distilled_student.student.run_mode import is_exporting
@@ -131,6 +132,7 @@ class JointModel(nn.Module):
         stored_thresholds: The threshold of each task that has one, by the task's name, if the model is a packed one:
             its development data are not here.
         is_packed: Whether it is a packed model.
+        stored_detector: The settings of the stream in the folder of a packed model; None: there is no stream.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class JointModel(nn.Module):
         self.task_of_output = _tasks_of_outputs(self.tasks)
         self.stored_thresholds: dict[str, float] = {}
         self.is_packed = False
+        self.stored_detector: DetectorSettings | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -161,6 +164,14 @@ class JointModel(nn.Module):
         """
         name = self.task_of_output.get(KEYWORD_SCORES)
         return None if name is None else measured_threshold(self, self, name)
+
+    def detector_settings(self, threshold: float | None) -> DetectorSettings:
+        """How a stream of this model decides: as the stream in a packed folder does, else by `stream_threshold`.
+
+        Args:
+            threshold: Of the keyword scores of utterances, see `keyword_threshold`.
+        """
+        return self.stored_detector or DetectorSettings(stream_threshold(threshold))
 
     def metadata(self, thresholds: Mapping[str, float | None]) -> dict[str, Any]:
         """What the tasks need to say in an exported file, by key; ``thresholds``: see `thresholds`.
@@ -305,6 +316,16 @@ def _of_packed(packed: PackedModel) -> JointModel:
     return model
 
 
+def _detector_of(file: Path) -> DetectorSettings | None:
+    """The settings in the metadata of a stream; None: there is no such file. Raises UserError for a damaged one."""
+    if not file.is_file():
+        return None
+    try:
+        return DetectorSettings.from_metadata(read_metadata(file))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def as_packed(model: JointModel, folders: Sequence[Path] = ()) -> PackedModel:
     """The parts of a model with heads, with the thresholds of their decisions.
 
@@ -341,6 +362,7 @@ def open_joint(path: str | Path, checkpoint: str = BEST) -> JointModel:
         model = _of_runner(open_runner(find_checkpoint(path, checkpoint), device="cpu"))
     elif (path / JOINT).is_file():
         model = _of_packed(load_packed(path))
+        model.stored_detector = _detector_of(path / STREAM)
     else:
         model = JointModel(load_student(path), Features("last_hidden_state"))
     if model.select.key not in PREDICTED:

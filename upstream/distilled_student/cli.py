@@ -200,6 +200,31 @@ def evaluate(
     )
 
 
+def check_alarms(alarms: Path | None, rate: float) -> None:
+    """Raise UserError for options of the threshold of a stream that cannot be used."""
+    if not rate > 0:
+        raise UserError(f"--rate {rate:g}: must be a positive number")
+    if alarms is not None:
+        from distilled_student.device.alarms import audio_of
+
+        audio_of(alarms, "--alarms")
+
+
+def set_stream_threshold(file: Path, alarms: Path | None, rate: float) -> None:
+    """Put the threshold for ``rate`` false alarms per hour of ``alarms`` into a stream's file; None: it stays."""
+    if alarms is not None:
+        from distilled_student.device.alarms import choose_threshold
+
+        print(choose_threshold(file, alarms, rate))
+
+
+Alarms = Annotated[
+    Path | None,
+    typer.Option(help="File or folder of running speech without keywords: it gives the threshold of the stream."),
+]
+Rate = Annotated[float, typer.Option(help="With --alarms: false alarms per hour that the threshold allows.")]
+
+
 @app.command(**TRAIN)
 def export(
     source: Annotated[Path, typer.Argument(help="edge, tiny, the folder of a joint training run, or a student.")],
@@ -214,6 +239,8 @@ def export(
     window: Annotated[float, typer.Option(help="Seconds of audio that a score of a stream covers.")] = 1.0,
     max_seconds: Annotated[float, typer.Option(help="Longest utterance that a .pte file accepts, in seconds.")] = 10.0,
     checkpoint: Annotated[str, typer.Option(help="Checkpoint in the folder of the run: its name or its path.")] = BEST,
+    alarms: Alarms = None,
+    rate: Rate = 0.5,
 ) -> None:
     """Export a model to one file: waveforms in; hidden states, keyword scores and speaker embedding out."""
     is_program = output.suffix == ".pte"
@@ -221,13 +248,17 @@ def export(
         raise UserError(f"--output {output}: expected a name that ends with .onnx or .pte")
     if is_program and (int8 or streaming):
         raise UserError("--int8, --streaming: need a name that ends with .onnx")
+    if alarms is not None and not streaming:
+        raise UserError(f"--alarms {alarms}: needs --streaming: it chooses the threshold of a stream")
     checkpoint = checkpoint_name(source, checkpoint)
     check_model(source, checkpoint, BEST)
     check_output_file("--output", output)
+    check_alarms(alarms, rate)
     if int8 and (model_path(source) / JOINT).is_file():
         from distilled_student.export.pack import copy_packed
 
-        return copy_packed(model_path(source), output, streaming)
+        copy_packed(model_path(source), output, streaming)
+        return set_stream_threshold(output, alarms, rate)
     from distilled_student.multitask.device_model import open_joint
 
     model = open_joint(source, checkpoint)
@@ -239,6 +270,7 @@ def export(
         from distilled_student.export.stream import export_stream
 
         export_stream(model, output, window, checkpoint, int8, max_loss)
+        set_stream_threshold(output, alarms, rate)
     else:
         from distilled_student.export.utterance import export_onnx
 
@@ -263,6 +295,8 @@ def pack(
         ),
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="Checkpoint file in the folder of the run.")] = BEST,
+    alarms: Alarms = None,
+    rate: Rate = 0.5,
 ) -> None:
     """Pack a joint run to use or share it: weights, thresholds, int8 graphs for utterances and streams, model card."""
     check_run(run, checkpoint, BEST)
@@ -271,9 +305,12 @@ def pack(
     for folder in folders:
         check_folder("--calibrate", folder)
     check_no_data("--output", output, [("RUN", str(run)), *(("--calibrate", str(folder)) for folder in folders)])
+    check_alarms(alarms, rate)
     from distilled_student.export.pack import pack as write
+    from distilled_student.onnx import STREAM
 
     write(run, output, checkpoint, window, max_loss, folders)
+    set_stream_threshold(output / STREAM, alarms, rate)
 
 
 @app.command(**TRAIN)
@@ -423,7 +460,7 @@ def stream(
     window: Annotated[float, typer.Option(help="Seconds of audio that a score covers.")] = 1.0,
     threshold: Annotated[
         float | None,
-        typer.Option(help="Smallest probability of a keyword; default: that of exported files, measured now."),
+        typer.Option(help="Smallest probability of a keyword; default: that of exported streams, measured now."),
     ] = None,
 ) -> None:
     """Spot keywords in an audio file chunk by chunk and print each with its time."""

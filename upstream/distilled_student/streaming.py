@@ -284,8 +284,9 @@ def listen(
     `HOP_SECONDS`, and a `Detector` decides.
 
     Args:
-        threshold: None: the one that an exported file has (`JointModel.keyword_threshold`), which is measured now.
-        settings: Of the detector, with a threshold of their own; None: the defaults with ``threshold``.
+        threshold: None: that of `JointModel.detector_settings`, as in an exported stream.
+        settings: Of the detector, with a threshold of their own; None: with ``threshold`` the defaults, else those of
+            `JointModel.detector_settings`.
 
     Raises:
         UserError: the model has no keyword task.
@@ -293,8 +294,10 @@ def listen(
     if not stream.labels:
         raise UserError("keywords: the model has no keyword task; read its hidden states with Stream.feed")
     if settings is None:
-        threshold = stream.step.model.keyword_threshold() if threshold is None else threshold
+        model = stream.step.model
         settings = DetectorSettings(threshold)
+        if threshold is None:
+            settings = model.detector_settings(model.keyword_threshold())
     hop = ceil_div(round(HOP_SECONDS * SAMPLE_RATE), stream.step.chunk) * stream.step.chunk
     detector, of_hop = Detector(stream.labels, settings, hop / SAMPLE_RATE), torch.zeros(0)
     for samples in waveform.split(SAMPLE_RATE * chunk_ms // 1000):

@@ -7,32 +7,37 @@ from pathlib import Path
 from typing import Any
 
 from distilled_student.common.files import write_json
-from distilled_student.device.alarms import RATES, Alarms, Point, needed_hours
+from distilled_student.device.alarms import RATES, Alarms, Curve, Point, needed_hours
 
 JSON, PLOT = "alarms.json", "alarms.png"
 
 
-def table(found: Alarms, keyword_threshold: float | None) -> str:
-    """Lines with the thresholds for each of `RATES`, and with the present one."""
+def table(found: Alarms, threshold: float | None, word_threshold: float) -> str:
+    """Lines with the thresholds for each of `RATES`, and with the present ones, of keywords and of own words."""
     lines = [f"{found.hours:.2f} h of audio, {found.speed:.0f} times real time on one core"]
-    if found.keywords:
-        lines.append(f"{found.keywords} keywords mixed into the audio at each level")
-    rows = [(f"at most {rate:g}", found.at(rate)) for rate in RATES]
-    if keyword_threshold is not None:
-        nearest = min(found.points, key=lambda point: abs(point.threshold - keyword_threshold))
-        rows.append(("now", nearest))
-    levels = list(found.points[0].misses)
-    heading = ["alarms per hour", "threshold", "alarms", "per hour (95 %)", *(f"misses at {x} dB" for x in levels)]
-    cells = [heading, *([title, *_cells(point, levels)] for title, point in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(heading))]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines += _curve_lines(found.of_keywords, threshold, "keyword")
+    if found.of_words is not None:
+        lines += ["words of your own:", *_curve_lines(found.of_words, word_threshold, "word")]
     short = [rate for rate in RATES if found.hours < needed_hours(rate)]
     if short:
         wanted = ", ".join(f"{rate:g} per hour {needed_hours(rate):.0f} h" for rate in short)
         lines.append(f"too little audio to show that a rate is kept: without an alarm that takes, for {wanted}")
-    if found.labels:
-        lines.append("alarms by keyword: " + ", ".join(f"{label} {count}" for label, count in found.labels.items()))
     return "\n".join(lines)
+
+
+def _curve_lines(curve: Curve, threshold: float | None, what: str) -> list[str]:
+    lines = [f"{curve.keywords} {what}s mixed into the audio at each level"] if curve.keywords else []
+    rows = [(f"at most {rate:g}", curve.at(rate)) for rate in RATES]
+    if threshold is not None:
+        rows.append(("now", min(curve.points, key=lambda point: abs(point.threshold - threshold))))
+    levels = list(curve.points[0].misses)
+    heading = ["alarms per hour", "threshold", "alarms", "per hour (95 %)", *(f"misses at {x} dB" for x in levels)]
+    cells = [heading, *([title, *_cells(point, levels)] for title, point in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(heading))]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    if curve.labels:
+        lines.append(f"alarms by {what}: " + ", ".join(f"{label} {count}" for label, count in curve.labels.items()))
+    return lines
 
 
 def _cells(point: Point | None, levels: list[str]) -> list[str]:
@@ -56,12 +61,12 @@ def plot(file: Path, found: Alarms, name: str) -> None:
 
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
-    rates = [point.per_hour for point in found.points]
-    low, high = zip(*(point.interval for point in found.points), strict=True)
+    rates = [point.per_hour for point in found.of_keywords.points]
+    low, high = zip(*(point.interval for point in found.of_keywords.points), strict=True)
     smallest = 1 / found.hours  # one alarm: the axis is linear below it, so that it has a 0
-    levels = list(found.points[0].misses)
+    levels = list(found.of_keywords.points[0].misses)
     for level in levels:
-        misses = [100 * point.misses[level] for point in found.points]
+        misses = [100 * point.misses[level] for point in found.of_keywords.points]
         (line,) = axes.plot(rates, misses, label=f"{level} dB")
         axes.fill_betweenx(misses, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     if levels:
@@ -70,7 +75,7 @@ def plot(file: Path, found: Alarms, name: str) -> None:
         axes.set_xlim(left=0)
         axes.legend(title="level of the keywords", fontsize=8)
     else:
-        thresholds = [point.threshold for point in found.points]
+        thresholds = [point.threshold for point in found.of_keywords.points]
         axes.plot(thresholds, rates)
         axes.fill_between(thresholds, low, high, alpha=0.15, linewidth=0)
         axes.set(xlabel="threshold", ylabel="alarms per hour (band: 95 %)")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,53 +53,66 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Alarms:
-    """A measurement.
+class Curve:
+    """Alarms and misses at each threshold, of the model's keywords or of the words of one's own.
 
     Attributes:
-        hours: Of the audio.
         points: From the smallest threshold to the largest.
-        keywords: The number of keywords that were mixed into the audio, at each level.
-        labels: The alarms of each keyword at the threshold for the largest of `RATES` that is reached.
-        speed: Hours of audio in an hour of one core.
+        keywords: The number of them that were mixed into the audio, at each level.
+        labels: The alarms of each at the threshold for the largest of `RATES` that is reached.
     """
 
-    hours: float
     points: list[Point]
     keywords: int
     labels: dict[str, int]
-    speed: float
 
     def at(self, rate: float) -> Point | None:
         """The smallest threshold from which on there are at most ``rate`` alarms per hour; None: there is none."""
-        return _point_at(self.points, rate)
+        chosen = None
+        for point in reversed(self.points):
+            if point.per_hour > rate:
+                break
+            chosen = point
+        return chosen
 
     def to_json(self) -> dict[str, Any]:
         def row(point: Point | None) -> dict[str, Any] | None:
             return None if point is None else {**vars(point), "interval": list(point.interval)}
 
         table = {f"{rate:g}": row(self.at(rate)) for rate in RATES}
-        rest = {"keywords": self.keywords, "labels": self.labels, "speed": round(self.speed, 1)}
-        return {"hours": self.hours, "table": table, **rest, "curve": [row(point) for point in self.points]}
+        curve = [row(point) for point in self.points]
+        return {"table": table, "keywords": self.keywords, "labels": self.labels, "curve": curve}
 
 
-def _point_at(points: Sequence[Point], rate: float) -> Point | None:
-    chosen = None
-    for point in reversed(points):
-        if point.per_hour > rate:
-            break
-        chosen = point
-    return chosen
+@dataclass(frozen=True)
+class Alarms:
+    """A measurement.
+
+    Attributes:
+        hours: Of the audio.
+        of_keywords: Of the model's keywords; words of one's own are not reported then.
+        of_words: Of the words of one's own; keywords are not reported then. None: the stream watches for none.
+        speed: Hours of audio in an hour of one core.
+    """
+
+    hours: float
+    of_keywords: Curve
+    of_words: Curve | None
+    speed: float
+
+    def to_json(self) -> dict[str, Any]:
+        found = {"hours": self.hours, **self.of_keywords.to_json(), "speed": round(self.speed, 1)}
+        return found if self.of_words is None else found | {"own_words": self.of_words.to_json()}
 
 
-def audio_of(path: Path) -> list[Path]:
+def audio_of(path: Path, option: str = "--audio") -> list[Path]:
     """The file, or all audio files of a folder and its subfolders. Raises UserError if there is none."""
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise UserError(f"--audio {path}: no such file or folder")
-    if not (files := audio_files(path, "--audio")):
-        raise UserError(f"--audio {path}: holds no audio files")
+        raise UserError(f"{option} {path}: no such file or folder")
+    if not (files := audio_files(path, option)):
+        raise UserError(f"{option} {path}: holds no audio files")
     return files
 
 
@@ -128,8 +141,9 @@ def measure(
     reports the same hits.
 
     Args:
+        stream: Words of one's own that it watches for are counted apart from the keywords.
         files: Audio in which the keywords are not said; each hit in it is an alarm.
-        clips: Keywords that are mixed into the audio.
+        clips: Keywords and words of one's own that are mixed into the audio.
         levels: In dB, see `Mix`.
         owner, false_accepts: See `Stream.listen`.
     """
@@ -141,18 +155,46 @@ def measure(
         mix = Mix(clips, level)
         trace = record(stream, mix.blocks(_endless(files)), owner, false_accepts, f"keywords at {level:g} dB")
         mixes[f"{level:g}"] = mix, trace
-    points = [_point(threshold, of_audio, mixes) for threshold in thresholds()]
-    reached = next((point for rate in reversed(RATES) if (point := _point_at(points, rate)) is not None), points[-1])
-    labels = Counter(label for _, label in of_audio.hits(reached.threshold))
+    keywords = {label for label in stream.detector.labels if not label.startswith("_")}
+    words = {clip.label for clip in clips} - keywords
+    recorded = _Recorded(of_audio, mixes)
     speed = of_audio.seconds / max(of_audio.cpu_seconds, 1e-9)
-    return Alarms(of_audio.seconds / 3600, points, len(clips), dict(labels.most_common()), speed)
+    of_words = None if of_audio.word_labels is None else recorded.curve(words, is_of_words=True)
+    return Alarms(of_audio.seconds / 3600, recorded.curve(keywords), of_words, speed)
 
 
-def _point(threshold: float, of_audio: Trace, mixes: Mapping[str, tuple[Mix, Trace]]) -> Point:
-    alarms, hours = len(of_audio.hits(threshold)), of_audio.seconds / 3600
-    low, high = poisson_interval(alarms)
-    misses = {level: mix.misses(trace.hits(threshold)) / len(mix.spoken) for level, (mix, trace) in mixes.items()}
-    return Point(threshold, alarms, alarms / hours, (low / hours, high / hours), misses)
+class _Recorded(NamedTuple):
+    """The streams of `measure`: the audio alone, and by level in dB the audio with keywords in it."""
+
+    of_audio: Trace
+    mixes: Mapping[str, tuple[Mix, Trace]]
+
+    def curve(self, labels: Collection[str], is_of_words: bool = False) -> Curve:
+        """Alarms of keywords or of words of one's own, and misses of those that have these labels."""
+        points = [self._point(threshold, labels, is_of_words) for threshold in thresholds()]
+        curve = Curve(points, 0, {})
+        reached = next((point for rate in reversed(RATES) if (point := curve.at(rate)) is not None), points[-1])
+        counts = Counter(label for _, label in _hits(self.of_audio, reached.threshold, is_of_words))
+        spoken = max((_count(mix, labels) for mix, _ in self.mixes.values()), default=0)
+        return Curve(points, spoken, dict(counts.most_common()))
+
+    def _point(self, threshold: float, labels: Collection[str], is_of_words: bool) -> Point:
+        alarms, hours = len(_hits(self.of_audio, threshold, is_of_words)), self.of_audio.seconds / 3600
+        low, high = poisson_interval(alarms)
+        misses = {
+            level: mix.misses(_hits(trace, threshold, is_of_words), labels) / count
+            for level, (mix, trace) in self.mixes.items()
+            if (count := _count(mix, labels))
+        }
+        return Point(threshold, alarms, alarms / hours, (low / hours, high / hours), misses)
+
+
+def _hits(trace: Trace, threshold: float, is_of_words: bool) -> list[tuple[float, str]]:
+    return trace.hits(math.inf, threshold) if is_of_words else trace.hits(threshold)
+
+
+def _count(mix: Mix, labels: Collection[str]) -> int:
+    return sum(spoken.label in labels for spoken in mix.spoken)
 
 
 def check_writable(stream: Stream) -> None:
@@ -164,8 +206,11 @@ def check_writable(stream: Stream) -> None:
         raise UserError(f"--write: {name} is part of the package; make a copy of it, and give this file: {copy}")
 
 
-def write_threshold(stream: Stream, threshold: float) -> None:
+def write_threshold(stream: Stream, threshold: float, word_threshold: float | None = None) -> None:
     """Put a threshold, and the detector's settings that it was measured with, into the stream's file.
+
+    Args:
+        word_threshold: Of words of one's own; None: it stays.
 
     Raises:
         UserError: the file cannot be written.
@@ -173,6 +218,8 @@ def write_threshold(stream: Stream, threshold: float) -> None:
     from distilled_student.onnx import write_metadata
 
     settings = replace(stream.detector.settings, threshold=threshold)
+    if word_threshold is not None:
+        settings = replace(settings, word_threshold=word_threshold)
     try:
         write_metadata(stream.model.file, {DETECTOR: settings.to_json()})
     except (OSError, ValueError) as error:
@@ -182,3 +229,33 @@ def write_threshold(stream: Stream, threshold: float) -> None:
 def needed_hours(rate: float) -> float:
     """Hours without an alarm that show, with 95 %, that there are at most ``rate`` per hour."""
     return -math.log(0.05) / rate
+
+
+def choose_threshold(file: Path, audio: Path, rate: float) -> str:
+    """Measure the false alarms of a new stream and put the threshold for ``rate`` per hour into its file.
+
+    Less audio than one alarm at this rate takes says nothing of lower thresholds than that of the file, which is kept
+    then, unless the audio asks for a higher one.
+
+    Returns:
+        What was measured and chosen, for a message.
+
+    Raises:
+        UserError: see `measure`; or no threshold has so few alarms.
+    """
+    from distilled_student.onnx import Stream
+
+    stream = Stream(file)
+    found = measure(stream, audio_of(audio, "--alarms"))
+    point, default = found.of_keywords.at(rate), stream.detector.settings.threshold
+    if point is None:
+        raise UserError(
+            f"--alarms {audio}: no threshold has at most {rate:g} alarms per hour; the file has the default"
+        )
+    is_short = found.hours * rate < 1
+    threshold = max(point.threshold, default) if is_short and default is not None else point.threshold
+    write_threshold(stream, threshold)
+    text = f"{file}: threshold of streams {threshold:.6g}: {point.alarms} alarms in {found.hours:.2f} h of {audio}"
+    if threshold > point.threshold:
+        text += f" from {point.threshold:.6g} on, too little audio for a threshold below the default"
+    return f"{text}; to show {rate:g} per hour takes {needed_hours(rate):.0f} h without an alarm"

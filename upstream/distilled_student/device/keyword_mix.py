@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -92,14 +92,19 @@ class Mix:
             raise UserError(f"{file}: is silent")
         return float(np.sqrt(of_clip / of_audio / 10 ** (self.level / 10))) if of_audio > 1e-10 else 1.0
 
-    def misses(self, hits: Iterable[tuple[float, str]]) -> int:
-        """How many of the keywords have no hit with their label, from their beginning to a second after their end."""
+    def misses(self, hits: Iterable[tuple[float, str]], labels: Collection[str] | None = None) -> int:
+        """How many of the keywords have no hit with their label, from their beginning to a second after their end.
+
+        Args:
+            labels: Count only these keywords; None: all.
+        """
         times: dict[str, list[float]] = {}
         for seconds, label in hits:
             times.setdefault(label, []).append(seconds)
         return sum(
             not any(begin < seconds <= end + LATE_SECONDS for seconds in times.get(label, ()))
             for label, begin, end in self.spoken
+            if labels is None or label in labels
         )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BEST = "best-dev.ckpt"  # the default checkpoint of a joint run
 CACHE = "DISTILLED_STUDENT_CACHE"  # environment variable: a folder for exported runs
 WEIGHTS = ("model.safetensors", "heads.safetensors", JOINT)  # of a folder with a joint model and without graphs
-EXPORTER = 1  # changes when a run has to be exported again
+EXPORTER = 2  # changes when a run has to be exported again
 
 
 @contextmanager

@@ -43,7 +43,12 @@ def register(app: typer.Typer) -> None:
 
 
 def _open_stream(
-    model: str, threshold: float | None, smoothing: float | None, hold_off: float | None, gate: float | None
+    model: str,
+    threshold: float | None,
+    smoothing: float | None,
+    hold_off: float | None,
+    gate: float | None,
+    word_threshold: float | None = None,
 ) -> Stream:
     """A stream whose detector has these settings instead of the file's; None: the file's."""
     from distilled_student.device.model_files import one_line_errors, open_stream
@@ -51,6 +56,7 @@ def _open_stream(
 
     stream = open_stream(model)
     given = {"threshold": threshold, "smoothing": smoothing, "hold_off": hold_off, "level": gate}
+    given["word_threshold"] = word_threshold
     with one_line_errors():
         settings = replace(
             stream.detector.settings, **{key: value for key, value in given.items() if value is not None}
@@ -90,8 +96,8 @@ def _enrolled(stream: Stream, profiles: Path | None, model: str, owner: str | No
     return enrolled
 
 
-def _watch_words(stream: Stream, profiles: Path | None, model: str) -> None:
-    """Let the stream report words of one's own that were added with this model."""
+def _watch_words(stream: Stream, profiles: Path | None, model: str) -> list[str]:
+    """Let the stream report words of one's own that were added with this model, and return them."""
     from distilled_student.device.model_files import one_line_errors
     from distilled_student.device.own_words import OwnWords
 
@@ -100,13 +106,24 @@ def _watch_words(stream: Stream, profiles: Path | None, model: str) -> None:
         stream.watch(words)
     if others:
         typer.echo(f"note: not listened for, added with another model: {', '.join(others)}", err=True)
+    return list(words)
+
+
+def _measured_words(stream: Stream, profiles: Path | None, model: str) -> list[str]:
+    """`_watch_words`; a model without what words of one's own need is measured without them."""
+    try:
+        return _watch_words(stream, profiles, model)
+    except UserError as error:
+        typer.echo(f"note: words of your own are not measured: {error}", err=True)
+        return []
 
 
 def alarms(
     model: Annotated[str, typer.Argument(help="The model, as --model of the other commands.")],
     audio: Annotated[Path, typer.Option(help="File or folder with hours of audio in which no keyword is said.")],
     keywords: Annotated[
-        Path | None, typer.Option(help="Folder KEYWORD/CLIP: keywords to mix into the audio, for the misses.")
+        Path | None,
+        typer.Option(help="Folder KEYWORD/CLIP: keywords and own words to mix into the audio, for the misses."),
     ] = None,
     levels: Annotated[
         str, typer.Option(help="Levels of the keywords in dB relative to the audio, separated by commas.")
@@ -123,7 +140,7 @@ def alarms(
     output: Annotated[Path, typer.Option(help="Folder for alarms.json and alarms.png.")] = Path("exp/alarms"),
     as_json: JsonOption = False,
 ) -> None:
-    """Measure false alarms per hour of audio, and the misses of keywords that are mixed into it."""
+    """Measure false alarms per hour of audio, and misses of keywords and of your own words that are mixed into it."""
     chosen_levels, share = _numbers("--levels", levels), parse_share(false_accepts)
     check_positive("--clips", clips)
     check_folder("--keywords", keywords)
@@ -139,9 +156,11 @@ def alarms(
     stream = _open_stream(model, None, smoothing, hold_off, gate)
     if write:
         check_writable(stream)
-    chosen = [] if keywords is None else keyword_clips(keywords, stream.model.labels, clips)
+    own_words = _measured_words(stream, profiles, model)
+    labels = [*stream.model.labels, *own_words]
+    chosen = [] if keywords is None else keyword_clips(keywords, labels, clips)
     spoken = {clip.label for clip in chosen}
-    missing = [label for label in stream.model.labels if not label.startswith("_") and label not in spoken]
+    missing = [label for label in labels if not label.startswith("_") and label not in spoken]
     if chosen and missing:
         typer.echo(f"note: {keywords} has no clips of {', '.join(missing)}; misses are of the others", err=True)
     person = None
@@ -157,13 +176,15 @@ def alarms(
     if as_json:
         typer.echo(json.dumps({**about, **found.to_json()}))
     else:
-        typer.echo(table(found, stream.detector.settings.threshold))
+        typer.echo(table(found, stream.detector.settings.threshold, stream.detector.settings.word_threshold))
     if write:
-        point = found.at(rate)
-        if point is None:
+        point, of_words = found.of_keywords.at(rate), found.of_words
+        word_point = None if of_words is None else of_words.at(rate)
+        if point is None or (of_words is not None and word_point is None):
             raise UserError(f"--rate {rate:g}: no threshold has so few alarms; the file is not changed")
-        write_threshold(stream, point.threshold)
-        typer.echo(f"{stream.model.file}: threshold {point.threshold:.6g}", err=as_json)
+        write_threshold(stream, point.threshold, word_point and word_point.threshold)
+        of_own = "" if word_point is None else f", of words of your own {word_point.threshold:.6g}"
+        typer.echo(f"{stream.model.file}: threshold {point.threshold:.6g}{of_own}", err=as_json)
 
 
 def _numbers(option: str, text: str) -> list[float]:
@@ -182,6 +203,9 @@ def listen(
     threshold: Annotated[
         float | None, typer.Option(help="Smallest probability of a keyword; default: the model's.")
     ] = None,
+    word_threshold: Annotated[
+        float | None, typer.Option(help="Smallest score of a word of your own; default: the model's, 0.5.")
+    ] = None,
     smoothing: Smoothing = None,
     hold_off: HoldOff = None,
     gate: Gate = None,
@@ -194,7 +218,7 @@ def listen(
 
     check_file("", recording)
     share = parse_share(false_accepts)
-    stream = _open_stream(model, threshold, smoothing, hold_off, gate)
+    stream = _open_stream(model, threshold, smoothing, hold_off, gate, word_threshold)
     people = _enrolled(stream, profiles, model, owner) if stream.model.calibration is not None or owner else {}
     if people:
         _check_share(stream, share)

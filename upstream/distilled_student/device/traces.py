@@ -32,6 +32,8 @@ class Trace:
         is_loud: Whether the energy gate is open.
         is_owner: Whether the owner would be accepted; true without an owner.
         cpu_seconds: The time that one core took.
+        word_labels: The most likely word of one's own; None: the stream watches for none.
+        word_scores: Its score.
     """
 
     hop: float
@@ -41,16 +43,27 @@ class Trace:
     is_loud: NDArray[np.bool_]
     is_owner: NDArray[np.bool_]
     cpu_seconds: float
+    word_labels: NDArray[np.str_] | None = None
+    word_scores: NDArray[np.float64] | None = None
 
     @property
     def seconds(self) -> float:
         return len(self.scores) * self.hop
 
-    def hits(self, threshold: float) -> list[tuple[float, str]]:
-        """The time in seconds and the label of each hit of `Stream.listen` with this threshold."""
-        (above,) = np.nonzero((self.scores >= threshold) & self.is_loud)
-        hops = hits_of_trace(self.labels[above].tolist(), above.tolist(), self.hold_off_hops)
-        return [((hop + 1) * self.hop, str(self.labels[hop])) for hop in hops if self.is_owner[hop]]
+    def hits(self, threshold: float, word_threshold: float = math.inf) -> list[tuple[float, str]]:
+        """The time in seconds and the label of each hit of `Stream.listen` with these thresholds.
+
+        Args:
+            threshold: Of keywords; infinite: none is reported.
+            word_threshold: Of words of one's own; infinite: none is reported.
+        """
+        is_said, labels = self.scores >= threshold, self.labels
+        if self.word_labels is not None and self.word_scores is not None:
+            is_word = (self.word_scores >= word_threshold) & ~(is_said & (self.scores > self.word_scores))
+            is_said, labels = is_said | is_word, np.where(is_word, self.word_labels, self.labels)
+        (above,) = np.nonzero(is_said & self.is_loud)
+        hops = hits_of_trace(labels[above].tolist(), above.tolist(), self.hold_off_hops)
+        return [((hop + 1) * self.hop, str(labels[hop])) for hop in hops if self.is_owner[hop]]
 
 
 def record(
@@ -73,6 +86,7 @@ def record(
     detector = stream.detector
     keywords = [i for i, label in enumerate(detector.labels) if not label.startswith("_")]
     best, scores, is_loud, is_owner = [], [], [], []
+    words, word_scores = [], []
     begin, reported = time.process_time(), 0.0
     for hop, outputs in stream.hops(blocks):
         smoothed = detector.smooth(outputs["keyword_scores"])[keywords]
@@ -80,6 +94,9 @@ def record(
         scores.append(smoothed.max())
         is_loud.append(detector.is_loud(hop))
         is_owner.append(owner is None or stream.is_from(owner, outputs, false_accepts))
+        if own := stream.word_scores(outputs):
+            words.append(max(own, key=own.__getitem__))
+            word_scores.append(own[words[-1]])
         seconds = len(scores) * detector.hop
         if name and seconds - reported >= REPORT_SECONDS:
             reported, spent = seconds, max(time.process_time() - begin, 1e-9)
@@ -87,7 +104,8 @@ def record(
     labels = np.array([detector.labels[i] for i in keywords])[np.array(best, int)]
     cpu_seconds = time.process_time() - begin
     arrays = np.array(scores, float), np.array(is_loud, bool), np.array(is_owner, bool)
-    return Trace(detector.hop, detector.hold_off_hops, labels, *arrays, cpu_seconds)
+    of_words = (np.array(words), np.array(word_scores, float)) if words else (None, None)
+    return Trace(detector.hop, detector.hold_off_hops, labels, *arrays, cpu_seconds, *of_words)
 
 
 def poisson_interval(count: int) -> tuple[float, float]:

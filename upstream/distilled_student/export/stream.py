@@ -28,6 +28,7 @@ from distilled_student.export.graph import (
 from distilled_student.export.int8 import Exported, quantize_best
 from distilled_student.multitask.device_model import JointModel, JointOutput, calibrate_speakers, thresholds
 from distilled_student.onnx import Stream
+from distilled_student.onnx.detector import KEY as DETECTOR
 from distilled_student.streaming import WINDOW_SECONDS, Step
 
 DEVICE_CHUNK = 640  # samples, 40 ms: the length of the chunks that dynamic int8 is measured with
@@ -150,7 +151,8 @@ def export_stream(
 
     The graph is written to a temporary file first: a graph that differs from PyTorch never gets to ``path``. Its
     metadata are those of `file_metadata`, and ``chunk``, the number of samples that every input must be a multiple of,
-    ``window``, ``padded_to`` and ``repeated_to`` (see `Step`).
+    ``window``, ``padded_to`` and ``repeated_to`` (see `Step`); with a keyword task also the settings of the `Detector`,
+    see `JointModel.detector_settings`.
 
     Args:
         window: Length in seconds of the window that keyword scores and speaker embeddings are computed from.
@@ -188,6 +190,10 @@ def export_stream(
         calibrate_speakers(model)
         measured = thresholds(model, model) if written.thresholds is None else written.thresholds
         metadata = file_metadata(model, checkpoint, written.precision, measured) | layout
+        if model.labels:
+            threshold = metadata.get("keyword_threshold")
+            settings = model.detector_settings(None if threshold is None else float(threshold))
+            metadata[DETECTOR] = settings.to_json()
         write_onnx(load_onnx()[0].load(written.file), written.file, metadata)
         os.replace(written.file, path)
     print(f"{path}: {written.precision}, {file_size(path)}{written.losses}")

@@ -10,8 +10,8 @@ The folder may be copied to a device under any name: its modules import each oth
 from __future__ import annotations
 
 from .calibration import Calibration, Condition
-from .detector import HOP_SECONDS, Detector, DetectorSettings, Hit, Spotted, decide, owner_said
-from .metadata import write_metadata
+from .detector import HOP_SECONDS, Detector, DetectorSettings, Hit, Spotted, decide, owner_said, stream_threshold
+from .metadata import read_metadata, write_metadata
 from .model import SHIPPED, STREAM, UTTERANCE, Model, Stream, load
 from .speakers import Enrolment, Identified, Verified
 from .wav import MAX_PEAK, Wav, read_wav
@@ -42,6 +42,8 @@ __all__ = [
     "decide",
     "load",
     "owner_said",
+    "read_metadata",
     "read_wav",
+    "stream_threshold",
     "write_metadata",
 ]

@@ -17,6 +17,7 @@ KEY = "detector"  # of a file's metadata
 HOP_SECONDS = 0.08  # a stream is scored after each hop of this length, however its samples arrive
 ACCEPTED = 0.5  # the score from which on a word of one's own counts as said
 GATE_SECONDS = 1.0  # the loudest hop of this time counts for the energy gate
+STREAM_ODDS = 10.0  # times the odds of the threshold of utterances: the default threshold of a stream
 
 
 class Spotted(NamedTuple):
@@ -58,14 +59,28 @@ def decide(scores: Mapping[str, float], threshold: float | None) -> Spotted:
     return Spotted(keyword if scores[keyword] >= needed else None, scores[keyword])
 
 
-def decide_words(keyword: Spotted, own_words: Mapping[str, float]) -> Spotted:
+def stream_threshold(threshold: float | None) -> float:
+    """The threshold of a stream for which no false alarms were measured, from the threshold of utterances.
+
+    With the threshold of utterances, misses and false alarms are equally frequent where every second word is a keyword.
+    In running speech keywords are rare. So the odds that a stream asks for are `STREAM_ODDS` times as large.
+
+    Args:
+        threshold: None, if it was not measured, counts as 0.5.
+    """
+    odds = STREAM_ODDS * (1.0 if threshold is None else threshold / max(1 - threshold, 1e-9))
+    return odds / (1 + odds)
+
+
+def decide_words(keyword: Spotted, own_words: Mapping[str, float], threshold: float = ACCEPTED) -> Spotted:
     """The keyword, or the word of one's own, whichever has the larger score of those that count as said.
 
     Args:
-        own_words: The score of each word of one's own; it counts as said from `ACCEPTED` on.
+        own_words: The score of each word of one's own.
+        threshold: The score from which on a word of one's own counts as said.
     """
     best = max(own_words, key=own_words.__getitem__, default=None)
-    if best is None or own_words[best] < ACCEPTED or (keyword.label is not None and keyword.score > own_words[best]):
+    if best is None or own_words[best] < threshold or (keyword.label is not None and keyword.score > own_words[best]):
         return keyword
     return Spotted(best, own_words[best])
 
@@ -94,19 +109,22 @@ class DetectorSettings:
         hold_off: Seconds after a hit in which no other one is reported.
         level: Energy gate: the smallest level of the loudest hop of the last `GATE_SECONDS`, in dB relative to a full
             scale of 1; None: no gate.
+        word_threshold: Score from which on a word of one's own counts as said.
     """
 
     threshold: float | None = None
     smoothing: float = 0.56  # chosen on development speakers: fewest misses at equal alarms on running speech
     hold_off: float = 1.0
     level: float | None = None
+    word_threshold: float = ACCEPTED
 
     def __post_init__(self) -> None:
         for name in ("smoothing", "hold_off"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: must be 0 or more seconds, found {getattr(self, name)}")
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise ValueError(f"threshold: must be a number, found {self.threshold}")
+        for name in ("threshold", "word_threshold"):
+            if (value := getattr(self, name)) is not None and not math.isfinite(value):
+                raise ValueError(f"{name}: must be a number, found {value}")
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> DetectorSettings:
@@ -123,7 +141,11 @@ class DetectorSettings:
             raise ValueError(f"{KEY}: damaged, or of a later version ({error})") from None
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        """``word_threshold`` is left out if it is the default: earlier versions do not know it."""
+        values = asdict(self)
+        if self.word_threshold == ACCEPTED:
+            del values["word_threshold"]
+        return json.dumps(values)
 
 
 class HoldOff:
@@ -197,7 +219,7 @@ class Detector:
         """
         smoothed, is_loud = self.smooth(scores), self.is_loud(samples)
         keyword = decide(dict(zip(self.labels, smoothed.tolist(), strict=True)), self.settings.threshold)
-        label, score = decide_words(keyword, own_words)
+        label, score = decide_words(keyword, own_words, self.settings.word_threshold)
         self._hops += 1
         if label is None or not is_loud or not self._hold_off.is_hit(self._hops, label):
             return None

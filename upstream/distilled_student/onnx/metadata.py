@@ -1,4 +1,4 @@
-"""Changes the metadata of an .onnx file, and no other byte of it; needs no library for ONNX."""
+"""Reads and changes the metadata of an .onnx file, and no other byte of it; needs no library for ONNX."""
 
 from __future__ import annotations
 
@@ -29,11 +29,21 @@ def write_metadata(file: str | Path, values: Mapping[str, str]) -> None:
     os.replace(temporary, file)
 
 
+def read_metadata(file: str | Path) -> dict[str, str]:
+    """The metadata of an .onnx file. Raises ValueError: it is not an .onnx file."""
+    try:
+        content = Path(file).read_bytes()
+        entries = [content[value:end] for number, _, value, end in _fields(content) if number == METADATA_FIELD]
+        return {_part(entry, KEY_FIELD): _part(entry, VALUE_FIELD) for entry in entries}
+    except (IndexError, UnicodeDecodeError, ValueError):
+        raise ValueError(f"{file}: not readable as an ONNX file") from None
+
+
 def with_metadata(content: bytes, values: Mapping[str, str]) -> bytes:
     """The bytes of an .onnx file with these keys in its metadata, instead of what it has for them."""
     kept = []
     for number, start, value, end in _fields(content):
-        is_replaced = number == METADATA_FIELD and _key(content[value:end]) in values
+        is_replaced = number == METADATA_FIELD and _part(content[value:end], KEY_FIELD) in values
         if not is_replaced:
             kept.append(content[start:end])
     entries = [_entry(METADATA_FIELD, _text(KEY_FIELD, key) + _text(VALUE_FIELD, values[key])) for key in values]
@@ -61,8 +71,9 @@ def _fields(content: bytes) -> Iterator[tuple[int, int, int, int]]:
         start = end
 
 
-def _key(entry: bytes) -> str:
-    return next((entry[value:end].decode() for number, _, value, end in _fields(entry) if number == KEY_FIELD), "")
+def _part(entry: bytes, field: int) -> str:
+    """The text of a field of an entry; empty if it has none."""
+    return next((entry[value:end].decode() for number, _, value, end in _fields(entry) if number == field), "")
 
 
 def _read_varint(content: bytes, start: int) -> tuple[int, int]:

@@ -297,8 +297,7 @@ class Stream(ChunkStream):
             raise ValueError("speakers, owner: give one of them")
         hits = []
         for hop, outputs in self.hops([samples]):
-            own = {} if self._own_words is None else self._own_words.step(outputs["hidden_state"])
-            hit = self.detector.step(outputs["keyword_scores"], hop, own)
+            hit = self.detector.step(outputs["keyword_scores"], hop, self.word_scores(outputs))
             if hit is not None and (hit := self._by_speaker(hit, outputs, speakers, owner, false_accepts)) is not None:
                 hits.append(hit)
         return hits
@@ -311,6 +310,10 @@ class Stream(ChunkStream):
             while len(self._of_hop) >= self.hop:
                 hop, self._of_hop = np.split(self._of_hop, [self.hop])
                 yield hop, self.feed(hop)
+
+    def word_scores(self, outputs: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
+        """The score of each word of `watch` after the next hop, with the outputs of `hops`: once for each hop."""
+        return {} if self._own_words is None else self._own_words.step(outputs["hidden_state"])
 
     def _by_speaker(
         self,
