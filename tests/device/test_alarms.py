@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from distilled_student import cli, onnx
 from distilled_student.common.errors import UserError
 from distilled_student.common.shipped_models import MODELS
 from distilled_student.corpora.shipped import read_index, read_voice
-from distilled_student.device.alarms import Alarms, Point, measure, thresholds
+from distilled_student.device.alarms import Curve, Point, choose_threshold, measure, thresholds
 from distilled_student.device.keyword_mix import Clip, Mix, Spoken, keyword_clips
 from distilled_student.device.recordings import read_recording, recording_blocks
 from distilled_student.device.traces import Trace, poisson_interval, record
@@ -77,6 +78,42 @@ def test_a_recorded_stream_has_the_hits_of_listening_with_the_same_threshold(str
     assert counts[0] >= 3
 
 
+def test_words_of_ones_own_are_counted_apart_as_listening_reports_them(folder: Path) -> None:
+    model = onnx.load("tiny")
+    stream, files = model.stream(), [folder / f"words/go/{voice}.wav" for voice in ("am_adam", "bf_emma")]
+    stream.watch({"my-go": model.enrol_word([read_recording(file) for file in files])})
+    (folder / "own" / "my-go").mkdir(parents=True)
+    for file in files:
+        shutil.copy(file, folder / "own" / "my-go" / file.name)
+    clips = keyword_clips(folder / "own", [*stream.model.labels, "my-go"], 2)
+    clips += keyword_clips(folder / "words", ["stop"], 2)
+    speech, audio = [folder / "am_adam.wav"], list(recording_blocks(folder / "am_adam.wav"))
+    trace = record(stream, audio)
+    for threshold, word_threshold in ((0.9, 0.5), (0.3, 0.2), (0.3, 0.05)):
+        stream.detector = Detector(stream.model.labels, DetectorSettings(threshold, word_threshold=word_threshold))
+        stream.reset()
+        expected = [(pytest.approx(hit.seconds), hit.label) for block in audio for hit in stream.listen(block)]
+        assert trace.hits(threshold, word_threshold) == expected
+        only_words = trace.hits(math.inf, word_threshold)
+        assert {label for _, label in only_words} <= {"my-go"} and "my-go" not in dict(trace.hits(threshold)).values()
+    found = measure(stream, speech, clips, [60.0])
+    assert (found.of_keywords.keywords, found.of_words.keywords) == (2, 2)
+    assert found.of_words.points[0].misses["60"] <= 0.5 < found.of_words.points[-1].misses["60"]
+    assert json.loads(json.dumps(found.to_json()))["own_words"]["table"].keys() == {"0.1", "0.5", "1"}
+
+
+def test_the_threshold_of_little_audio_is_not_lower_than_the_default(folder: Path, tmp_path: Path) -> None:
+    model, noise = tmp_path / "stream.onnx", tmp_path / "noise.wav"
+    shutil.copy(MODELS / "tiny" / "stream.onnx", model)
+    onnx.write_metadata(model, {"detector": DetectorSettings(0.9).to_json()})
+    soundfile.write(noise, np.random.default_rng(0).normal(0, 1e-3, 5 * RATE), RATE)
+    text = choose_threshold(model, noise, 0.5)
+    assert "threshold of streams 0.9: 0 alarms in 0.00 h" in text and "too little audio for a threshold below" in text
+    assert onnx.load(model).detector_settings == DetectorSettings(0.9)
+    choose_threshold(model, noise, 3_600.0)  # five seconds are enough for one alarm a second
+    assert onnx.load(model).detector_settings.threshold == pytest.approx(thresholds()[0])
+
+
 def fake_trace(scores: list[float], **changes: object) -> Trace:
     count = len(scores)
     arrays = np.full(count, "yes"), np.array(scores), np.ones(count, bool), np.ones(count, bool)
@@ -99,7 +136,7 @@ def test_hits_need_the_threshold_the_energy_gate_and_the_owner() -> None:
 def test_the_threshold_of_a_rate_is_the_smallest_from_which_on_it_is_kept() -> None:
     rates = {0.2: 9.0, 0.4: 0.4, 0.6: 0.8, 0.8: 0.3, 0.9: 0.05}
     points = [Point(threshold, 1, rate, (0.0, 1.0), {}) for threshold, rate in rates.items()]
-    found = Alarms(10.0, points, 0, {}, 50.0)
+    found = Curve(points, 0, {})
     assert {rate: point and point.threshold for rate in (0.01, 0.1, 0.5, 1.0) if [point := found.at(rate)]} == {
         0.01: None,
         0.1: 0.9,
@@ -156,10 +193,12 @@ def test_more_alarms_at_lower_thresholds_and_more_misses_at_higher_ones(stream: 
     stream.detector = Detector(stream.model.labels, DetectorSettings(0.5))
     clips = keyword_clips(folder / "words", stream.model.labels, 2)
     found = measure(stream, [folder / "am_adam.wav", folder / "bf_emma.wav"], clips, [60.0])
-    assert found.hours == pytest.approx(30 / 3600, rel=0.01) and found.keywords == 6 and found.speed > 1
-    misses = [point.misses["60"] for point in found.points]
+    curve = found.of_keywords
+    assert found.hours == pytest.approx(30 / 3600, rel=0.01) and curve.keywords == 6 and found.speed > 1
+    assert found.of_words is None
+    misses = [point.misses["60"] for point in curve.points]
     assert misses == sorted(misses) and misses[0] <= 0.5 and misses[-1] >= 0.5
-    for point in found.points:
+    for point in curve.points:
         assert point.per_hour == pytest.approx(point.alarms / found.hours)
         low, high = (bound / found.hours for bound in poisson_interval(point.alarms))
         assert point.interval == pytest.approx((low, high))

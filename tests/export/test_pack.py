@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import SMALL, tone
 from helpers.trees import tasks, write_tone
@@ -74,6 +76,30 @@ def test_packing_prints_what_each_graph_loses_on_development_data_and_uses_no_te
         assert re.search(r": int8 \w+, .* MB; points lost on development data: kws -?\d+\.\d\d, sv -?\d+\.\d\d$", last)
     rows = [line.split()[:2] for line in printed.splitlines() if "%" in line]
     assert rows == 2 * [["kws", "dev"], ["sv", "dev"]]
+
+
+def test_a_packed_stream_has_the_threshold_for_few_alarms_and_pytorch_takes_it(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    copy, speech = tmp_path / "copy", tmp_path / "speech.wav"
+    shutil.copytree(packed, copy)
+    default = onnx.load(packed).stream().detector.settings.threshold
+    assert default == pytest.approx(onnx.stream_threshold(onnx.load(packed / "stream.onnx").threshold))
+    soundfile.write(speech, tone(6.4).numpy(), 16_000)
+    words = ["export", str(packed), "--int8", "--streaming", "-o", str(copy / "stream.onnx"), "--alarms", str(speech)]
+    assert command(*words, "--rate", "3600") == 0
+    chosen = onnx.load(copy).stream().detector.settings
+    assert f"stream.onnx: threshold of streams {chosen.threshold:.6g}: " in capsys.readouterr().out
+    stream, hits = onnx.load(copy).stream(), []
+    for samples in tone(6.4).numpy().reshape(-1, 1_280):
+        hits += stream.listen(samples)
+    assert len(hits) <= 6 and open_joint(copy).detector_settings(0.3) == chosen != open_joint(packed).stored_detector
+    (copy / "stream.onnx").write_bytes(b"no graph")
+    with pytest.raises(UserError, match=r"stream\.onnx: not readable as an ONNX file"):
+        open_joint(copy)
+    for wrong, message in ((["--alarms", "gone"], "--alarms gone: no such file"), (["--rate", "0"], "--rate 0: must")):
+        assert command("pack", str(packed.parent / "exp"), "-o", str(tmp_path / "new"), *wrong) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_packed_model_answers_as_its_run(run: Path, packed: Path) -> None:

@@ -79,14 +79,25 @@ def test_a_stream_in_pytorch_and_an_exported_one_report_the_same_keywords(
     wave, stream = tone(3.2), onnx.Stream(file)
     best = sorted(float(stream.feed(hop.numpy())["keyword_scores"][2:].max()) for hop in wave.split(1_280))
     threshold = (best[9] + best[10]) / 2
-    monkeypatch.setattr(device_model, "measured_threshold", lambda model, run, name: threshold)
+    of_utterances = threshold / (threshold + 10 * (1 - threshold))  # a tenth of the odds
+    monkeypatch.setattr(device_model, "measured_threshold", lambda model, run, name: of_utterances)
     for settings in (DetectorSettings(threshold), DetectorSettings(threshold, smoothing=0.16, hold_off=0.3)):
         stream.detector = onnx.Detector(model.labels, settings)
         stream.reset()
         expected = [(hit.seconds, hit.label, pytest.approx(hit.score, abs=1e-4)) for hit in stream.listen(wave.numpy())]
-        chosen = None if settings == DetectorSettings(threshold) else settings
+        chosen = None if settings == DetectorSettings(threshold) else settings  # None: the default of streams
         for chunk_ms in (30, 100, 4_000):
             assert [tuple(found) for found in listen(Stream(model), wave, chunk_ms, settings=chosen)] == expected != []
+
+
+def test_an_exported_stream_has_a_threshold_of_its_own(
+    exported: tuple[JointModel, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert onnx.Stream(exported[1]).detector.settings.threshold == pytest.approx(10 / 11), "no utterances: 0.5"
+    monkeypatch.setattr(device_model, "measured_threshold", lambda model, run, name: 0.75)
+    export_stream(exported[0], tmp_path / "stream.onnx")
+    model = onnx.load(tmp_path / "stream.onnx")
+    assert (model.threshold, model.detector_settings.threshold) == (0.75, pytest.approx(30 / 31))
 
 
 def test_stream_and_model_refuse_each_others_files(exported: tuple[JointModel, Path], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from distilled_student import onnx
 from distilled_student.corpora.shipped import read_index, read_voice
-from distilled_student.onnx import Calibration, Detector, DetectorSettings, Hit, Stream, owner_said
+from distilled_student.onnx import Calibration, Detector, DetectorSettings, Hit, Stream, owner_said, stream_threshold
 
 LABELS = ["_silence_", "yes", "no"]
 HOP = 0.1
@@ -88,11 +88,21 @@ def test_word_and_owner_are_multiplied_as_probabilities_and_either_can_veto() ->
     assert owner_said(1.0, -1e6) == 0.0 and owner_said(0.0, 1e6) == 0.0 and owner_said(0.7, 1e6) == 0.7
 
 
+def test_a_stream_asks_for_ten_times_the_odds_of_an_utterance() -> None:
+    for threshold in (0.05, 0.5, 0.67, 0.99):
+        found = stream_threshold(threshold)
+        assert found / (1 - found) == pytest.approx(10 * threshold / (1 - threshold))
+    assert stream_threshold(None) == stream_threshold(0.5) and stream_threshold(1.0) == pytest.approx(1.0)
+
+
 def test_settings_travel_in_metadata_and_wrong_ones_are_named() -> None:
     settings = DetectorSettings(0.7, 0.16, 0.8, -45.0)
     assert DetectorSettings.from_metadata({"detector": settings.to_json(), "keyword_threshold": "0.2"}) == settings
     assert DetectorSettings.from_metadata({"keyword_threshold": "0.2"}) == DetectorSettings(0.2)
     assert DetectorSettings.from_metadata({}).threshold is None
+    assert "word_threshold" not in json.loads(settings.to_json()), "earlier versions do not know it"
+    of_words = DetectorSettings(0.7, word_threshold=0.8)
+    assert DetectorSettings.from_metadata({"detector": of_words.to_json()}) == of_words
     for text, reason in (
         ("no JSON", "Expecting value"),
         (json.dumps({"speed": 1}), "speed"),

@@ -46,9 +46,16 @@ def test_a_file_that_reads_its_weights_from_a_changed_one_stays_the_same_model(f
     assert runtime.load(folder).stream().model.detector_settings.threshold == 0.77
 
 
+def test_metadata_are_read_as_the_library_reads_them(folder: Path) -> None:
+    expected = {entry.key: entry.value for entry in library.load(folder / runtime.STREAM).metadata_props}
+    assert runtime.read_metadata(folder / runtime.STREAM) == expected
+
+
 @pytest.mark.parametrize("content", [b"no ONNX file", b"\x0a\xff\xff", b"\x0a\x05abc", b"\x07"])
 def test_another_file_is_refused_and_left_as_it_is(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.onnx: not readable as an ONNX file"):
         runtime.write_metadata(tmp_path / "a.onnx", {"key": "value"})
+    with pytest.raises(ValueError, match=r"a\.onnx: not readable as an ONNX file"):
+        runtime.read_metadata(tmp_path / "a.onnx")
     assert (tmp_path / "a.onnx").read_bytes() == content
