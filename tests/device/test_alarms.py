@@ -146,6 +146,12 @@ def test_the_threshold_of_a_rate_is_the_smallest_from_which_on_it_is_kept() -> N
     assert thresholds() == sorted(thresholds()) and thresholds()[-1] == 1.0
 
 
+def test_of_the_thresholds_that_keep_a_rate_the_one_with_the_fewest_misses_is_taken() -> None:
+    misses = {0.2: 0.1, 0.4: 0.9, 0.6: 0.5, 0.8: 0.5, 0.9: 0.7}
+    points = [Point(t, 1, 2.0 if t < 0.3 else 0.2, (0.0, 1.0), {"20": share}) for t, share in misses.items()]
+    assert Curve(points, 10, {}).at(0.5).threshold == 0.6
+
+
 def test_a_keyword_is_mixed_in_at_the_stated_level(folder: Path) -> None:
     clips = [Clip(word, folder / f"words/{word}/am_adam.wav") for word in WORDS]
     noise = np.random.default_rng(0).normal(0, 0.05, 30 * RATE).astype(np.float32)
@@ -243,6 +249,7 @@ def test_the_command_writes_a_report_and_the_chosen_threshold(
         (["--audio", ".", "--levels", "loud"], "--levels loud: expected numbers separated by commas"),
         (["--audio", ".", "--rate", "0"], "--rate 0.0: must be a positive number"),
         (["--audio", ".", "--keywords", "gone"], "--keywords gone: no such folder"),
+        (["--audio", ".", "--owner", "Anna", "--write"], "--write --owner Anna: needs --keywords with clips of Anna"),
         (["--audio", ".", "--smoothing", "-1"], "smoothing: must be 0 or more seconds, found -1"),
     ],
 )

@@ -67,13 +67,17 @@ class Curve:
     labels: dict[str, int]
 
     def at(self, rate: float) -> Point | None:
-        """The smallest threshold from which on there are at most ``rate`` alarms per hour; None: there is none."""
-        chosen = None
+        """The smallest threshold from which on there are at most ``rate`` alarms per hour; None: there is none.
+
+        If keywords were mixed in, a larger one with fewer misses is taken. With an owner there is one: at a low
+        threshold a keyword is decided when it has just begun, and too little of it is there to tell who speaks.
+        """
+        kept = []
         for point in reversed(self.points):
             if point.per_hour > rate:
                 break
-            chosen = point
-        return chosen
+            kept.append(point)
+        return min(reversed(kept), key=lambda point: sum(point.misses.values()), default=None)
 
     def to_json(self) -> dict[str, Any]:
         def row(point: Point | None) -> dict[str, Any] | None:

@@ -145,6 +145,10 @@ def alarms(
     check_positive("--clips", clips)
     check_folder("--keywords", keywords)
     check_output_folder("--output", output)
+    if write and owner is not None and keywords is None:
+        raise UserError(
+            f"--write --owner {owner}: needs --keywords with clips of {owner}: alarms alone ask for no misses"
+        )
     if not rate > 0:
         raise UserError(f"--rate {rate}: must be a positive number")
     from distilled_student.device.alarm_report import table, write_report
