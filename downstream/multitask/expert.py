@@ -328,7 +328,8 @@ class DownstreamExpert(nn.Module):
                     waveform = self.gain * task.filling.fill(piece.load())
                     return self.outputs(name, extract([waveform.numpy()]))[0].double().cpu().numpy()
 
-                task.speaker_calibration = calibrate(development_pieces(self.tasks, CALIBRATION_SECONDS), embed)
+                pieces = development_pieces(self.tasks, CALIBRATION_SECONDS)
+                task.speaker_calibration = calibrate(pieces, embed, task.mean_voice())
 
     # Results
     def log_records(

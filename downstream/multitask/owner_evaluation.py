@@ -23,6 +23,7 @@ from distilled_student.multitask.owner_trials import SpokenClip
 from distilled_student.multitask.short_utterances import Filling
 from distilled_student.multitask.speaker_calibration import Trials
 from distilled_student.multitask.tasks.base import KEYWORD_SCORES, SPEAKER_EMBEDDING, BaseTask, EvaluationData, Item
+from distilled_student.onnx.calibration import Calibration
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +160,8 @@ class OwnerEvaluation:
         seconds, arrays = np.array([clip.samples for clip in clips]) / SAMPLE_RATE, dict[str, np.ndarray]()
         for count, trials in self.trials(split).items():
             cosines = T.owner_cosines(trials, voices)
-            ratios = speaker.owner_ratios(_conditions(trials, cosines, seconds))
+            conditions = _conditions(trials, cosines, seconds, voices, speaker.speaker_calibration)
+            ratios = speaker.owner_ratios(conditions)
             scores = T.owner_and_word_scores(trials, words, T.uncalibrated(cosines) if ratios is None else ratios)
             found = {"owners": len(np.unique(trials.owner)), "trials": len(cosines)}
             found |= T.verification(trials, cosines, ratios) | {"owner_and_word": T.target_only(trials, scores)}
@@ -207,12 +209,24 @@ def _first(tasks: Mapping[str, BaseTask], output_name: str) -> str:
     return next(name for name, task in tasks.items() if task.output_name == output_name)
 
 
-def _conditions(trials: T.OwnerTrials, cosines: np.ndarray, seconds: np.ndarray) -> Trials:
-    """The verification trials with their conditions; ``seconds (clips,)``."""
+def _conditions(
+    trials: T.OwnerTrials,
+    cosines: np.ndarray,
+    seconds: np.ndarray,
+    voices: np.ndarray,
+    calibration: Calibration | None,
+) -> Trials:
+    """The verification trials with their conditions; ``seconds (clips,)``, ``voices (clips, embedding)``."""
     enrolled = seconds[trials.enrolled].sum(axis=1)[trials.enrolment]
     clips, weight = np.full(len(cosines), trials.enrolled.shape[1]), np.ones(len(cosines))
     same_word = trials.same_word.astype(float)
-    return Trials(cosines, trials.labels, clips, enrolled, seconds[trials.clip], same_word, weight)
+    typical = np.zeros((2, len(cosines)))
+    if calibration is not None and calibration.mean_voice:
+        of_clips, of_enrolments = (
+            vectors @ np.array(calibration.mean_voice) for vectors in T.unit_vectors(trials, voices)
+        )
+        typical = np.stack([of_clips[trials.clip], of_enrolments[trials.enrolment]])
+    return Trials(cosines, trials.labels, clips, enrolled, seconds[trials.clip], same_word, *typical, weight)
 
 
 def _of_clips(clips: Sequence[SpokenClip], recorded: Sequence[tuple[str, Tensor]]) -> np.ndarray:

@@ -134,10 +134,16 @@ def owner_cosines(trials: OwnerTrials, embeddings: NDArray) -> NDArray:
 
     ``embeddings (clips, size)`` of any length.
     """
+    unit, enrolled = unit_vectors(trials, embeddings)
+    return np.einsum("ij,ij->i", enrolled[trials.enrolment], unit[trials.clip])
+
+
+def unit_vectors(trials: OwnerTrials, embeddings: NDArray) -> tuple[NDArray, NDArray]:
+    """``(clips, size)`` of the clips and ``(enrolments, size)`` of the enrolments, all of length 1."""
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     enrolled = unit[trials.enrolled].mean(axis=1)
     enrolled /= np.maximum(np.linalg.norm(enrolled, axis=1, keepdims=True), 1e-12)
-    return np.einsum("ij,ij->i", enrolled[trials.enrolment], unit[trials.clip])
+    return unit, enrolled
 
 
 def uncalibrated(cosines: NDArray) -> NDArray:

@@ -35,8 +35,11 @@ THRESHOLD_TERMS = (
     "log_clips",
     "log_enrolled_seconds",
     "log_seconds",
+    "log_seconds*log_seconds",
     "log_enrolled_seconds*log_seconds",
     "same_word",
+    "typicality",
+    "enrolled_typicality",
 )
 RATIO_TERMS = (*THRESHOLD_TERMS, "cosine", *(f"cosine*{term}" for term in THRESHOLD_TERMS[1:]))
 
@@ -125,6 +128,7 @@ class Trials(NamedTuple):
         cosine: target: Whether both are of one speaker.
         clips, enrolled_seconds, seconds, same_word: The condition; ``same_word`` is the share of the piece's words that
             are enrolled, or `UNKNOWN_WORD`.
+        typicality, enrolled_typicality: Cosines with the mean voice; 0 if it is not known.
         weight: All targets together weigh 1, and so do all others; each source, and each condition in it, as much.
     """
 
@@ -134,22 +138,28 @@ class Trials(NamedTuple):
     enrolled_seconds: NDArray
     seconds: NDArray
     same_word: NDArray
+    typicality: NDArray
+    enrolled_typicality: NDArray
     weight: NDArray
 
 
-def make_trials(pieces: Sequence[Piece], embeddings: NDArray) -> Trials | None:
+def make_trials(pieces: Sequence[Piece], embeddings: NDArray, mean_voice: NDArray | None = None) -> Trials | None:
     """All kinds of trials of ``pieces`` with ``embeddings (pieces, size)``; None without targets or without others.
 
     Where the words are known, a trial counts twice, half each: with ``same_word``, and as if they were not.
+
+    Args:
+        mean_voice: ``(size,)``, of length 1: `Calibration.mean_voice`; None if it is not known.
     """
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    voice = np.zeros(unit.shape[1]) if mean_voice is None else mean_voice
     rng, rows = np.random.default_rng(0), []
     for source_number, source in enumerate(sorted({piece.source for piece in pieces})):
         places = [place for place, piece in enumerate(pieces) if piece.source == source]
         for cell, (clips, enrolled, spoken) in enumerate((n, a, b) for n in CLIPS for a in PIECES for b in PIECES):
-            found = _cell_trials(pieces, unit, places, (clips, enrolled, spoken), rng)
+            found = _cell_trials(pieces, unit, voice, places, (clips, enrolled, spoken), rng)
             rows += [(*row, source_number, cell) for row in found]
-    table = np.array(rows, dtype=float).reshape(-1, 8)
+    table = np.array(rows, dtype=float).reshape(-1, 10)
     known = table[:, 5] != UNKNOWN_WORD
     unknown = table[known].copy()
     unknown[:, 5] = UNKNOWN_WORD
@@ -157,12 +167,13 @@ def make_trials(pieces: Sequence[Piece], embeddings: NDArray) -> Trials | None:
     table = np.concatenate([table, unknown])
     if set(table[:, 1]) != {0.0, 1.0}:
         return None
-    return Trials(*table[:, :6].T, _balanced(weight, table[:, 1], table[:, 6], table[:, 7]))
+    return Trials(*table[:, :8].T, _balanced(weight, table[:, 1], table[:, 8], table[:, 9]))
 
 
 def _cell_trials(
     pieces: Sequence[Piece],
     unit: NDArray,
+    voice: NDArray,
     places: Sequence[int],
     condition: tuple[int, float, float],
     rng: np.random.Generator,
@@ -189,7 +200,8 @@ def _cell_trials(
                 own_words = pieces[place].words
                 same = len(own_words & words) / len(own_words) if words and own_words else UNKNOWN_WORD
                 is_target = float(pieces[place].speaker == speaker)
-                rows.append((cosine, is_target, clips, seconds, pieces[place].samples / SAMPLE_RATE, same))
+                typical = (unit[place] @ voice, mean @ voice)
+                rows.append((cosine, is_target, clips, seconds, pieces[place].samples / SAMPLE_RATE, same, *typical))
     return rows
 
 
@@ -211,6 +223,8 @@ def term_values(terms: Sequence[str], trials: Trials) -> NDArray:
         "log_enrolled_seconds": np.log(trials.enrolled_seconds),
         "log_seconds": np.log(trials.seconds),
         "same_word": trials.same_word,
+        "typicality": trials.typicality,
+        "enrolled_typicality": trials.enrolled_typicality,
     }
     return np.stack([np.prod([values[name] for name in term.split("*")], axis=0) for term in terms], axis=1)
 
@@ -222,8 +236,8 @@ def ratios(calibration: Calibration, trials: Trials) -> NDArray:
     return term_values(tuple(weights), trials._replace(**seen)) @ np.array([*weights.values()])
 
 
-def fit(trials: Trials) -> Calibration:
-    """The calibration of ``trials``.
+def fit(trials: Trials, mean_voice: NDArray | None = None) -> Calibration:
+    """The calibration of ``trials``; ``mean_voice``: as in `make_trials`.
 
     The ratio is a logistic regression. The thresholds are quantile regressions on the trials of other speakers; that of
     the smallest share, which few trials reach, is the one before it, shifted. Shares that fewer than two of these
@@ -239,8 +253,10 @@ def fit(trials: Trials) -> Calibration:
         above = others._replace(cosine=others.cosine - term_values(tuple(last), others) @ np.array([*last.values()]))
         shift = _quantile(above, SHARES[-1], ("bias",))["bias"]
         thresholds[SHARES[-1]] = last | {"bias": last["bias"] + max(shift, 0.0)}
-    seen = {name: getattr(trials, name) for name in ("clips", "enrolled_seconds", "seconds")}
-    return Calibration(ratio, thresholds, {name: (float(v.min()), float(v.max())) for name, v in seen.items()})
+    voice = () if mean_voice is None else tuple(map(float, mean_voice))
+    names = ("clips", "enrolled_seconds", "seconds", *(("typicality", "enrolled_typicality") if voice else ()))
+    seen = {name: (float(getattr(trials, name).min()), float(getattr(trials, name).max())) for name in names}
+    return Calibration(ratio, thresholds, seen, voice)
 
 
 def _varying(terms: Sequence[str], trials: Trials) -> tuple[list[str], NDArray]:
@@ -318,13 +334,15 @@ def _quantile(others: Trials, share: float, terms: Sequence[str] = THRESHOLD_TER
     return found
 
 
-def calibrate(pieces: Sequence[Piece], embed: Callable[[Piece], NDArray]) -> Calibration | None:
+def calibrate(
+    pieces: Sequence[Piece], embed: Callable[[Piece], NDArray], mean_voice: NDArray | None = None
+) -> Calibration | None:
     """The calibration of the embeddings that ``embed`` computes of pieces, ``(size,)``; None without trials.
 
-    The pieces are those of development speakers, see `make_pieces`.
+    The pieces are those of development speakers, see `make_pieces`. ``mean_voice``: as in `make_trials`.
     """
-    trials = make_trials(pieces, np.stack([embed(piece) for piece in pieces])) if pieces else None
-    return None if trials is None else fit(trials)
+    trials = make_trials(pieces, np.stack([embed(piece) for piece in pieces]), mean_voice) if pieces else None
+    return None if trials is None else fit(trials, mean_voice)
 
 
 def development_pieces(tasks: Mapping[str, Any], seconds: float = math.inf) -> list[Piece]:

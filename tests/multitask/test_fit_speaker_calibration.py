@@ -15,6 +15,7 @@ from distilled_student.multitask import speaker_calibration as C
 from distilled_student.multitask.expert import DownstreamExpert
 from distilled_student.multitask.resume import saved_calibrations
 from distilled_student.multitask.speaker_calibration import Piece, Recording
+from distilled_student.multitask.tasks.sv import Settings, Task
 from distilled_student.onnx.calibration import Calibration, Condition
 
 SIZE = 24
@@ -83,6 +84,48 @@ def test_ratios_have_almost_the_least_cost_on_other_speakers_and_lengths_matter(
     levels = [calibration.threshold(share, short) for share in C.SHARES]
     assert levels == sorted(levels), "fewer false accepts need a larger cosine"
     assert Calibration.from_json(calibration.to_json()) == calibration
+
+
+def test_with_the_mean_voice_two_kinds_of_speech_each_have_the_stated_share_of_false_accepts() -> None:
+    """One kind has embeddings nearer to the mean voice, so that the cosines of its speakers are larger."""
+    voice = np.eye(SIZE)[0]
+
+    def both_kinds(seed: int) -> tuple[list[Piece], np.ndarray]:
+        pieces, embeddings = simulated(30, seed)
+        others, moved = simulated(30, seed + 10)
+        others = [piece._replace(source="two", speaker=f"t{piece.speaker}") for piece in others]
+        return pieces + others, np.concatenate([embeddings, moved + 4 * voice])
+
+    of_fit, of_test = both_kinds(0), both_kinds(1)
+    calibrations = [C.fit(C.make_trials(*of_fit, known), known) for known in (None, voice)]
+    assert calibrations[0].mean_voice == () and calibrations[1].mean_voice == tuple(voice)
+    pieces, embeddings = of_test
+    unit, rng = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), np.random.default_rng(0)
+    shares = np.zeros((2, 2))
+    for calibration_number, calibration in enumerate(calibrations):
+        for kind, source in enumerate(("one", "two")):  # a plain loop, with the class that a device uses
+            places = [place for place, piece in enumerate(pieces) if piece.source == source]
+            pairs = [(a, b) for a, b in rng.choice(places, (1500, 2)) if pieces[a].speaker != pieces[b].speaker]
+            for a, b in pairs:
+                lengths = pieces[a].samples / 16_000, pieces[b].samples / 16_000
+                condition = calibration.condition(unit[b], unit[a], 1, *lengths)
+                is_accepted = unit[a] @ unit[b] >= calibration.threshold(0.05, condition)
+                shares[calibration_number, kind] += is_accepted / len(pairs)
+    assert shares[0].max() > 2 * shares[0].min(), "without it the kinds differ"
+    assert ((shares[1] > 0.025) & (shares[1] < 0.09)).all(), shares
+
+
+def test_the_mean_voice_of_a_head_is_the_mean_embedding_of_its_training_features() -> None:
+    features = torch.randn(500, 12) * 3 + 5
+    settings = Settings(standardize=True, pooling="mean", embedding_size=6)
+    task = Task(settings, 12, 0, "sv")
+    with torch.no_grad():
+        for _ in range(80):  # the running statistics are averages over batches
+            task.train()(features[:, None], torch.ones(500, dtype=torch.long))
+        mean = task.eval()(features[:, None], torch.ones(500, dtype=torch.long)).mean(dim=0).numpy()
+    np.testing.assert_allclose(task.mean_voice(), mean / np.linalg.norm(mean), atol=0.02)
+    assert Task(Settings(standardize=False), 12, 0, "sv").mean_voice() is None
+    assert Task(Settings(standardize=True, center=True), 12, 0, "sv").mean_voice() is None
 
 
 def test_pieces_of_the_two_halves_have_no_recording_in_common_and_the_stated_lengths(tmp_path: Path) -> None:

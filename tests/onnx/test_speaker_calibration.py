@@ -69,6 +69,25 @@ def test_a_length_that_is_not_known_is_said() -> None:
     assert CALIBRATION.ratio(0.4, unknown) == CALIBRATION.ratio(0.4, Condition(2, 1.0, 2.0))
 
 
+def test_the_typicality_of_an_embedding_is_its_cosine_with_the_mean_voice() -> None:
+    content = json.loads(json.dumps(CONTENT))
+    content["mean_voice"], content["seen"]["typicality"] = [0.6, 0.8, 0.0], [-0.5, 0.9]
+    content["ratio"] |= {"typicality": -3.0, "cosine*enrolled_typicality": 2.0}
+    content["thresholds"]["0.01"]["typicality"] = 0.25
+    calibration = Calibration.from_json(json.dumps(content))
+    assert json.loads(calibration.to_json()) == content
+    tested, enrolled = np.array([1.0, 0.0, 0.0], "f4"), np.array([0.0, 0.6, 0.8], "f4")
+    condition = calibration.condition(tested, enrolled, 3, 9.0, 2.5)
+    assert condition == pytest.approx(Condition(3, 9.0, 2.5, None, 0.6, 0.48))
+    plain = Condition(3, 9.0, 2.5)
+    difference = calibration.ratio(0.4, condition) - CALIBRATION.ratio(0.4, plain)
+    assert difference == pytest.approx(-3.0 * 0.6 + 2.0 * 0.4 * 0.48)
+    assert calibration.threshold(0.01, condition) == pytest.approx(CALIBRATION.threshold(0.01, plain) + 0.25 * 0.6)
+    (note,) = calibration.unseen(calibration.condition(np.array([0.6, 0.8, 0.0]), enrolled, 3, 9.0, 2.5))
+    assert note.startswith("the cosine of the utterance and the mean voice is 1.00: ") and "for 0.90 are used" in note
+    assert CALIBRATION.condition(tested, enrolled, 3, 9.0, 2.5) == plain, "of an older file"
+
+
 def test_a_calibration_is_written_and_read_without_a_change() -> None:
     assert Calibration.from_json(CALIBRATION.to_json()) == CALIBRATION
     assert json.loads(CALIBRATION.to_json()) == CONTENT
@@ -84,6 +103,7 @@ def test_a_calibration_is_written_and_read_without_a_change() -> None:
         ({"thresholds": {"1.5": {}}}, "1.5 is not a share between 0 and 1"),
         ({"seen": {"seconds": [2.0, 1.0]}}, "seen: seconds from 2 to 1"),
         ({"seen": {"minutes": [1.0, 2.0]}}, "seen: minutes"),
+        ({"mean_voice": [3.0, 4.0]}, "mean_voice: is not of length 1"),
     ],
 )
 def test_a_damaged_calibration_is_an_error_of_one_line(change: dict[str, object], reason: str) -> None:

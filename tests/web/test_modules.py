@@ -61,8 +61,8 @@ def test_the_detector_has_the_hits_of_python(settings: dict[str, Any]) -> None:
             assert other["score"] == pytest.approx(hit.score, abs=1e-9)
 
 
-@pytest.mark.parametrize("is_stated", [True, False])
-def test_speakers_are_those_of_python(is_stated: bool) -> None:
+@pytest.mark.parametrize(("is_stated", "has_mean_voice"), [(True, False), (True, True), (False, False)])
+def test_speakers_are_those_of_python(is_stated: bool, has_mean_voice: bool) -> None:
     rng = np.random.default_rng(1)
     thresholds = {
         share: {"bias": 0.3 + 0.1 * NormalDist().inv_cdf(1 - share), "log_seconds": 0.1, "log_clips": -0.05}
@@ -70,7 +70,13 @@ def test_speakers_are_those_of_python(is_stated: bool) -> None:
     }
     weights = {"bias": -2.0, "cosine": 9.0, "cosine*log_clips": 0.7, "same_word": 0.4, "log_enrolled_seconds": -0.3}
     seen = {"clips": (1.0, 4.0), "enrolled_seconds": (1.0, 9.0), "seconds": (0.5, 2.0)}
-    calibration = Calibration(weights, thresholds if is_stated else {}, seen)
+    voice: tuple[float, ...] = ()
+    if has_mean_voice:
+        voice = tuple(unit_length(rng.normal(size=8)).tolist())
+        seen |= {"typicality": (-0.4, 0.3), "enrolled_typicality": (-0.3, 0.5)}
+        weights |= {"typicality": -2.0, "cosine*enrolled_typicality": -3.0}
+        thresholds[0.01] |= {"typicality": 0.4, "enrolled_typicality": 0.3}
+    calibration = Calibration(weights, thresholds if is_stated else {}, seen, voice)
     cases, expected = [], []
     for number in range(200):
         people = {

@@ -139,11 +139,12 @@ def compare(
     clip: Clip, others: Sequence[Clip], before: NDArray[np.float32], calibration: Calibration
 ) -> tuple[float, float]:
     """The cosine of a clip and the mean of the ``others`` and of the enrolled ones, and its log-likelihood ratio."""
-    from distilled_student.onnx import Condition
     from distilled_student.onnx.speakers import unit_length
 
     vectors = [*before, *(other.vector for other in others)]
-    cosine = float(clip.vector @ unit_length(np.mean(vectors, axis=0)))
+    mean = unit_length(np.mean(vectors, axis=0))
+    cosine = float(clip.vector @ mean)
     # the length of the enrolled clips is not known one by one: as long as this one each
     seconds = clip.sound.seconds
-    return cosine, calibration.ratio(cosine, Condition(len(vectors), len(vectors) * seconds, seconds))
+    condition = calibration.condition(clip.vector, mean, len(vectors), len(vectors) * seconds, seconds)
+    return cosine, calibration.ratio(cosine, condition)

@@ -113,7 +113,7 @@ def calibrate(model: Model, folder: Path, model_name: str) -> Report:
     if model.calibration is None or not model.calibration.shares:
         raise UserError(f"--model {model_name}: has no thresholds for shares of false accepts: export it again")
     people, left_out = read_people(model, folder)
-    trials = all_trials(people)
+    trials = all_trials(people, model.calibration)
     overlaps = find_overlaps(trials)
     offset = fit_offset(_without_overlaps(trials, overlaps), model.calibration)
     fitted = shifted(model.calibration, offset)
@@ -138,9 +138,8 @@ def read_people(model: Model, folder: Path) -> tuple[dict[str, list[Clip]], list
     return people, left_out
 
 
-def all_trials(people: Mapping[str, Sequence[Clip]]) -> list[Trial]:
+def all_trials(people: Mapping[str, Sequence[Clip]], calibration: Calibration) -> list[Trial]:
     """Each clip against each person; the person is enrolled with all their clips, without the clip itself."""
-    from distilled_student.onnx import Condition
     from distilled_student.onnx.speakers import unit_length
 
     trials = []
@@ -152,7 +151,8 @@ def all_trials(people: Mapping[str, Sequence[Clip]]) -> list[Trial]:
                 is_own = speaker == name
                 vector = unit_length(total - clip.vector) if is_own else unit_length(total)
                 length = clip.sound.seconds
-                condition = Condition(len(enrolled) - is_own, seconds - is_own * length, length)
+                enrolled_seconds = seconds - is_own * length
+                condition = calibration.condition(clip.vector, vector, len(enrolled) - is_own, enrolled_seconds, length)
                 trials.append(Trial(name, speaker, float(clip.vector @ vector), condition))
     return trials
 

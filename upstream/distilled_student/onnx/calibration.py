@@ -9,11 +9,16 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 KEY = "speaker_calibration"  # of a file's metadata
 RANGES = {  # of a condition, and how a message names it
     "clips": ("number of enrolled clips", "{:.0f}"),
     "enrolled_seconds": ("length of the enrolled clips together", "{:.2f} s"),
     "seconds": ("length of the utterance", "{:.2f} s"),
+    "typicality": ("cosine of the utterance and the mean voice", "{:.2f}"),
+    "enrolled_typicality": ("cosine of the enrolled speaker and the mean voice", "{:.2f}"),
 }
 
 
@@ -25,12 +30,16 @@ class Condition(NamedTuple):
         enrolled_seconds: Their length together; NaN if it is not known.
         seconds: The length of the utterance.
         same_word: Whether the utterance has the words of the enrolled ones; None if it is not known.
+        typicality, enrolled_typicality: The cosines of the utterance and of the enrolled speaker with
+            `Calibration.mean_voice`; 0 if they are not known.
     """
 
     clips: int
     enrolled_seconds: float
     seconds: float
     same_word: bool | None = None
+    typicality: float = 0.0
+    enrolled_typicality: float = 0.0
 
 
 def _variables(condition: Condition, cosine: float) -> dict[str, float]:
@@ -41,6 +50,8 @@ def _variables(condition: Condition, cosine: float) -> dict[str, float]:
         "log_enrolled_seconds": math.log(max(condition.enrolled_seconds, 1e-3)),
         "log_seconds": math.log(max(condition.seconds, 1e-3)),
         "same_word": 0.5 if condition.same_word is None else float(condition.same_word),
+        "typicality": condition.typicality,
+        "enrolled_typicality": condition.enrolled_typicality,
     }
 
 
@@ -60,11 +71,14 @@ class Calibration:
     Attributes:
         ratio_weights: The weight of each term of the log-likelihood ratio. A term is ``bias``, ``cosine``,
             ``log_clips``, ``log_enrolled_seconds``, ``log_seconds``, ``same_word`` (1, 0, or 0.5 if it is not known),
-            or a product of them, such as ``cosine*log_clips``. Logarithms are natural.
+            ``typicality``, ``enrolled_typicality``, or a product of them, such as ``cosine*log_clips``. Logarithms are
+            natural.
         threshold_weights: For each fitted share of false accepts, the weight of each term of the cosine that this
             share of other speakers' utterances reaches. Empty in files of version 0.1.0.
-        seen: The smallest and largest ``clips``, ``enrolled_seconds`` and ``seconds`` of the fit. Outside of them the
-            values are those of the nearest condition inside.
+        seen: The smallest and largest ``clips``, ``enrolled_seconds``, ``seconds`` and typicalities of the fit. Outside
+            of them the values are those of the nearest condition inside.
+        mean_voice: ``(embedding,)``, of length 1: the direction of the mean embedding of the training speech. Other
+            people's embeddings near it have larger cosines. Empty if it is not known: a typicality is then 0.
 
     Raises:
         ValueError: from all methods.
@@ -73,16 +87,18 @@ class Calibration:
     ratio_weights: Mapping[str, float]
     threshold_weights: Mapping[float, Mapping[str, float]] = field(default_factory=dict)
     seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    mean_voice: tuple[float, ...] = ()
 
     @classmethod
     def from_json(cls, text: str) -> Calibration:
-        """Read what `to_json` wrote: the attributes by the keys ``ratio``, ``thresholds`` and ``seen``."""
+        """Read what `to_json` wrote: ``ratio``, ``thresholds``, ``seen`` and, if it is known, ``mean_voice``."""
         try:
             content = json.loads(text)
             ratio, thresholds, seen = content["ratio"], content["thresholds"], content["seen"]
             by_share = {_checked_share(share): _checked_weights(weights) for share, weights in thresholds.items()}
             ranges = {name: _checked_range(name, ends) for name, ends in seen.items()}
-            return cls(_checked_weights(ratio), dict(sorted(by_share.items())), ranges)
+            voice = _checked_vector(content.get("mean_voice", ()))
+            return cls(_checked_weights(ratio), dict(sorted(by_share.items())), ranges, voice)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{KEY}: damaged, or of a later version ({reason})") from None
@@ -97,15 +113,35 @@ class Calibration:
         return None
 
     def to_json(self) -> str:
-        """``{"ratio": {TERM: WEIGHT}, "thresholds": {"0.01": {TERM: WEIGHT}}, "seen": {"clips": [1, 5]}}``."""
+        """``{"ratio": {TERM: WEIGHT}, "thresholds": {"0.01": {TERM: WEIGHT}}, "seen": {"clips": [1, 5]}}``.
+
+        With a mean voice also ``"mean_voice": [NUMBER, ...]``.
+        """
         thresholds = {f"{share:g}": dict(weights) for share, weights in self.threshold_weights.items()}
         seen = {name: list(ends) for name, ends in self.seen.items()}
-        return json.dumps({"ratio": dict(self.ratio_weights), "thresholds": thresholds, "seen": seen})
+        voice = {"mean_voice": list(self.mean_voice)} if self.mean_voice else {}
+        return json.dumps({"ratio": dict(self.ratio_weights), "thresholds": thresholds, "seen": seen} | voice)
 
     @property
     def shares(self) -> tuple[float, ...]:
         """The shares of false accepts that thresholds were fitted for, from the smallest to the largest."""
         return tuple(sorted(self.threshold_weights))
+
+    def condition(
+        self,
+        embedding: NDArray,
+        enrolled: NDArray,
+        clips: int,
+        enrolled_seconds: float,
+        seconds: float,
+        same_word: bool | None = None,
+    ) -> Condition:
+        """The condition of a comparison of two embeddings ``(embedding,)`` of length 1; see `Condition`."""
+        typical = (self._typicality(embedding), self._typicality(enrolled))
+        return Condition(clips, enrolled_seconds, seconds, same_word, *typical)
+
+    def _typicality(self, vector: NDArray) -> float:
+        return float(np.asarray(vector, np.float64) @ np.array(self.mean_voice)) if self.mean_voice else 0.0
 
     def ratio(self, cosine: float, condition: Condition) -> float:
         """The natural log-likelihood ratio of "the same speaker" to "another speaker"."""
@@ -173,3 +209,10 @@ def _checked_range(name: str, ends: Any) -> tuple[float, float]:
     if name not in RANGES or not low <= high:
         raise ValueError(f"seen: {name} from {low:g} to {high:g}")
     return low, high
+
+
+def _checked_vector(numbers: Any) -> tuple[float, ...]:
+    vector = tuple(map(float, numbers))
+    if vector and not abs(math.hypot(*vector) - 1) < 1e-3:
+        raise ValueError("mean_voice: is not of length 1")
+    return vector

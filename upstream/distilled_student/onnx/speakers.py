@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .calibration import Calibration, Condition
+from .calibration import Calibration
 
 FALSE_ACCEPTS = 0.01  # the default share of other speakers' utterances that are accepted
 UNSTATED = (
@@ -98,7 +98,9 @@ def verify(
         sizes = f"{np.size(enrolment.vector)} numbers, the embeddings of this model have {embedding.size}"
         raise ValueError(f"enrolment: has {sizes}: enrol the speaker with this model")
     cosine = float(embedding @ enrolment.vector)
-    condition = Condition(enrolment.clips, enrolment.seconds, seconds, same_word)
+    condition = calibration.condition(
+        embedding, enrolment.vector, enrolment.clips, enrolment.seconds, seconds, same_word
+    )
     ratio = calibration.ratio(cosine, condition)
     if not calibration.shares:
         return Verified(ratio >= 0, ratio, cosine, (UNSTATED,))

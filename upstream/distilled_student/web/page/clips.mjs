@@ -90,8 +90,9 @@ export function compareClip(clip, before, calibration) {
   if (!before.length) return null;
   if (before.some((other) => cosine(other.vector, clip.vector) > COPY_COSINE)) return "This is a copy of an earlier clip.";
   if (!calibration) return null;
-  const similarity = cosine(clip.vector, meanVector(before.map(({ vector }) => vector)));
-  const condition = { clips: before.length, enrolled_seconds: before.length * clip.seconds, seconds: clip.seconds };
+  const mean = meanVector(before.map(({ vector }) => vector));
+  const similarity = cosine(clip.vector, mean);
+  const condition = calibration.condition(clip.vector, mean, before.length, before.length * clip.seconds, clip.seconds);
   const isUnlike = calibration.ratio(similarity, condition) < UNLIKE_RATIO;
   return isUnlike ? "Unlike the clips before: was it somebody else, or another microphone?" : null;
 }

@@ -20,13 +20,26 @@ export function meanVector(vectors) {
 /**
  * What the cosine of an utterance and an enrolled speaker means.
  *
- * content: {ratio, thresholds, seen} of the model. A condition is {clips, enrolled_seconds, seconds}.
+ * content: {ratio, thresholds, seen, mean_voice} of the model; older ones have no mean_voice. A condition is
+ * {clips, enrolled_seconds, seconds, typicality, enrolled_typicality}.
  */
 export class Calibration {
   constructor(content) {
     this.content = content;
     this.shares = Object.keys(content.thresholds).map(Number).sort((a, b) => a - b);
     this.thresholds = new Map(Object.entries(content.thresholds).map(([share, weights]) => [Number(share), weights]));
+  }
+
+  /** The condition of a comparison of two embeddings of length 1. */
+  condition(embedding, enrolled, clips, enrolledSeconds, seconds) {
+    const typical = (vector) => (this.content.mean_voice ? cosine(vector, this.content.mean_voice) : 0);
+    return {
+      clips,
+      enrolled_seconds: enrolledSeconds,
+      seconds,
+      typicality: typical(embedding),
+      enrolled_typicality: typical(enrolled),
+    };
   }
 
   /** The natural log-likelihood ratio of "the same speaker" to "another speaker". */
@@ -65,6 +78,8 @@ function sumOfTerms(weights, condition, cosine) {
     log_enrolled_seconds: log(condition.enrolled_seconds),
     log_seconds: log(condition.seconds),
     same_word: 0.5, // whether the words are the same is not known
+    typicality: condition.typicality,
+    enrolled_typicality: condition.enrolled_typicality,
   };
   let sum = 0;
   for (const [term, weight] of Object.entries(weights)) {
@@ -101,7 +116,7 @@ function normalShare(x) {
 /** Whether an embedding of length 1 is from an enrolled person {vector, clips, seconds}: {accepted, ratio, cosine}. */
 export function verify(calibration, embedding, seconds, person, falseAccepts) {
   const similarity = cosine(embedding, person.vector);
-  const condition = { clips: person.clips, enrolled_seconds: person.seconds, seconds };
+  const condition = calibration.condition(embedding, person.vector, person.clips, person.seconds, seconds);
   const ratio = calibration.ratio(similarity, condition);
   const isStated = calibration.shares.length > 0; // else the calibration has no thresholds
   const accepted = isStated ? similarity >= calibration.threshold(falseAccepts, condition) : ratio >= 0;
