@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 WORDS = "words.npz"  # in the folder of a model
 FORMAT = 1
 FALSE_ACCEPTS = 0.01  # share of utterances of other words
-STREAM_FALSE_ACCEPTS = 0.001  # of the windows of a stream, which are many
+STREAM_FALSE_ACCEPTS = 0.01  # of the windows of a stream: smoothing and the hold-off leave few of them
 STEP = 2  # frames between the ends of two windows
 LENGTHS = (0.85, 1.0, 1.18)  # of the windows, times the length of the recordings
 CLOSEST = 10  # other words that a window is compared with
