@@ -61,7 +61,21 @@ const tasks = {
     return { feedback, hits, ofOwner, left, file: download.suggestedFilename(), people: await page.textContent("#people") };
   },
 
-  /** Load files as profiles, one after the other; what the page says to each. */
+  /** Load files of the command line, open a recording, forget the word and the household, and open it again. */
+  async saved({ page, task }) {
+    await page.setInputFiles("#profile", task.saved);
+    await page.waitForFunction(() => document.querySelectorAll("#loaded li").length === 2);
+    const loaded = await page.locator("#loaded li .name").allTextContents();
+    const words = await page.locator("#words b").allTextContents();
+    await openFile(page, task.files[0], false);
+    const hits = await shownHits(page);
+    await screenshot(page, task);
+    for (const _ of loaded) await page.locator("#loaded button").first().click();
+    await openFile(page, task.files[0], false);
+    return { loaded, words, hits, without: await shownHits(page), wordsLeft: await page.locator("#words b").count() };
+  },
+
+  /** Load files that cannot be used, one after the other; what the page says to each. */
   async profiles({ page, task }) {
     const said = [];
     for (const file of task.files) {

@@ -12,15 +12,19 @@ import numpy as np
 import pytest
 import soundfile
 from helpers.browser import FAKE_MICROPHONE, RUNTIME, drive, needs_browser, served, traced, write_local_site
+from helpers.random_word_maps import random_maps
 from numpy.typing import NDArray
 from test_streaming import VARIANTS, joint
 
 from distilled_student.common.shipped_models import MODELS
 from distilled_student.corpora.shipped import read_index, read_voice
+from distilled_student.device.household import Household, apply_household, save_household, shifted
+from distilled_student.device.own_words import OwnWords, read_word
 from distilled_student.device.profiles import Profiles
 from distilled_student.export.stream import export_stream
-from distilled_student.onnx import Detector, Enrolment, Stream, write_metadata
+from distilled_student.onnx import Detector, Enrolment, Stream, Word, write_metadata
 from distilled_student.onnx.speakers import unit_length
+from distilled_student.onnx.words import WORDS
 from distilled_student.web import site
 
 pytestmark = needs_browser
@@ -30,6 +34,7 @@ VOICE, OTHER = "af_sky", "am_michael"
 # Rounding errors of float32, which differ between CPUs and WebAssembly, move single activations of int8 by one of 256
 # steps. Noise of 3e-7 of the samples moves the scores of `tiny` by 0.006 and those of `edge` by 0.023 on one CPU.
 INT8_TOLERANCE = 0.03
+OFFSET = 0.2  # of the household's thresholds
 CALIBRATION = {
     "ratio": {"bias": -3.0, "cosine": 8.0, "log_clips": 0.5, "cosine*log_seconds": 1.5, "same_word": 0.2},
     "thresholds": {
@@ -84,7 +89,22 @@ def float_stream(tmp_path_factory: pytest.TempPathFactory, speech: NDArray[np.fl
     _, scores = traced(stream, speech)
     settings["threshold"] = float(np.median(scores[:, keywords].max(axis=1)))  # half of the hops reach it
     write_metadata(file, {"detector": json.dumps(settings)})
+    hidden = np.concatenate([outputs["hidden_state"] for _, outputs in Stream(file).hops([speech])])
+    maps = random_maps(hidden.shape[1], stream.model.fingerprint)
+    projection = maps.projection / hidden.std(axis=0)[:, None]
+    maps = dataclasses.replace(
+        maps, mean=hidden.mean(axis=0), projection=projection, offset=0 * maps.offset, thresholds=maps.thresholds - 0.2
+    )
+    maps.write(file.with_name(WORDS))
     return file
+
+
+@pytest.fixture(scope="module")
+def own_words(float_stream: Path, speech: NDArray[np.float32]) -> dict[str, Word]:
+    """Two words: parts of the speech."""
+    model = Stream(float_stream).model
+    parts = {"lamp": [speech[8_000:20_000], speech[30_000:44_000]], "sun": [speech[60_000:70_000]]}
+    return {name: model.enrol_word(recordings) for name, recordings in parts.items()}
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +117,29 @@ def people(float_stream: Path, speech: NDArray[np.float32]) -> dict[str, Enrolme
 
 
 @pytest.fixture(scope="module")
+def profiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The command line's folder of profiles: a person, a word of one's own and the calibration of a household."""
+    folder, model = tmp_path_factory.mktemp("profiles"), Stream(MODEL).model
+    clips = clips_of(VOICE)[:3]
+    vectors = [Stream(MODEL).feed(np.resize(clip, 16_000))["speaker_embedding"] for clip in clips]
+    Profiles(folder, model, "tiny").write("Ada", unit_length(np.stack(vectors)), 3.0)
+    [spoken] = most_certain(clips_of(OTHER), 1)  # it is in the speech
+    for number, gain in enumerate((1, 0.7, 0.5)):
+        soundfile.write(folder / f"{number}.wav", gain * np.pad(spoken, 4_000), 16_000)
+    recordings = [read_word(model, file) for file in sorted(folder.glob("*.wav"))]
+    OwnWords(folder, model, "tiny").write("lamp", recordings)
+    save_household(folder, Household(model.fingerprint, "tiny", OFFSET, 4, 40))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def results(
     tmp_path_factory: pytest.TempPathFactory,
     speech: NDArray[np.float32],
     float_stream: Path,
     people: dict[str, Enrolment],
+    own_words: dict[str, Word],
+    profiles: Path,
 ) -> dict[str, dict[str, Any]]:
     """What the browser answers to all tasks, by their names; one browser for all, since its start takes seconds."""
     folder = tmp_path_factory.mktemp("browser")
@@ -123,6 +161,7 @@ def results(
     ]
     threshold = Stream(float_stream).model.detector_settings.threshold
     settings = {"threshold": threshold, "level": -45, "people": persons, "owner": None, "falseAccepts": 0.03}
+    words = [{"name": name, **word._asdict(), "vector": word.vector.tolist()} for name, word in own_words.items()]
     write_local_site(folder / "tiny", "tiny")
     write_local_site(folder / "float", float_stream)
     write_local_site(folder / "damaged", "tiny")
@@ -144,6 +183,13 @@ def results(
             "int8": {"url": tiny, **samples},
             "float32": {"url": floats, **samples, "settings": settings},
             "other parts": {"url": floats, **samples, "settings": settings, "size": 16_001},
+            "own words": {"url": floats, **samples, "settings": settings | {"offset": OFFSET, "words": words}},
+            "household": {
+                "url": tiny,
+                "name": "saved",
+                "files": [str(folder / "speech.wav")],
+                "saved": [str(file) for file in sorted(profiles.glob("*.json"))],
+            },
             "file": {"url": tiny, "name": "file", "files": [str(folder / "speech.wav")], "width": 360},
             "aloud": {"url": tiny, "name": "file", "files": [str(folder / "speech.wav")], "aloud": True},
             "microphone": {"url": tiny, "name": "microphone", "seconds": 1.5 * len(speech) / 16_000},
@@ -174,9 +220,12 @@ def results(
 
 
 def bad_profiles() -> dict[str, str]:
-    """Files that are no profiles of people of this model, by name."""
+    """Files that are no people, words or households of this model, by name."""
     vector = [1.0] + [0.0] * 191
-    good = {"name": "Eve", "model": "edge", "fingerprint": "another", "count": 1, "seconds": 1.0, "format": 1}
+    other = {"model": "edge", "fingerprint": "another", "format": 1}
+    good = {"name": "Eve", "count": 1, "seconds": 1.0} | other
+    household = {"offset": 0.1, "people": 2, "clips": 6} | other
+    word = {"name": "lamp", "maps": "another", "frames": [30.0], "vectors": [vector]} | other
     return {
         "text.json": "no JSON",
         "list.json": "[]",
@@ -184,6 +233,10 @@ def bad_profiles() -> dict[str, str]:
         "long.json": json.dumps(good | {"vectors": [[2.0] * 192]}),
         "count.json": json.dumps(good | {"vectors": [vector, vector]}),
         "model.json": json.dumps(good | {"vectors": [vector]}),
+        "offset.json": json.dumps(household | {"offset": 3}),
+        "household.json": json.dumps(household),
+        "frames.json": json.dumps(word | {"frames": []}),
+        "maps.json": json.dumps(word),
     }
 
 
@@ -218,6 +271,58 @@ def test_the_int8_stream_has_the_hits_of_python(results: dict[str, Any], speech:
     milliseconds = np.median([hop["milliseconds"] for hop in results["int8"]["hops"]])
     print(f"scores differ by at most {difference.max():.1e}; worker: {milliseconds:.1f} ms for 80 ms of audio")
     assert difference.max() < INT8_TOLERANCE and np.median(difference) < 1e-3
+
+
+def test_words_of_ones_own_and_a_household_decide_as_in_python(
+    results: dict[str, Any],
+    float_stream: Path,
+    speech: NDArray[np.float32],
+    people: dict[str, Enrolment],
+    own_words: dict[str, Word],
+) -> None:
+    def listened(offset: float) -> tuple[list[Any], list[dict[str, float]]]:
+        stream = Stream(float_stream)
+        stream.model.calibration = shifted(stream.model.calibration, offset)
+        settings = dataclasses.replace(stream.detector.settings, level=-45)
+        stream.detector = Detector(stream.model.labels, settings, stream.detector.hop)
+        stream.watch(own_words)
+        step, scores = stream.detector.step, []
+        stream.detector.step = lambda raw, hop, own: scores.append(own) or step(raw, hop, own)
+        return stream.listen(speech, speakers=people, false_accepts=0.03), scores
+
+    (hits, scores), (elsewhere, _) = listened(OFFSET), listened(0.0)
+    assert set(own_words) <= {hit.label for hit in hits}
+    assert [hit.speaker for hit in hits] != [hit.speaker for hit in elsewhere]
+    found = hits_in_browser(results["own words"])
+    assert [(hit["seconds"], hit["label"], hit["speaker"]) for hit in found] == [
+        (hit.seconds, hit.label, hit.speaker) for hit in hits
+    ]
+    np.testing.assert_allclose([hit["ratio"] for hit in found], [hit.ratio for hit in hits], atol=1e-3)
+    in_browser = [[hop["ownWords"][name] for name in own_words] for hop in results["own words"]["hops"]]
+    np.testing.assert_allclose(in_browser, [[own[name] for name in own_words] for own in scores], atol=1e-4)
+
+
+def test_files_of_the_command_line_decide_on_the_page_as_in_python(
+    results: dict[str, Any], speech: NDArray[np.float32], profiles: Path
+) -> None:
+    def listened(with_files: bool) -> list[tuple[str, str, str]]:
+        stream = Stream(MODEL)
+        people, _ = Profiles(profiles, stream.model, "tiny").read_all()
+        if with_files:
+            apply_household(stream.model, profiles)
+            stream.watch(OwnWords(profiles, stream.model, "tiny").templates()[0])
+        hits = stream.listen(np.concatenate([speech, np.zeros(1280, np.float32)]), speakers=people)
+        return [(f"0:{hit.seconds:05.2f}", hit.label, hit.speaker or "") for hit in hits]
+
+    found = results["household"]
+    assert "failed" not in found, found["failed"]
+    assert found["loaded"] == ["Household 4 people, 40 clips", "lamp 3 recordings"]
+    assert "lamp" in found["words"] and found["wordsLeft"] == len(found["words"]) - 1
+    with_files, without = ([(hit["time"], hit["label"], hit["speaker"]) for hit in found[key]] for key in ("hits", "without"))
+    assert with_files == listened(True) and without == listened(False)
+    assert "lamp" in {label for _, label, _ in with_files} and "Ada" in {speaker for _, _, speaker in without}
+    assert [speaker for _, _, speaker in with_files] != [speaker for _, _, speaker in without]
+    assert found["problem"] is None and not found["errors"]
 
 
 @pytest.mark.parametrize("way", ["file", "aloud"])
@@ -310,10 +415,14 @@ def test_a_silent_clip_is_refused_with_a_reason(results: dict[str, Any]) -> None
 
 def test_files_that_are_no_profiles_are_refused_with_a_reason(results: dict[str, Any]) -> None:
     said = dict(zip(bad_profiles(), results["profiles"]["said"], strict=True))
-    assert "is not the profile of a person" in said["text.json"] and "is not the profile" in said["list.json"]
+    assert all("is not a saved person, word or calibration" in said[name] for name in ("text.json", "list.json"))
     assert "later version" in said["later.json"]
     assert "is damaged" in said["long.json"] and "is damaged" in said["count.json"]
     assert "Eve was enrolled with another model, edge." in said["model.json"]
+    assert "This calibration is damaged." in said["offset.json"]
+    assert "The household was calibrated with another model, edge." in said["household.json"]
+    assert "This word is damaged." in said["frames.json"]
+    assert "lamp was added with another model, edge." in said["maps.json"]
 
 
 def test_thresholds_move_with_the_keyboard(results: dict[str, Any]) -> None:

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.random_word_maps import random_maps
 
 from distilled_student.device.clip_checks import measure_sound, sound_problems
+from distilled_student.device.household import shifted
 from distilled_student.onnx import Calibration, Detector, DetectorSettings, Enrolment
 from distilled_student.onnx.speakers import identify, unit_length
+from distilled_student.onnx.words import WordTracker, template
 from distilled_student.web import site
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
@@ -59,6 +62,67 @@ def test_the_detector_has_the_hits_of_python(settings: dict[str, Any]) -> None:
         if hit is not None:
             assert (other["seconds"], other["label"]) == (hit.seconds, hit.label)
             assert other["score"] == pytest.approx(hit.score, abs=1e-9)
+
+
+def test_a_word_of_ones_own_is_reported_as_in_python() -> None:
+    rng, labels = np.random.default_rng(4), ["_silence_", "yes", "no"]
+    scores = np.repeat(rng.dirichlet([0.3] * 3, 60), 5, axis=0)
+    own = [{"lamp": float(a), "door": float(b)} for a, b in np.repeat(rng.uniform(0, 0.9, (100, 2)), 3, axis=0)]
+    detector = Detector(labels, DetectorSettings(threshold=0.6, smoothing=0.16, hold_off=0.3))
+    expected = [detector.step(row, np.ones(16), words) for row, words in zip(scores, own, strict=True)]
+    found = run_module(
+        "detector.mjs",
+        "const settings = {threshold: 0.6, smoothing: 0.16, hold_off: 0.3, level: null};"
+        "const detector = new module.Detector(values.labels, settings), samples = new Float32Array(16).fill(1);"
+        "return values.scores.map((row, i) => detector.step(row, samples, values.own[i]).hit);",
+        {"labels": labels, "scores": scores.tolist(), "own": own},
+    )
+    hits = [hit and (hit.seconds, hit.label, pytest.approx(hit.score, abs=1e-9)) for hit in expected]
+    assert {"lamp", "door", "yes", "no"} <= {hit[1] for hit in hits if hit}
+    assert [hit and (hit["seconds"], hit["label"], hit["score"]) for hit in found] == hits
+
+
+def test_scores_of_words_of_ones_own_are_those_of_python() -> None:
+    rng, maps = np.random.default_rng(6), random_maps(12)
+    lengths = {"lamp": [9.3, 11.0, 10.1], "door": [20.7], "sun": [4.2] * 6}
+    words = {
+        name: template(unit_length(maps.others[i] + 0.3 * rng.normal(size=(len(frames), 8))).astype("f4"), frames)
+        for i, (name, frames) in enumerate(lengths.items())
+    }
+    hops = rng.normal(size=(30, 4, 12)).astype("f4")
+    tracker = WordTracker(maps, words)
+    expected = [tracker.step(hop) for hop in hops]
+    numbers = np.concatenate([getattr(maps, name).ravel() for name in site.MAP_ARRAYS])
+    listed = [{"name": name, **word._asdict(), "vector": word.vector.tolist()} for name, word in words.items()]
+    found = run_module(
+        "words.mjs",
+        "const maps = new module.WordMaps(values.description, Float32Array.from(values.numbers));"
+        "const tracker = new module.WordTracker(maps); tracker.watch(values.words);"
+        "return values.hops.map((hop) => tracker.step(Float32Array.from(hop)));",
+        {
+            "description": site.describe_words(maps),
+            "numbers": numbers.tolist(),
+            "words": listed,
+            "hops": hops.reshape(30, -1).tolist(),
+        },
+    )
+    found, expected = ([[row[name] for name in words] for row in rows] for rows in (found, expected))
+    assert (np.array(expected) > 0.5).any() and (np.array(expected[0]) < 1e-9).any()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_calibration_of_a_household_moves_decisions_as_in_python() -> None:
+    weights = {"bias": -2.0, "cosine": 9.0, "cosine*log_clips": 0.7, "cosine*log_seconds": -1.0, "log_seconds": 0.4}
+    thresholds = {0.05: {"log_seconds": 0.1}, 0.01: {"bias": 0.4, "log_clips": -0.05}}
+    calibration = Calibration(weights, thresholds, {"clips": (1.0, 4.0)})
+    found = run_module(
+        "speakers.mjs",
+        "return module.shifted(values, 0.125);",
+        json.loads(calibration.to_json()),
+    )
+    expected = json.loads(shifted(calibration, 0.125).to_json())
+    assert found["seen"] == expected["seen"] and found["thresholds"] == expected["thresholds"]
+    assert found["ratio"] == pytest.approx(expected["ratio"], abs=1e-12)
 
 
 @pytest.mark.parametrize(("is_stated", "has_mean_voice"), [(True, False), (True, True), (False, False)])

@@ -1,4 +1,4 @@
-"""Writes the static site: the page, the graph of a stream, its description, and onnxruntime-web or where to load it."""
+"""Writes the static site: the page, the graph of a stream with what it needs, and onnxruntime-web or where to load it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, write_files, write_json
-from distilled_student.device.model_files import open_stream
+from distilled_student.device.model_files import one_line_errors, open_stream
 
 if TYPE_CHECKING:
-    from distilled_student.onnx import Stream
+    from distilled_student.onnx import Model, Stream
+    from distilled_student.onnx.words import WordMaps
 
 HERE = Path(__file__).parent
 PAGE = HERE / "page"
@@ -22,6 +23,9 @@ RUNTIME = HERE / "page" / "ort"  # `make web` puts the files of onnxruntime-web 
 PINNED = HERE / "onnxruntime_web.json"  # their version, names and hashes
 CDN = "https://cdn.jsdelivr.net/npm/onnxruntime-web@{version}/dist/"
 TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}  # of onnxruntime -> of onnxruntime-web
+WORD_MAPS = "words.f32"  # the large arrays of the maps of words, one after the other, in float32
+MAP_ARRAYS = ("mean", "projection", "offset", "mapping", "others")  # of `WordMaps`, in this file
+MAP_VALUES = ("segments", "slope", "rates", "clips", "thresholds", "agreements")  # the others, in model.json
 MARK = "runtime.json"  # a file that every site has
 
 
@@ -39,19 +43,23 @@ def write_site(folder: Path, model: str) -> bool:
     """
     stream = open_stream(model)
     description = describe_model(stream, model)
+    files = {description["file"]: stream.model.file.read_bytes()}
+    if (maps := word_maps(stream.model)) is not None:
+        files[WORD_MAPS] = b"".join(getattr(maps, name).astype("<f4").tobytes() for name in MAP_ARRAYS)
     _check_target(folder)
     runtime, is_local = describe_runtime()
     try:
         shutil.copytree(PAGE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("ort"))
         if (folder / "ort").is_dir():
             shutil.rmtree(folder / "ort")  # of an earlier site
+        (folder / "model" / WORD_MAPS).unlink(missing_ok=True)
         if is_local:
             (folder / "ort").mkdir()
             for part in ("script", "wasm"):
                 shutil.copy(RUNTIME / runtime[part]["name"], folder / "ort")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
-    write_files(folder / "model", {description["file"]: stream.model.file.read_bytes()})
+    write_files(folder / "model", files)
     write_json(folder / "model" / "model.json", description)
     write_json(folder / MARK, runtime)
     return is_local
@@ -73,7 +81,9 @@ def describe_model(stream: Stream, name: str) -> dict[str, Any]:
     model = stream.model
     inputs = [tensor for tensor in model.session.get_inputs() if tensor.name.startswith("state_")]
     outputs = model.output_shapes
-    decided = [output for output in ("keyword_scores", "speaker_embedding") if output in outputs]
+    maps = word_maps(model)
+    needed = ("keyword_scores", "speaker_embedding", *(() if maps is None else ("hidden_state",)))
+    decided = [output for output in needed if output in outputs]
     return {
         "name": Path(name).stem,
         "file": "stream.onnx",
@@ -92,6 +102,33 @@ def describe_model(stream: Stream, name: str) -> dict[str, Any]:
         "detector": asdict(model.detector_settings),
         "calibration": None if model.calibration is None else json.loads(model.calibration.to_json()),
         "false_accepts": FALSE_ACCEPTS,
+        "words": None if maps is None else describe_words(maps),
+    }
+
+
+def word_maps(model: Model) -> WordMaps | None:
+    """What words of one's own need; None if the model has no file of it. Raises UserError if the file is damaged."""
+    from distilled_student.onnx.words import WORDS
+
+    if not model.file.with_name(WORDS).is_file():
+        return None
+    with one_line_errors():
+        return model.word_maps
+
+
+def describe_words(maps: WordMaps) -> dict[str, Any]:
+    """What the page has to know of the maps of words, and where the arrays are in the file `WORD_MAPS`."""
+    import numpy as np
+
+    from distilled_student.onnx.words import STREAM_FALSE_ACCEPTS
+
+    return {
+        "file": WORD_MAPS,
+        "digest": maps.digest,
+        "size": maps.mapping.shape[1],
+        "false_accepts": STREAM_FALSE_ACCEPTS,
+        "arrays": [{"name": name, "shape": list(getattr(maps, name).shape)} for name in MAP_ARRAYS],
+        **{name: np.asarray(getattr(maps, name)).tolist() for name in MAP_VALUES},
     }
 
 

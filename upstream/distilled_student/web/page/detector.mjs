@@ -1,6 +1,7 @@
 // Decides from the scores of a stream which keyword was said, and when: the same rules as distilled_student/onnx/detector.py.
 
 export const HOP_SECONDS = 0.08;
+const ACCEPTED = 0.5; // the score from which on a word of one's own counts as said
 const GATE_SECONDS = 1.0; // the loudest hop of this time counts for the energy gate
 
 /** The keyword {label, score}, whose label is null if none was said. Labels that begin with "_" are not keywords. */
@@ -11,6 +12,15 @@ export function decide(labels, scores, threshold) {
   });
   const needed = threshold === null ? Math.max(...scores) : threshold;
   return { label: scores[best] >= needed ? labels[best] : null, score: scores[best] };
+}
+
+/** The keyword, or the word of one's own {name: score}, whichever has the larger score of those that count as said. */
+export function decideWords(keyword, ownWords, threshold) {
+  const [first, ...others] = Object.entries(ownWords);
+  if (!first) return keyword;
+  const [label, score] = others.reduce((a, b) => (b[1] > a[1] ? b : a), first);
+  if (score < threshold || (keyword.label !== null && keyword.score > score)) return keyword;
+  return { label, score };
 }
 
 /** The root mean square of samples in dB relative to a full scale of 1; -120 dB at least. */
@@ -45,7 +55,7 @@ export class HoldOff {
 /**
  * Smoothing, threshold, energy gate and hold-off.
  *
- * settings: {threshold, smoothing, hold_off, level}; threshold and level may change while a stream is processed.
+ * settings: {threshold, smoothing, hold_off, level, word_threshold}; threshold and level may change while a stream is processed.
  */
 export class Detector {
   constructor(labels, settings, hop = HOP_SECONDS) {
@@ -66,13 +76,18 @@ export class Detector {
     return this.labels.map((_, i) => this.recent.reduce((sum, row) => sum + row[i], 0) / this.recent.length);
   }
 
-  /** What one hop gives: {scores, level, isLoud, hit}; hit is {seconds, label, score} or null. */
-  step(rawScores, samples) {
+  /**
+   * What one hop gives: {scores, level, isLoud, hit}; hit is {seconds, label, score} or null.
+   *
+   * ownWords: the score of each word of one's own by name; these scores are not smoothed.
+   */
+  step(rawScores, samples, ownWords = {}) {
     const scores = this.smooth(rawScores);
     const now = level(samples);
     keepLast(this.levels, now, hopsOf(GATE_SECONDS, this.hop));
     const isLoud = this.settings.level === null || Math.max(...this.levels) >= this.settings.level;
-    const { label, score } = decide(this.labels, scores, this.settings.threshold);
+    const keyword = decide(this.labels, scores, this.settings.threshold);
+    const { label, score } = decideWords(keyword, ownWords, this.settings.word_threshold ?? ACCEPTED);
     this.hops += 1;
     const isHit = label !== null && isLoud && this.holdOff.isHit(this.hops, label);
     const seconds = Math.round(this.hops * this.hop * 1e6) / 1e6;

@@ -3,6 +3,7 @@
 import { Microphone, Player, readFile } from "./audio.mjs";
 import { Enrolment } from "./enrolment.mjs";
 import { People } from "./people.mjs";
+import { Saved } from "./saved.mjs";
 import { Settings } from "./settings.mjs";
 import { element, hitLine, percent, wordTile } from "./view.mjs";
 import { WorkerPort } from "./worker_port.mjs";
@@ -13,7 +14,7 @@ const MAX_HITS = 50; // in the list
 const at = (id) => document.getElementById(id);
 
 const worker = new WorkerPort(new Worker(new URL("worker.mjs", import.meta.url), { type: "module" }));
-let model, tiles, settings, people, enrolment, microphone, player;
+let model, tiles, settings, people, saved, enrolment, microphone, player;
 let session = 0; // a number for each start and stop: what belongs to an earlier one is over
 let isIdle = true;
 const times = []; // milliseconds of the worker for the last hops
@@ -25,7 +26,8 @@ async function start() {
   const ready = await worker.ask("load", { here: new URL(".", location.href).href });
   model = ready.model;
   showWords();
-  people = new People(at("people"), model, applySettings, showProblem);
+  people = new People(at("people"), applySettings, showProblem);
+  saved = new Saved({ loaded: at("loaded"), words: at("words") }, model, people, applySettings, showProblem);
   settings = new Settings(model, applySettings);
   enrolment = new Enrolment(model, worker, people, { listen: openMicrophone, problem: showProblem });
   connect();
@@ -47,7 +49,7 @@ function connect() {
   at("load").addEventListener("click", () => at("profile").click());
   at("profile").addEventListener("change", async () => {
     showProblem(null);
-    for (const file of at("profile").files) await people.load(file);
+    for (const file of at("profile").files) await saved.load(file);
     at("profile").value = "";
   });
   worker.on("hop", showHop);
@@ -55,7 +57,7 @@ function connect() {
 }
 
 async function listen() {
-  if (await openMicrophone()) showStatus(`Listening for: ${model.labels.filter(isKeyword).join(", ")}.`);
+  if (await openMicrophone()) showStatus(`Listening for: ${[...model.labels.filter(isKeyword), ...saved.words.keys()].join(", ")}.`);
 }
 
 /** Open the microphone if it is not open; false if the user stopped before it was. */
@@ -135,13 +137,14 @@ function end(text) {
   at("who").textContent = "–";
   for (const label of Object.keys(tiles)) tiles[label].show(0);
   people.show(null);
+  saved.show({});
   showStatus(text);
 }
 
 function applySettings() {
   if (!settings) return;
   const values = settings.values(people.names());
-  worker.send("settings", { settings: { ...values, people: people.persons() } });
+  worker.send("settings", { settings: { ...values, ...saved.values(), people: people.persons() } });
   for (const tile of Object.values(tiles)) tile.setThreshold(values.threshold);
 }
 
@@ -163,6 +166,7 @@ function showHop(hop) {
   if (isIdle) return;
   showLevel(hop.level);
   model.labels.forEach((label, i) => tiles[label]?.show(hop.scores[i]));
+  saved.show(hop.ownWords);
   if (people.names().length) at("who").textContent = hop.speaker ? (hop.speaker.name ?? "somebody else") : "–";
   people.show(hop.speaker);
   if (hop.hit) showHit(hop.hit);
@@ -179,7 +183,7 @@ function showLevel(level) {
 }
 
 function showHit(hit) {
-  tiles[hit.label].light(SHOWN_SECONDS);
+  (saved.tile(hit.label) ?? tiles[hit.label])?.light(SHOWN_SECONDS);
   at("hits").prepend(hitLine(hit));
   while (at("hits").children.length > MAX_HITS) at("hits").lastElementChild.remove();
   at("no-hits").hidden = true;

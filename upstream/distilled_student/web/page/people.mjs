@@ -1,12 +1,12 @@
-// The enrolled people: kept in the page, saved and loaded as files.
+// The enrolled people: kept in the page, and saved as files.
 
-import { fileName, parseProfile, toPerson } from "./profiles.mjs";
-import { element } from "./view.mjs";
+import { fileName, toPerson } from "./profiles.mjs";
+import { button, element } from "./view.mjs";
 
 export class People {
   /** list: the element that shows them; onchange: called after each change; onproblem: called with an Error. */
-  constructor(list, model, onchange, onproblem) {
-    Object.assign(this, { list, model, onchange, onproblem });
+  constructor(list, onchange, onproblem) {
+    Object.assign(this, { list, onchange, onproblem });
     this.profiles = new Map();
     this.rows = new Map();
   }
@@ -44,14 +44,6 @@ export class People {
     this.onchange();
   }
 
-  async load(file) {
-    try {
-      this.add(parseProfile(await file.text(), this.model));
-    } catch (error) {
-      this.onproblem(new Error(`${file.name}: ${error.message}`));
-    }
-  }
-
   async save(profile) {
     try {
       const link = element("a");
@@ -70,21 +62,13 @@ export class People {
     name.append(element("small", "", `${profile.count} clips`));
     const actions = element("span", "actions");
     actions.append(
-      this.button("Save", `Save the profile of ${profile.name}`, () => this.save(profile)),
-      this.button("Forget", `Forget ${profile.name}`, () => this.remove(profile.name)),
+      button("Save", `Save the profile of ${profile.name}`, () => this.save(profile)),
+      button("Forget", `Forget ${profile.name}`, () => this.remove(profile.name)),
     );
     const bar = element("div", "bar");
     bar.append(element("div"));
     row.append(name, actions, bar);
     return row;
-  }
-
-  button(text, label, action) {
-    const button = element("button", "small", text);
-    button.type = "button";
-    button.setAttribute("aria-label", label);
-    button.addEventListener("click", action);
-    return button;
   }
 
   /** Show how likely each person is to speak; null: nobody speaks. */

@@ -33,15 +33,8 @@ export function toPerson(profile) {
   return { name: profile.name, vector: meanVector(profile.vectors), clips: profile.count, seconds: profile.seconds };
 }
 
-/** Read a profile. Throws an Error in words if it is damaged, or of another model. */
-export function parseProfile(text, model) {
-  let profile;
-  try {
-    profile = JSON.parse(text);
-  } catch {
-    throw new Error("This file is not the profile of a person.");
-  }
-  if (profile?.format !== FORMAT) throw new Error("This file is not the profile of a person, or of a later version.");
+/** A profile from the content of its file. Throws an Error in words if it is damaged, or of another model. */
+export function parseProfile(profile, model) {
   const { name, fingerprint, count, seconds, vectors } = profile;
   const isVector = (row) => Array.isArray(row) && row.every(Number.isFinite) && Math.abs(Math.hypot(...row) - 1) < 1e-3;
   const isWhole =

@@ -69,6 +69,20 @@ export class Calibration {
   }
 }
 
+/** The content of a calibration for which a cosine means what `cosine - offset` meant before: that of a household. */
+export function shifted(content, offset) {
+  const moved = Object.entries(content.thresholds).map(([share, weights]) => [share, { ...weights, bias: (weights.bias ?? 0) + offset }]);
+  const ratio = { ...content.ratio };
+  for (const [term, weight] of Object.entries(content.ratio)) {
+    const factors = term.split("*");
+    const place = factors.indexOf("cosine");
+    if (place < 0) continue;
+    const rest = factors.filter((_, i) => i !== place).join("*") || "bias";
+    ratio[rest] = (ratio[rest] ?? 0) - offset * weight;
+  }
+  return { ...content, ratio, thresholds: Object.fromEntries(moved) };
+}
+
 function sumOfTerms(weights, condition, cosine) {
   const log = (value) => Math.log(Math.max(value, 1e-3));
   const values = {

@@ -2,7 +2,8 @@
 // and Stream in distilled_student/onnx/model.py.
 
 import { Detector } from "./detector.mjs";
-import { identify, ownerSaid, unitLength } from "./speakers.mjs";
+import { Calibration, identify, ownerSaid, unitLength } from "./speakers.mjs";
+import { WordTracker } from "./words.mjs";
 
 const ARRAYS = { float32: Float32Array, int64: BigInt64Array };
 
@@ -62,11 +63,13 @@ export class Stream {
   }
 }
 
-/** A stream with its decisions: keywords, and who said them. */
+/** A stream with its decisions: keywords, words of one's own, and who said them. maps: WordMaps, or null without own words. */
 export class Listener {
-  constructor(ort, session, model, calibration) {
-    Object.assign(this, { model, calibration });
+  constructor(ort, session, model, maps) {
+    this.model = model;
     this.stream = new Stream(ort, session, model);
+    this.ownWords = maps && new WordTracker(maps);
+    this.calibration = model.calibration && new Calibration(model.calibration);
     this.detector = new Detector(model.labels, model.detector, model.hop / model.rate);
     this.people = []; // {name, vector, clips, seconds}
     this.owner = null; // the name of the only person whose keywords are reported
@@ -78,6 +81,7 @@ export class Listener {
   reset() {
     this.stream.reset();
     this.detector.reset();
+    this.ownWords?.reset();
     this.waiting = new Float32Array(0);
   }
 
@@ -94,9 +98,11 @@ export class Listener {
   async step(hop) {
     const begin = performance.now();
     const outputs = await this.stream.feed(hop);
-    const found = this.detector.step(outputs.keyword_scores, hop);
+    const ownWords = this.ownWords?.step(outputs.hidden_state) ?? {};
+    const found = this.detector.step(outputs.keyword_scores, hop, ownWords);
     const speaker = this.speakerOf(outputs, found);
-    return { ...found, hit: this.withSpeaker(found.hit, speaker), speaker, milliseconds: performance.now() - begin };
+    const hit = this.withSpeaker(found.hit, speaker);
+    return { ...found, hit, ownWords, speaker, milliseconds: performance.now() - begin };
   }
 
   /** Who speaks in the window that ends here; null if nobody is enrolled, or if it is too quiet. */

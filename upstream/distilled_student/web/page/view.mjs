@@ -11,6 +11,15 @@ export function percent(share) {
   return `${Math.round(100 * share)} %`;
 }
 
+/** A small button; label: what screen readers say. */
+export function button(text, label, action) {
+  const made = element("button", "small", text);
+  made.type = "button";
+  made.setAttribute("aria-label", label);
+  made.addEventListener("click", action);
+  return made;
+}
+
 /** The tile of a word: its probability, and the threshold that it has to reach. */
 export function wordTile(label) {
   const tile = element("li", "word");

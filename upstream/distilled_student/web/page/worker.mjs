@@ -2,10 +2,11 @@
 
 import { checkClip, loudestPart } from "./clips.mjs";
 import { loadRuntime } from "./runtime.mjs";
-import { Calibration, unitLength } from "./speakers.mjs";
+import { Calibration, shifted, unitLength } from "./speakers.mjs";
 import { joined, Listener, Stream } from "./stream.mjs";
+import { WordMaps } from "./words.mjs";
 
-let ort, session, model, calibration, listener;
+let ort, session, model, listener;
 let waiting = 0; // samples that have arrived and are not processed
 let recording = null; // {wanted, samples} while a clip is recorded
 let queue = Promise.resolve(); // one message is processed after the other
@@ -15,12 +16,10 @@ const handlers = {
     const [runtime, description] = await Promise.all(["runtime.json", "model/model.json"].map((file) => readJson(file, here)));
     model = description;
     ort = await loadRuntime(runtime, here);
-    const graph = await fetch(new URL(`model/${model.file}`, here));
-    if (!graph.ok) throw new Error(`The model cannot be loaded: the server answered ${graph.status}.`);
+    const [graph, numbers] = await Promise.all([model.file, model.words?.file].map((file) => file && readBytes(`model/${file}`, here)));
     const begin = performance.now();
-    session = await createSession(new Uint8Array(await graph.arrayBuffer()));
-    calibration = model.calibration && new Calibration(model.calibration);
-    listener = new Listener(ort, session, model, calibration);
+    session = await createSession(new Uint8Array(graph));
+    listener = new Listener(ort, session, model, numbers ? new WordMaps(model.words, new Float32Array(numbers)) : null);
     await listener.step(new Float32Array(model.hop)); // the first run is slow
     listener.reset();
     postMessage({ type: "ready", id, model, runtime, milliseconds: performance.now() - begin });
@@ -31,9 +30,12 @@ const handlers = {
     waiting -= samples.length;
   },
 
+  /** offset: of the thresholds of speakers, in a household; words: words of one's own. */
   settings({ settings }) {
-    const { threshold, level, ...others } = settings;
+    const { threshold, level, offset = 0, words = [], ...others } = settings;
     Object.assign(listener.detector.settings, { threshold, level });
+    listener.calibration = model.calibration && new Calibration(shifted(model.calibration, offset));
+    listener.ownWords?.watch(words);
     Object.assign(listener, others); // people, owner, falseAccepts
   },
 
@@ -79,10 +81,18 @@ async function createSession(graph) {
   }
 }
 
-async function readJson(file, here) {
+async function readFile(file, here) {
   const response = await fetch(new URL(file, here)).catch(() => ({ ok: false, status: "nothing" }));
   if (!response.ok) throw new Error(`${file} cannot be loaded: the server answered ${response.status}. Is the site complete?`);
-  return response.json();
+  return response;
+}
+
+async function readJson(file, here) {
+  return (await readFile(file, here)).json();
+}
+
+async function readBytes(file, here) {
+  return (await readFile(file, here)).arrayBuffer();
 }
 
 function receive(message) {

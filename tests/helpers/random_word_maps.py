@@ -1,0 +1,19 @@
+"""Maps of words with random numbers, for tests."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from distilled_student.onnx.speakers import unit_length
+from distilled_student.onnx.words import WordMaps
+
+
+def random_maps(features: int, fingerprint: str = "") -> WordMaps:
+    """Maps of 40 other words, with thresholds for 1 and 4 recordings."""
+    rng = np.random.default_rng(5)
+    arrays = {"mean": (features,), "projection": (features, 6), "offset": (18,), "mapping": (18, 8), "others": (40, 8)}
+    values = {name: rng.normal(size=shape).astype("f4") for name, shape in arrays.items()}
+    values["others"] = unit_length(values["others"])
+    values |= {"rates": np.array([0.0005, 0.01], "f4"), "clips": np.array([1, 4], "f4")}
+    values["thresholds"] = np.array([[[0.3, 0.25], [0.1, 0.05]], [[0.5, 0.4], [0.2, 0.15]]], "f4")
+    return WordMaps(fingerprint, 3, agreements=np.array([[1, 0.6], [1, 0.9]], "f4"), slope=7.0, **values)

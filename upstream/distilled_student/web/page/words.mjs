@@ -1,0 +1,139 @@
+// Scores words of one's own: the same numbers as WordMaps and WordTracker in distilled_student/onnx/words.py.
+
+import { cosine, unitLength } from "./speakers.mjs";
+
+const STEP = 2; // frames between the ends of two windows
+const LENGTHS = [0.85, 1.0, 1.18]; // of the windows, times the length of the recordings
+const CLOSEST = 10; // other words that a window is compared with
+const SAME_WORD = 0.75; // cosine of a template to another word of the maps that is taken for the same word
+
+/** The maps of a model. description: `words` in model.json; numbers: the Float32Array of its file. */
+export class WordMaps {
+  constructor(description, numbers) {
+    Object.assign(this, description);
+    let begin = 0;
+    for (const { name, shape } of description.arrays) {
+      const size = shape.reduce((product, length) => product * length, 1);
+      this[name] = numbers.subarray(begin, (begin += size));
+    }
+    this.size = this.mapping.length / this.offset.length; // of a vector
+    this.words = Array.from({ length: this.others.length / this.size }, (_, i) =>
+      this.others.subarray(i * this.size, (i + 1) * this.size),
+    );
+  }
+
+  /** Hidden states (frames * features) -> a projected vector for each frame. */
+  project(hidden) {
+    const features = this.mean.length;
+    return Array.from({ length: hidden.length / features }, (_, frame) => {
+      const centred = this.mean.map((mean, i) => hidden[frame * features + i] - mean);
+      return product(centred, this.projection);
+    });
+  }
+
+  /** The vector, of length 1, of the window between two times in frames; sums: those of the frames before each frame. */
+  vector(projected, sums, start, end) {
+    const length = (end - start) / this.segments;
+    const at = Array.from({ length: this.segments + 1 }, (_, i) => {
+      const bound = start + ((end - start) * i) / this.segments;
+      const before = Math.min(Math.floor(bound), projected.length - 1);
+      return sums[before].map((sum, j) => sum + (bound - before) * projected[before][j]);
+    });
+    const means = at.slice(1).flatMap((sum, i) => Array.from(sum, (value, j) => (value - at[i][j]) / length));
+    return unitLength(product(means.map((value, i) => value - this.offset[i]), this.mapping));
+  }
+
+  /** The cosine of a vector to the template, minus the mean one to its closest `others`. */
+  difference(vector, word, others) {
+    const closest = others.map((other) => cosine(vector, other)).sort((a, b) => b - a).slice(0, CLOSEST);
+    return cosine(vector, word.vector) - closest.reduce((sum, value) => sum + value, 0) / CLOSEST;
+  }
+
+  /** The other words that a word is compared with: without those that are the same word. */
+  othersOf(word) {
+    const others = this.words.filter((other) => cosine(other, word.vector) < SAME_WORD);
+    return others.length < CLOSEST ? this.words : others;
+  }
+
+  /** The difference of cosines that the model's share of other words reaches in a stream. */
+  threshold(word) {
+    const clips = this.clips.map(Math.log);
+    const rates = this.rates.map(Math.log);
+    const atClips = (row) => interpolated(Math.log(word.clips), clips, row);
+    const [ofMany, ofOne] = this.thresholds.map((rows) =>
+      interpolated(Math.log(this.false_accepts), rates, rows.map(atClips)),
+    );
+    const [many, one] = this.agreements.map(atClips);
+    const share = one > many ? Math.min(Math.max((word.agreement - many) / (one - many), 0), 1) : 1;
+    return ofMany + share * (ofOne - ofMany);
+  }
+}
+
+/** The scores of words in a stream, after each hop. */
+export class WordTracker {
+  constructor(maps) {
+    this.maps = maps;
+    this.watch([]);
+    this.reset();
+  }
+
+  reset() {
+    this.recent = [];
+  }
+
+  /** words: {name, vector, clips, frames, agreement} of each. */
+  watch(words) {
+    this.words = words.map((word) => ({ ...word, others: this.maps.othersOf(word), threshold: this.maps.threshold(word) }));
+    this.longest = Math.ceil(Math.max(0, ...words.map(({ frames }) => frames)) * LENGTHS.at(-1)) + 1;
+  }
+
+  /** The score of each word, by name, in the windows that end with the new frames; 0.5 or more is above the threshold. */
+  step(hidden) {
+    if (!this.words.length) return {};
+    const projected = this.maps.project(hidden);
+    const recent = [...this.recent, ...projected];
+    this.recent = recent.slice(-this.longest);
+    const sums = [new Float64Array(recent[0].length)];
+    for (const row of recent) sums.push(sums.at(-1).map((sum, i) => sum + row[i]));
+    const ends = [];
+    for (let end = recent.length; end > recent.length - projected.length; end -= STEP) ends.push(end);
+    const scores = this.words.map((word) => {
+      const logOdds = this.maps.slope * (this.best(word, recent, sums, ends) - word.threshold);
+      return [word.name, 1 / (1 + Math.exp(-Math.min(Math.max(logOdds, -500), 500)))];
+    });
+    return Object.fromEntries(scores);
+  }
+
+  /** The largest difference of cosines of all windows that end at one of `ends`. */
+  best(word, recent, sums, ends) {
+    let best = -Infinity;
+    for (const end of ends) {
+      for (const length of LENGTHS) {
+        const start = end - word.frames * length;
+        if (start < 0) continue;
+        const vector = this.maps.vector(recent, sums, start, end);
+        best = Math.max(best, this.maps.difference(vector, word, word.others));
+      }
+    }
+    return best;
+  }
+}
+
+/** A vector times a matrix (rows, columns) that is stored row by row. */
+function product(vector, matrix) {
+  const columns = matrix.length / vector.length;
+  const found = new Float64Array(columns);
+  for (let row = 0; row < vector.length; row++) {
+    for (let column = 0; column < columns; column++) found[column] += vector[row] * matrix[row * columns + column];
+  }
+  return found;
+}
+
+/** The value at x of the line through ascending points; outside of them, that of the nearest. */
+function interpolated(x, points, values) {
+  const next = points.findIndex((point) => point >= x);
+  if (next < 0) return values.at(-1);
+  if (next === 0) return values[0];
+  const share = (x - points[next - 1]) / (points[next] - points[next - 1]);
+  return values[next - 1] + share * (values[next] - values[next - 1]);
+}
