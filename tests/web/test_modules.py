@@ -68,14 +68,15 @@ def test_a_word_of_ones_own_is_reported_as_in_python() -> None:
     rng, labels = np.random.default_rng(4), ["_silence_", "yes", "no"]
     scores = np.repeat(rng.dirichlet([0.3] * 3, 60), 5, axis=0)
     own = [{"lamp": float(a), "door": float(b)} for a, b in np.repeat(rng.uniform(0, 0.9, (100, 2)), 3, axis=0)]
-    detector = Detector(labels, DetectorSettings(threshold=0.6, smoothing=0.16, hold_off=0.3))
+    settings = {"threshold": 0.6, "smoothing": 0.16, "hold_off": 0.3, "level": None, "word_threshold": 0.7}
+    detector = Detector(labels, DetectorSettings(**settings))
     expected = [detector.step(row, np.ones(16), words) for row, words in zip(scores, own, strict=True)]
     found = run_module(
         "detector.mjs",
-        "const settings = {threshold: 0.6, smoothing: 0.16, hold_off: 0.3, level: null};"
-        "const detector = new module.Detector(values.labels, settings), samples = new Float32Array(16).fill(1);"
+        "const detector = new module.Detector(values.labels, values.settings);"
+        "const samples = new Float32Array(16).fill(1);"
         "return values.scores.map((row, i) => detector.step(row, samples, values.own[i]).hit);",
-        {"labels": labels, "scores": scores.tolist(), "own": own},
+        {"labels": labels, "settings": settings, "scores": scores.tolist(), "own": own},
     )
     hits = [hit and (hit.seconds, hit.label, pytest.approx(hit.score, abs=1e-9)) for hit in expected]
     assert {"lamp", "door", "yes", "no"} <= {hit[1] for hit in hits if hit}

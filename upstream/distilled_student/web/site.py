@@ -1,4 +1,4 @@
-"""Writes the static site: the page, the graph of a stream with what it needs, and onnxruntime-web or where to load it."""
+"""Writes the static site: the page, a stream with what it needs, and onnxruntime-web or where to load it."""
 
 from __future__ import annotations
 
