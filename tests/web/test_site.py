@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from distilled_student.cli import main
@@ -92,6 +94,24 @@ def test_the_page_has_all_that_the_metadata_says(tmp_path: Path) -> None:
     state = {tensor.name: tensor.shape for tensor in model.session.get_inputs()[1:]}
     assert {part["name"]: part["shape"] for part in found["state"]} == state
     assert {f"next_{name.removeprefix('state_')}" for name in state} <= set(found["outputs"])
+
+
+def test_a_site_has_the_maps_of_words_only_if_the_model_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_runtime(monkeypatch, tmp_path)
+    site.write_site(tmp_path / "copy", "tiny")
+    words = json.loads((tmp_path / "copy/model/model.json").read_text())["words"]
+    maps = Model(MODELS / "tiny/stream.onnx").word_maps
+    numbers = np.fromfile(tmp_path / "copy/model/words.f32", "<f4")
+    *_, others = words["arrays"]
+    assert words["digest"] == maps.digest and others == {"name": "others", "shape": list(maps.others.shape)}
+    np.testing.assert_array_equal(numbers[-maps.others.size :], maps.others.ravel())
+    shutil.copy(MODELS / "tiny/stream.onnx", tmp_path)
+    site.write_site(tmp_path / "copy", str(tmp_path / "stream.onnx"))
+    found = json.loads((tmp_path / "copy/model/model.json").read_text())
+    assert found["words"] is None and "hidden_state" not in found["outputs"]
+    assert not (tmp_path / "copy/model/words.f32").exists()
 
 
 def test_the_pinned_runtime_is_the_locked_one() -> None:
