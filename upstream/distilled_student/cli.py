@@ -278,6 +278,23 @@ def export(
 
 
 @app.command(**TRAIN)
+def average(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of joint training runs of one model, two or more.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the run with the mean weights.")],
+    checkpoint: Annotated[str, typer.Option(help="Checkpoint file in the folder of each run.")] = BEST,
+) -> None:
+    """Write a run whose weights are the mean of those of several runs that were fine-tuned from the same weights."""
+    for run in runs:
+        check_run(run, checkpoint, BEST)
+    check_output_folder("--output", output)
+    check_no_data("--output", output, [("RUNS", str(run)) for run in runs])
+    from distilled_student.host.mean_of_runs import average_runs
+
+    average_runs(runs, output, checkpoint)
+    print(f"{output / checkpoint}: the mean of {len(runs)} runs; next: distilled-student evaluate {output}")
+
+
+@app.command(**TRAIN)
 def pack(
     run: Annotated[Path, typer.Argument(help="Folder of a joint training run that was evaluated.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the packed model.")],

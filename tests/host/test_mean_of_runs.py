@@ -1,0 +1,84 @@
+"""`distilled-student average`: a run with the mean of the weights of several runs. Reference: numpy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers.trees import tasks
+
+from distilled_student.cli import main
+from distilled_student.common.files import save_torch
+from distilled_student.host import launch
+
+RUNNER = {"gradient_clipping": 1.0, "gradient_accumulate_steps": 1, "log_step": 2, "eval_step": 2, "save_step": 2}
+RUNNER |= {"total_steps": 2, "max_keep": 1, "eval_dataloaders": ["dev"], "average": 0.9}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs of one model with other learning rates."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = {
+        "runner": RUNNER,
+        "optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": 1.0e-2},
+        "downstream_expert": {"tasks": tasks(folder)},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    for name, rate in (("a", 1e-2), ("b", 1e-3)):
+        start = ["-m", "train", "-u", "distilled_student", "-f", "-d", "multitask", "--device", "cpu"]
+        start += ["-c", str(folder / "config.yaml"), "-p", str(folder / name), "-o", f"config.optimizer.lr={rate}"]
+        assert launch.main(start) == 0
+    return [folder / "a", folder / "b"]
+
+
+def run(*argv: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(list(map(str, argv)))
+    return int(end.value.code or 0)
+
+
+def test_the_weights_are_the_means_of_those_that_evaluations_use(runs: list[Path], tmp_path: Path) -> None:
+    assert run("average", *runs, "-o", tmp_path / "mean") == 0
+    a, b = (torch.load(folder / "best-dev.ckpt", weights_only=True) for folder in runs)
+    found = torch.load(tmp_path / "mean/best-dev.ckpt", weights_only=True)
+    assert "Average" not in found and "Optimizer" not in found
+    for model in ("Upstream", "Downstream"):
+        for name, value in found[model].items():
+            if value.is_floating_point():
+                used = [state["Average"].get(f"{model}.{name}", state[model][name]).numpy() for state in (a, b)]
+                np.testing.assert_allclose(value, np.mean(used, axis=0, dtype=np.float64), rtol=1e-6, atol=1e-9)
+    assert json.loads((tmp_path / "mean/provenance.json").read_text())["mean of"] == [str(folder) for folder in runs]
+
+
+def test_the_new_run_can_be_evaluated(runs: list[Path], tmp_path: Path) -> None:
+    assert run("average", *runs, "-o", tmp_path / "mean") == 0
+    assert run("evaluate", tmp_path / "mean") == 0
+    assert {"kws", "sv"} <= set(json.loads((tmp_path / "mean/results.json").read_text()))
+
+
+def test_runs_of_different_models_are_refused(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs[0], tmp_path / "other")
+    state = torch.load(tmp_path / "other/best-dev.ckpt", weights_only=True)
+    name = next(name for name, value in state["Downstream"].items() if value.dim() == 2)
+    state["Downstream"][name] = state["Downstream"][name][:1].clone()
+    save_torch({key: value for key, value in state.items() if key != "Average"}, tmp_path / "other/best-dev.ckpt")
+    assert run("average", tmp_path / "other", runs[1], "-o", tmp_path / "mean") == 2
+    assert "other/best-dev.ckpt: is not a run of the model of" in (message := capsys.readouterr().err)
+    assert name in message and not (tmp_path / "mean").exists()
+
+
+def test_one_run_or_a_missing_one_is_refused(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("average", runs[0], "-o", tmp_path / "mean") == 2
+    assert "RUNS: give two runs or more" in capsys.readouterr().err
+    assert run("average", runs[0], tmp_path / "nothing", "-o", tmp_path / "mean") == 2
+    assert "nothing: no such folder" in capsys.readouterr().err
