@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ else:
 import pytest
 import soundfile
 import torch
+from filelock import FileLock
 
 from distilled_student import Student, StudentConfig, build_student, named_size
 from distilled_student.corpora import embedded, shipped
@@ -36,6 +38,11 @@ SMALL = {
     "target_size": 16,
     "prediction_size": 8,
 }
+
+
+# A CNN with the frame shift of the usual seven layers and as many samples in a frame. Its export takes two thirds of
+# the time: each layer adds terms to the symbolic lengths that torch simplifies.
+THREE_LAYERS = {"conv_dim": [8] * 3, "conv_kernel": [10, 15, 9], "conv_stride": [5, 8, 8]}
 
 
 @pytest.fixture
@@ -118,6 +125,25 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight voices of the embedded corpus, in the layouts of Speech Commands and VoxCeleb1."""
     packed = packed_subset(tmp_path_factory.mktemp("packed"), SMALL_VOICES)
     return embedded.expand(tmp_path_factory.mktemp("cache") / "small", packed=packed)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Calls ``make(folder)`` once in all workers for each name of a new folder; returns the folder, to be read only."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = base / name, base / f"{name}.done"
+        with FileLock(base / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a call that has failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return once
 
 
 @pytest.fixture(scope="session")

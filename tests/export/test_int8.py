@@ -42,6 +42,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
     model = joint(
         dataclasses.replace(CAUSAL, layers=1, targets=[1], hidden_size=64, conv_dim=[32, 64], feed_forward=128)
     )
+    model.tasks["sv"].settings.fill = False  # utterances that are filled would be encoded a second time
     write_onnx(trace_model(model), folder / "float32.onnx", {})
     shutil.copy(folder / "float32.onnx", folder / "prepared.onnx")
     return folder / "prepared.onnx", prepare_matmuls(folder / "prepared.onnx")

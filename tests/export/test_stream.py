@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL, tone
-from test_streaming import VARIANTS, joint
+from helpers.exports import NAME, export_chunks, stream_model
+from test_streaming import joint
 
 import distilled_student as ds
 from distilled_student.multitask import device_model
@@ -25,11 +27,8 @@ from distilled_student.streaming import Step, Stream, listen
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[JointModel, Path]:
-    model, file = joint(VARIANTS["strided"]), tmp_path_factory.mktemp("stream") / "stream.onnx"
-    export_stream(model, file)
-    assert [found.name for found in file.parent.iterdir()] == ["stream.onnx"], "no temporary file is left"
-    return model, file
+def exported(made_once: Callable[..., Path]) -> tuple[JointModel, Path]:
+    return stream_model(), made_once("exported-chunks", export_chunks) / NAME
 
 
 @pytest.mark.parametrize("sizes", [[640], [1_600], [37, 700, 5_001, 319]])

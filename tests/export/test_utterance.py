@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import SMALL, tone
+from conftest import SMALL, THREE_LAYERS, tone
+from helpers.exports import NAME, export_utterances, utterance_model
 from onnx import TensorProto, numpy_helper
 from test_streaming import CAUSAL, joint
 from torch.nn.utils.rnn import pad_sequence
@@ -25,13 +27,13 @@ from distilled_student.multitask.device_model import JointModel
 from distilled_student.student.log_mel import fourier_matrices, power_by_matrices
 from distilled_student.teachers.open import open_speaker_encoder
 
-CNN = ds.StudentConfig(**SMALL, conv_dim=[8] * 7)
+PAPER = "the paper's"  # `helpers.exports.utterance_model`
+NORMALIZED = ds.StudentConfig(**SMALL, **THREE_LAYERS, normalize=True)
 WHISPER = dataclasses.replace(
     CAUSAL, causal=False, positions="sinusoidal", conv_norm="layer", encoder_stride=2, shared=True
 )
 MODELS = {  # configuration of the student, features of the tasks, whether the heads are SUPERB's
-    "the paper's": (CNN, "last_hidden_state", False),
-    "heads on predictions": (dataclasses.replace(CNN, normalize=True), "predictions", False),
+    "heads on predictions": (NORMALIZED, "predictions", False),
     "with SUPERB's heads": (WHISPER, "concatenated", True),
     "causal": (dataclasses.replace(CAUSAL, encoder_stride=2), "last_hidden_state", False),
 }
@@ -45,8 +47,12 @@ SAMPLES = (
 )  # the first is the shortest; 2,080 and 2,400 are between two frames
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[JointModel, Path]:
+@pytest.fixture(scope="module", params=[PAPER, *MODELS])
+def exported(
+    request: pytest.FixtureRequest, made_once: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[JointModel, Path]:
+    if request.param == PAPER:
+        return utterance_model(), made_once("exported-utterances", export_utterances) / NAME
     model, file = joint(*MODELS[request.param]), tmp_path_factory.mktemp("exported") / "model.onnx"
     model.tasks["sv"].calibration[0] = torch.tensor([20.0, -9.0])
     export_onnx(model, file, checkpoint="best-dev.ckpt")

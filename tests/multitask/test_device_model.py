@@ -11,7 +11,7 @@ import onnx
 import pytest
 import soundfile
 import torch
-from conftest import tone
+from conftest import THREE_LAYERS, tone
 from helpers.trees import speech_commands, tasks
 from torch.nn.utils.rnn import pad_sequence
 
@@ -51,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("joint")
     small = {"hidden_size": 16, "heads": 2, "feed_forward": 32, "position_kernel": 8, "position_groups": 2}
     torch.manual_seed(0)
-    ds.save_student(ds.build_student(ds.StudentConfig(conv_dim=[8] * 7, **small)), folder / "student")
+    ds.save_student(ds.build_student(ds.StudentConfig(**THREE_LAYERS, **small)), folder / "student")
     return train(folder, "-u", "distilled_student", "-k", str(folder / "student"), "-f")
 
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 import yaml
-from conftest import tone
+from conftest import THREE_LAYERS, tone
 from helpers.trees import tasks
 
 import distilled_student as ds
@@ -100,7 +100,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "loudness.py").write_text(LOUDNESS)
     small = {"hidden_size": 16, "heads": 2, "feed_forward": 32, "position_kernel": 8, "position_groups": 2}
     torch.manual_seed(0)
-    ds.save_student(ds.build_student(ds.StudentConfig(conv_dim=[8] * 7, **small)), folder / "student")
+    ds.save_student(ds.build_student(ds.StudentConfig(**THREE_LAYERS, **small)), folder / "student")
     config = read_yaml(find_config("default", kind="multitask"))
     config["runner"] |= {"total_steps": 3, "log_step": 3, "eval_step": 3, "save_step": 3}
     entries = {**tasks(folder), "loud": {"module": "loudness", "items": 8, "batch_size": 4}}

@@ -6,31 +6,26 @@ import shutil
 import subprocess
 import sys
 import wave
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import SMALL, tone
+from conftest import tone
+from helpers.exports import NAME, export_utterances, utterance_model
 from onnx import load as load_model
-from test_streaming import joint
 
-import distilled_student as ds
 from distilled_student import onnx
-from distilled_student.export.utterance import export_onnx
 from distilled_student.multitask.device_model import JointModel
 
 SOUND = (tone(0.7).numpy() * 32767).astype(np.int16)
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[JointModel, Path]:
-    model = joint(ds.StudentConfig(**SMALL, conv_dim=[8] * 7))
-    model.tasks["sv"].calibration[0] = torch.tensor([20.0, -9.0])
-    file = tmp_path_factory.mktemp("runner") / "model.onnx"
-    export_onnx(model, file)
-    return model, file
+def exported(made_once: Callable[..., Path]) -> tuple[JointModel, Path]:
+    return utterance_model(), made_once("exported-utterances", export_utterances) / NAME
 
 
 def write(path: Path, frames: bytes, rate: int = 16_000, channels: int = 1, width: int = 2) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,15 @@ import numpy as np
 import pytest
 import soundfile
 from helpers.browser import FAKE_MICROPHONE, RUNTIME, drive, needs_browser, served, traced, write_local_site
+from helpers.exports import NAME, export_chunks
 from helpers.random_word_maps import random_maps
 from numpy.typing import NDArray
-from test_streaming import VARIANTS, joint
 
 from distilled_student.common.shipped_models import MODELS
 from distilled_student.corpora.shipped import read_index, read_voice
 from distilled_student.device.household import Household, apply_household, save_household, shifted
 from distilled_student.device.own_words import OwnWords, read_word
 from distilled_student.device.profiles import Profiles
-from distilled_student.export.stream import export_stream
 from distilled_student.onnx import Detector, Enrolment, Stream, Word, write_metadata
 from distilled_student.onnx.speakers import unit_length
 from distilled_student.onnx.words import WORDS
@@ -90,10 +91,12 @@ def command() -> NDArray[np.float32]:
 
 
 @pytest.fixture(scope="module")
-def float_stream(tmp_path_factory: pytest.TempPathFactory, speech: NDArray[np.float32]) -> Path:
+def float_stream(
+    made_once: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, speech: NDArray[np.float32]
+) -> Path:
     """A stream in float32 with random weights, and with settings and a calibration that decide something."""
     file = tmp_path_factory.mktemp("float") / "stream.onnx"
-    export_stream(joint(VARIANTS["strided"]), file)
+    shutil.copy(made_once("exported-chunks", export_chunks) / NAME, file)
     settings = {"threshold": 1.0, "smoothing": 0.16, "hold_off": 0.4}
     write_metadata(file, {"speaker_calibration": json.dumps(CALIBRATION), "detector": json.dumps(settings)})
     stream = Stream(file)
