@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -29,6 +30,7 @@ from distilled_student.multitask.tasks import kws, sv
 from distilled_student.multitask.tasks.kws_own import loudest, own_class_index
 
 WHERE = "own.yaml: downstream_expert"
+PRINTED = "printed"  # file with the messages of `run`
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -250,9 +252,10 @@ def test_speakers_of_speech_commands_can_be_held_out_by_number(small_corpus: Pat
 
 @pytest.fixture(scope="module")
 def run(five: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two steps of the config ``own`` from the model ``tiny``."""
+    """Two steps of the config ``own`` from the model ``tiny``; what they printed is in `PRINTED` next to it."""
     folder = tmp_path_factory.mktemp("run") / "own"
-    assert launch.main(command(five, folder)) == 0
+    with (folder.parent / PRINTED).open("w", encoding="utf-8") as printed, contextlib.redirect_stderr(printed):
+        assert launch.main(command(five, folder)) == 0
     return folder
 
 
@@ -265,11 +268,8 @@ def command(data: Path, folder: Path) -> list[str]:
     return [*options.split(), "-p", str(folder), "-o", overrides]
 
 
-def test_a_run_on_own_recordings_starts_from_the_heads_of_the_model_and_says_what_it_found(
-    five: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert launch.main(command(five, tmp_path / "own")) == 0
-    printed = capsys.readouterr().err
+def test_a_run_on_own_recordings_starts_from_the_heads_of_the_model_and_says_what_it_found(run: Path) -> None:
+    printed = (run.parent / PRINTED).read_text(encoding="utf-8")
     assert "3 keywords (LICHT AN, größer, stop), 6 people" in printed and "too little: 'zoe' has one clip" in printed
     assert "14 of 16 tensors of the heads start from tiny" in printed
 
