@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,7 +124,11 @@ def speech() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def stream() -> Stream:
-    return onnx.load("tiny").stream()
+    """With the threshold of utterances, which finds more in a few seconds than that of streams."""
+    found = onnx.load("tiny").stream()
+    settings = replace(found.detector.settings, threshold=found.model.threshold)
+    found.detector = Detector(found.model.labels, settings, found.hop / found.model.rate)
+    return found
 
 
 def listened(stream: Stream, samples: np.ndarray, size: int, **speakers: object) -> list[Hit]:
