@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("ovos_plugin_manager", reason="ovos-plugin-manager is not installed")
+pytest.importorskip("ovos_utils", reason="ovos-plugin-manager is not installed")
 pytest.importorskip("onnxruntime")
 
+from helpers import ovos_logger  # noqa: F401  before the plugin manager, which logs while it is imported
 from helpers.people import CALIBRATION
 from helpers.spoken import spoken
 from ovos_plugin_manager.templates.hotwords import HotWordVerifier

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from test_streaming import CAUSAL, joint
 import distilled_student as ds
 from distilled_student.export.executorch import SingleUtterance, check_program, export_executorch
 
-runtime = pytest.importorskip("executorch.runtime").Runtime.get()
+pytest.importorskip("executorch.version")  # not the runtime: each worker of the suite would import it, for two seconds
 SMALLEST = SMALL | {"layers": 1}
 SIZES = {
     "causal": dataclasses.replace(CAUSAL, **SMALLEST),
@@ -25,6 +26,11 @@ SIZES = {
 }
 # a model that repeats the short utterances of speakers encodes them a second time: such a program takes a minute
 FORMS = ["causal", *(pytest.param(name, marks=pytest.mark.slow) for name in SIZES if name != "causal")]
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Any:
+    return importlib.import_module("executorch.runtime").Runtime.get()
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -36,7 +42,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return model, file
 
 
-def test_a_program_computes_what_pytorch_computes_at_any_length(exported: tuple[Any, Path]) -> None:
+def test_a_program_computes_what_pytorch_computes_at_any_length(runtime: Any, exported: tuple[Any, Path]) -> None:
     model, file = exported
     method = runtime.load_program(file).load_method("forward")
     # shorter after longer: no state of the longer may remain
@@ -49,7 +55,7 @@ def test_a_program_computes_what_pytorch_computes_at_any_length(exported: tuple[
         torch.testing.assert_close(speaker_embedding, expected.speaker_embedding, atol=1e-4, rtol=0)
 
 
-def test_a_program_fills_short_utterances_for_each_task(exported: tuple[Any, Path]) -> None:
+def test_a_program_fills_short_utterances_for_each_task(runtime: Any, exported: tuple[Any, Path]) -> None:
     model, file = exported
     method = runtime.load_program(file).load_method("forward")
     wave = tone(0.7) * torch.linspace(1.0, 0.2, 11_200)
@@ -65,7 +71,7 @@ def test_a_program_fills_short_utterances_for_each_task(exported: tuple[Any, Pat
         torch.testing.assert_close(found[name], expected, atol=1e-4, rtol=0)
 
 
-def test_a_program_returns_its_labels_rate_and_limits(exported: tuple[Any, Path]) -> None:
+def test_a_program_returns_its_labels_rate_and_limits(runtime: Any, exported: tuple[Any, Path]) -> None:
     model, file = exported
     program = runtime.load_program(file)
     constants = {name: program.load_method(name).execute([])[0] for name in program.method_names - {"forward"}}
