@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +196,21 @@ def test_folders_that_are_not_keywords_are_named(folder: Path, tmp_path: Path) -
         keyword_clips(tmp_path, labels, 1)
 
 
+def test_a_folder_of_a_word_may_have_the_decomposed_form_of_its_name(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / unicodedata.normalize("NFD", "Öl")).mkdir()
+    shutil.copy(next(folder.rglob("*.wav")), next(tmp_path.iterdir()) / "a.wav")
+    assert [clip.label for clip in keyword_clips(tmp_path, [unicodedata.normalize("NFC", "Öl")], 1)] == [
+        unicodedata.normalize("NFC", "Öl")
+    ]
+
+
+def test_audio_that_is_too_short_for_a_threshold_is_named(tmp_path: Path) -> None:
+    shutil.copy(MODELS / "tiny" / "stream.onnx", tmp_path)
+    soundfile.write(tmp_path / "short.wav", np.zeros(100, np.float32), 16_000)
+    with pytest.raises(UserError, match=r"--alarms .*short\.wav: is shorter than 0\.08 s: give hours of audio"):
+        choose_threshold(tmp_path / "stream.onnx", tmp_path / "short.wav", 0.5)
+
+
 def test_more_alarms_at_lower_thresholds_and_more_misses_at_higher_ones(stream: Stream, folder: Path) -> None:
     stream.detector = Detector(stream.model.labels, DetectorSettings(0.5))
     clips = keyword_clips(folder / "words", stream.model.labels, 2)
@@ -247,10 +263,14 @@ def test_the_command_writes_a_report_and_the_chosen_threshold(
     [
         (["--audio", "gone"], "--audio gone: no such file or folder"),
         (["--audio", ".", "--levels", "loud"], "--levels loud: expected numbers separated by commas"),
-        (["--audio", ".", "--rate", "0"], "--rate 0.0: must be a positive number"),
+        (["--audio", ".", "--rate", "0"], "--rate 0: must be a positive number"),
+        (["--audio", ".", "--rate", "inf"], "--rate inf: must be a positive number"),
+        (["--audio", ".", "--levels", "20,nan"], "--levels 20,nan: expected numbers from -100 to 100 dB"),
+        (["--audio", ".", "--levels", "1e9"], "--levels 1e9: expected numbers from -100 to 100 dB"),
+        (["--audio", ".", "--gate", "nan"], "level: must be a number, found nan"),
         (["--audio", ".", "--keywords", "gone"], "--keywords gone: no such folder"),
         (["--audio", ".", "--owner", "Anna", "--write"], "--write --owner Anna: needs --keywords with clips of Anna"),
-        (["--audio", ".", "--smoothing", "-1"], "smoothing: must be 0 or more seconds, found -1"),
+        (["--audio", ".", "--smoothing", "-1"], "smoothing: must be 0 to 3600 seconds, found -1"),
     ],
 )
 def test_wrong_options_are_one_line(

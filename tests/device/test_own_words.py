@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -137,3 +138,22 @@ def test_the_commands_add_list_and_forget_words(recording: Callable[[str, str], 
     assert listened.exit_code in (0, 1), listened.output
     assert run("forget", "happy") == (0, "happy: forgotten\n")
     assert run()[1].startswith("no words in")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"frames": [math.inf]}, "frames: expected positive numbers below"),
+        ({"frames": [10**400]}, "frames: expected positive numbers below"),
+        ({"vectors": [[1.0]]}, "vectors: 1 numbers, but those of the model have"),
+    ],
+)
+def test_a_file_with_impossible_lengths_or_vectors_is_named(
+    change: dict[str, object], reason: str, model: Model, tmp_path: Path
+) -> None:
+    vector = np.eye(1, model.word_maps.mapping.shape[1], dtype=np.float32)[0]
+    OwnWords(tmp_path, model).write("hey", [Recording("", vector, 20.0)])
+    (file,) = tmp_path.glob("word-*.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=f"{file.name}: .*{reason}.*delete it and add the word again"):
+        OwnWords(tmp_path, model).templates()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,3 +85,57 @@ def test_one_run_or_a_missing_one_is_refused(
     assert "RUNS: give two runs or more" in capsys.readouterr().err
     assert run("average", runs[0], tmp_path / "nothing", "-o", tmp_path / "mean") == 2
     assert "nothing: no such folder" in capsys.readouterr().err
+
+
+def test_checkpoints_are_read_in_a_process_that_has_not_imported_s3prl(runs: list[Path], tmp_path: Path) -> None:
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        assert run("average", *runs, "-o", tmp_path / "mean") == 0
+    finally:
+        torch.serialization.add_safe_globals(before)
+
+
+def changed(run_folder: Path, folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a run in ``folder`` with a changed checkpoint."""
+    shutil.copytree(run_folder, folder)
+    state = torch.load(folder / "best-dev.ckpt", weights_only=True)
+    change(state)
+    save_torch(state, folder / "best-dev.ckpt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state: next(iter(state["Average"].values())).fill_(math.nan), "holds NaN: leave out this run"),
+        (lambda state: state.update(Average=["x"]), "Average: is not a mapping of weights"),
+        (lambda state: state["Downstream"].update({next(iter(state["Downstream"])): 3}), "shapes int and "),
+    ],
+)
+def test_damaged_weights_are_named(
+    change: Callable[[dict[str, Any]], object],
+    reason: str,
+    runs: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damaged = changed(runs[0], tmp_path / "damaged", change)
+    if reason.startswith("shapes"):
+        changed(damaged, tmp_path / "other", lambda state: state.update(Average=None))
+        damaged = tmp_path / "other"
+    assert run("average", damaged, runs[1], "-o", tmp_path / "mean") == 1
+    error = capsys.readouterr().err
+    assert reason in error and "best-dev.ckpt" in error
+    assert not (tmp_path / "mean").exists()
+
+
+def test_a_checkpoint_of_a_run_is_never_overwritten(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = runs[0] / "best-dev.ckpt"
+    before = file.read_bytes()
+    for path in (file, f"../{runs[0].name}/best-dev.ckpt"):
+        assert run("average", *runs, "-o", tmp_path / "mean", "--checkpoint", path) == 1
+        assert f"--checkpoint {path}: expected the name of a file" in capsys.readouterr().err
+    assert file.read_bytes() == before

@@ -107,7 +107,12 @@ def test_settings_travel_in_metadata_and_wrong_ones_are_named() -> None:
     for text, reason in (
         ("no JSON", "Expecting value"),
         (json.dumps({"speed": 1}), "speed"),
-        (json.dumps({"smoothing": -1}), "smoothing: must be 0 or more seconds, found -1"),
+        (json.dumps({"smoothing": -1}), "smoothing: must be 0 to 3600 seconds, found -1"),
+        (json.dumps({"smoothing": 1e300}), r"smoothing: must be 0 to 3600 seconds, found 1e\+300"),
+        (json.dumps({"level": math.nan}), "level: must be a number, found nan"),
+        (json.dumps({"level": "loud"}), "must be real number, not str"),
+        (json.dumps({"word_threshold": None}), "must be real number, not NoneType"),
+        ("[" * 100_000, "maximum recursion depth"),
         (json.dumps({"threshold": math.nan}), "threshold: must be a number"),
     ):
         with pytest.raises(ValueError, match=f"detector: damaged, or of a later version .*{reason}"):

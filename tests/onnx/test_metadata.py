@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def test_a_file_that_reads_its_weights_from_a_changed_one_stays_the_same_model(f
     runtime.write_metadata(folder / runtime.STREAM, {"detector": runtime.DetectorSettings(0.77).to_json()})
     assert runtime.load(folder).scores(wave) == runtime.load("tiny").scores(wave)
     assert runtime.load(folder).stream().model.detector_settings.threshold == 0.77
+
+
+def test_a_mean_voice_of_another_size_than_the_embeddings_is_refused(folder: Path) -> None:
+    file = folder / "stream.onnx"
+    calibration = json.loads(runtime.read_metadata(file)["speaker_calibration"])
+    runtime.write_metadata(file, {"speaker_calibration": json.dumps({**calibration, "mean_voice": [1.0]})})
+    with pytest.raises(ValueError, match=r"stream\.onnx: speaker_calibration: mean_voice: 1 numbers, but embeddings"):
+        runtime.Stream(file)
 
 
 def test_metadata_are_read_as_the_library_reads_them(folder: Path) -> None:

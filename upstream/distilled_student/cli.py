@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -202,7 +203,7 @@ def evaluate(
 
 def check_alarms(alarms: Path | None, rate: float) -> None:
     """Raise UserError for options of the threshold of a stream that cannot be used."""
-    if not rate > 0:
+    if not 0 < rate < math.inf:
         raise UserError(f"--rate {rate:g}: must be a positive number")
     if alarms is not None:
         from distilled_student.device.alarms import audio_of

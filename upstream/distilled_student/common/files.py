@@ -82,6 +82,15 @@ def is_compressed(file: Path) -> bool:
         return False
 
 
+def with_namespace() -> contextlib.AbstractContextManager[Any]:
+    """A context in which ``torch.load(weights_only=True)`` reads argparse's Namespace, which holds s3prl's settings."""
+    import torch
+
+    if argparse.Namespace in torch.serialization.get_safe_globals():
+        return contextlib.nullcontext()  # torch's context would remove the class at its end
+    return torch.serialization.safe_globals([argparse.Namespace])
+
+
 def read_torch(file: Path) -> Any:
     """Content of a ``torch.save`` file with tensors, plain values and argparse's Namespace (s3prl's settings).
 
@@ -90,13 +99,10 @@ def read_torch(file: Path) -> Any:
     """
     import torch
 
-    known = argparse.Namespace in torch.serialization.get_safe_globals()
-    # torch's context manager removes the class when it ends, even a class that was already registered before
-    safe = contextlib.nullcontext() if known else torch.serialization.safe_globals([argparse.Namespace])
     if is_compressed(file):
         raise UserError(f"{file}: holds compressed parts, which torch.save does not write: refused")
     try:
-        with safe:
+        with with_namespace():
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))

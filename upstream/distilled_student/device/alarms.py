@@ -138,6 +138,7 @@ def measure(
     levels: Sequence[float] = (),
     owner: Enrolment | None = None,
     false_accepts: float = 0.01,
+    where: str = "--audio",
 ) -> Alarms:
     """Run a stream once over audio without keywords, and once for each level over audio with keywords.
 
@@ -150,10 +151,11 @@ def measure(
         clips: Keywords and words of one's own that are mixed into the audio.
         levels: In dB, see `Mix`.
         owner, false_accepts: See `Stream.listen`.
+        where: The option that ``files`` come from, for messages.
     """
     of_audio = record(stream, blocks_of(files), owner, false_accepts, "audio")
     if not of_audio.seconds:
-        raise UserError(f"--audio: is shorter than {of_audio.hop} s")
+        raise UserError(f"{where}: is shorter than {of_audio.hop} s: give hours of audio")
     mixes: dict[str, tuple[Mix, Trace]] = {}
     for level in levels if clips else ():
         mix = Mix(clips, level)
@@ -250,7 +252,7 @@ def choose_threshold(file: Path, audio: Path, rate: float) -> str:
     from distilled_student.onnx import Stream
 
     stream = Stream(file)
-    found = measure(stream, audio_of(audio, "--alarms"))
+    found = measure(stream, audio_of(audio, "--alarms"), where=f"--alarms {audio}")
     point, default = found.of_keywords.at(rate), stream.detector.settings.threshold
     if point is None:
         raise UserError(

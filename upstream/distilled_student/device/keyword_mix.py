@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,7 @@ def keyword_clips(folder: Path, labels: Sequence[str], per_keyword: int) -> list
         UserError: no folder has the name of a keyword.
     """
     keywords = [label for label in labels if not label.startswith("_")]
-    folders = {path.name: path for path in subfolders(folder, "--keywords")}
+    folders = {unicodedata.normalize("NFC", path.name): path for path in subfolders(folder, "--keywords")}
     clips = []
     for label in keywords:
         files = audio_files(folders[label], "--keywords") if label in folders else []

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PREFIX = "word-"  # of the files' names
 FORMAT = 1
+MAX_FRAMES = 100_000  # of a recording: more than half an hour
 RECOMMENDED = 3  # recordings of a word
 COPY_COSINE = 0.9995  # of two recordings; those of two takes have less
 UNLIKE = -0.1  # difference of cosines to the others; see `WordMaps.differences`
@@ -148,7 +149,13 @@ class OwnWords:
         if word.fingerprint != model.fingerprint:
             return False
         with one_line_errors():
-            return word.maps == model.word_maps.digest
+            if word.maps != model.word_maps.digest:
+                return False
+            size = model.word_maps.mapping.shape[1]
+        if len(word.vectors[0]) != size:
+            reason = f"vectors: {len(word.vectors[0])} numbers, but those of the model have {size}"
+            raise UserError(f"{self._files.path(word.name)}: {reason}; delete it and add the word again")
+        return True
 
     def _needed_model(self) -> Model:
         if self.model is None:
@@ -221,8 +228,8 @@ def _read(file: Path) -> OwnWord:
             raise ValueError("vectors, frames: expected one for each recording")
         if not have_length_1(vectors):
             raise ValueError("vectors: expected vectors of length 1")
-        if not all(isinstance(length, int | float) and length > 0 for length in word.frames):
-            raise ValueError("frames: expected positive numbers")
+        if not all(isinstance(length, int | float) and 0 < length < MAX_FRAMES for length in word.frames):
+            raise ValueError(f"frames: expected positive numbers below {MAX_FRAMES}")
     except (TypeError, ValueError) as error:
         raise UserError(f"{file}: is not a word of one's own ({error}); {remedy}") from None
     return word

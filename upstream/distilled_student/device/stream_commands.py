@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 # numpy, onnxruntime and soundfile are imported by the commands: --help and mistakes do without them
 
+MAX_LEVEL = 100  # dB; 16-bit samples have 96 dB from the softest to the loudest
 SMOOTHING_HELP = "Seconds over which scores are averaged; default: the model's."
 HOLD_OFF_HELP = "Seconds after a keyword in which no other is reported; default: the model's."
 GATE_HELP = "Energy gate: the smallest level of the last second, in dB relative to full scale; default: the model's."
@@ -149,8 +151,8 @@ def alarms(
         raise UserError(
             f"--write --owner {owner}: needs --keywords with clips of {owner}: alarms alone ask for no misses"
         )
-    if not rate > 0:
-        raise UserError(f"--rate {rate}: must be a positive number")
+    if not 0 < rate < math.inf:
+        raise UserError(f"--rate {rate:g}: must be a positive number")
     from distilled_student.device.alarm_report import table, write_report
     from distilled_student.device.alarms import audio_of, check_writable, measure, write_threshold
     from distilled_student.device.keyword_mix import keyword_clips
@@ -193,9 +195,12 @@ def alarms(
 
 def _numbers(option: str, text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{option} {text}: expected numbers separated by commas, such as 30,20,10") from None
+    if not all(abs(number) <= MAX_LEVEL for number in numbers):
+        raise UserError(f"{option} {text}: expected numbers from -{MAX_LEVEL} to {MAX_LEVEL} dB, such as 30,20,10")
+    return numbers
 
 
 def listen(

@@ -48,14 +48,21 @@ def average_runs(runs: Sequence[Path], output: Path, checkpoint: str) -> None:
         checkpoint: File in each of these folders, and in the new one.
 
     Raises:
-        UserError: fewer than two runs, a checkpoint is missing or damaged, or the models differ.
+        UserError: fewer than two runs, ``checkpoint`` is a path, a checkpoint is missing or damaged or has NaN weights,
+            or the models differ.
     """
+    if Path(checkpoint).name != checkpoint:  # a path would name a file of a run, which would be overwritten
+        raise UserError(f"--checkpoint {checkpoint}: expected the name of a file that is in the folder of each run")
     if len(runs) < 2:
         raise UserError("RUNS: give two runs or more")
     files = [run / checkpoint for run in runs]
     states = [read_experiment(file, "evaluate") for file in files]
+    for file, state in zip(files, states, strict=True):
+        if not isinstance(state.get("Average") or {}, dict):
+            raise UserError(f"{file}: Average: is not a mapping of weights: give another checkpoint of this run")
     weights = [evaluated_weights(state) for state in states]
     for file, one in zip(files, weights, strict=True):
+        _check_numbers(one, str(file))
         _check_same(one, weights[-1], f"{file}: is not a run of the model of {files[-1]}")
     names = {model: list(values) for model, values in weights[-1].items()}
     means = {model: {name: mean([one[model][name] for one in weights]) for name in names[model]} for model in names}
@@ -68,6 +75,19 @@ def average_runs(runs: Sequence[Path], output: Path, checkpoint: str) -> None:
         write_json(output / FILE, {**read_json(runs[-1] / FILE), "mean of": [str(run) for run in runs]})
 
 
+def _shape(value: Any) -> Any:
+    """The shape of a tensor, and the type of another value."""
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _check_numbers(weights: Mapping[str, Mapping[str, Any]], where: str) -> None:
+    """Raise UserError for a weight that is NaN: the mean would be, too."""
+    for model, values in weights.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.isnan().any():
+                raise UserError(f"{where}: {model} {name}: holds NaN: leave out this run")
+
+
 def _check_same(one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]], where: str) -> None:
     """Raise UserError unless both have the same weights: models, names and shapes."""
     for model in MODELS:
@@ -77,6 +97,6 @@ def _check_same(one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mappin
         for name in sorted({*found, *expected}):
             if name.endswith("_extra_state"):  # the position in the data
                 continue
-            shapes = [tuple(values[name].shape) if name in values else None for values in (found, expected)]
+            shapes = [_shape(values.get(name)) for values in (found, expected)]
             if shapes[0] != shapes[1]:
                 raise UserError(f"{where}: {model} {name}: shapes {shapes[0]} and {shapes[1]}")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from distilled_student.common.errors import UserError
-from distilled_student.common.files import is_compressed, is_damaged
+from distilled_student.common.files import is_compressed, is_damaged, with_namespace
 from distilled_student.common.settings import MAX_NESTING
 
 # types of the arguments in a checkpoint
@@ -105,7 +105,8 @@ def _load(path: str | Path) -> Any:
         if is_compressed(Path(path)):  # torch compresses nothing, and a small file can unpack to any size
             raise UserError(f"{path}: {NOT_OURS}: holds compressed parts: refused")
         # no memory map: it would trust the sizes that the file states
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with with_namespace():
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{path}: refused: holds Python objects other than weights and settings") from None
     except UserError:

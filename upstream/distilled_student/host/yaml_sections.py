@@ -80,7 +80,8 @@ def _check_runner(where: str, runner: Mapping[str, Any], downstream: str) -> Non
         if key == "weights_only" and runner.get(key) == "heads":
             continue
         if not isinstance(runner.get(key, False), bool):
-            raise UserError(f"{where}: runner.{key}: expected true or false, found {runner[key]!r}")
+            wanted = "true, false or heads" if key == "weights_only" else "true or false"
+            raise UserError(f"{where}: runner.{key}: expected {wanted}, found {runner[key]!r}")
     splits, known = runner.get("eval_dataloaders"), SPLITS.get(downstream)
     if not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
         raise UserError(f"{where}: runner.eval_dataloaders: expected a list of splits such as [dev], found {splits!r}")

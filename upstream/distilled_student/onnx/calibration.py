@@ -99,7 +99,7 @@ class Calibration:
             ranges = {name: _checked_range(name, ends) for name, ends in seen.items()}
             voice = _checked_vector(content.get("mean_voice", ()))
             return cls(_checked_weights(ratio), dict(sorted(by_share.items())), ranges, voice)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{KEY}: damaged, or of a later version ({reason})") from None
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 KEY = "detector"  # of a file's metadata
 HOP_SECONDS = 0.08  # a stream is scored after each hop of this length, however its samples arrive
 ACCEPTED = 0.5  # the score from which on a word of one's own counts as said
+LONGEST_SECONDS = 3600  # of the smoothing and of the hold-off
 GATE_SECONDS = 1.0  # the loudest hop of this time counts for the energy gate
 STREAM_ODDS = 10.0  # times the odds of the threshold of utterances: the default threshold of a stream
 
@@ -120,10 +121,11 @@ class DetectorSettings:
 
     def __post_init__(self) -> None:
         for name in ("smoothing", "hold_off"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: must be 0 or more seconds, found {getattr(self, name)}")
-        for name in ("threshold", "word_threshold"):
-            if (value := getattr(self, name)) is not None and not math.isfinite(value):
+            if not 0 <= getattr(self, name) <= LONGEST_SECONDS:
+                raise ValueError(f"{name}: must be 0 to {LONGEST_SECONDS} seconds, found {getattr(self, name)}")
+        for name in ("threshold", "level", "word_threshold"):
+            value, is_optional = getattr(self, name), name != "word_threshold"
+            if not (is_optional and value is None) and not math.isfinite(value):
                 raise ValueError(f"{name}: must be a number, found {value}")
 
     @classmethod
@@ -137,7 +139,7 @@ class DetectorSettings:
             return cls(float(metadata["keyword_threshold"]) if "keyword_threshold" in metadata else None)
         try:
             return cls(**json.loads(metadata[KEY]))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{KEY}: damaged, or of a later version ({error})") from None
 
     def to_json(self) -> str:

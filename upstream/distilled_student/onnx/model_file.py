@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .calibration import KEY as CALIBRATION
 from .calibration import Calibration
 from .detector import DetectorSettings, Spotted, decide
 from .words import WORDS, WordMaps
@@ -67,8 +68,16 @@ class ModelFile:
         try:
             self.calibration = Calibration.from_metadata(metadata)
             self.detector_settings = DetectorSettings.from_metadata(metadata)
+            self._check_mean_voice()
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
+
+    def _check_mean_voice(self) -> None:
+        """Raise ValueError if the calibration's mean voice is no vector of the size of an embedding."""
+        shape = self.output_shapes.get("speaker_embedding")
+        voice = () if self.calibration is None else self.calibration.mean_voice
+        if voice and shape and isinstance(shape[-1], int) and len(voice) != shape[-1]:
+            raise ValueError(f"{CALIBRATION}: mean_voice: {len(voice)} numbers, but embeddings have {shape[-1]}")
 
     def named_scores(self, keyword_scores: NDArray[np.float32]) -> dict[str, float]:
         """The probability of each label, from ``keyword_scores (classes,)``."""

@@ -5,6 +5,7 @@ import { unitLength } from "./speakers.mjs";
 
 const FORMAT = 1;
 const MAX_OFFSET = 2;
+const MAX_FRAMES = 100_000; // of a recording of a word
 
 /** What a file holds: {person}, {word} or {household}. Throws an Error in words if it is damaged, or of another model. */
 export function parseSaved(text, model) {
@@ -44,7 +45,7 @@ function parseWord({ name, fingerprint, maps, frames, vectors, model: other }, m
   const isWhole =
     [name, fingerprint, maps].every((text) => typeof text === "string") && Array.isArray(vectors) && vectors.length > 0 &&
     vectors.every((row) => isVector(row) && row.length === vectors[0].length) && Array.isArray(frames) &&
-    frames.length === vectors.length && frames.every((length) => Number.isFinite(length) && length > 0);
+    frames.length === vectors.length && frames.every((length) => Number.isFinite(length) && length > 0 && length < MAX_FRAMES);
   if (!isWhole) throw new Error("This word is damaged. Add the word again.");
   if (fingerprint !== model.fingerprint || (model.words && maps !== model.words.digest)) {
     throw new Error(`${name} was added with another model, ${other}. Add the word again with this one.`);
