@@ -124,7 +124,7 @@ def test_damaged_weights_are_named(
     if reason.startswith("shapes"):
         changed(damaged, tmp_path / "other", lambda state: state.update(Average=None))
         damaged = tmp_path / "other"
-    assert run("average", damaged, runs[1], "-o", tmp_path / "mean") == 1
+    assert run("average", damaged, runs[1], "-o", tmp_path / "mean") == 2
     error = capsys.readouterr().err
     assert reason in error and "best-dev.ckpt" in error
     assert not (tmp_path / "mean").exists()
@@ -136,6 +136,6 @@ def test_a_checkpoint_of_a_run_is_never_overwritten(
     file = runs[0] / "best-dev.ckpt"
     before = file.read_bytes()
     for path in (file, f"../{runs[0].name}/best-dev.ckpt"):
-        assert run("average", *runs, "-o", tmp_path / "mean", "--checkpoint", path) == 1
+        assert run("average", *runs, "-o", tmp_path / "mean", "--checkpoint", path) == 2
         assert f"--checkpoint {path}: expected the name of a file" in capsys.readouterr().err
     assert file.read_bytes() == before
