@@ -96,6 +96,13 @@ def test_the_clip_most_unlike_the_rest_is_left_out_before_the_others_are_compare
     assert marked("far", earlier=1) == {"far": one}
 
 
+def test_a_file_that_is_given_twice_is_refused_once(command: Command, people: Path) -> None:
+    [yes, no] = clips(people, "af_river", "yes", "no")
+    code, out, _ = command("enrol", "Bella", yes, yes, no)
+    assert code == 3 and out.count("refused; a copy of ") == 1
+    assert command("enrol", "Bella", yes, yes, "--force", "--replace")[0] == 0
+
+
 def test_a_copy_of_a_clip_is_refused(command: Command, people: Path, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "copy.flac", samples_of(people), 16_000)
     code, out, _ = command("enrol", "Bella", *clips(people, "af_river", "yes", "no"), tmp_path / "copy.flac")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -110,6 +111,11 @@ def test_names_of_keywords_and_words_of_another_model_are_refused(
         add_word(own, "stop", [file])
     add_word(own, "happy", [file])
     [kept] = tmp_path.glob("*.json")
+    alone = tmp_path / "alone"  # an exported file of the model, without words.npz in its folder
+    alone.mkdir()
+    shutil.copy(model.file, alone / "stream.onnx")
+    exported = OwnWords(tmp_path, Model(alone / "stream.onnx"), "stream.onnx")
+    assert exported.templates() == ({}, ["happy"])
     kept.write_text(kept.read_text().replace(model.fingerprint, "another"))
     assert own.templates() == ({}, ["happy"])
     with pytest.raises(UserError, match="happy: was added with another model, tiny: use --model tiny"):

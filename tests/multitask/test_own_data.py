@@ -312,7 +312,7 @@ def test_the_run_packs_and_its_folder_spots_streams_and_names_nobody(run: Path, 
     assert left.value.code == 0
     model = ds.load(tmp_path / "packed")
     spotted = model.spot(tone(1.0).numpy())
-    assert spotted.label in ("_silence_", "_unknown_", "LICHT AN", "größer", "stop")
+    assert spotted.label in (None, "LICHT AN", "größer", "stop") and 0 <= spotted.score <= 1
     outputs = model.stream().feed(tone(2.0).numpy())
     assert outputs["keyword_scores"].shape[-1] == 5 and np.isfinite(outputs["speaker_embedding"]).all()
     text = (tmp_path / "packed/joint.json").read_text(encoding="utf-8")

@@ -76,6 +76,10 @@ def open_to_decode(source: Any) -> Iterator[soundfile.SoundFile]:
 
 def unreadable(path: str | Path, error: Exception) -> UserError:
     """What is raised for a file that cannot be read: names the file, the reason and the remedy, if there is one."""
+    if not os.path.lexists(path):
+        return UserError(f"{path}: no such file")
+    if os.path.isdir(path):
+        return UserError(f"{path}: is a folder; give audio files")
     remedy = ""
     if is_foreign_audio(Path(path).name):
         remedy = f"; {how_to_convert(str(path))}"

@@ -99,7 +99,7 @@ def enrol(
     else:
         mark_other_people(clips, before, model.calibration)
     good = [clip for clip in clips if force or not clip.problems]
-    refused = [clip for clip in clips if clip not in good]
+    refused = [clip for clip in clips if clip.problems and not force]
     profile = None
     if good:
         seconds = sum(clip.sound.seconds for clip in good)

@@ -16,6 +16,7 @@ from distilled_student.device.clip_checks import Likeness, mark_copies, mark_unl
 from distilled_student.device.model_files import one_line_errors
 from distilled_student.device.named_files import NamedFiles, as_rows, checked_name, have_length_1, profiles_folder
 from distilled_student.device.recordings import read_recording
+from distilled_student.onnx.words import WORDS
 
 if TYPE_CHECKING:
     from distilled_student.onnx import Model, Word
@@ -144,9 +145,9 @@ class OwnWords:
         self._files.remove(name)
 
     def _is_usable(self, word: OwnWord) -> bool:
-        """Whether a word has vectors of this model; a model without words of its own has no maps, and needs none."""
+        """Whether a word has vectors of this model, and the model has the maps that they need."""
         model = self._needed_model()
-        if word.fingerprint != model.fingerprint:
+        if word.fingerprint != model.fingerprint or not model.file.with_name(WORDS).is_file():
             return False
         with one_line_errors():
             if word.maps != model.word_maps.digest:
@@ -187,7 +188,7 @@ def add_word(
     mark_copies(recordings, before, COPY_COSINE, "added already")
     mark_other_words(model, recordings, before)
     good = [recording for recording in recordings if force or not recording.problems]
-    refused = [recording for recording in recordings if recording not in good]
+    refused = [recording for recording in recordings if recording.problems and not force]
     if not good:
         return Added(None, [], refused)
     word = words.write(name, good, replace)

@@ -107,17 +107,9 @@ def _watch_words(stream: Stream, profiles: Path | None, model: str) -> list[str]
     with one_line_errors():
         stream.watch(words)
     if others:
-        typer.echo(f"note: not listened for, added with another model: {', '.join(others)}", err=True)
+        reason = "added with another model, or this one has no words.npz in its folder"
+        typer.echo(f"note: not listened for, {reason}: {', '.join(others)}", err=True)
     return list(words)
-
-
-def _measured_words(stream: Stream, profiles: Path | None, model: str) -> list[str]:
-    """`_watch_words`; a model without what words of one's own need is measured without them."""
-    try:
-        return _watch_words(stream, profiles, model)
-    except UserError as error:
-        typer.echo(f"note: words of your own are not measured: {error}", err=True)
-        return []
 
 
 def alarms(
@@ -162,7 +154,7 @@ def alarms(
     stream = _open_stream(model, None, smoothing, hold_off, gate)
     if write:
         check_writable(stream)
-    own_words = _measured_words(stream, profiles, model)
+    own_words = _watch_words(stream, profiles, model)
     labels = [*stream.model.labels, *own_words]
     chosen = [] if keywords is None else keyword_clips(keywords, labels, clips)
     spoken = {clip.label for clip in chosen}
@@ -188,6 +180,10 @@ def alarms(
         word_point = None if of_words is None else of_words.at(rate)
         if point is None or (of_words is not None and word_point is None):
             raise UserError(f"--rate {rate:g}: no threshold has so few alarms; the file is not changed")
+        needed, now = 1 / rate, stream.detector.settings.threshold
+        if found.hours < needed and now is not None and point.threshold < now:
+            reason = f"{found.hours:.2f} h of audio are too little for a lower threshold than {now:.6g}"
+            raise UserError(f"--write: {reason}: at {rate:g} alarms per hour it takes {needed:g} h; nothing is changed")
         write_threshold(stream, point.threshold, word_point and word_point.threshold)
         of_own = "" if word_point is None else f", of words of your own {word_point.threshold:.6g}"
         typer.echo(f"{stream.model.file}: threshold {point.threshold:.6g}{of_own}", err=as_json)
