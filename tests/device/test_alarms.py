@@ -238,10 +238,15 @@ def test_the_command_writes_a_report_and_the_chosen_threshold(
     model = tmp_path / "stream.onnx"
     shutil.copy(MODELS / "tiny" / "stream.onnx", model)
     arguments = ["--audio", str(folder / "am_adam.wav"), "--output", str(tmp_path / "out")]
-    assert run("alarms", str(model), *arguments, "--write", "--rate", "0.5", "--smoothing", "0.16") == 0
+    before = onnx.load(model).detector_settings
+    assert run("alarms", str(model), *arguments, "--write", "--rate", "0.5", "--smoothing", "0.16") == 2
+    assert "of audio are too little for a lower threshold than" in capsys.readouterr().err
+    assert onnx.load(model).detector_settings == before
+    assert run("alarms", str(model), *arguments, "--write", "--rate", "1000", "--smoothing", "0.16") == 0
     text = capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "alarms.json").read_text())
-    chosen = report["table"]["0.5"]["threshold"]
+    rows = [row for row in report["curve"] if row["per_hour"] <= 1000]
+    chosen = min(row["threshold"] for row in rows)
     assert f"{model}: threshold {chosen:.6g}" in text and "at most 0.1" in text and "0.1 per hour 30 h" in text
     settings = onnx.load(model).detector_settings
     assert (settings.threshold, settings.smoothing) == (chosen, 0.16)

@@ -102,7 +102,7 @@ def test_a_profile_of_another_model_is_refused_by_every_command(command: Command
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["spot", "none.wav"], "none.wav: not readable as audio"),
+        (["spot", "none.wav"], "none.wav: no such file"),
         (["spot", "none.wav", "--model", "egde"], "--model egde: no such file or folder; edge, tiny ship"),
         (["identify", "none.wav"], "nobody is enrolled; `distilled-student enrol NAME FILES...`"),
         (["verify", "Ana", "none.wav"], "Ana: is not enrolled"),

@@ -113,7 +113,7 @@ def test_names_of_keywords_and_words_of_another_model_are_refused(
     [kept] = tmp_path.glob("*.json")
     alone = tmp_path / "alone"  # an exported file of the model, without words.npz in its folder
     alone.mkdir()
-    shutil.copy(model.file, alone / "stream.onnx")
+    shutil.copy(model.file.with_name("stream.onnx"), alone / "stream.onnx")
     exported = OwnWords(tmp_path, Model(alone / "stream.onnx"), "stream.onnx")
     assert exported.templates() == ({}, ["happy"])
     kept.write_text(kept.read_text().replace(model.fingerprint, "another"))

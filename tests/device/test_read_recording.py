@@ -68,7 +68,7 @@ def test_a_missing_a_truncated_and_a_foreign_file_are_refused_with_the_remedy(tm
     (tmp_path / "cut.wav").write_bytes((tmp_path / "cut.wav").read_bytes()[:9_000])
     (tmp_path / "phone.m4a").write_bytes(b"\0\0\0 ftypM4A ")
     for name, message in (
-        ("none.wav", "not readable"),
+        ("none.wav", "none.wav: no such file"),
         ("cut.wav", "truncated"),
         ("phone.m4a", "`ffmpeg -i phone.m4a phone.wav`"),
     ):
