@@ -67,12 +67,13 @@ def average_runs(runs: Sequence[Path], output: Path, checkpoint: str) -> None:
     names = {model: list(values) for model, values in weights[-1].items()}
     means = {model: {name: mean([one[model][name] for one in weights]) for name in names[model]} for model in names}
     settings = {key: states[-1][key] for key in ("Args", "Config", "Step", "Epoch") if key in states[-1]}
+    provenance = read_json(runs[-1] / FILE) if (runs[-1] / FILE).is_file() else None
     output.mkdir(parents=True, exist_ok=True)
     save_torch(settings | means, output / checkpoint)
     if (runs[-1] / LOG).is_file():
         shutil.copyfile(runs[-1] / LOG, output / LOG)
-    if (runs[-1] / FILE).is_file():
-        write_json(output / FILE, {**read_json(runs[-1] / FILE), "mean of": [str(run) for run in runs]})
+    if provenance is not None:
+        write_json(output / FILE, {**provenance, "mean of": [str(run) for run in runs]})
 
 
 def _shape(value: Any) -> Any:
