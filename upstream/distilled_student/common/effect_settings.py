@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,7 +47,7 @@ class EffectSettings:
                 raise ValueError(f"augment.{name}: needs a probability in [0, 1], not {getattr(self, name)}")
         for name in ("rt60", "drr", "snr", "band_low", "band_high", "gain_db"):
             value = getattr(self, name)
-            if len(value) != 2 or not -math.inf < value[0] <= value[1] < math.inf:
+            if len(value) != 2 or value[0] > value[1]:
                 raise ValueError(f"augment.{name}: needs [lowest, highest], not {value}")
         if self.rt60[0] <= 0:
             raise ValueError("augment.rt60: needs positive seconds")
