@@ -104,6 +104,13 @@ class Alarms:
     of_words: Curve | None
     speed: float
 
+    def allows(self, threshold: float, rate: float, now: float | None) -> bool:
+        """Whether there is enough audio for this threshold of keywords instead of that of ``now``.
+
+        A lower one needs as many hours as one alarm at ``rate`` per hour takes.
+        """
+        return now is None or threshold >= now or self.hours * rate >= 1
+
     def to_json(self) -> dict[str, Any]:
         found = {"hours": self.hours, **self.of_keywords.to_json(), "speed": round(self.speed, 1)}
         return found if self.of_words is None else found | {"own_words": self.of_words.to_json()}
@@ -258,8 +265,7 @@ def choose_threshold(file: Path, audio: Path, rate: float) -> str:
         raise UserError(
             f"--alarms {audio}: no threshold has at most {rate:g} alarms per hour; the file has the default"
         )
-    is_short = found.hours * rate < 1
-    threshold = max(point.threshold, default) if is_short and default is not None else point.threshold
+    threshold = point.threshold if found.allows(point.threshold, rate, default) else default
     write_threshold(stream, threshold)
     text = f"{file}: threshold of streams {threshold:.6g}: {point.alarms} alarms in {found.hours:.2f} h of {audio}"
     if threshold > point.threshold:

@@ -180,10 +180,12 @@ def alarms(
         word_point = None if of_words is None else of_words.at(rate)
         if point is None or (of_words is not None and word_point is None):
             raise UserError(f"--rate {rate:g}: no threshold has so few alarms; the file is not changed")
-        needed, now = 1 / rate, stream.detector.settings.threshold
-        if found.hours < needed and now is not None and point.threshold < now:
+        now = stream.detector.settings.threshold
+        if not found.allows(point.threshold, rate, now):
             reason = f"{found.hours:.2f} h of audio are too little for a lower threshold than {now:.6g}"
-            raise UserError(f"--write: {reason}: at {rate:g} alarms per hour it takes {needed:g} h; nothing is changed")
+            raise UserError(
+                f"--write: {reason}: at {rate:g} alarms per hour it takes {1 / rate:g} h; nothing is changed"
+            )
         write_threshold(stream, point.threshold, word_point and word_point.threshold)
         of_own = "" if word_point is None else f", of words of your own {word_point.threshold:.6g}"
         typer.echo(f"{stream.model.file}: threshold {point.threshold:.6g}{of_own}", err=as_json)

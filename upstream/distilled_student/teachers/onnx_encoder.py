@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +17,31 @@ from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.teachers.early_checks import EXPORT_EXTRA
 from distilled_student.teachers.speaker_encoder import SpeakerEncoder
 
+if TYPE_CHECKING:
+    from onnx import TensorProto
+    from onnxruntime import InferenceSession
+
 EMBEDDING = "speaker_embedding"  # the output of the graphs that this package exports
+
+
+def open_graph(file: Path) -> tuple[InferenceSession, Sequence[TensorProto]]:
+    """A session on the CPU with as many threads as torch, and the graph's constants without those of other files.
+
+    Raises:
+        UserError: onnxruntime or onnx is missing, or the file is damaged.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f"{file}: {error.name} is not installed; {EXPORT_EXTRA}") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        return session, onnx.load(str(file), load_external_data=False).graph.initializer
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(f"{file}: cannot be read as an ONNX model ({short_reason(error)})") from None
 
 
 class OnnxEncoder(SpeakerEncoder):
@@ -29,18 +54,7 @@ class OnnxEncoder(SpeakerEncoder):
     def __init__(self, file: Path) -> None:
         super().__init__()
         self.file = file
-        try:
-            import onnx
-            import onnxruntime
-        except ImportError as error:
-            raise UserError(f"{file}: {error.name} is not installed; {EXPORT_EXTRA}") from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        try:
-            self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-            weights = onnx.load(str(file), load_external_data=False).graph.initializer
-        except Exception as error:  # a damaged file can raise anything
-            raise UserError(f"{file}: cannot be read as an ONNX model ({short_reason(error)})") from None
+        self.session, weights = open_graph(file)
         self.values = sum(math.prod(weight.dims) for weight in weights)
         stored = {entry.value for weight in weights for entry in weight.external_data if entry.key == "location"}
         self.files = [file, *(file.parent / name for name in sorted(stored))]

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_student.common.errors import UserError, short_reason
-from distilled_student.teachers.early_checks import EXPORT_EXTRA, WORD_ENCODER, WORD_ENCODER_INSTALL
+from distilled_student.teachers.early_checks import WORD_ENCODER, WORD_ENCODER_INSTALL
 from distilled_student.teachers.encoders import EqualLengthEncoder
+from distilled_student.teachers.onnx_encoder import open_graph
 
 FILES = ("melspectrogram.onnx", "embedding_model.onnx")
 MEL_FRAMES, MEL_SHIFT, MEL_WINDOW = 76, 160, 640  # of a window: frames; samples from one frame to the next, of a frame
@@ -47,25 +48,18 @@ class _Graph(nn.Module):
 
     def __init__(self, file: Path) -> None:
         super().__init__()
+        self.session, constants = open_graph(file)
+        from onnx.numpy_helper import to_array
+
         try:
-            import onnx
-            import onnxruntime
-        except ImportError as error:
-            raise UserError(f"{file}: {error.name} is not installed; {EXPORT_EXTRA}") from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        try:
-            content = file.read_bytes()
-            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-            constants = onnx.load_from_string(content).graph.initializer
-            arrays = [np.atleast_1d(onnx.numpy_helper.to_array(constant)) for constant in constants]
-        except Exception as error:  # a damaged file can raise anything
+            arrays = [np.atleast_1d(to_array(constant)) for constant in constants]
+        except Exception as error:  # constants in another file, or of a type that numpy does not have
             raise UserError(f"{file}: cannot be read as an ONNX model ({short_reason(error)})") from None
         for number, values in enumerate(arrays):
             if np.issubdtype(values.dtype, np.floating):
                 self.register_parameter(f"constant_{number}", nn.Parameter(torch.from_numpy(values.copy())))
         self.input = self.session.get_inputs()[0].name
-        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
 
     def run(self, values: np.ndarray) -> np.ndarray:
         """The output for an input of float32."""
