@@ -96,6 +96,7 @@ class DownstreamExpert(nn.Module):
         self.conflict, self.optimizer_per_task = self.settings.conflict, self.settings.optimizer_per_task
         self.seed = self.settings.seed if self.settings.seed is not None else int(kwargs.get("seed", 0))
         self.gain = 10 ** (self.settings.gain_db / 20)
+        self._frame_shift = upstream_rate  # samples
         self.accumulate = int(runner.get("gradient_accumulate_steps", 1))
 
         entries, layers = read_tasks(self.settings, where), self.settings.layers
@@ -244,6 +245,8 @@ class DownstreamExpert(nn.Module):
         task: str,
         labels: Sequence[int],
         keys: Sequence[str],
+        pasts: Sequence[int] = (),
+        *,
         records: dict[str, list[Any]],
         **_: Any,
     ) -> Tensor | None:
@@ -252,8 +255,10 @@ class DownstreamExpert(nn.Module):
         Args:
             features: Of each utterance ``(frames, features)``, without padding.
             labels, keys: The class and the name of each utterance.
+            pasts: `Item.past` of each utterance, in samples; empty: none has one.
             records: What `log_records` gets.
         """
+        features = self._without_past(features, pasts)
         outputs = self.outputs(self.owner.speaker if self.owner and task == OWNER else task, features)
         if split != "train":
             self._collect(split, features, outputs, task, labels, keys, records)
@@ -268,6 +273,12 @@ class DownstreamExpert(nn.Module):
             records[f"{task}/{name}"].append(value)
         # the runner divides every loss by the accumulation; the gradient must be that of the sum of the losses
         return loss * self.accumulate if self.settings.update == "sum" else loss
+
+    def _without_past(self, features: Sequence[Tensor], pasts: Sequence[int]) -> Sequence[Tensor]:
+        """The features of each utterance without the frames of its `Item.past`."""
+        if not any(pasts):
+            return features
+        return [x[round(past / self._frame_shift) :] for x, past in zip(features, pasts, strict=True)]
 
     def _collect(
         self,
@@ -308,8 +319,8 @@ class DownstreamExpert(nn.Module):
         norms = {name: task.head.standardize for name, task in self.tasks.items() if task.settings.standardize}
 
         def run(batch: Batch) -> None:
-            wavs, task, _, _ = batch
-            self.outputs(task, extract(wavs))
+            wavs, task, _, _, pasts = batch
+            self.outputs(task, self._without_past(extract(wavs), pasts))
 
         measure_statistics(norms, self._alternation(epoch=0), run, cycles)
 

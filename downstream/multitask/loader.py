@@ -15,7 +15,8 @@ from distilled_student.common.processes import end_with_parent, start_workers
 from distilled_student.multitask.short_utterances import Filling, pad_to
 from distilled_student.multitask.tasks.base import SHORTEST, EvaluationData, Item, TrainingData
 
-Batch = tuple[list[np.ndarray], str, list[int], list[str]]  # waveforms (samples,), task, labels, keys
+# waveforms (samples,), task, labels, keys, samples of `Item.past`
+Batch = tuple[list[np.ndarray], str, list[int], list[str], list[int]]
 
 
 class TrainingItems(Dataset):
@@ -58,8 +59,8 @@ class _Collate:
         for item in items:
             if isinstance(item, UserError):
                 return item
-        wavs, labels, keys = zip(*items, strict=True)
-        return [(self.gain * wav).numpy() for wav in wavs], self.task, list(labels), list(keys)
+        wavs, *others = zip(*items, strict=True)
+        return [(self.gain * wav).numpy() for wav in wavs], self.task, *map(list, others)
 
 
 def load_batches(dataset: Dataset, plan: list[Any], task: str, workers: int, gain: float) -> Iterator[Batch]:

@@ -109,7 +109,7 @@ def test_a_joint_training_with_all_of_them_lowers_both_losses(tmp_path: Path) ->
     joint = expert(tmp_path, tasks=values)
     optimizer, losses = torch.optim.Adam(joint.parameters(), lr=0.02), {"kws": [], "sv": []}
     for epoch in range(12):
-        for wavs, task, labels, keys in joint.get_dataloader("train", epoch):
+        for wavs, task, labels, keys, _ in joint.get_dataloader("train", epoch):
             loss = joint(
                 "train", frames(wavs), task, labels, keys, records={f"{task}/{n}": [] for n in ("loss", "accuracy")}
             )

@@ -133,7 +133,7 @@ def test_training_and_evaluation_put_the_same_silence_behind_a_short_clip(tmp_pa
     trained = TrainingItems(training, [0])[0, place].waveform.numpy()
     batches = EvaluationLoader({"kws": data}, {"kws": 4})
     (evaluated,) = (
-        wav for wavs, _, _, keys in batches for wav, key in zip(wavs, keys, strict=True) if "short_nohash" in key
+        wav for wavs, _, _, keys, _ in batches for wav, key in zip(wavs, keys, strict=True) if "short_nohash" in key
     )
     expected = np.concatenate([samples, np.zeros(SECOND - len(samples), np.float32)])
     np.testing.assert_array_equal(trained, expected)

@@ -37,11 +37,15 @@ OTHER_SETTINGS = "-i trains a checkpoint further with other settings"
 
 
 class Item(NamedTuple):
-    """One utterance: ``waveform (samples,)`` at 16 kHz, its class (-1 without one) and a name that identifies it."""
+    """One utterance: ``waveform (samples,)`` at 16 kHz, its class (-1 without one) and a name that identifies it.
+
+    ``past``: samples of other speech at the beginning: the upstream gets them, the head does not get their frames.
+    """
 
     waveform: Tensor
     label: int
     key: str
+    past: int = 0
 
 
 class TrainingData(Protocol):

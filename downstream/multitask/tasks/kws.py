@@ -94,7 +94,8 @@ class Training:
         if self.settings.data is not None and clip.label > UNKNOWN_LABEL:  # silence around a word may be longer than it
             first = loudest(waveform, samples)
         waveform = filling_of(self.settings).fill(waveform[first : first + samples])
-        return Item(self.augment(waveform, rng), clip.label, clip.key)
+        waveform, past = self.augment.with_past(waveform, rng)
+        return Item(waveform, clip.label, clip.key, past)
 
     def _shift(self, waveform: Tensor, samples: int, rng: np.random.Generator) -> Tensor:
         """Move a clip earlier, which cuts its beginning, or later, which puts zeros in front and cuts what is behind

@@ -67,10 +67,21 @@ class AugmentSettings(EffectSettings):
         speed: Probability that an utterance is played faster or slower; the pitch changes too, as in Kaldi. In speaker
             verification a speaker at another speed is a class of its own.
         speed_factors: The speeds, of which one is drawn; 1.1 is 10 % faster.
+        past: Probability that other speech goes before an utterance, as in a stream: the upstream gets both, the head
+            gets the frames of the utterance only.
+        past_seconds: Shortest and longest length of it.
+        past_db: Its lowest and highest loudness in dB above the utterance.
+        past_root: Folder of its recordings, of people who say none of the classes there.
     """
 
     speed: float = 0.0
     speed_factors: list[float] = field(default_factory=lambda: [0.9, 1.1])
+    past: float = 0.0
+    past_seconds: list[float] = field(default_factory=lambda: [0.5, 2.0])
+    past_db: list[float] = field(default_factory=lambda: [-6.0, 6.0])
+    past_root: str | None = None
+
+    folders: ClassVar[tuple[str, ...]] = (*EffectSettings.folders, "past_root")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,6 +89,16 @@ class AugmentSettings(EffectSettings):
             raise ValueError(f"augment.speed: needs a probability in [0, 1], not {self.speed}")
         if not self.speed_factors or not all(0.5 <= f <= 2.0 for f in self.speed_factors):
             raise ValueError(f"augment.speed_factors: need numbers in [0.5, 2], not {self.speed_factors}")
+        if not 0.0 <= self.past <= 1.0:
+            raise ValueError(f"augment.past: needs a probability in [0, 1], not {self.past}")
+        for name in ("past_seconds", "past_db"):
+            value = getattr(self, name)
+            if len(value) != 2 or value[0] > value[1]:
+                raise ValueError(f"augment.{name}: needs [lowest, highest], not {value}")
+        if not 0.1 <= self.past_seconds[0] <= self.past_seconds[1] <= 10:
+            raise ValueError(f"augment.past_seconds: needs seconds from 0.1 to 10, not {self.past_seconds}")
+        if self.past and self.past_root is None:
+            raise ValueError("augment.past_root: past needs a folder of speech")
 
 
 @dataclass

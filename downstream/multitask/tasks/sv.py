@@ -95,7 +95,8 @@ class Training:
         if self.settings.fill:  # to the length of this crop, which an evaluation does not draw
             to_crop = to_crop._replace(samples=samples)
         waveform = to_crop.fill(waveform[:samples])
-        return Item(self.augment(waveform, rng), label + self._first_class.get(speed_ratio(speed), 0), str(path))
+        waveform, past = self.augment.with_past(waveform, rng)
+        return Item(waveform, label + self._first_class.get(speed_ratio(speed), 0), str(path), past)
 
 
 class Evaluation:

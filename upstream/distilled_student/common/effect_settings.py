@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.sample_rate import SAMPLE_RATE
@@ -27,6 +28,8 @@ class EffectSettings:
         gain: Probability that the loudness is changed.
         gain_db: Lowest and highest gain in dB.
     """
+
+    folders: ClassVar[tuple[str, ...]] = ("rir_root", "noise_root")  # the keys that are folders
 
     reverb: float = 0.0
     rt60: list[float] = field(default_factory=lambda: [0.1, 0.6])
@@ -62,7 +65,7 @@ class EffectSettings:
 
     def check_folders(self, key: str) -> None:
         """Raise UserError for a folder that does not exist; ``key``: ``FILE: dotted.key`` of this group."""
-        for name in ("rir_root", "noise_root"):
+        for name in self.folders:
             folder = getattr(self, name)
             if folder is not None and not Path(folder).is_dir():
                 raise UserError(f"{key}.{name}: {folder}: no such folder")

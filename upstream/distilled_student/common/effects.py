@@ -18,7 +18,7 @@ from distilled_student.common.errors import UserError
 SMALL_RIR = 1e-2  # peak of an impulse response, below which it is scaled: `reverberate` divides by its energy
 
 
-def _files_of(root: Path, key: str) -> list[Path]:
+def files_of(root: Path, key: str) -> list[Path]:
     """All audio files under ``root``, sorted. Raises UserError naming ``key`` if there are none."""
     if not root.is_dir():
         raise UserError(f"{key}: {root}: no such folder")
@@ -115,9 +115,9 @@ class Effects:
         self.settings = settings
         self.noises, self.rirs = list(noises or []), list[Path]()
         if settings.noise and settings.noise_root is not None:
-            self.noises = _files_of(Path(settings.noise_root), f"{key}.noise_root")
+            self.noises = files_of(Path(settings.noise_root), f"{key}.noise_root")
         if settings.reverb and settings.rir_root is not None:
-            self.rirs = _files_of(Path(settings.rir_root), f"{key}.rir_root")
+            self.rirs = files_of(Path(settings.rir_root), f"{key}.rir_root")
 
     def __call__(self, waveform: Tensor, rng: np.random.Generator) -> Tensor:
         """``(samples,)`` -> ``(samples,)``: reverberation, noise, band limits and gain, as in a real recording."""

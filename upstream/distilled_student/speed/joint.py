@@ -41,7 +41,7 @@ def bare_loop(student: Student, tasks: torch.nn.ModuleDict, config: dict[str, An
     device, runner = parameters[0].device, config["runner"]
 
     def step(batch: Batch) -> None:
-        wavs, task, labels, _ = batch
+        wavs, task, labels, *_ = batch
         waveforms = pad_sequence([torch.from_numpy(wav) for wav in wavs], batch_first=True).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=runner["bf16"]):
             output = student(waveforms, torch.tensor([len(wav) for wav in wavs]))
