@@ -91,6 +91,35 @@ def test_speed_changes_length_and_pitch() -> None:
     assert peak == pytest.approx(440 * 1.1, abs=2)
 
 
+def test_other_speech_goes_before_an_utterance_at_the_given_loudness(tmp_path: Path) -> None:
+    write_tone(tmp_path / "a.wav", 90, 4.0)
+    settings = AugmentSettings(past=1.0, past_root=str(tmp_path), past_seconds=[0.5, 1.5], past_db=[-4.0, -4.0])
+    lengths = set()
+    for seed in range(20):
+        waveform, past = Augmentation(settings, "F").with_past(wave(), rng(seed))
+        assert waveform[past:].equal(wave())
+        assert 8_000 <= past <= 24_000 and past % 320 == 0  # whole frames of 20 ms
+        ratio = waveform[:past].square().mean() / wave().square().mean()
+        assert 10 * float(torch.log10(ratio)) == pytest.approx(-4.0, abs=0.01)
+        lengths.add(past)
+    assert len(lengths) > 10
+
+
+def test_as_many_utterances_follow_other_speech_as_the_probability_says(tmp_path: Path) -> None:
+    write_tone(tmp_path / "a.wav", 90, 4.0)
+    augment = Augmentation(AugmentSettings(past=0.3, past_root=str(tmp_path)), "F")
+    pasts = [augment.with_past(wave(1_600), rng(seed))[1] for seed in range(300)]
+    assert sum(past > 0 for past in pasts) == pytest.approx(90, abs=25)
+
+
+def test_noise_and_gain_are_those_of_the_speech_before_too(tmp_path: Path) -> None:
+    write_tone(tmp_path / "a.wav", 90, 4.0)
+    settings = AugmentSettings(past=1.0, past_root=str(tmp_path), past_db=[0.0, 0.0], gain=1.0, gain_db=[-6.0, -6.0])
+    waveform, past = Augmentation(settings, "F").with_past(wave(), rng())
+    torch.testing.assert_close(waveform[past:], wave() * 10 ** (-6 / 20))
+    assert float(waveform[:past].square().mean()) == pytest.approx(float(waveform[past:].square().mean()), rel=1e-3)
+
+
 def test_the_same_generator_gives_the_same_utterance(tmp_path: Path) -> None:
     write_tone(tmp_path / "n/a.wav", 90, 0.4)
     s = AugmentSettings(speed=1, reverb=1, noise=1, gain=1, noise_root=str(tmp_path / "n"))
@@ -101,11 +130,32 @@ def test_the_same_generator_gives_the_same_utterance(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"noise": 1.5}, {"snr": [20.0, 0.0]}, {"speed_factors": [9.0]}, {"echo": 1}, {"band_low": [0, 4000]}]
+    "bad",
+    [
+        {"noise": 1.5},
+        {"snr": [20.0, 0.0]},
+        {"speed_factors": [9.0]},
+        {"echo": 1},
+        {"band_low": [0, 4000]},
+        {"past": -0.1},
+        {"past_seconds": [2.0, 1.0]},
+        {"past_seconds": [0.0, 1.0]},
+        {"past_db": [1.0]},
+    ],
 )
 def test_a_wrong_setting_gives_one_line_with_the_key(bad: dict) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
         typed(AugmentSettings, bad, "FILE")
+
+
+def test_speech_before_utterances_needs_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"past_root: past needs a folder of speech"):
+        typed(AugmentSettings, {"past": 0.5}, "FILE")
+    missing = AugmentSettings(past=0.5, past_root=str(tmp_path / "gone"))
+    with pytest.raises(UserError, match=r"F\.past_root: .*gone: no such folder"):
+        missing.check_folders("F")
+    with pytest.raises(UserError, match=r"F\.past_root: .*holds no audio files"):
+        Augmentation(AugmentSettings(past=0.5, past_root=str(tmp_path)), "F")
 
 
 def test_a_missing_noise_folder_is_named(tmp_path: Path) -> None:

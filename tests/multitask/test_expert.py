@@ -299,6 +299,43 @@ def test_calibrate_replaces_the_batch_norm_statistics_by_those_of_the_given_feat
         assert not norm.training and norm.momentum == 0.1
 
 
+def with_past(folder: Path, **of_task: Any) -> DownstreamExpert:
+    """An expert whose training utterances all follow other speech."""
+    values = tasks(folder)
+    for name in values:
+        speech = {"past": 1.0, "past_root": str(folder / "vox/dev"), "past_seconds": [0.2, 0.5]}
+        values[name] |= {"augment": speech, **of_task}
+    return expert(folder, tasks=values, schedule={"kws": 1, "sv": 1})
+
+
+def test_the_upstream_gets_the_speech_before_an_utterance_and_the_head_does_not(tmp_path: Path) -> None:
+    e = with_past(tmp_path)
+    received: list[torch.Tensor] = []
+    for task in e.tasks.values():
+        task.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
+    for wavs, task, labels, keys, pasts in itertools.islice(e.get_dataloader("train"), 4):
+        assert all(3_200 <= past <= 8_000 for past in pasts)
+        e("train", frames(wavs), task, labels, keys, pasts, records=defaultdict(list))
+        alone = frames([wav[past:] for wav, past in zip(wavs, pasts, strict=True)])
+        torch.testing.assert_close(received[-1], torch.nn.utils.rnn.pad_sequence(alone, batch_first=True))
+
+
+def test_evaluations_have_no_speech_before_utterances(tmp_path: Path) -> None:
+    e = with_past(tmp_path)
+    assert not any(past for *_, pasts in e.get_dataloader("dev") for past in pasts)
+
+
+def test_calibrate_leaves_the_speech_before_utterances_out(tmp_path: Path) -> None:
+    e = with_past(tmp_path, standardize=True).eval()
+    e.calibrate(frames, cycles=1000)
+    means: dict[str, list[torch.Tensor]] = {"kws": [], "sv": []}
+    for wavs, task, _, _, pasts in e.get_dataloader("train"):
+        alone = frames([wav[past:] for wav, past in zip(wavs, pasts, strict=True)])
+        means[task].append(torch.stack([f.mean(0) for f in alone]).mean(0))
+    for name, of_batches in means.items():
+        torch.testing.assert_close(e.tasks[name].head.standardize.running_mean, torch.stack(of_batches).mean(0))
+
+
 def test_calibrate_does_nothing_without_standardisation(tmp_path: Path) -> None:
     def unwanted(wavs: list) -> list[torch.Tensor]:
         raise AssertionError("no batch is needed")
