@@ -445,7 +445,7 @@ def measure(model: JointModel, run: Callable[[Tensor, Tensor], JointOutput], spl
     task = model.tasks[name]
     output_name = next(output for output, task_name in model.task_of_output.items() if task_name == name)
     outputs, labels, collected = [], [], []
-    for wavs, _, label, key in EvaluationLoader({name: task.evaluation_data(split)}, {name: 1}):
+    for wavs, _, label, key, _ in EvaluationLoader({name: task.evaluation_data(split)}, {name: 1}):
         output = run(torch.from_numpy(np.stack(wavs)), torch.tensor([len(wavs[0])])).tasks[output_name]
         outputs.append(output[0])
         labels += label
