@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from helpers.people import CALIBRATION
 
+from distilled_student import UserError
 from distilled_student.device import household, model_files
 from distilled_student.device.household import Trial, fit_offset, rate, shifted
 from distilled_student.onnx import Condition
@@ -73,7 +74,8 @@ def test_a_calibration_is_kept_used_and_forgotten(command: Command, people: Path
     assert before["ratio"] - after["ratio"] == pytest.approx(0.5 * (20 + 2 * np.log(3)), abs=1e-3)
     file.write_text("{}")
     assert "is not a calibration" in command("verify", "Emma", file_of_emma)[2]
-    assert command("calibrate", "--forget")[0] == 0 and not file.exists()
+    assert command("calibrate", "--forget")[:2] == (0, f"edge: the calibration {file} is forgotten\n")
+    assert not file.exists()
     assert json.loads(command("verify", "Emma", file_of_emma, "--json")[1]) == before
 
 
@@ -105,3 +107,24 @@ def test_a_calibration_of_another_model_is_not_used(command: Command, people: Pa
     model = model_files.open_model("tiny")
     before = model.calibration
     assert household.apply_household(model, tmp_path / "profiles") is None and model.calibration is before
+
+
+def test_forgetting_a_calibration_says_what_was_forgotten_or_that_there_was_none(
+    command: Command, people: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "profiles"
+    assert command("calibrate", "--forget") == (0, f"edge: there is no calibration in {folder}\n", "")
+    fingerprint = model_files.open_model("edge").fingerprint
+    file = household.save_household(folder, household.Household(fingerprint, "edge", 0.1, 2, 10))
+    assert command("calibrate", "--forget") == (0, f"edge: the calibration {file} is forgotten\n", "")
+    assert json.loads(command("calibrate", "--forget", "--json")[1])["forgotten"] is False
+    code, _, err = command("calibrate", people, "--forget")
+    assert code == 2 and "cannot be used with --forget" in err
+
+
+def test_a_calibration_whose_content_is_of_another_model_is_refused(tmp_path: Path) -> None:
+    model = model_files.open_model("tiny")
+    file = household.save_household(tmp_path, household.Household(model.fingerprint, "tiny", 0.1, 2, 10))
+    file.write_text(file.read_text().replace(model.fingerprint, "another"))
+    with pytest.raises(UserError, match=f"{file.name}: is not a calibration .fingerprint: of another model, tiny"):
+        household.apply_household(model, tmp_path)

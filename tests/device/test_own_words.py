@@ -163,3 +163,20 @@ def test_a_file_with_impossible_lengths_or_vectors_is_named(
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(UserError, match=f"{file.name}: .*{reason}.*delete it and add the word again"):
         OwnWords(tmp_path, model).templates()
+
+
+@pytest.mark.parametrize("name", ["stop", "../hey", "hey\u0007", "hey "])
+def test_a_file_with_another_name_than_that_of_its_word_is_refused(name: str, model: Model, tmp_path: Path) -> None:
+    vector = np.eye(1, model.word_maps.mapping.shape[1], dtype=np.float32)[0]
+    own = OwnWords(tmp_path, model)
+    own.write("hey", [Recording("", vector, 20.0)])
+    (file,) = tmp_path.glob("word-*.json")
+    (tmp_path / "word-copy.json").write_text(file.read_text())
+    with pytest.raises(UserError, match=f"word-copy.json: .*name: hey belongs into a file {file.name}"):
+        own.all()
+    (tmp_path / "word-copy.json").unlink()
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"name": name}))
+    for attempt in (own.all, own.templates, lambda: own.find("hey")):
+        with pytest.raises(UserError, match=f"{file.name}: is not a word of one's own .*delete it") as error:
+            attempt()
+        assert str(error.value).isprintable()

@@ -132,6 +132,27 @@ def test_a_damaged_profile_is_one_line_with_the_file_and_the_remedy(change: dict
     profiles.forget("Ana")
 
 
+@pytest.mark.parametrize("name", ["Bea", "../Ana", "Ana\n", "A\u001b[31mna", " Ana", "", "a" * 101])
+def test_a_file_with_another_name_than_that_of_its_person_is_refused(name: str, tmp_path: Path) -> None:
+    profiles = open_profiles(tmp_path)
+    profiles.write("Ana", vectors(1), 1.0)
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"name": name}))
+    for attempt in (profiles.all, profiles.read_all, lambda: profiles.read("Ana")):
+        with pytest.raises(UserError, match=f"{file.name}: is not the profile of a person .*delete it") as error:
+            attempt()
+        assert str(error.value).isprintable()
+
+
+def test_two_files_of_one_person_are_refused(tmp_path: Path) -> None:
+    profiles = open_profiles(tmp_path)
+    profiles.write("Ana", vectors(1), 1.0)
+    (file,) = tmp_path.glob("*.json")
+    (tmp_path / "speaker-copy.json").write_text(file.read_text())
+    with pytest.raises(UserError, match=f"speaker-copy.json: .*name: Ana belongs into a file {file.name}"):
+        profiles.names()
+
+
 def test_the_folder_is_the_given_one_or_that_of_the_environment_or_one_of_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distilled_student.common.errors import UserError, did_you_mean, one_line
+from distilled_student.common.errors import UserError, closest, one_line
 from distilled_student.common.files import read_utf8
 from distilled_student.corpora.speaker_names import identity
 
@@ -56,7 +56,8 @@ def read_speaker_groups(file: Path) -> SpeakerGroups:
     """Read a file with a heading, a column ``speaker`` and a column for each kind of group; a row for each speaker.
 
     Columns are separated by commas, semicolons or tabs. Names that differ only in case or Unicode normal form are one
-    speaker. A speaker may have several rows that say the same.
+    speaker, and values that differ only so, or in white space, are one group, which has the name that is written first.
+    A speaker may have several rows that say the same.
 
     Raises:
         UserError: the file is not UTF-8 or not CSV, it lacks the column ``speaker`` or another one, a row has another
@@ -68,12 +69,13 @@ def read_speaker_groups(file: Path) -> SpeakerGroups:
     names = [cell if cell.lower() != SPEAKER else SPEAKER for cell in heading]
     _check_heading(file, names)
     at, seen = names.index(SPEAKER), dict[str, tuple[int, list[str]]]()
+    spellings: list[dict[str, str]] = [{} for _ in names]  # of each column: `identity` of a group -> as first written
     for line, cells in rows:
         if len(cells) != len(names):
             raise UserError(f"{file}: line {line}: {len(cells)} cells, but the heading has {len(names)}")
         if not cells[at]:
             raise UserError(f"{file}: line {line}: column `{SPEAKER}` is empty: name the speaker, or remove the line")
-        groups = [cell for number, cell in enumerate(cells) if number != at]
+        groups = [_as_first_written(spellings[number], cell) for number, cell in enumerate(cells) if number != at]
         first, known = seen.setdefault(identity(cells[at]), (line, groups))
         if groups != known:
             reason = f"speaker '{one_line(cells[at])}' has other values than in line {first}"
@@ -104,6 +106,11 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{file}: line {reader.line_num}: is not CSV ({error})") from None
 
 
+def _as_first_written(spellings: dict[str, str], cell: str) -> str:
+    """The group in a cell, in its first spelling, which is added to ``spellings`` if it is new."""
+    return spellings.setdefault(identity(cell), cell)
+
+
 def _plain(heading: str, separator: str) -> list[str]:
     return [cell.strip(" \"'").lower() for cell in heading.split(separator)]
 
@@ -112,13 +119,15 @@ def _check_heading(file: Path, names: Sequence[str]) -> None:
     """Refuse a heading without ``speaker``, without a column of groups, or with an empty or repeated name."""
     if SPEAKER not in names:
         found = ", ".join(f"'{one_line(name)}'" for name in names) or "nothing"
-        hint = did_you_mean(SPEAKER, names)
-        reason = f"has no column `{SPEAKER}`, the heading has {found}"
-        raise UserError(f"{file}: {reason}: name the column of the speakers so{hint}")
+        similar = closest(SPEAKER, names)
+        remedy = f"rename the column of the speakers to `{SPEAKER}`"
+        remedy = f"if '{one_line(similar)}' has the speakers, rename it to `{SPEAKER}`" if similar else remedy
+        raise UserError(f"{file}: has no column `{SPEAKER}`, the heading has {found}: {remedy}")
     if len(names) == 1:
         raise UserError(f"{file}: has only the column `{SPEAKER}`: add a column of groups, such as sex, age or accent")
+    folded = list(map(identity, names))
     for name in names:
-        if not name or names.count(name) > 1:
+        if not name or folded.count(identity(name)) > 1:
             reason = f"two columns are named '{one_line(name)}'" if name else "a column has no name"
             raise UserError(f"{file}: {reason}: each needs a name of its own")
 

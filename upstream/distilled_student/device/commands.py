@@ -273,7 +273,13 @@ def calibrate(
 
     kept = profiles_folder(profiles)
     if forget:
-        household.household_file(kept, open_model(model).fingerprint).unlink(missing_ok=True)
+        if folder is not None:
+            raise UserError(f"{folder}: cannot be used with --forget, which only deletes: leave out one of the two")
+        file = household.household_file(kept, open_model(model).fingerprint)
+        is_there = file.is_file()
+        file.unlink(missing_ok=True)
+        text = f"the calibration {file} is forgotten" if is_there else f"there is no calibration in {kept}"
+        print_result({"model": model, "forgotten": is_there, "file": str(file)}, f"{model}: {text}", as_json)
         return
     if folder is None:
         raise UserError("FOLDER: missing; give a folder with a folder of recordings for each person")

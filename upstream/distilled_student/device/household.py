@@ -259,6 +259,8 @@ def apply_household(model: Model, folder: Path) -> Household | None:
         offset = float(household.offset)
         if household.format != FORMAT or not abs(offset) <= 2:
             raise ValueError("format or offset")
+        if household.fingerprint != model.fingerprint:
+            raise ValueError(f"fingerprint: of another model, {household.model}")
     except (TypeError, ValueError) as error:
         remedy = "`distilled-student calibrate FOLDER` writes it again"
         raise UserError(f"{file}: is not a calibration ({error}); {remedy}") from None

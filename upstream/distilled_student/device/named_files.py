@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilled_student.common.errors import UserError
+from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.files import write_files
 
 FOLDER = "DISTILLED_STUDENT_PROFILES"  # environment variable: the folder of the profiles
@@ -66,6 +66,15 @@ class NamedFiles:
     def all(self) -> Iterable[Path]:
         """All files, in no order."""
         return self.folder.glob(f"{self._prefix}*.json") if self.folder.is_dir() else ()
+
+    def check(self, file: Path, name: str) -> None:
+        """Raise ValueError if ``name``, found in a file, is not the one that `write` has written into this file."""
+        try:
+            own = self.path(name).name
+        except UserError as error:
+            raise ValueError(f"name: {error}") from None
+        if checked_name(name) != name or own != unicodedata.normalize("NFC", file.name):
+            raise ValueError(f"name: {one_line(name)} belongs into a file {own}")
 
     def write(self, name: str, record: Any) -> None:
         """Write the fields of a dataclass."""

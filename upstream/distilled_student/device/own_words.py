@@ -102,7 +102,7 @@ class OwnWords:
 
     def all(self) -> list[OwnWord]:
         """All words, of other models too, sorted by name."""
-        return sorted(map(_read, self._files.all()), key=lambda word: word.name)
+        return sorted(map(self._read, self._files.all()), key=lambda word: word.name)
 
     def templates(self) -> tuple[dict[str, Word], list[str]]:
         """The words of this model by name, for `Model.spot`, and the names of those of other models."""
@@ -113,7 +113,7 @@ class OwnWords:
     def find(self, name: str) -> OwnWord | None:
         """The word, of any model; None if there is none of this name."""
         file = self._files.path(name)
-        return _read(file) if file.is_file() else None
+        return self._read(file) if file.is_file() else None
 
     def usable(self, name: str) -> OwnWord | None:
         """The word, of this model; None if there is none of this name."""
@@ -143,6 +143,27 @@ class OwnWords:
             remedy = did_you_mean(name, names) or f"; words: {', '.join(names) or 'none'}"
             raise UserError(f"{name}: is not a word in {self.folder}{remedy}")
         self._files.remove(name)
+
+    def _read(self, file: Path) -> OwnWord:
+        """The word in a file, checked."""
+        content, remedy = read_json(file), "delete it and add the word again"
+        try:
+            if content.get("format") != FORMAT:
+                raise ValueError(f"format: expected {FORMAT}, found {content.get('format')!r}")
+            word = OwnWord(**content)
+            vectors = np.array(word.vectors, np.float32)
+            if not all(isinstance(text, str) for text in (word.name, word.model, word.fingerprint, word.maps)):
+                raise ValueError("name, model, fingerprint, maps: expected texts")
+            if vectors.ndim != 2 or not vectors.size or len(vectors) != len(word.frames):
+                raise ValueError("vectors, frames: expected one for each recording")
+            if not have_length_1(vectors):
+                raise ValueError("vectors: expected vectors of length 1")
+            self._files.check(file, word.name)
+            if not all(isinstance(length, int | float) and 0 < length < MAX_FRAMES for length in word.frames):
+                raise ValueError(f"frames: expected positive numbers below {MAX_FRAMES}")
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{file}: is not a word of one's own ({error}); {remedy}") from None
+        return word
 
     def _is_usable(self, word: OwnWord) -> bool:
         """Whether a word has vectors of this model, and the model has the maps that they need."""
@@ -213,24 +234,3 @@ def mark_other_words(model: Model, recordings: Sequence[Recording], before: NDAr
         return Likeness(float(model.word_maps.differences(recording.vector[None], rest.vector)[0]))
 
     mark_unlike(recordings, len(before), likeness, UNLIKE, "word")
-
-
-def _read(file: Path) -> OwnWord:
-    """The word in a file, checked."""
-    content, remedy = read_json(file), "delete it and add the word again"
-    try:
-        if content.get("format") != FORMAT:
-            raise ValueError(f"format: expected {FORMAT}, found {content.get('format')!r}")
-        word = OwnWord(**content)
-        vectors = np.array(word.vectors, np.float32)
-        if not all(isinstance(text, str) for text in (word.name, word.model, word.fingerprint, word.maps)):
-            raise ValueError("name, model, fingerprint, maps: expected texts")
-        if vectors.ndim != 2 or not vectors.size or len(vectors) != len(word.frames):
-            raise ValueError("vectors, frames: expected one for each recording")
-        if not have_length_1(vectors):
-            raise ValueError("vectors: expected vectors of length 1")
-        if not all(isinstance(length, int | float) and 0 < length < MAX_FRAMES for length in word.frames):
-            raise ValueError(f"frames: expected positive numbers below {MAX_FRAMES}")
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{file}: is not a word of one's own ({error}); {remedy}") from None
-    return word

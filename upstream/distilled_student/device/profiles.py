@@ -78,7 +78,7 @@ class Profiles:
 
     def all(self) -> list[Profile]:
         """The profiles of all people, of other models too, sorted by name."""
-        return sorted(map(_read, self._files.all()), key=lambda profile: profile.name)
+        return sorted(map(self._read, self._files.all()), key=lambda profile: profile.name)
 
     def names(self) -> list[str]:
         """The names of all people, sorted."""
@@ -89,7 +89,7 @@ class Profiles:
         file = self._files.path(name)
         if not file.is_file():
             return None
-        profile = _read(file)
+        profile = self._read(file)
         self._check_model(profile)
         return profile
 
@@ -155,19 +155,19 @@ class Profiles:
             remedy = f"use --model {profile.model}, or enrol them again with --replace"
             raise UserError(f"{profile.name}: was enrolled with another model, {profile.model}: {remedy}")
 
-
-def _read(file: Path) -> Profile:
-    """The profile in a file, checked."""
-    content = read_json(file)
-    remedy = "delete it and enrol the person again"
-    if content.get("format") != FORMAT:
-        raise UserError(f"{file}: format: expected {FORMAT}, found {content.get('format')!r}; {remedy}")
-    try:
-        profile = Profile(**content)
-        _check(profile)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{file}: is not the profile of a person ({error}); {remedy}") from None
-    return profile
+    def _read(self, file: Path) -> Profile:
+        """The profile in a file, checked."""
+        content = read_json(file)
+        remedy = "delete it and enrol the person again"
+        if content.get("format") != FORMAT:
+            raise UserError(f"{file}: format: expected {FORMAT}, found {content.get('format')!r}; {remedy}")
+        try:
+            profile = Profile(**content)
+            _check(profile)
+            self._files.check(file, profile.name)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{file}: is not the profile of a person ({error}); {remedy}") from None
+        return profile
 
 
 def _check(profile: Profile) -> None:
