@@ -36,7 +36,7 @@ def test_the_estimate_of_a_distillation_is_its_number_of_operations(tmp_path: Pa
         (["paper", "--data", "d", "--only", "hubert"], "--only hubert: no such run: there are wav2vec2/kws"),
         (["paper", "--data", "d", "--seeds", "0"], "--seeds 0: must be 1 or more"),
         (["paper", "--data", "d", "--steps", "0"], "--steps 0: must be 1 or more"),
-        (["paper", "--data", "d", "--dry-run", "--tflops", "0"], "--tflops 0.0: must be a positive number"),
+        (["paper", "--data", "d", "--dry-run", "--tflops", "0"], "--tflops 0: must be a positive number"),
     ],
 )
 def test_unusable_arguments_are_one_line(

@@ -211,6 +211,39 @@ def test_audio_that_is_too_short_for_a_threshold_is_named(tmp_path: Path) -> Non
         choose_threshold(tmp_path / "stream.onnx", tmp_path / "short.wav", 0.5)
 
 
+@pytest.mark.parametrize("kind", ["missing", "empty", "not audio", "truncated", "too short"])
+def test_audio_that_cannot_be_used_is_named_before_a_graph_is_written(
+    kind: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio, reason = (
+        tmp_path / "speech",
+        {"missing": "no such file or folder", "empty": "holds no audio files"}.get(kind),
+    )
+    if kind != "missing":
+        audio.mkdir()
+    if kind == "not audio":
+        (audio / "b.wav").write_bytes(b"text")
+    elif kind == "truncated":
+        content = next(folder.rglob("*.wav")).read_bytes()
+        (audio / "b.wav").write_bytes(content[: len(content) // 2])
+    elif kind == "too short":
+        soundfile.write(audio / "b.wav", np.zeros(100, np.float32), 16_000)
+        reason = "is shorter than 0.08 s: give hours of audio"
+    for command in (["export", "tiny", "--int8", "--streaming", "--alarms"], ["alarms", "tiny", "--audio"]):
+        output = tmp_path / "out.onnx"
+        assert run(*command, str(audio), "-o" if command[0] == "export" else "--output", str(output)) == 2
+        error = capsys.readouterr().err
+        assert f"{command[-1]} {audio}: {reason}" in error if reason else f"{audio / 'b.wav'}: " in error
+        assert error.count("\n") == 1 and not output.exists()
+
+
+def test_a_keyword_clip_that_cannot_be_read_is_named_before_the_audio_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "stop").mkdir()
+    (tmp_path / "stop" / "a.wav").write_bytes(b"text")
+    with pytest.raises(UserError, match=r"stop/a\.wav: "):
+        keyword_clips(tmp_path, ["stop"], 1)
+
+
 def test_more_alarms_at_lower_thresholds_and_more_misses_at_higher_ones(stream: Stream, folder: Path) -> None:
     stream.detector = Detector(stream.model.labels, DetectorSettings(0.5))
     clips = keyword_clips(folder / "words", stream.model.labels, 2)
@@ -272,10 +305,12 @@ def test_the_command_writes_a_report_and_the_chosen_threshold(
         (["--audio", ".", "--rate", "inf"], "--rate inf: must be a positive number"),
         (["--audio", ".", "--levels", "20,nan"], "--levels 20,nan: expected numbers from -100 to 100 dB"),
         (["--audio", ".", "--levels", "1e9"], "--levels 1e9: expected numbers from -100 to 100 dB"),
-        (["--audio", ".", "--gate", "nan"], "level: must be a number, found nan"),
+        (["--audio", ".", "--gate", "nan"], "--gate nan: must be from -120 to 0 dB"),
+        (["--audio", ".", "--gate", "3"], "--gate 3: must be from -120 to 0 dB"),
+        (["--audio", ".", "--hold-off", "4000"], "--hold-off 4000: must be from 0 to 3600 seconds"),
         (["--audio", ".", "--keywords", "gone"], "--keywords gone: no such folder"),
         (["--audio", ".", "--owner", "Anna", "--write"], "--write --owner Anna: needs --keywords with clips of Anna"),
-        (["--audio", ".", "--smoothing", "-1"], "smoothing: must be 0 to 3600 seconds, found -1"),
+        (["--audio", ".", "--smoothing", "-1"], "--smoothing -1: must be from 0 to 3600 seconds"),
     ],
 )
 def test_wrong_options_are_one_line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 import soundfile
 
 import distilled_student as ds
-from distilled_student.device.commands import parse_share
+from distilled_student.device.commands import _with_needed, parse_share
+from distilled_student.onnx import Verified
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -60,6 +62,42 @@ def test_verify_accepts_the_owner_and_refuses_others(command: Command, people: P
     assert command("verify", "Emma", people / "if_sara" / "go.wav")[0] == 0
     code, out, _ = command("verify", "Emma", people / "am_onyx" / "go.wav", "--json")
     assert code == 1 and json.loads(out)["accepted"] is False
+
+
+def test_verify_and_identify_say_the_ratio_that_was_needed(command: Command, people: Path) -> None:
+    enrol_two(command, people)
+    for voice in ("if_sara", "am_onyx"):
+        file = people / voice / "go.wav"
+        found = json.loads(command("verify", "Emma", file, "--json")[1])
+        seconds = soundfile.info(file).duration
+        # `helpers.people.CALIBRATION` at 1 %, with four clips
+        needed = 20 * 0.4653 - 10 + 2 * 0.4653 * math.log(4) + math.log(seconds)
+        assert found["needed_ratio"] == pytest.approx(needed, abs=1e-6)
+        assert found["accepted"] == (found["ratio"] >= needed)
+        text = command("verify", "Emma", file)[1]
+        whom = "the same person; needed: at most" if found["ratio"] >= 0 else "another person; needed: at most"
+        assert (
+            f"times as likely of {whom} " in text if needed < 0 else f"; needed: {math.exp(needed):.1f} times" in text
+        )
+        named = json.loads(command("identify", file, "--json")[1])
+        assert (named["ratio"] >= named["needed_ratio"]) == (named["name"] is not None) and "; needed: " in text
+
+
+@pytest.mark.parametrize(
+    ("ratio", "needed", "words"),
+    [
+        (math.log(9.7), math.log(25), "9.7 times as likely of the same person; needed: 25 times"),
+        (-math.log(3), math.log(25), "3.0 times as likely of another person; needed: 25 times as likely of the same"),
+        (
+            -math.log(2),
+            -math.log(3),
+            "2.0 times as likely of another person; needed: at most 3.0 times as likely of an",
+        ),
+        (20.0, 20.0, "over a million times as likely of the same person; needed: over a million times"),
+    ],
+)
+def test_a_ratio_and_the_needed_one_are_said_in_words(ratio: float, needed: float, words: str) -> None:
+    assert _with_needed(Verified(True, ratio, 0.5, (), needed)).startswith(words)
 
 
 def test_verify_joins_several_files(command: Command, people: Path, tmp_path: Path) -> None:

@@ -6,18 +6,22 @@ import json
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from helpers.people import run_command
 
 from distilled_student import cli, onnx
 from distilled_student.common.errors import UserError
+from distilled_student.common.shipped_models import MODELS
 from distilled_student.corpora.shipped import read_index, read_voice
 from distilled_student.device import listening
 from distilled_student.device.profiles import Profiles
+from distilled_student.onnx import Detector
 
 RATE = 16_000
 
@@ -111,3 +115,26 @@ def test_a_microphone_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(UserError, match=r"the microphone needs sounddevice: pip install '\.\[microphone\]'"):
         next(listening.microphone_blocks())
+
+
+def test_the_command_stream_takes_an_exported_file_and_finds_what_its_stream_finds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, speech = MODELS / "tiny" / "stream.onnx", tmp_path / "speech.wav"
+    samples = read_voice("am_adam")[: 16_000 * 12]
+    soundfile.write(speech, samples, 16_000, subtype="FLOAT")
+    stream = onnx.Stream(file)
+    stream.detector = Detector(stream.model.labels, replace(stream.detector.settings, threshold=0.5), 0.08)
+    expected = "".join(f"{hit.seconds:7.2f} s  {hit.label}  {hit.score:.2f}\n" for hit in stream.listen(samples))
+    for chunk in ("7", "100"):
+        code, out, _ = run_command(("stream", file, speech, "--threshold", "0.5", "--chunk-ms", chunk), capsys)
+        assert (code, out) == (0, expected) and expected
+    code, _, err = run_command(("stream", file, speech, "--window", "2"), capsys)
+    assert code == 2 and f"--window 2: the window is part of {file}: leave it out" in err
+    code, _, err = run_command(("stream", tmp_path / "gone.onnx", speech), capsys)
+    assert code == 2 and "gone.onnx: no such file or folder" in err
+
+
+def test_the_command_stream_takes_a_packed_folder(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [run_command(("stream", model, recording), capsys)[:2] for model in (MODELS / "tiny", "tiny")]
+    assert lines[0] == lines[1] and lines[0][0] == 0 and "stop" in lines[0][1]

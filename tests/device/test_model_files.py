@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-from distilled_student import UserError
+from distilled_student import UserError, load, load_student
+from distilled_student.common.early_checks import check_model
 from distilled_student.common.shipped_models import MODELS
 from distilled_student.device import model_files
-from distilled_student.device.model_files import open_model
+from distilled_student.device.model_files import open_model, open_stream
+from distilled_student.host.early_checks import check_names
 
 
 def test_a_shipped_model_its_folder_and_its_file_are_one_model() -> None:
@@ -39,6 +42,23 @@ def test_a_folder_with_a_joint_model_is_exported_once_for_its_weights(
     (folder / "heads.safetensors").write_bytes(b"other weights")
     open_model(folder)
     assert len(exports) == 2
+
+
+def test_a_misspelt_model_is_answered_with_the_closest_one_wherever_a_model_is_named(tmp_path: Path) -> None:
+    wanted = r"tinyy: no such f\w+ or f\w+; edge, tiny ship with the package; did you mean `tiny`\?"
+    student = Namespace(upstream="distilled_student", upstream_ckpt="tinyy", hub="torch", upstream_model_config=None)
+    for attempt in (
+        lambda: open_model("tinyy"),
+        lambda: open_stream("tinyy"),
+        lambda: check_model(Path("tinyy"), "best-dev.ckpt", "best-dev.ckpt"),  # of export and stream
+        lambda: load_student("tinyy"),
+        lambda: check_names(student, ["distilled_student"], ["multitask"]),  # -k
+        lambda: load("tinyy"),
+    ):
+        with pytest.raises((UserError, ValueError), match=wanted):
+            attempt()
+    with pytest.raises(ValueError, match=r": the folder has no utterance.onnx; `distilled-student pack` writes it"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(

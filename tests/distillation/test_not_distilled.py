@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from conftest import SMALL
 
 import distilled_student as ds
 from distilled_student.cli import main
+from distilled_student.common.base_configs import read_config_file
+from distilled_student.distillation.config import read_config
+from distilled_student.distillation.early_checks import check_settings
 
 
 @pytest.fixture
@@ -79,6 +83,36 @@ def test_a_student_of_another_configuration_is_no_start(
         "distill.yaml: start_from: " in (message := capsys.readouterr().err)
         and "another configuration (layers" in message
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("openwakeword", "openwakeword: is the name of a teacher, which is not trained further: give edge, tiny, "),
+        ("shipped", "shipped: is the name of a teacher, which is not trained further: give edge, tiny, "),
+        ("hubert_base", "hubert_base: is the name of a teacher, which is not trained further: give edge, tiny, "),
+        ("tinyy", "OWNER/NAME; did you mean `tiny`?"),
+        ("wavlm", "wavlm: model_type: 'wavlm' is not one of distilled_student, hubert, wav2vec2, whisper: give edge"),
+        ("empty", "start_from: empty: is not a student: the folder has no config.json"),
+        ("clip.wav", "start_from: clip.wav: is not a student"),
+    ],
+)
+def test_what_is_no_student_is_no_start_and_is_refused_before_torch_is_needed(
+    name: str, reason: str, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("wavlm", "empty"):
+        Path(folder).mkdir()
+    Path("wavlm/config.json").write_text('{"model_type": "wavlm"}')
+    Path("wavlm/model.safetensors").touch()
+    Path("clip.wav").write_bytes(b"RIFF")
+    settings = read_config(read_config_file(config, "distill"), config, [f"start_from={name}"])
+    with pytest.raises(ds.UserError, match=re.escape(reason)) as error:
+        check_settings(settings, "distill.yaml")
+    assert str(error.value).startswith("distill.yaml: start_from: ")
+
+
+def test_a_missing_folder_is_no_start(config: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(config, "steps=0", "start_from=exp/nothing") == 2
     assert "distill.yaml: start_from: exp/nothing: no such file or folder" in capsys.readouterr().err
 

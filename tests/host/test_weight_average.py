@@ -8,16 +8,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers.trees import tasks
+from helpers.joint_runs import joint_command
 from torch import nn
 
 from distilled_student import register
 from distilled_student.host import launch
 from distilled_student.host.runner_parts import RunnerParts, layer_depths
 from distilled_student.host.weight_average import WeightAverage
-
-RUNNER = {"gradient_clipping": 1.0, "gradient_accumulate_steps": 1, "log_step": 2, "eval_step": 4, "save_step": 2}
-RUNNER |= {"total_steps": 8, "max_keep": 9, "eval_dataloaders": ["dev"], "average": 0.9}
 
 
 def test_the_average_equals_a_plain_loop() -> None:
@@ -43,14 +40,7 @@ def test_the_average_equals_a_plain_loop() -> None:
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A joint training with averaged weights, without the experiment folder."""
     folder = tmp_path_factory.mktemp("average")
-    config = {
-        "runner": RUNNER,
-        "optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": 1.0e-2},
-        "downstream_expert": {"tasks": tasks(folder)},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    options = ["-c", str(folder / "config.yaml"), "--device", "cpu"]
-    return ["-m", "train", "-u", "distilled_student", "-f", "-d", "multitask", *options, "-p"]
+    return [*joint_command(folder, {"total_steps": 8, "eval_step": 4}), "-p"]
 
 
 @pytest.fixture(scope="module")

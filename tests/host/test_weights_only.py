@@ -5,51 +5,47 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
-import yaml
+from helpers.joint_runs import joint_command
 from helpers.trees import tasks
 
 from distilled_student.checkpoints.folder import load_student
 from distilled_student.host import launch
 
-RUNNER = {"gradient_clipping": 1.0, "gradient_accumulate_steps": 1, "log_step": 2, "eval_step": 2, "save_step": 2}
-RUNNER |= {"total_steps": 4, "max_keep": 9, "eval_dataloaders": ["dev"], "average": 0.9}
 SV = "config.downstream_expert.tasks.sv"
 # the settings of the second run in docs/own-data.md; without a learning rate the weights show where it has started
 FINE_TUNING = f"config.runner.weights_only=True,,{SV}.loss.margin=0.5,,{SV}.crop_seconds=0.8,,{SV}.augment.speed=1.0e-9"
 
 
+class Trained(NamedTuple):
+    """The folder with the settings and the run ``exp``, and the command without ``-p``."""
+
+    folder: Path
+    command: list[str]
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a training with speakers at three speeds, and its settings."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A training with speakers at three speeds."""
     folder = tmp_path_factory.mktemp("first")
     groups = tasks(folder)
     groups["sv"] |= {"loss": {"name": "aam", "margin": 0.2, "margin_warmup": 1}, "augment": {"speed": 0.7}}
-    config = {
-        "runner": RUNNER,
-        "optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": 1.0e-2},
-        "scheduler": {"name": "linear_schedule_with_warmup", "num_warmup_steps": 1},
-        "downstream_expert": {"tasks": groups},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    assert launch.main([*command(folder), "-p", str(folder / "exp")]) == 0
-    return folder
-
-
-def command(folder: Path) -> list[str]:
-    start = ["-m", "train", "-u", "distilled_student", "-f", "-d", "multitask", "--device", "cpu"]
-    return [*start, "-c", str(folder / "config.yaml")]
+    scheduler = {"name": "linear_schedule_with_warmup", "num_warmup_steps": 1}
+    command = joint_command(folder, {"total_steps": 4}, groups, scheduler=scheduler)
+    assert launch.main([*command, "-p", str(folder / "exp")]) == 0
+    return Trained(folder, command)
 
 
 def load(file: Path) -> dict:
     return torch.load(file, weights_only=True)
 
 
-def test_a_second_run_starts_from_the_evaluated_weights_at_step_0(trained: Path, tmp_path: Path) -> None:
-    initial = trained / "exp/states-4.ckpt"
-    start = [*command(trained), "-i", str(initial), "-p", str(tmp_path / "exp")]
+def test_a_second_run_starts_from_the_evaluated_weights_at_step_0(trained: Trained, tmp_path: Path) -> None:
+    initial = trained.folder / "exp/states-4.ckpt"
+    start = [*trained.command, "-i", str(initial), "-p", str(tmp_path / "exp")]
     assert launch.main([*start, "-o", f"{FINE_TUNING},,config.optimizer.lr=0.0"]) == 0
     first, second = load(initial), load(tmp_path / "exp/states-4.ckpt")
     for part in ("Upstream", "Downstream"):
@@ -63,12 +59,12 @@ def test_a_second_run_starts_from_the_evaluated_weights_at_step_0(trained: Path,
     assert (tmp_path / "exp/best-dev.ckpt").is_file(), "the best score of the first run does not count"
 
 
-def test_a_second_run_with_the_heads_only_keeps_the_upstream_of_k(trained: Path, tmp_path: Path) -> None:
+def test_a_second_run_with_the_heads_only_keeps_the_upstream_of_k(trained: Trained, tmp_path: Path) -> None:
     initial, options = (
-        trained / "exp/states-4.ckpt",
+        trained.folder / "exp/states-4.ckpt",
         f"{FINE_TUNING},,config.optimizer.lr=0.0".replace("=True", "=heads"),
     )
-    start = [*command(trained), "-i", str(initial), "-p", str(tmp_path / "exp")]
+    start = [*trained.command, "-i", str(initial), "-p", str(tmp_path / "exp")]
     assert launch.main([*start, "-o", options]) == 0
     first, second = load(initial), load(tmp_path / "exp/states-4.ckpt")
     upstream = load_student("edge").state_dict()
@@ -79,8 +75,8 @@ def test_a_second_run_with_the_heads_only_keeps_the_upstream_of_k(trained: Path,
             torch.testing.assert_close(value, first["Average"][f"Downstream.{name}"], rtol=0, atol=0)
 
 
-def test_a_second_run_resumes_exactly(trained: Path, tmp_path: Path) -> None:
-    start = [*command(trained), "-i", str(trained / "exp/best-dev.ckpt"), "-o", FINE_TUNING, "-p"]
+def test_a_second_run_resumes_exactly(trained: Trained, tmp_path: Path) -> None:
+    start = [*trained.command, "-i", str(trained.folder / "exp/best-dev.ckpt"), "-o", FINE_TUNING, "-p"]
     assert launch.main([*start, str(tmp_path / "whole")]) == 0
     (tmp_path / "parts").mkdir()
     shutil.copy(tmp_path / "whole/states-2.ckpt", tmp_path / "parts")
@@ -92,16 +88,16 @@ def test_a_second_run_resumes_exactly(trained: Path, tmp_path: Path) -> None:
 
 
 def test_without_the_setting_a_run_continues_at_the_step_of_the_checkpoint(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    start = [*command(trained), "-i", str(trained / "exp/states-4.ckpt"), "-p", str(tmp_path / "exp")]
+    start = [*trained.command, "-i", str(trained.folder / "exp/states-4.ckpt"), "-p", str(tmp_path / "exp")]
     assert launch.main(start) == 0
     assert "finished: all 4 steps are trained" in capsys.readouterr().err
 
 
 def test_the_setting_without_a_checkpoint_is_refused(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    start = [*command(trained), "-p", str(tmp_path / "exp"), "-o", "config.runner.weights_only=True"]
+    start = [*trained.command, "-p", str(tmp_path / "exp"), "-o", "config.runner.weights_only=True"]
     assert launch.main(start) == 2
     assert "runner.weights_only: needs -i CHECKPOINT" in capsys.readouterr().err

@@ -77,7 +77,8 @@ def test_the_operating_point_decides_what_is_accepted(model: Model, clips: dict[
     cosine = model.similarity(wav, enrolment)
     for share, fitted in ((0.001, 0.7), (0.01, 0.6), (0.05, 0.5)):
         found = model.verify(wav, enrolment, false_accepts=share)
-        assert found == (cosine >= fitted, pytest.approx(20.0 * cosine - 7.0), pytest.approx(cosine), ())
+        needed = pytest.approx(20.0 * fitted - 7.0)
+        assert found == (cosine >= fitted, pytest.approx(20.0 * cosine - 7.0), pytest.approx(cosine), (), needed)
     assert model.verify(wav, enrolment) == model.verify(wav, enrolment, 0.01)
     assert model.verify(wav, clips["af_heart"][1:4]) == model.verify(wav, enrolment)
     with pytest.raises(ValueError, match=r"false_accepts: no threshold for a share of 0\.2"):
@@ -116,7 +117,7 @@ def test_a_file_without_operating_points_decides_by_its_ratio_and_says_so(clips:
         model.calibration = Calibration.from_metadata({"sv_slope": "17.0", "sv_offset": "-6.7"})
     found = model.verify(clips["af_heart"][0], clips["af_heart"][1:])
     assert found.accepted == (found.ratio >= 0) and "no thresholds for stated shares of false accepts" in found.notes[0]
-    assert model.verify(clips["af_heart"][0], clips["af_heart"][1:], threshold=99.0) == (False, *found[1:3], ())
+    assert model.verify(clips["af_heart"][0], clips["af_heart"][1:], threshold=99.0) == (False, *found[1:3], (), 99.0)
 
 
 def test_an_enrolment_of_another_model_is_refused(model: Model, clips: dict[str, list[np.ndarray]]) -> None:

@@ -130,6 +130,51 @@ def test_a_damaged_file_is_named(installed: tuple[Tensor, Tensor], tmp_path: Pat
         open_teacher("openwakeword")
 
 
+def with_another_graph(kind: str, shipped: onnx.ModelProto) -> onnx.ModelProto:
+    """A valid ONNX model that is not the one that is expected in its file."""
+    if kind == "two inputs":
+        shipped.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
+    elif kind == "two outputs":
+        shipped.graph.output.append(helper.make_tensor_value_info("image", TensorProto.FLOAT, [None] * 4))
+    elif kind == "integers":
+        shipped.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    elif kind == "fewer features":
+        values = numpy_helper.to_array(shipped.graph.initializer[0])[:8]
+        shipped.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "features"))
+    elif kind == "not finite":
+        values = np.full_like(numpy_helper.to_array(shipped.graph.initializer[0]), np.nan)
+        shipped.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "features"))
+    return shipped
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("two inputs", "expected one input and one output, found inputs input_1, more; outputs found"),
+        ("two outputs", "expected one input and one output, found inputs input_1; outputs found, image"),
+        ("integers", "cannot be read as an ONNX model"),
+        ("fewer features", r"for an input of shape \(2, 76, 32, 1\) expected finite float32 \(2, 1, 1, 96\), found"),
+        ("not finite", "with other values"),
+    ],
+)
+def test_another_graph_is_named_when_it_is_opened(
+    kind: str, reason: str, installed: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    file = tmp_path / "openwakeword/resources/models/embedding_model.onnx"
+    onnx.save(with_another_graph(kind, onnx.load(file)), file)
+    with pytest.raises(UserError, match=rf"embedding_model.onnx: .*{reason}") as error:
+        open_teacher("openwakeword")
+    assert "\n" not in str(error.value)
+
+
+def test_graphs_in_each_others_files_are_named(installed: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    folder = tmp_path / "openwakeword/resources/models"
+    (folder / "melspectrogram.onnx").write_bytes((folder / "embedding_model.onnx").read_bytes())
+    reason = r"for an input of shape \(2, 3040\) expected finite float32 \(2, 1, 16, bands\), the graph cannot run"
+    with pytest.raises(UserError, match=rf"melspectrogram.onnx: {reason} .*pip install"):
+        open_teacher("openwakeword")
+
+
 def test_it_is_a_teacher_of_one_layer(installed: tuple[Tensor, Tensor]) -> None:
     assert check_teacher("openwakeword", "y.yaml: teacher", []) == 1
     assert isinstance(encoder := open_teacher("openwakeword"), nn.Module) and encoder.frame_shift == 2560

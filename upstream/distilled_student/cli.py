@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,15 +15,20 @@ import typer
 from distilled_student import __version__
 from distilled_student.common.early_checks import (
     JOINT,
+    check_between,
     check_choice,
     check_device,
     check_file,
     check_folder,
     check_model,
+    check_new_folder,
     check_no_data,
     check_output_file,
     check_output_folder,
+    check_packed_output,
     check_positive,
+    check_probability,
+    check_rate,
     check_run,
     checkpoint_name,
 )
@@ -37,6 +41,7 @@ from distilled_student.corpora.speaker_names import check_speaker_pattern
 from distilled_student.device.commands import PANEL
 from distilled_student.device.commands import register as register_device_commands
 from distilled_student.device.server_commands import register as register_server_commands
+from distilled_student.device.stream_commands import keywords_of_file
 from distilled_student.device.stream_commands import register as register_stream_commands
 from distilled_student.device.word_commands import words
 from distilled_student.web.commands import register as register_web
@@ -44,6 +49,9 @@ from distilled_student.web.commands import register as register_web
 # Importing torch, s3prl and lhotse takes seconds. A command therefore checks what it can first and imports them last.
 
 TRAIN: dict[str, Any] = {"rich_help_panel": "Train, measure and export"}  # after the commands that use a model
+KEYWORD_LINE = "{:7.2f} s  {}  {:.2f}"
+MAX_WINDOW = 240  # seconds of a stream's window; a keyword takes one, an utterance of a speaker some
+MAX_PROGRAM = 3600  # seconds that a .pte file can reserve memory for
 BEST = "best-dev.ckpt"  # the default checkpoint of a joint training run
 
 options: dict[str, Any] = {"cls": Commands, "invoke_without_command": True, "add_completion": False}
@@ -201,10 +209,19 @@ def evaluate(
     )
 
 
+def check_window(window: float | None) -> None:
+    """Raise UserError for a length that no window of a stream has; None is an option that was not given."""
+    check_between("--window", window, 0, MAX_WINDOW, "seconds")
+
+
+def check_loss(max_loss: float) -> None:
+    """Raise UserError for a number of percentage points that cannot be lost."""
+    check_between("--max-loss", max_loss, 0, 100, "percentage points")
+
+
 def check_alarms(alarms: Path | None, rate: float) -> None:
     """Raise UserError for options of the threshold of a stream that cannot be used."""
-    if not 0 < rate < math.inf:
-        raise UserError(f"--rate {rate:g}: must be a positive number")
+    check_rate("--rate", rate)
     if alarms is not None:
         from distilled_student.device.alarms import audio_of
 
@@ -251,6 +268,9 @@ def export(
         raise UserError("--int8, --streaming: need a name that ends with .onnx")
     if alarms is not None and not streaming:
         raise UserError(f"--alarms {alarms}: needs --streaming: it chooses the threshold of a stream")
+    check_loss(max_loss)
+    check_window(window)
+    check_between("--max-seconds", max_seconds, 1, MAX_PROGRAM, "seconds")
     checkpoint = checkpoint_name(source, checkpoint)
     check_model(source, checkpoint, BEST)
     check_output_file("--output", output)
@@ -287,9 +307,9 @@ def average(
     """Write a run whose weights are the mean of those of several runs that were fine-tuned from the same weights."""
     for run in runs:
         check_run(run, checkpoint, BEST)
-    check_output_folder("--output", output)
     check_no_data("--output", output, [("RUNS", str(run)) for run in runs])
-    from distilled_student.host.mean_of_runs import average_runs
+    check_new_folder("--output", output)
+    from distilled_student.multitask.mean_of_runs import average_runs
 
     average_runs(runs, output, checkpoint)
     print(f"{output / checkpoint}: the mean of {len(runs)} runs; next: distilled-student evaluate {output}")
@@ -317,12 +337,14 @@ def pack(
     rate: Rate = 0.5,
 ) -> None:
     """Pack a joint run to use or share it: weights, thresholds, int8 graphs for utterances and streams, model card."""
+    check_loss(max_loss)
+    check_window(window)
     check_run(run, checkpoint, BEST)
-    check_output_folder("--output", output)
     folders = calibrate or []
     for folder in folders:
         check_folder("--calibrate", folder)
     check_no_data("--output", output, [("RUN", str(run)), *(("--calibrate", str(folder)) for folder in folders)])
+    check_packed_output("--output", output)
     check_alarms(alarms, rate)
     from distilled_student.export.pack import pack as write
     from distilled_student.onnx import STREAM
@@ -397,8 +419,7 @@ def benchmark(
 
     check_positive("--seeds", seeds)
     check_positive("--steps", steps)
-    if tflops is not None and not tflops > 0:
-        raise UserError(f"--tflops {tflops}: must be a positive number")
+    check_rate("--tflops", tflops)
     check_device("--device", device)
     plan(read_suite(suite), 1, only or (), extra)  # raises for a name that is in no run
     shipped = shipped_configs()
@@ -472,10 +493,17 @@ def speed(
 
 @app.command(**TRAIN)
 def stream(
-    model: Annotated[Path, typer.Argument(help="edge, tiny, or the folder of a joint run whose student is causal.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="edge, tiny, a packed folder, the folder of a joint run whose student is causal, or an .onnx file."
+        ),
+    ],
     recording: Annotated[Path, typer.Argument(help="Audio file, read chunk by chunk like a microphone.")],
     chunk_ms: Annotated[int, typer.Option(help="Length of a chunk in milliseconds.")] = 100,
-    window: Annotated[float, typer.Option(help="Seconds of audio that a score covers.")] = 1.0,
+    window: Annotated[
+        float | None, typer.Option(help="Seconds of audio that a score covers; default: 1, or that of the .onnx file.")
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="Smallest probability of a keyword; default: that of exported streams, measured now."),
@@ -483,18 +511,28 @@ def stream(
 ) -> None:
     """Spot keywords in an audio file chunk by chunk and print each with its time."""
     check_positive("--chunk-ms", chunk_ms)
-    check_model(model, BEST, BEST)
+    check_window(window)
+    check_probability("--threshold", threshold)
+    is_exported = model.suffix == ".onnx" and not model.is_dir()
+    if is_exported and window is not None:
+        raise UserError(f"--window {window:g}: the window is part of {model}: leave it out")
+    if not is_exported:
+        check_model(model, BEST, BEST)
     check_file("", recording)
+    if is_exported:
+        for hit in keywords_of_file(model, recording, chunk_ms, threshold):
+            print(KEYWORD_LINE.format(hit.seconds, hit.label, hit.score))
+        return
     import torch
 
     from distilled_student.common import audio
     from distilled_student.multitask.device_model import open_joint
-    from distilled_student.streaming import Stream, listen
+    from distilled_student.streaming import WINDOW_SECONDS, Stream, listen
 
     torch.set_num_threads(1)  # a chunk is too small for several threads
-    keywords = listen(Stream(open_joint(model), window), audio.load(recording), chunk_ms, threshold)
-    for seconds, label, score in keywords:
-        print(f"{seconds:7.2f} s  {label}  {score:.2f}")
+    opened = Stream(open_joint(model), WINDOW_SECONDS if window is None else window)
+    for seconds, label, score in listen(opened, audio.load(recording), chunk_ms, threshold):
+        print(KEYWORD_LINE.format(seconds, label, score))
 
 
 # s3prl reads its own options, --help too

@@ -23,6 +23,7 @@ from distilled_student.benchmark.suite import Run, plan, read_suite
 from distilled_student.benchmark.trials import smaller_corpora, title_of
 from distilled_student.checkpoints.folder import CONFIG
 from distilled_student.common.devices import pick_device
+from distilled_student.common.early_checks import check_rate
 from distilled_student.common.errors import UserError
 from distilled_student.common.other_load import needs_more_cores, other_load
 from distilled_student.common.progress import Progress
@@ -215,8 +216,7 @@ def benchmark(
     """The command ``benchmark``, see its help; with ``dry`` or ``tflops`` a dry run. Returns the report's rows."""
     if seeds is not None and seeds < 1:
         raise UserError(f"--seeds {seeds}: must be 1 or more")
-    if tflops is not None and not tflops > 0:
-        raise UserError(f"--tflops {tflops}: must be a positive number")
+    check_rate("--tflops", tflops)
     runs = plan(bench.suite, seeds or bench.suite.seeds, only, extra)
     if tflops is None and not dry:
         return run_suite(bench, runs)

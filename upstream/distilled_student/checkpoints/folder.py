@@ -22,7 +22,7 @@ from distilled_student.checkpoints.weight_files import WEIGHTS
 from distilled_student.common.early_checks import held_instead
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, read_safetensors, write_files
-from distilled_student.common.shipped_models import model_path
+from distilled_student.common.shipped_models import model_path, other_models
 from distilled_student.student.config import StudentConfig
 from distilled_student.student.network import Student
 
@@ -90,7 +90,7 @@ def _read(path: Path) -> StudentCheckpoint:
         return read_torch_checkpoint(path)
     if not (path / CONFIG).is_file():
         if not path.exists():
-            raise UserError(f"{path}: no such file or folder")
+            raise UserError(f"{path}: no such file or folder{other_models(path)}")
         raise UserError(f"{path}: is neither a checkpoint file nor a folder with {CONFIG}{held_instead(path)}")
     is_own = read_json(path / CONFIG).get("model_type") == MODEL_TYPE
     return _read_own_folder(path) if is_own else read_transformers(path)

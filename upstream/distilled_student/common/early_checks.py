@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.files import read_json
-from distilled_student.common.shipped_models import model_path
+from distilled_student.common.shipped_models import model_path, other_models
 
 CONFIG = "config.json"
 JOINT = "joint.json"  # of a joint model without its run
@@ -28,6 +29,26 @@ def check_positive(option: str, value: int | None) -> None:
     """Raise UserError for a count below 1; None is an option that was not given."""
     if value is not None and value < 1:
         raise UserError(f"{option} {value}: must be 1 or more")
+
+
+def check_between(option: str, value: float | None, low: float, high: float, unit: str = "") -> None:
+    """Raise UserError for a number that is not from ``low`` to ``high``; None is an option that was not given.
+
+    ``unit`` follows the limits in the message, as in ``from 0 to 3600 seconds``.
+    """
+    if value is not None and not low <= value <= high:  # NaN neither
+        raise UserError(f"{option} {value:.6g}: must be from {low:.6g} to {high:.6g} {unit}".rstrip())
+
+
+def check_probability(option: str, value: float | None) -> None:
+    """Raise UserError for a number that is no probability; None is an option that was not given."""
+    check_between(option, value, 0, 1, "(a probability)")
+
+
+def check_rate(option: str, value: float | None) -> None:
+    """Raise UserError for a number that is not positive and finite; None is an option that was not given."""
+    if value is not None and not 0 < value < math.inf:
+        raise UserError(f"{option} {value:g}: must be a positive number")
 
 
 def check_device(option: str, value: str | None) -> None:
@@ -59,6 +80,28 @@ def check_output_folder(option: str, folder: Path | None) -> None:
         raise UserError(f"{option} {folder}: cannot be written: {parent} is a file; give a folder".strip())
     if not os.access(parent, os.W_OK):
         raise UserError(f"{option} {folder}: cannot be written: {parent} is not a writable folder".strip())
+
+
+def check_new_folder(option: str, folder: Path) -> None:
+    """Raise UserError for a folder that a command cannot make, or that holds files, which the command would replace."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{option} {folder}: is not empty: choose another folder, or remove this one first")
+    check_output_folder(option, folder)
+
+
+def check_packed_output(option: str, folder: Path) -> None:
+    """Raise UserError for a folder that holds a run or a student, with which a packed model would be mixed.
+
+    An earlier packed model is replaced.
+    """
+    check_output_folder(option, folder)
+    held = "a joint training run" if any(folder.glob("*.ckpt")) else None
+    if held is None and (folder / "checkpoints").is_dir():
+        held = "a distillation"
+    if held is None and (folder / CONFIG).is_file() and not (folder / JOINT).is_file():
+        held = "a student"
+    if held is not None:
+        raise UserError(f"{option} {folder}: holds {held}: choose another folder for the packed model")
 
 
 def is_same_folder(folder: str | Path, other: str | Path) -> bool:
@@ -175,7 +218,7 @@ def check_student(option: str, path: Path) -> None:
         if not any(file for pattern in WEIGHTS for file in path.glob(pattern)):
             raise UserError(f"{where}: is not a student: the folder has no weights ({' or '.join(WEIGHTS)})")
     elif not path.is_file():
-        raise UserError(f"{where}: no such file or folder")
+        raise UserError(f"{where}: no such file or folder{other_models(path)}")
     elif not is_torch_file(path):
         raise UserError(f"{where}: is not a student: neither a folder with {CONFIG} nor a checkpoint of torch")
 

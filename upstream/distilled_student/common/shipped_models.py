@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distilled_student.common.errors import did_you_mean
+
 ASSETS = Path(__file__).parents[1] / "assets"
 MODELS = ASSETS / "models"
 DEFAULT = "edge"
@@ -12,6 +14,11 @@ DEFAULT = "edge"
 def shipped_models() -> list[str]:
     """The names of the models that ship, such as ``edge``."""
     return sorted(folder.name for folder in MODELS.iterdir() if folder.is_dir())
+
+
+def other_models(name: str | Path) -> str:
+    """The end of a message about a model that does not exist: those that ship, and the closest of their names."""
+    return f"; {', '.join(shipped_models())} ship with the package{did_you_mean(name, shipped_models())}"
 
 
 def model_path(name: str | Path) -> Path:

@@ -16,8 +16,9 @@ from distilled_student.common.audio_folders import audio_files
 from distilled_student.common.errors import UserError
 from distilled_student.common.shipped_models import MODELS
 from distilled_student.device.keyword_mix import Clip, Mix
-from distilled_student.device.recordings import recording_blocks
+from distilled_student.device.recordings import check_readable, recording_blocks
 from distilled_student.device.traces import Trace, poisson_interval, record
+from distilled_student.onnx.detector import HOP_SECONDS
 from distilled_student.onnx.detector import KEY as DETECTOR
 
 if TYPE_CHECKING:
@@ -117,13 +118,18 @@ class Alarms:
 
 
 def audio_of(path: Path, option: str = "--audio") -> list[Path]:
-    """The file, or all audio files of a folder and its subfolders. Raises UserError if there is none."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
+    """The file, or all audio files of a folder and its subfolders.
+
+    Raises:
+        UserError: there is none, one of them cannot be read, or they are shorter than a hop of a stream.
+    """
+    if not path.exists():
         raise UserError(f"{option} {path}: no such file or folder")
-    if not (files := audio_files(path, option)):
+    files = [path] if path.is_file() else audio_files(path, option)
+    if not files:
         raise UserError(f"{option} {path}: holds no audio files")
+    if check_readable(files) < HOP_SECONDS:
+        raise UserError(f"{option} {path}: is shorter than {HOP_SECONDS} s: give hours of audio")
     return files
 
 

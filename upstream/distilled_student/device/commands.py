@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from distilled_student.device.household import Report
     from distilled_student.device.profiles import Profiles
-    from distilled_student.onnx import Model
+    from distilled_student.onnx import Identified, Model, Verified
 
 # numpy, onnxruntime and soundfile are imported by the commands: --help and mistakes do without them
 
@@ -123,7 +123,8 @@ def similarity(
         if opened.calibration is None:
             cosine, ratio = opened.similarity(*samples), None
         else:
-            _, ratio, cosine, _ = opened.verify(samples[1], opened.enrol(samples[0]))
+            found = opened.verify(samples[1], opened.enrol(samples[0]))
+            cosine, ratio = found.cosine, found.ratio
     words = "" if ratio is None else f"; {_as_odds(ratio)}"
     print_result({"cosine": cosine, "ratio": ratio}, f"cosine {cosine:.3f}{words}", as_json)
 
@@ -180,8 +181,9 @@ def verify(
     enrolment, samples = people.read(name), read_joined(files)
     with one_line_errors():
         done = opened.verify(samples, enrolment, share)
-    text = f"{'yes' if done.accepted else 'no'}: {name}, cosine {done.cosine:.3f}; {_as_odds(done.ratio)}"
-    content = {"name": name, "accepted": bool(done.accepted), "ratio": done.ratio, "cosine": done.cosine}
+    text = f"{'yes' if done.accepted else 'no'}: {name}, cosine {done.cosine:.3f}; {_with_needed(done)}"
+    content = {"name": name, "accepted": bool(done.accepted), "ratio": done.ratio, "needed_ratio": done.needed_ratio}
+    content |= {"cosine": done.cosine}
     print_result(content | {"notes": list(done.notes)}, text, as_json, done.notes)
     raise typer.Exit(YES if done.accepted else NO)
 
@@ -209,8 +211,9 @@ def identify(
             done = opened.identify(samples, enrolments, share)
         found.append(done.name)
         named = ", ".join(map(str, group))
-        text = f"{named}: {done.name or 'nobody'}, cosine {done.cosine:.3f}; {_as_odds(done.ratio)}"
+        text = f"{named}: {done.name or 'nobody'}, cosine {done.cosine:.3f}; {_with_needed(done)}"
         content = {"files": list(map(str, group)), "name": done.name, "ratio": done.ratio, "cosine": done.cosine}
+        content |= {"needed_ratio": done.needed_ratio}
         notes = (*left_out, *done.notes)
         print_result(content | {"notes": list(notes)}, text, as_json, [note for note in notes if note not in printed])
         printed.update(notes)
@@ -347,13 +350,27 @@ def _embed(model: Model, file: Path) -> NDArray[np.float32]:
         return model.embed(samples)
 
 
-def _as_odds(ratio: float) -> str:
-    """A natural log-likelihood ratio in words."""
+def _odds(ratio: float) -> str:
+    """How many times as likely a natural log-likelihood ratio of this size makes one of the two."""
     import math
 
     odds = math.exp(min(abs(ratio), math.log(1e6)))
-    number = "over a million" if odds >= 999_999 else f"{odds:,.0f}" if odds >= 10 else f"{odds:.1f}"
-    return f"{number} times as likely of {'the same person' if ratio >= 0 else 'another person'}"
+    return "over a million" if odds >= 999_999 else f"{odds:,.0f}" if odds >= 10 else f"{odds:.1f}"
+
+
+def _as_odds(ratio: float) -> str:
+    """A natural log-likelihood ratio in words."""
+    return f"{_odds(ratio)} times as likely of {'the same person' if ratio >= 0 else 'another person'}"
+
+
+def _with_needed(done: Verified | Identified) -> str:
+    """The ratio of a decision in words, and the one that was needed for a yes."""
+    needed = _as_odds(done.needed_ratio)
+    if done.needed_ratio < 0:
+        needed = f"at most {needed}"
+    elif done.ratio >= 0:
+        needed = f"{_odds(done.needed_ratio)} times"
+    return f"{_as_odds(done.ratio)}; needed: {needed}"
 
 
 def print_result(content: Mapping[str, Any], text: str, as_json: bool, notes: Sequence[str] = ()) -> None:

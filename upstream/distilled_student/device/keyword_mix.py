@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from distilled_student.common.audio_folders import audio_files, subfolders
 from distilled_student.common.errors import UserError
 from distilled_student.common.sample_rate import SAMPLE_RATE
-from distilled_student.device.recordings import read_recording
+from distilled_student.device.recordings import check_readable, read_recording
 
 GAP_SECONDS = 2.5  # of the audio before each keyword: longer than the window and the hold-off together
 LATE_SECONDS = 1.0  # a hit may come as late as this after the end of the clip
@@ -41,7 +41,7 @@ def keyword_clips(folder: Path, labels: Sequence[str], per_keyword: int) -> list
     """Clips in ``folder/KEYWORD``, evenly spaced in the order of their names, so that all speakers are among them.
 
     Raises:
-        UserError: no folder has the name of a keyword.
+        UserError: no folder has the name of a keyword, or a clip cannot be read.
     """
     keywords = [label for label in labels if not label.startswith("_")]
     folders = {unicodedata.normalize("NFC", path.name): path for path in subfolders(folder, "--keywords")}
@@ -53,6 +53,7 @@ def keyword_clips(folder: Path, labels: Sequence[str], per_keyword: int) -> list
     if not clips:
         found, wanted = ", ".join(sorted(folders)) or "none", ", ".join(keywords)
         raise UserError(f"--keywords {folder}: expected folders named as keywords ({wanted}), found: {found}")
+    check_readable(clip.file for clip in clips)
     return clips
 
 

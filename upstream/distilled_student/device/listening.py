@@ -96,5 +96,6 @@ def notes(stream: Stream, people: Mapping[str, Enrolment], false_accepts: float)
 
 def on_one_line(hit: Hit, has_people: bool) -> str:
     """``3.52 s  stop  0.98  anna``; ``has_people``: whether it was asked who spoke."""
-    who = f"  {hit.speaker or 'nobody who is enrolled'} (ratio {hit.ratio:.1f})" if has_people else ""
+    ratios = f"(ratio {hit.ratio:.1f}, needed {hit.needed_ratio:.1f})" if has_people else ""
+    who = f"  {hit.speaker or 'nobody who is enrolled'} {ratios}" if has_people else ""
     return f"{hit.seconds:7.2f} s  {hit.label}  {hit.score:.2f}{who}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from distilled_student.common.early_checks import JOINT, check_file, check_model, held_instead
 from distilled_student.common.errors import UserError
-from distilled_student.common.shipped_models import model_path, shipped_models
+from distilled_student.common.shipped_models import model_path, other_models, shipped_models
 
 if TYPE_CHECKING:
     from distilled_student.onnx import Model, Stream
@@ -80,7 +80,7 @@ def open_stream(name: str | Path, threads: int = 1) -> Stream:
 
 def _check_onnx_file(name: str, path: Path) -> None:
     if not path.exists():
-        raise UserError(f"--model {name}: no such file or folder; {', '.join(shipped_models())} ship with the package")
+        raise UserError(f"--model {name}: no such file or folder{other_models(name)}")
     check_file("--model", path)
     if path.suffix != ".onnx":
         wanted = "a name that ends with .onnx, a folder of a joint run, or " + " or ".join(shipped_models())

@@ -51,6 +51,21 @@ def recording_blocks(path: str | Path) -> Iterator[NDArray[np.float32]]:
         yield resampler.resample(np.zeros(0, np.float32), is_last=True)
 
 
+def check_readable(files: Iterable[str | Path]) -> float:
+    """The seconds of all files together, from their headers; nothing but the end of each is decoded.
+
+    Raises:
+        UserError: one of them is missing, truncated, empty or not audio; names the file.
+    """
+    seconds = 0.0
+    for path in files:
+        with open_to_decode(path) as file:
+            if not file.frames:
+                raise UserError(f"{path}: holds no audio")
+            seconds += file.frames / file.samplerate
+    return seconds
+
+
 class _Resampler:
     """`resample` for blocks of one recording."""
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from distilled_student.common.early_checks import check_probability
 from distilled_student.common.errors import UserError
 from distilled_student.device.commands import PANEL, FalseAccepts, ModelOption, ProfilesOption, parse_share
 
@@ -27,6 +28,7 @@ def wyoming(
     ] = None,
 ) -> None:
     """Serve wake words over the Wyoming protocol, for Home Assistant: each detection says who spoke."""
+    check_probability("--threshold", threshold)
     try:
         from distilled_student.device import wyoming_server, wyoming_service
     except ModuleNotFoundError as error:

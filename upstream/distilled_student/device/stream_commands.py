@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distilled_student.common.early_checks import check_file, check_folder, check_output_folder, check_positive
+from distilled_student.common.early_checks import (
+    check_between,
+    check_file,
+    check_folder,
+    check_output_folder,
+    check_positive,
+    check_probability,
+    check_rate,
+)
 from distilled_student.common.errors import UserError
 from distilled_student.device.commands import (
     NO,
@@ -23,10 +31,12 @@ from distilled_student.device.commands import (
 )
 
 if TYPE_CHECKING:
-    from distilled_student.onnx import Enrolment, Stream
+    from distilled_student.onnx import Enrolment, Hit, Stream
 
 # numpy, onnxruntime and soundfile are imported by the commands: --help and mistakes do without them
 
+LONGEST_SECONDS = 3600  # of the smoothing and of the hold-off, as in `onnx.detector`
+GATE_LEVELS = (-120, 0)  # dB: digital silence counts as -120, a full scale of 1 as 0
 MAX_LEVEL = 100  # dB; 16-bit samples have 96 dB from the softest to the loudest
 SMOOTHING_HELP = "Seconds over which scores are averaged; default: the model's."
 HOLD_OFF_HELP = "Seconds after a keyword in which no other is reported; default: the model's."
@@ -42,6 +52,21 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     for function in (listen, alarms):
         app.command(rich_help_panel=PANEL)(function)
+
+
+def _check_detector(
+    threshold: float | None = None,
+    smoothing: float | None = None,
+    hold_off: float | None = None,
+    gate: float | None = None,
+    word_threshold: float | None = None,
+) -> None:
+    """Raise UserError for settings of a detector that no stream can have."""
+    check_probability("--threshold", threshold)
+    check_between("--word-threshold", word_threshold, 0, 1, "(a score)")
+    check_between("--smoothing", smoothing, 0, LONGEST_SECONDS, "seconds")
+    check_between("--hold-off", hold_off, 0, LONGEST_SECONDS, "seconds")
+    check_between("--gate", gate, *GATE_LEVELS, "dB")
 
 
 def _open_stream(
@@ -65,6 +90,23 @@ def _open_stream(
         )
     stream.detector = Detector(stream.detector.labels, settings, stream.detector.hop)
     return stream
+
+
+def keywords_of_file(model: Path, recording: Path, chunk_ms: int, threshold: float | None) -> Iterator[Hit]:
+    """The keywords that the exported stream ``model`` finds in a recording, read in chunks of some milliseconds.
+
+    Raises:
+        UserError: the file is no stream with keywords, or the recording cannot be read.
+    """
+    from distilled_student.device.model_files import one_line_errors
+    from distilled_student.device.recordings import recording_blocks
+
+    stream = _open_stream(str(model), threshold, None, None, None)
+    size = max(1, stream.model.rate * chunk_ms // 1000)
+    with one_line_errors():
+        for block in recording_blocks(recording):
+            for start in range(0, len(block), size):
+                yield from stream.listen(block[start : start + size])
 
 
 def _check_share(stream: Stream, share: float) -> None:
@@ -143,8 +185,8 @@ def alarms(
         raise UserError(
             f"--write --owner {owner}: needs --keywords with clips of {owner}: alarms alone ask for no misses"
         )
-    if not 0 < rate < math.inf:
-        raise UserError(f"--rate {rate:g}: must be a positive number")
+    check_rate("--rate", rate)
+    _check_detector(smoothing=smoothing, hold_off=hold_off, gate=gate)
     from distilled_student.device.alarm_report import table, write_report
     from distilled_student.device.alarms import audio_of, check_writable, measure, write_threshold
     from distilled_student.device.keyword_mix import keyword_clips
@@ -225,6 +267,7 @@ def listen(
 
     check_file("", recording)
     share = parse_share(false_accepts)
+    _check_detector(threshold, smoothing, hold_off, gate, word_threshold)
     stream = _open_stream(model, threshold, smoothing, hold_off, gate, word_threshold)
     people = _enrolled(stream, profiles, model, owner) if stream.model.calibration is not None or owner else {}
     if people:

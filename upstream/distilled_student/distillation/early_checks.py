@@ -5,13 +5,26 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from distilled_student.checkpoints.foreign_config import why_not_a_student
+from distilled_student.checkpoints.hub import may_be_on_hub
 from distilled_student.common.audio_folders import AudioFolders
-from distilled_student.common.early_checks import CONFIG, check_no_data, check_output_folder
-from distilled_student.common.errors import UserError
+from distilled_student.common.early_checks import CONFIG, check_no_data, check_output_folder, check_student
+from distilled_student.common.errors import UserError, did_you_mean
+from distilled_student.common.files import read_json
+from distilled_student.common.shipped_models import model_path, shipped_models
 from distilled_student.distillation.config import DistillConfig, student_config_for
 from distilled_student.distillation.data.config import MANIFESTS, TARS
 from distilled_student.host.s3prl_names import upstream_names
-from distilled_student.teachers.early_checks import check_speaker_encoder, check_teacher
+from distilled_student.teachers.early_checks import (
+    SHIPPED,
+    WORD_ENCODER,
+    check_on_hub,
+    check_speaker_encoder,
+    check_teacher,
+)
+
+MODEL_TYPE = "distilled_student"  # of the config.json of our own students
+STARTS = "edge, tiny, the folder or file of a student, or its name on the hub, OWNER/NAME"
 
 
 def check_output(config: DistillConfig, where: str | Path) -> None:
@@ -50,7 +63,7 @@ def check_settings(config: DistillConfig, where: str | Path) -> None:
         _check_data(name, f"{where}: data.held_out")
     student_config_for(config, target_size=1, where=where)  # raises for an unknown size or a wrong field
     if config.start_from:
-        check_teacher(config.start_from, f"{where}: start_from", [])
+        _check_start(config.start_from, f"{where}: start_from")
     if not config.teachers:
         _check_layers(config.teacher, config.targets, f"{where}: ")
     for number, teacher in enumerate(config.teachers):
@@ -62,6 +75,23 @@ def check_settings(config: DistillConfig, where: str | Path) -> None:
     config.data.augment.check_folders(f"{where}: data.augment")
     check_output_folder(f"{where}: output:", Path(config.output))
     check_output_folder(f"{where}: cache:", Path(config.cache) if config.cache else None)
+
+
+def _check_start(name: str, where: str) -> None:
+    """``start_from``: a student, as ``-k`` takes it. Teachers that are no student cannot be trained further."""
+    path = model_path(name)
+    if path.exists():
+        check_student(f"{where}:", path)
+        values = read_json(path / CONFIG) if path.is_dir() else {"model_type": MODEL_TYPE}
+        if values["model_type"] != MODEL_TYPE and (reason := why_not_a_student(values)):
+            raise UserError(f"{where}: {name}: {reason}: give {STARTS}")
+    elif may_be_on_hub(name):
+        check_on_hub(name, where, f"; give {STARTS}")
+    elif name in (*SHIPPED, WORD_ENCODER, *upstream_names()):
+        raise UserError(f"{where}: {name}: is the name of a teacher, which is not trained further: give {STARTS}")
+    else:
+        hint = did_you_mean(name, shipped_models())
+        raise UserError(f"{where}: {name}: no such file or folder: give {STARTS}{hint}")
 
 
 def _check_layers(teacher: str, targets: list[int], where: str) -> None:

@@ -16,7 +16,7 @@ from distilled_student.common.early_checks import CONFIG, check_device, check_no
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.files import read_json
 from distilled_student.common.settings import find_config
-from distilled_student.common.shipped_models import model_path
+from distilled_student.common.shipped_models import model_path, other_models
 from distilled_student.host.overrides import override
 from distilled_student.host.s3prl_names import downstream_names, upstream_names
 from distilled_student.host.superb import settings as superb
@@ -120,7 +120,7 @@ def check_names(args: Namespace, upstreams: Sequence[str], downstreams: Sequence
         raise UserError(f"-u {args.upstream}: needs -k (a checkpoint) or -g (its configuration)")
     student = args.upstream_ckpt if args.upstream == "distilled_student" else None
     if student and not model_path(student).exists() and not may_be_on_hub(student):
-        raise UserError(f"-u distilled_student -k {student}: no such folder or file")
+        raise UserError(f"-u distilled_student -k {student}: no such folder or file{other_models(student)}")
     if args.downstream is None:
         raise UserError("-d: missing: give multitask, or a downstream of s3prl such as speech_commands")
     if args.downstream not in downstreams:

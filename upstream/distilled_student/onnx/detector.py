@@ -37,6 +37,7 @@ class Hit(NamedTuple):
         score: Its smoothed probability; with an owner, the probability that the owner said it, see `owner_said`.
         speaker: Who said it: one of the enrolled speakers; None if it was nobody of them, or if nobody was asked for.
         ratio: The log-likelihood ratio of this speaker, or of the most similar one; None if nobody was asked for.
+        needed_ratio: The smallest ratio of this speaker that is accepted; None if nobody was asked for.
     """
 
     seconds: float
@@ -44,6 +45,7 @@ class Hit(NamedTuple):
     score: float
     speaker: str | None = None
     ratio: float | None = None
+    needed_ratio: float | None = None
 
 
 def decide(scores: Mapping[str, float], threshold: float | None) -> Spotted:

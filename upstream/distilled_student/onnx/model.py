@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -160,7 +161,7 @@ class Model(ModelFile):
         if threshold is None:
             return found
         notes = tuple(note for note in found.notes if note != speakers.UNSTATED)
-        return found._replace(accepted=found.ratio >= threshold, notes=notes)
+        return found._replace(accepted=found.ratio >= threshold, notes=notes, needed_ratio=threshold)
 
     def identify(
         self,
@@ -331,7 +332,7 @@ class Stream(ChunkStream):
         if owner is not None and found.name is None:
             return None
         score = hit.score if owner is None else owner_said(hit.score, found.ratio)
-        return hit._replace(score=score, speaker=found.name, ratio=found.ratio)
+        return hit._replace(score=score, speaker=found.name, ratio=found.ratio, needed_ratio=found.needed_ratio)
 
     def _who(
         self, enrolled: Mapping[str, Enrolment], outputs: Mapping[str, NDArray[np.float32]], false_accepts: float
@@ -360,4 +361,16 @@ def load(file: str | Path, threads: int = 1) -> Model:
     """
     shipped = SHIPPED / str(file) / UTTERANCE
     path = shipped if not Path(file).exists() and shipped.is_file() else Path(file)
+    if not path.exists():
+        raise ValueError(f"{file}: no such file or folder{_other_models(str(file))}")
+    if path.is_dir() and not (path / UTTERANCE).is_file():
+        raise ValueError(f"{file}: the folder has no {UTTERANCE}; `distilled-student pack` writes it")
     return Model(path / UTTERANCE if path.is_dir() else path, threads)
+
+
+def _other_models(name: str) -> str:
+    """The end of a message about a model that does not exist; empty next to a copy of this folder."""
+    names = sorted(folder.name for folder in SHIPPED.glob("*/"))
+    close = difflib.get_close_matches(name.lower(), names, n=1)
+    known = f"; {', '.join(names)} ship with the package" if names else ""
+    return known + "".join(f"; did you mean `{found}`?" for found in close)

@@ -44,12 +44,14 @@ class Verified(NamedTuple):
         ratio: The natural log-likelihood ratio of "the same speaker" to "another speaker".
         cosine: The cosine similarity of the embeddings.
         notes: What the decision does not state or is uncertain of, a sentence each; often empty.
+        needed_ratio: The smallest ratio that is accepted, with these clips and this length of the utterance.
     """
 
     accepted: bool
     ratio: float
     cosine: float
     notes: tuple[str, ...] = ()
+    needed_ratio: float = 0.0
 
 
 class Identified(NamedTuple):
@@ -57,13 +59,14 @@ class Identified(NamedTuple):
 
     Attributes:
         name: The speaker; None for nobody of them.
-        ratio, cosine, notes: See `Verified`; of the most similar speaker.
+        ratio, cosine, notes, needed_ratio: See `Verified`; of the most similar speaker.
     """
 
     name: str | None
     ratio: float
     cosine: float
     notes: tuple[str, ...] = ()
+    needed_ratio: float = 0.0
 
 
 def unit_length(vectors: NDArray) -> NDArray:
@@ -104,8 +107,9 @@ def verify(
     ratio = calibration.ratio(cosine, condition)
     if not calibration.shares:
         return Verified(ratio >= 0, ratio, cosine, (UNSTATED,))
-    accepted = cosine >= calibration.threshold(false_accepts, condition)
-    return Verified(accepted, ratio, cosine, tuple(calibration.unseen(condition)))
+    threshold = calibration.threshold(false_accepts, condition)
+    needed = calibration.ratio(threshold, condition)
+    return Verified(cosine >= threshold, ratio, cosine, tuple(calibration.unseen(condition)), needed)
 
 
 def identify(
@@ -133,8 +137,8 @@ def identify(
         for name, enrolment in enrolments.items()
     }
     name = max(results, key=lambda name: results[name].ratio)
-    accepted, ratio, cosine, notes = results[name]
+    accepted, ratio, cosine, notes, needed = results[name]
     if share > wanted:
         total = f"up to {share * len(enrolments):g} of other people's utterances may get a name"
         notes = (*notes, f"with {len(enrolments)} enrolled speakers {total}, not {false_accepts:g}")
-    return Identified(name if accepted else None, ratio, cosine, notes)
+    return Identified(name if accepted else None, ratio, cosine, notes, needed)

@@ -65,7 +65,7 @@ def check_teacher(name: str, where: str, upstreams: Collection[str]) -> int | No
     if name in upstreams:
         return None
     hint = did_you_mean(name, [*SHIPPED, *shipped_models(), WORD_ENCODER, *upstreams])
-    return _check_on_hub(name, where, hint or f"; {REMEDY}")
+    return check_on_hub(name, where, hint or f"; {REMEDY}")
 
 
 def check_speaker_encoder(name: str, where: str) -> None:
@@ -97,15 +97,15 @@ def check_speaker_encoder(name: str, where: str) -> None:
     elif _is_folder_name(name) or name.endswith((".onnx", ".pt")):
         raise UserError(f"{where}: {name}: no such file or folder")
     else:
-        _check_on_hub(name, where, did_you_mean(name, ["resemblyzer"]) or f"; give {SPEAKER_ENCODERS}")
+        check_on_hub(name, where, did_you_mean(name, ["resemblyzer"]) or f"; give {SPEAKER_ENCODERS}")
 
 
 def _layers(values: dict[str, Any]) -> int | None:
     return next((values[key] for key in LAYER_KEYS if isinstance(values.get(key), int)), None)
 
 
-def _check_on_hub(name: str, where: str, hint: str) -> int | None:
-    """The same for a model on the hub of transformers, or in the local cache of the hub.
+def check_on_hub(name: str, where: str, hint: str) -> int | None:
+    """`check_teacher` of a model on the hub of transformers, or in the local cache of the hub.
 
     ``hint``: the end of the message about a name that can be meant in another way.
     """

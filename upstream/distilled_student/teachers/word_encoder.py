@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from distilled_student.teachers.onnx_encoder import open_graph
 FILES = ("melspectrogram.onnx", "embedding_model.onnx")
 MEL_FRAMES, MEL_SHIFT, MEL_WINDOW = 76, 160, 640  # of a window: frames; samples from one frame to the next, of a frame
 STEP = 16  # mel frames from one window to the next; openwakeword has 8, but neighbours overlap by nine tenths
+SHORTEST = (STEP - 1) * MEL_SHIFT + MEL_WINDOW  # samples that have `STEP` mel frames
 FULL_SCALE = 32767.0
 FLOOR = 1.0  # of the mel values after openwakeword's scaling: quiet noise. Digital silence would have -10 + 2
 DEVIATION = 10.0  # features are divided by their standard deviation on speech, so that the L1 distance is about 1
@@ -58,12 +60,38 @@ class _Graph(nn.Module):
         for number, values in enumerate(arrays):
             if np.issubdtype(values.dtype, np.floating):
                 self.register_parameter(f"constant_{number}", nn.Parameter(torch.from_numpy(values.copy())))
-        self.input = self.session.get_inputs()[0].name
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1:
+            found = f"inputs {', '.join(one.name for one in inputs)}; outputs {', '.join(one.name for one in outputs)}"
+            raise UserError(f"{file}: expected one input and one output, found {found}; {WORD_ENCODER_INSTALL}")
+        self.file, self.input = file, inputs[0].name
         self.sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
 
     def run(self, values: np.ndarray) -> np.ndarray:
         """The output for an input of float32."""
         return np.asarray(self.session.run(None, {self.input: values.astype(np.float32)})[0])
+
+    def check(self, shape: Sequence[int], wanted: str, fits: Callable[[tuple[int, ...]], bool]) -> np.ndarray:
+        """The output for an input of `FLOOR` in this shape.
+
+        Args:
+            shape: Of the input.
+            wanted: What the shape of the output must be, for a message.
+            fits: Whether a shape of the output is that.
+
+        Raises:
+            UserError: the graph does not take this input, or its output has another shape or is not finite.
+        """
+        try:
+            found = self.run(np.full(shape, FLOOR))
+        except Exception as error:  # of the runtime: any exception
+            reason = f"the graph cannot run ({short_reason(error)})"
+        else:
+            if fits(found.shape) and found.dtype == np.float32 and np.isfinite(found).all():
+                return found
+            reason = f"found {found.dtype} {found.shape}" + (" with other values" if fits(found.shape) else "")
+        expected = f"for an input of shape {tuple(shape)} expected finite float32 {wanted}"
+        raise UserError(f"{self.file}: {expected}, {reason}; {WORD_ENCODER_INSTALL}")
 
 
 class WordEncoder(EqualLengthEncoder):
@@ -77,22 +105,26 @@ class WordEncoder(EqualLengthEncoder):
         files: The graphs of the mel spectrogram and of the embedding, see `find_weights_of_openwakeword`.
 
     Raises:
-        UserError: onnxruntime or onnx is missing, or a file is damaged.
+        UserError: onnxruntime or onnx is missing, a file is damaged, or it is another graph: with other inputs,
+            outputs or sizes.
     """
 
     hidden_size, num_layers, frame_shift = 96, 1, STEP * MEL_SHIFT
     # a window counts as centred on its last sample: a causal student has not got later audio, and needs no earlier one
-    first_centre = float((STEP - 1) * MEL_SHIFT + MEL_WINDOW)
+    first_centre = float(SHORTEST)
 
     def __init__(self, files: Sequence[Path]) -> None:
         super().__init__()
         self.mel, self.embedding = (_Graph(file) for file in files)
-        bands = self.mel.run(np.zeros((1, MEL_WINDOW))).shape[-1]
+        # two utterances, so that a graph that takes only one is found
+        mel = self.mel.check((2, SHORTEST), f"(2, 1, {STEP}, bands)", lambda shape: shape[:-1] == (2, 1, STEP))
+        bands, features = mel.shape[-1], 2 * self.hidden_size
+        wanted = f"(2, 1, 1, {self.hidden_size})"
+        self.embedding.check((2, MEL_FRAMES, bands, 1), wanted, lambda shape: math.prod(shape) == features)
         self.of_noise = self.embedding.run(np.full((1, MEL_FRAMES, bands, 1), FLOOR))
 
     def encode(self, waveforms: Tensor) -> Sequence[Tensor]:
-        shortest = (STEP - 1) * MEL_SHIFT + MEL_WINDOW
-        samples = F.pad(waveforms.float(), (0, max(0, shortest - waveforms.shape[1]))).cpu().numpy()
+        samples = F.pad(waveforms.float(), (0, max(0, SHORTEST - waveforms.shape[1]))).cpu().numpy()
         mel = self.mel.run(samples * FULL_SCALE)[:, 0] / 10 + 2  # (batch, mel frames, bands)
         before = np.full((len(mel), MEL_FRAMES - STEP, mel.shape[2]), FLOOR, np.float32)
         mel = np.concatenate([before, mel.clip(min=FLOOR)], axis=1)

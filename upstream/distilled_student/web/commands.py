@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from distilled_student.common.early_checks import check_between
 from distilled_student.device.commands import PANEL, ModelOption
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -26,6 +27,7 @@ def web(
     ] = None,
 ) -> None:
     """Serve a web page that recognises keywords and speakers in the browser; nothing is sent."""
+    check_between("--port", port, 0, 65535)
     import contextlib
     import signal
     import tempfile

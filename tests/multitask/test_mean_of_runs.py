@@ -12,31 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
-from helpers.trees import tasks
+from helpers.joint_runs import joint_command
 
 from distilled_student.cli import main
 from distilled_student.common.files import save_torch
 from distilled_student.host import launch
-
-RUNNER = {"gradient_clipping": 1.0, "gradient_accumulate_steps": 1, "log_step": 2, "eval_step": 2, "save_step": 2}
-RUNNER |= {"total_steps": 2, "max_keep": 1, "eval_dataloaders": ["dev"], "average": 0.9}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two runs of one model with other learning rates."""
     folder = tmp_path_factory.mktemp("runs")
-    config = {
-        "runner": RUNNER,
-        "optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": 1.0e-2},
-        "downstream_expert": {"tasks": tasks(folder)},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    command = joint_command(folder, {"total_steps": 2})
     for name, rate in (("a", 1e-2), ("b", 1e-3)):
-        start = ["-m", "train", "-u", "distilled_student", "-f", "-d", "multitask", "--device", "cpu"]
-        start += ["-c", str(folder / "config.yaml"), "-p", str(folder / name), "-o", f"config.optimizer.lr={rate}"]
-        assert launch.main(start) == 0
+        assert launch.main([*command, "-p", str(folder / name), "-o", f"config.optimizer.lr={rate}"]) == 0
     return [folder / "a", folder / "b"]
 
 
@@ -139,3 +128,67 @@ def test_a_checkpoint_of_a_run_is_never_overwritten(
         assert run("average", *runs, "-o", tmp_path / "mean", "--checkpoint", path) == 2
         assert f"--checkpoint {path}: expected the name of a file" in capsys.readouterr().err
     assert file.read_bytes() == before
+
+
+def edit(*keys: str, value: object) -> Callable[[dict[str, Any]], object]:
+    """A change of a checkpoint: one setting in ``Config``, or one argument in ``Args``."""
+
+    def change(state: dict[str, Any]) -> None:
+        if keys[0] == "Args":
+            return setattr(state["Args"], keys[1], value)
+        group = state["Config"]
+        for key in keys[:-1]:
+            group = group.setdefault(key, {})
+        group[keys[-1]] = value
+
+    return change
+
+
+KWS, SV = ("downstream_expert", "tasks", "kws"), ("downstream_expert", "tasks", "sv")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (edit(*KWS, "keywords", value=["no", "yes"]), "tasks.kws: classes: ['_silence_', '_unknown_', 'no', 'yes'], "),
+        (edit(*KWS, "pooling", value="mean_std"), "downstream_expert.tasks.kws.pooling: mean_std, but mean in "),
+        (edit(*KWS, "layer", value=0), "downstream_expert.tasks.kws.layer: 0, but None in "),
+        (edit(*SV, "center", value=True), "downstream_expert.tasks.sv.center: True, but False in "),
+        (edit("downstream_expert", "gain_db", value=6.0), "downstream_expert.gain_db: 6.0, but 0.0 in "),
+        (edit("Args", "upstream_feature_selection", value="last_hidden_state"), "-s: last_hidden_state, but "),
+        (edit("Args", "upstream_ckpt", value="tiny"), "-k: mel_bins: "),
+        (edit("Args", "upstream_ckpt", value="gone"), "-k: cannot be compared with that of the other runs: gone: no "),
+    ],
+)
+def test_runs_whose_weights_have_other_meanings_are_refused_with_both_values(
+    change: Callable[[dict[str, Any]], object],
+    reason: str,
+    runs: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = changed(runs[0], tmp_path / "other", change)
+    assert run("average", other, runs[1], "-o", tmp_path / "mean") == 2
+    error = capsys.readouterr().err
+    assert f"{other}/best-dev.ckpt: {reason}" in error.replace("downstream_expert.tasks.kws: c", "tasks.kws: c")
+    assert error.count("\n") == 1 and not (tmp_path / "mean").exists()
+
+
+def test_settings_of_the_training_alone_may_differ(runs: list[Path], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    changed(runs[0], tmp_path / "batches", edit(*KWS, "batch_size", value=7))
+    changed(tmp_path / "batches", tmp_path / "named", edit("Args", "upstream_ckpt", value="edge"))  # the default
+    changed(tmp_path / "named", other, edit(*SV, "augment", value={"gain": 0.5}))
+    assert run("average", other, runs[1], "-o", tmp_path / "mean") == 0
+
+
+def test_an_existing_folder_is_not_overwritten(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mean").mkdir()
+    assert run("average", *runs, "-o", tmp_path / "mean") == 0, "an empty folder is a new one"
+    before = (tmp_path / "mean/best-dev.ckpt").read_bytes()
+    capsys.readouterr()
+    assert run("average", *reversed(runs), "-o", tmp_path / "mean") == 2
+    assert f"--output {tmp_path / 'mean'}: is not empty: choose another folder" in capsys.readouterr().err
+    assert (tmp_path / "mean/best-dev.ckpt").read_bytes() == before

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distilled_student.common.errors import UserError
+from distilled_student.checkpoints.folder import load_student
+from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.files import read_json, save_torch, write_json
 from distilled_student.common.provenance import FILE
+from distilled_student.common.settings import typed
+from distilled_student.common.shipped_models import DEFAULT
 from distilled_student.host.saved_runs import read_experiment
+from distilled_student.multitask.resume import saved_classes
+from distilled_student.multitask.settings import ExpertSettings, read_tasks
+from distilled_student.student.config import DROPOUTS, StudentConfig
 
 MODELS = ("Upstream", "Featurizer", "Downstream")  # the entries of a checkpoint with weights
 LOG = "log.jsonl"
+# options that decide what the weights mean, and their names in a checkpoint
+OPTIONS = {"-u": "upstream", "-d": "downstream", "-f": "upstream_trainable", "-s": "upstream_feature_selection"}
+OPTIONS |= {"-l": "upstream_layer_selection", "--upstream_feature_normalize": "upstream_feature_normalize"}
+HEADS = ("head", "pooling", "layer", "branch", "standardize", "embedding_size", "center")  # settings of tasks
 
 
 def evaluated_weights(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -49,7 +60,7 @@ def average_runs(runs: Sequence[Path], output: Path, checkpoint: str) -> None:
 
     Raises:
         UserError: fewer than two runs, ``checkpoint`` is a path, a checkpoint is missing or damaged or has NaN weights,
-            or the models differ.
+            or the models differ in their weights, in the settings that decide what these mean, or in their classes.
     """
     if Path(checkpoint).name != checkpoint:  # a path would name a file of a run, which would be overwritten
         raise UserError(f"--checkpoint {checkpoint}: expected the name of a file that is in the folder of each run")
@@ -64,6 +75,7 @@ def average_runs(runs: Sequence[Path], output: Path, checkpoint: str) -> None:
     for file, one in zip(files, weights, strict=True):
         _check_numbers(one, str(file))
         _check_same(one, weights[-1], f"{file}: is not a run of the model of {files[-1]}")
+    _check_same_settings(files, states)
     names = {model: list(values) for model, values in weights[-1].items()}
     means = {model: {name: mean([one[model][name] for one in weights]) for name in names[model]} for model in names}
     settings = {key: states[-1][key] for key in ("Args", "Config", "Step", "Epoch") if key in states[-1]}
@@ -74,6 +86,71 @@ def average_runs(runs: Sequence[Path], output: Path, checkpoint: str) -> None:
         shutil.copyfile(runs[-1] / LOG, output / LOG)
     if provenance is not None:
         write_json(output / FILE, {**provenance, "mean of": [str(run) for run in runs]})
+
+
+def _check_same_settings(files: Sequence[Path], states: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UserError unless all runs have the same student, features, heads and classes; names the key."""
+    last = _meaning(files[-1], states[-1])
+    for file, state in zip(files[:-1], states[:-1], strict=True):
+        found = _meaning(file, state)
+        for key in (*found, *(key for key in last if key not in found)):
+            one, other = (values.get(key, "not set") for values in (found, last))
+            if one != other:
+                reason = f"{key}: {_short(one, other)}, but {_short(other, one)} in {files[-1]}"
+                raise UserError(f"{file}: {reason}: their weights have other meanings: leave out one of them")
+
+
+def _meaning(file: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides what the weights in a checkpoint mean, by the name of the option or setting.
+
+    Settings of the data, of the training and of an evaluation may differ.
+    """
+    args = vars(state["Args"])
+    found = {option: args.get(name) for option, name in OPTIONS.items()}
+    if args["upstream"] != "distilled_student" or "Upstream" not in state:
+        found["-k"] = args.get("upstream_ckpt")  # its weights are not in the checkpoint, or its kind is not known
+    else:
+        found |= {f"-k: {key}": value for key, value in asdict(_student_config(file, args)).items()}
+    if args["downstream"] != "multitask":
+        return found
+    settings = typed(ExpertSettings, state["Config"].get("downstream_expert") or {}, f"{file}: downstream_expert")
+    found |= {"downstream_expert.layers": settings.layers, "downstream_expert.gain_db": settings.gain_db}
+    entries, saved = read_tasks(settings, str(file)), _saved_classes(file, state)
+    for name in sorted(settings.schedule):
+        task = entries[name].settings
+        key = f"downstream_expert.tasks.{name}"
+        found |= {f"{key}.{setting}": getattr(task, setting) for setting in HEADS if hasattr(task, setting)}
+        found[f"{key}: classes"] = task.class_names() or saved.get(name)
+    return found
+
+
+def _student_config(file: Path, args: Mapping[str, Any]) -> StudentConfig:
+    """The configuration of the student of ``-k``, without what only its training and its predictions have."""
+    name = args.get("upstream_ckpt") or DEFAULT
+    try:
+        config = load_student(name).config
+    except UserError as error:
+        raise UserError(f"{file}: -k: cannot be compared with that of the other runs: {error}") from None
+    defaults = StudentConfig()
+    return replace(config, **{key: getattr(defaults, key) for key in (*DROPOUTS, "dropout", "layerdrop")})
+
+
+def _saved_classes(file: Path, state: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The names of the classes of each task in a checkpoint; empty for one of a version before 0.2."""
+    try:
+        return saved_classes(state["Downstream"].get("_extra_state", torch.empty(0, dtype=torch.uint8)))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{file}: the names of its classes are damaged ({short_reason(error)})") from None
+
+
+def _short(value: Any, other: Any) -> str:
+    """A value for a message; of a long list what the ``other`` list has in another place or not at all."""
+    if not isinstance(value, list) or not isinstance(other, list) or len(value) + len(other) < 20:
+        return str(value)
+    if len(value) != len(other):
+        return f"{len(value)} names"
+    place = next(place for place, (one, two) in enumerate(zip(value, other, strict=True)) if one != two)
+    return f"number {place} is {value[place]}"
 
 
 def _shape(value: Any) -> Any:
