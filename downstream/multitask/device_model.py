@@ -335,7 +335,7 @@ def as_packed(model: JointModel, folders: Sequence[Path] = ()) -> PackedModel:
     Raises:
         UserError: a folder cannot be used, or the model has no speaker task.
     """
-    calibrate_speakers(model, seconds=math.inf, again=True, folders=folders)
+    calibrate_speakers_on_device(model, seconds=math.inf, again=True, folders=folders)
     chosen = model.select
     features = {"key": chosen.key, "layer": chosen.layer, "normalize": chosen.normalize}
     found = {name: value for name, value in thresholds(model, model).items() if value is not None}
@@ -371,13 +371,13 @@ def open_joint(path: str | Path, checkpoint: str = BEST) -> JointModel:
 
 
 @torch.no_grad()
-def calibrate_speakers(
+def calibrate_speakers_on_device(
     model: JointModel,
     seconds: float = CALIBRATION_SECONDS,
     again: bool = False,
     folders: Sequence[Path] = (),
 ) -> None:
-    """Fit the `BaseTask.speaker_calibration` of the speaker task on development data, if the model has none.
+    """Fit the `BaseTask.speaker_calibration` of the speaker task on embeddings of the model, if it has none.
 
     Without the data there is a warning, and the model keeps what it has. A packed model is not changed.
 

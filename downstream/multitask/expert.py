@@ -324,8 +324,8 @@ class DownstreamExpert(nn.Module):
 
         measure_statistics(norms, self._alternation(epoch=0), run, cycles)
 
-    def calibrate_speakers(self, extract: Callable[[list[np.ndarray]], list[Tensor]]) -> None:
-        """Fit the `BaseTask.speaker_calibration` of the speaker task, for a checkpoint that is saved.
+    def calibrate_speakers_on_features(self, extract: Callable[[list[np.ndarray]], list[Tensor]]) -> None:
+        """Fit the `BaseTask.speaker_calibration` of the speaker task on the runner's features, for a checkpoint.
 
         It takes up to `CALIBRATION_SECONDS` of each task's development speech; `pack` takes all.
 

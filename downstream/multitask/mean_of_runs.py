@@ -18,6 +18,7 @@ from distilled_student.common.provenance import FILE
 from distilled_student.common.settings import typed
 from distilled_student.common.shipped_models import DEFAULT
 from distilled_student.host.saved_runs import read_experiment
+from distilled_student.host.upstreams import PREDICTED
 from distilled_student.multitask.resume import saved_classes
 from distilled_student.multitask.settings import ExpertSettings, read_tasks
 from distilled_student.student.config import DROPOUTS, StudentConfig
@@ -131,8 +132,11 @@ def _student_config(file: Path, args: Mapping[str, Any]) -> StudentConfig:
         config = load_student(name).config
     except UserError as error:
         raise UserError(f"{file}: -k: cannot be compared with that of the other runs: {error}") from None
+    unused = ["dropout", *DROPOUTS]
+    if args.get("upstream_feature_selection") not in PREDICTED:
+        unused += ["targets", "target_size", "prediction_size"]
     defaults = StudentConfig()
-    return replace(config, **{key: getattr(defaults, key) for key in (*DROPOUTS, "dropout", "layerdrop")})
+    return replace(config, **{key: getattr(defaults, key) for key in unused})
 
 
 def _saved_classes(file: Path, state: Mapping[str, Any]) -> dict[str, list[str]]:

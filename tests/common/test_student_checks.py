@@ -8,7 +8,13 @@ import pytest
 import torch
 
 import distilled_student as ds
-from distilled_student.common.early_checks import check_run, check_student, checkpoint_name
+from distilled_student.common.early_checks import (
+    check_new_folder,
+    check_packed_output,
+    check_run,
+    check_student,
+    checkpoint_name,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,3 +74,35 @@ def test_a_checkpoint_is_named_by_its_name_or_by_its_path(
             checkpoint_name(Path("runs/b"), given.format(here=tmp_path))
     with pytest.raises(ds.UserError, match=r"^runs/b/gone/states-3\.ckpt: no such checkpoint"):
         check_run(Path("runs/b"), checkpoint_name(Path("runs/b"), "gone/states-3.ckpt"), "best-dev.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("file", "held"),
+    [
+        ("states-3.ckpt", "a joint training run"),
+        ("best-dev.ckpt", "a joint training run"),
+        ("checkpoints/step-3.pt", "a distillation"),
+        ("config.json", "a student"),
+    ],
+)
+def test_a_packed_model_is_not_mixed_with_what_a_folder_holds(file: str, held: str, tmp_path: Path) -> None:
+    folder = tmp_path / "packed"
+    check_packed_output("--output", folder)
+    (folder / file).parent.mkdir(parents=True)
+    check_packed_output("--output", folder)
+    (folder / file).touch()
+    with pytest.raises(ds.UserError, match=rf"^--output {folder}: holds {held}: choose another folder for the packed"):
+        check_packed_output("--output", folder)
+    if file == "config.json":  # an earlier packed model, which is replaced
+        (folder / "joint.json").touch()
+        check_packed_output("--output", folder)
+
+
+def test_a_folder_with_files_is_no_new_folder(tmp_path: Path) -> None:
+    check_new_folder("--output", tmp_path)
+    check_new_folder("--output", tmp_path / "new")
+    (tmp_path / "file").touch()
+    with pytest.raises(ds.UserError, match=rf"^--output {tmp_path}: is not empty: choose another folder, or remove"):
+        check_new_folder("--output", tmp_path)
+    with pytest.raises(ds.UserError, match=r"/file is a file; give a folder"):
+        check_new_folder("--output", tmp_path / "file")

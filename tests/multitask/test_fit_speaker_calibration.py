@@ -176,7 +176,7 @@ def test_the_calibration_is_in_the_checkpoint_and_in_the_metadata_and_older_chec
     expert = make_expert(tmp_path)
     before = expert.state_dict()
     with torch.no_grad():
-        expert.calibrate_speakers(frames)
+        expert.calibrate_speakers_on_features(frames)
     found = expert.tasks["sv"].speaker_calibration
     assert found is not None and set(found.ratio_weights) <= set(C.RATIO_TERMS)
     assert json.loads(expert.tasks["sv"].device_metadata(None)["speaker_calibration"]) == json.loads(found.to_json())

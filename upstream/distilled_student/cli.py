@@ -40,6 +40,7 @@ from distilled_student.common.typer_errors import Commands, run_app
 from distilled_student.corpora.speaker_names import check_speaker_pattern
 from distilled_student.device.commands import PANEL
 from distilled_student.device.commands import register as register_device_commands
+from distilled_student.device.household_commands import register as register_household_commands
 from distilled_student.device.server_commands import register as register_server_commands
 from distilled_student.device.stream_commands import keywords_of_file
 from distilled_student.device.stream_commands import register as register_stream_commands
@@ -57,6 +58,7 @@ BEST = "best-dev.ckpt"  # the default checkpoint of a joint training run
 options: dict[str, Any] = {"cls": Commands, "invoke_without_command": True, "add_completion": False}
 app = typer.Typer(**options, pretty_exceptions_enable=False, help=__doc__)
 register_device_commands(app)
+register_household_commands(app)
 register_stream_commands(app)
 app.add_typer(words, name="words", rich_help_panel=PANEL)
 register_server_commands(app)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from distilled_student.device.household import Report
     from distilled_student.device.profiles import Profiles
     from distilled_student.onnx import Identified, Model, Verified
 
@@ -48,7 +47,6 @@ def register(app: typer.Typer) -> None:
         app.command(rich_help_panel=PANEL)(function)
     app.command("enroll", hidden=True)(enrol)
     app.add_typer(speakers, name="speakers", rich_help_panel=PANEL)
-    app.command(rich_help_panel=PANEL)(calibrate)
 
 
 def parse_share(text: str) -> float:
@@ -259,69 +257,6 @@ def forget_speaker(
 
     Profiles(profiles or context.obj).forget(name)
     print(f"{name}: forgotten")
-
-
-def calibrate(
-    folder: Annotated[Path | None, typer.Argument(help="Folder with a folder of recordings for each person.")] = None,
-    model: ModelOption = "edge",
-    profiles: ProfilesOption = None,
-    forget: Annotated[bool, typer.Option("--forget", help="Delete the calibration of this model.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Fit the decisions about speakers to a household. Exit code 0: done; 1: done, but two voices overlap."""
-    from distilled_student.common.early_checks import check_folder
-    from distilled_student.device import household
-    from distilled_student.device.model_files import open_model
-    from distilled_student.device.named_files import profiles_folder
-
-    kept = profiles_folder(profiles)
-    if forget:
-        if folder is not None:
-            raise UserError(f"{folder}: cannot be used with --forget, which only deletes: leave out one of the two")
-        file = household.household_file(kept, open_model(model).fingerprint)
-        is_there = file.is_file()
-        file.unlink(missing_ok=True)
-        text = f"the calibration {file} is forgotten" if is_there else f"there is no calibration in {kept}"
-        print_result({"model": model, "forgotten": is_there, "file": str(file)}, f"{model}: {text}", as_json)
-        return
-    if folder is None:
-        raise UserError("FOLDER: missing; give a folder with a folder of recordings for each person")
-    check_folder("", folder)
-    report = household.calibrate(open_model(model), folder, model)
-    file = household.save_household(kept, report.household)
-    _print_report(report, file, as_json)
-    raise typer.Exit(NO if report.overlaps else YES)
-
-
-def _print_report(report: Report, file: Path, as_json: bool) -> None:
-    found = report.household
-    content: dict[str, Any] = {
-        "offset": found.offset,
-        "people": found.people,
-        "clips": found.clips,
-        "expected": [
-            {"false_accepts": at.false_accepts, "misses": at.misses._asdict(), "accepted": at.accepted._asdict()}
-            for at in report.expected
-        ],
-        "overlaps": [
-            {"enrolled": enrolled, "speaker": speaker, "alike": alike, "clips": clips}
-            for enrolled, speaker, alike, clips in report.overlaps
-        ],
-        "left_out": [{"file": clip.file, "problems": clip.problems} for clip in report.left_out],
-        "file": str(file),
-    }
-    lines = [f"{found.people} people, {found.clips} clips: thresholds moved by {found.offset:+.3f}, kept in {file}"]
-    lines += [f"left out: {clip.file}: {'; '.join(clip.problems)}" for clip in report.left_out]
-    lines += [
-        f"at {at.false_accepts:.1%} false accepts: misses {at.misses}; accepted of the other people {at.accepted}"
-        for at in report.expected
-    ]
-    lines += [
-        f"warning: {alike} of {clips} clips of {speaker} are as much like {enrolled} as {enrolled}'s own clips: their"
-        " voices overlap"
-        for enrolled, speaker, alike, clips in report.overlaps
-    ]
-    print_result(content, "\n".join(lines), as_json)
 
 
 def _open(name: str) -> Model:

@@ -15,7 +15,7 @@ from distilled_student.common.errors import UserError
 from distilled_student.common.files import write_files
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.export.graph import compare, file_metadata, file_size, speech_samples, with_halves
-from distilled_student.multitask.device_model import JointModel, calibrate_speakers, thresholds
+from distilled_student.multitask.device_model import JointModel, calibrate_speakers_on_device, thresholds
 from distilled_student.multitask.tasks.base import SHORTEST
 
 MAX_SECONDS = 10.0
@@ -122,7 +122,7 @@ def export_executorch(
         raise UserError(f"max_seconds: must be at least 1, found {max_seconds}")
     path, longest = Path(path), round(max_seconds * SAMPLE_RATE)
     module, waveforms = SingleUtterance(model).eval(), speech_samples(model)
-    calibrate_speakers(model)
+    calibrate_speakers_on_device(model)
     metadata = file_metadata(model, checkpoint, "float32", thresholds(model, model))
     output_names = list(module.named_outputs(waveforms[-1][None]))
     metadata |= {"outputs": json.dumps(output_names), "longest": str(longest)}

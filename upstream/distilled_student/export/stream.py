@@ -26,7 +26,7 @@ from distilled_student.export.graph import (
     write_onnx,
 )
 from distilled_student.export.int8 import Exported, quantize_best
-from distilled_student.multitask.device_model import JointModel, JointOutput, calibrate_speakers, thresholds
+from distilled_student.multitask.device_model import JointModel, JointOutput, calibrate_speakers_on_device, thresholds
 from distilled_student.onnx import Stream
 from distilled_student.onnx.detector import KEY as DETECTOR
 from distilled_student.streaming import WINDOW_SECONDS, Step
@@ -187,7 +187,7 @@ def export_stream(
         if int8:
             speech = calibration_speech(model)
             written = quantize_best(model, file, speech, max_loss, StreamGraph, stream_inputs, splits=("dev",))
-        calibrate_speakers(model)
+        calibrate_speakers_on_device(model)
         measured = thresholds(model, model) if written.thresholds is None else written.thresholds
         metadata = file_metadata(model, checkpoint, written.precision, measured) | layout
         if model.labels:

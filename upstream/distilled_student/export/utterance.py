@@ -33,7 +33,7 @@ from distilled_student.export.graph import (
     write_onnx,
 )
 from distilled_student.export.int8 import Exported, quantize_best
-from distilled_student.multitask.device_model import Features, JointModel, calibrate_speakers, thresholds
+from distilled_student.multitask.device_model import Features, JointModel, calibrate_speakers_on_device, thresholds
 from distilled_student.student.network import Student
 
 AXES = {"waveforms": ("batch", "samples"), "hidden_state": ("batch", "frames")}  # dynamic axes; of the others: batch
@@ -128,7 +128,7 @@ def export_onnx(
         written = Exported("float32", file)
         if int8:
             written = quantize_best(model, file, calibration_speech(model), max_loss, splits=splits)
-        calibrate_speakers(model)
+        calibrate_speakers_on_device(model)
         measured = thresholds(model, Graph(file)) if written.thresholds is None else written.thresholds
         metadata = file_metadata(model, checkpoint, written.precision, measured)
         write_onnx(load_onnx()[0].load(written.file), written.file, metadata)

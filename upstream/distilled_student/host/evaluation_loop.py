@@ -90,9 +90,9 @@ class EvaluationLoop(RunnerParts):
                 batch_ids.append(batch_id)
                 progress.update()
         names = self._log(split, records, logger, global_step, batch_ids, len(loader))
-        if names and (calibrate_speakers := getattr(self.expert, "calibrate_speakers", None)) is not None:
+        if names and (calibrate := getattr(self.expert, "calibrate_speakers_on_features", None)) is not None:
             with torch.no_grad():
-                calibrate_speakers(self._features_for_evaluation)
+                calibrate(self._features_for_evaluation)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return names
