@@ -150,13 +150,13 @@ KWS, SV = ("downstream_expert", "tasks", "kws"), ("downstream_expert", "tasks", 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (edit(*KWS, "keywords", value=["no", "yes"]), "tasks.kws: classes: ['_silence_', '_unknown_', 'no', 'yes'], "),
+        (edit(*KWS, "keywords", value=["no", "yes"]), "downstream_expert.tasks.kws: classes: ['_silence_', "),
         (edit(*KWS, "pooling", value="mean_std"), "downstream_expert.tasks.kws.pooling: mean_std, but mean in "),
         (edit(*KWS, "layer", value=0), "downstream_expert.tasks.kws.layer: 0, but None in "),
         (edit(*SV, "center", value=True), "downstream_expert.tasks.sv.center: True, but False in "),
         (edit("downstream_expert", "gain_db", value=6.0), "downstream_expert.gain_db: 6.0, but 0.0 in "),
         (edit("Args", "upstream_feature_selection", value="last_hidden_state"), "-s: last_hidden_state, but "),
-        (edit("Args", "upstream_ckpt", value="tiny"), "-k: mel_bins: "),
+        (edit("Args", "upstream_ckpt", value="tiny"), "-k: conv_dim: "),
         (edit("Args", "upstream_ckpt", value="gone"), "-k: cannot be compared with that of the other runs: gone: no "),
     ],
 )
@@ -170,7 +170,7 @@ def test_runs_whose_weights_have_other_meanings_are_refused_with_both_values(
     other = changed(runs[0], tmp_path / "other", change)
     assert run("average", other, runs[1], "-o", tmp_path / "mean") == 2
     error = capsys.readouterr().err
-    assert f"{other}/best-dev.ckpt: {reason}" in error.replace("downstream_expert.tasks.kws: c", "tasks.kws: c")
+    assert f"{other}/best-dev.ckpt: {reason}" in error
     assert error.count("\n") == 1 and not (tmp_path / "mean").exists()
 
 
