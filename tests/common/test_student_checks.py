@@ -88,8 +88,9 @@ def test_a_checkpoint_is_named_by_its_name_or_by_its_path(
 def test_a_packed_model_is_not_mixed_with_what_a_folder_holds(file: str, held: str, tmp_path: Path) -> None:
     folder = tmp_path / "packed"
     check_packed_output("--output", folder)
-    (folder / file).parent.mkdir(parents=True)
+    folder.mkdir()
     check_packed_output("--output", folder)
+    (folder / file).parent.mkdir(exist_ok=True)
     (folder / file).touch()
     with pytest.raises(ds.UserError, match=rf"^--output {folder}: holds {held}: choose another folder for the packed"):
         check_packed_output("--output", folder)
