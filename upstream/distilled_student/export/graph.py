@@ -24,6 +24,7 @@ from distilled_student.common.errors import UserError
 from distilled_student.common.provenance import tensors_hash
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.corpora.shipped import read_index, read_voice
+from distilled_student.export.rewriting import operators_compared_first
 from distilled_student.multitask.device_model import JointModel, JointOutput
 from distilled_student.multitask.packed import TRAINING_ONLY
 from distilled_student.multitask.tasks.base import SHORTEST, SPEAKER_EMBEDDING, EvaluationData
@@ -70,9 +71,10 @@ def to_onnx_program(
     """torch's ``ONNXProgram`` of an exported program; hides the warnings of the libraries about correct graphs."""
     for library in ("torch.onnx", "onnx_ir", "onnxscript"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    return torch.onnx.export(
-        program, dynamo=True, opset_version=OPSET, input_names=input_names, output_names=output_names, verbose=False
-    )
+    with operators_compared_first():
+        return torch.onnx.export(
+            program, dynamo=True, opset_version=OPSET, input_names=input_names, output_names=output_names, verbose=False
+        )
 
 
 def fold_constants(proto: Any) -> Any:
