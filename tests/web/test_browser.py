@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -68,31 +69,42 @@ def recording(clips: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     return (np.round(32768 * np.concatenate([noise, *parts])) / 32768).astype(np.float32)
 
 
-def most_certain(clips: list[NDArray[np.float32]], number: int) -> list[NDArray[np.float32]]:
-    """The clips whose keyword has the highest smoothed probability; near the threshold a hit depends on the runtime."""
-    settings = Stream(MODEL).detector.settings
-    keywords = [not label.startswith("_") for label in Stream(MODEL).model.labels]
+@functools.cache
+def certainties(voice: str) -> list[float]:
+    """Of each clip of `clips_of`: the highest smoothed probability of a keyword."""
+    model, settings = Stream(MODEL).model, Stream(MODEL).detector.settings
+    keywords = [not label.startswith("_") for label in model.labels]
 
     def best(clip: NDArray[np.float32]) -> float:
-        _, scores = traced(Stream(MODEL), recording([clip]))
+        _, scores = traced(Stream(model), recording([clip]))
         hops = max(1, round(settings.smoothing / HOP_SECONDS))
         means = [scores[max(0, end - hops) : end].mean(axis=0) for end in range(1, len(scores) + 1)]
         return float(np.array(means)[:, keywords].max())
 
-    certain = [clip for clip in clips if abs(best(clip) - settings.threshold) > 0.03]
-    return sorted(certain, key=best)[-number:]
+    return [best(clip) for clip in clips_of(voice)]
+
+
+def most_certain(voice: str, number: int, first: int = 0) -> list[NDArray[np.float32]]:
+    """The ``number`` clips of `clips_of`, from ``first`` on, that the model is most certain of.
+
+    Clips near the threshold are left out: there a hit depends on the runtime.
+    """
+    threshold = Stream(MODEL).detector.settings.threshold
+    pairs = list(zip(certainties(voice), clips_of(voice), strict=True))[first:]
+    certain = [(best, clip) for best, clip in pairs if abs(best - threshold) > 0.03]
+    return [clip for _, clip in sorted(certain, key=lambda pair: pair[0])][-number:]
 
 
 @pytest.fixture(scope="module")
 def speech() -> NDArray[np.float32]:
     """Seven keywords of two voices: those that the model is most certain of."""
-    return recording([*most_certain(clips_of(VOICE)[3:], 4), *most_certain(clips_of(OTHER), 3)])
+    return recording([*most_certain(VOICE, 4, first=3), *most_certain(OTHER, 3)])
 
 
 @pytest.fixture(scope="module")
 def command() -> NDArray[np.float32]:
     """Two keywords, then twice a word that is no keyword."""
-    return recording([*most_certain(clips_of(VOICE)[3:], 2), clip_of_cat(), clip_of_cat()])
+    return recording([*most_certain(VOICE, 2, first=3), clip_of_cat(), clip_of_cat()])
 
 
 @pytest.fixture(scope="module")
