@@ -87,6 +87,29 @@ def student_variant(request: pytest.FixtureRequest, small_cnn: StudentConfig, sm
     return build_student(configs[request.param]).eval()
 
 
+# Files that take longest. They run first, so that with several workers none of them runs alone at the end.
+LONG_FILES = (
+    "web/test_browser.py",
+    "export/test_executorch.py",
+    "export/test_utterance.py",
+    "export/test_pack.py",
+    "multitask/test_own_data.py",
+    "multitask/test_device_model.py",
+    "benchmark/test_benchmark.py",
+    "common/test_processes.py",
+    "common/test_interruption.py",
+    "host/test_resume.py",
+    "test_end_to_end.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of `LONG_FILES` first; the others keep their order."""
+    tests = Path(__file__).parent
+    long = {tests / name for name in LONG_FILES}
+    items.sort(key=lambda item: item.path not in long)
+
+
 # Voices of `small_corpus`: four for training, two for development, two for test.
 SMALL_VOICES = ("af_alloy", "af_heart", "am_adam", "am_echo", "af_kore", "am_eric", "af_bella", "am_puck")
 
