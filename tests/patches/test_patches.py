@@ -11,14 +11,16 @@ import pytest
 
 from distilled_student import UserError, register
 from distilled_student.patches.finder import Patch, PatchedLoader
-from distilled_student.patches.tables import PATCHES
+from distilled_student.patches.tables import PATCHES, SHORTCUTS
+
+ALL = {**PATCHES, **SHORTCUTS}
 
 
-@pytest.mark.parametrize("name", PATCHES)
+@pytest.mark.parametrize("name", ALL)
 def test_every_patch_has_a_reason_and_matches_the_installed_s3prl_in_the_stated_number_of_places(name: str) -> None:
     register()  # find_spec imports the parent packages of a module, and these need the patches
     source = Path(importlib.util.find_spec(name).origin).read_text(encoding="utf-8")
-    for patch in PATCHES[name]:
+    for patch in ALL[name]:
         assert patch.reason and source.count(patch.old) == patch.places
         source = source.replace(patch.old, patch.new)
     compile(source, name, "exec")
@@ -45,7 +47,15 @@ def test_registering_after_a_patched_module_was_imported_is_an_error_that_names_
     assert done.stdout.splitlines()[-1].startswith(f"{module} is imported already: call distilled_student.register()")
 
 
-def test_a_second_registration_changes_nothing() -> None:
-    code = "import distilled_student as ds; ds.register(); import s3prl.hub; ds.register(); print(s3prl.hub.teacher)"
+def test_a_second_registration_changes_nothing_and_transformers_is_imported_where_it_is_used_only() -> None:
+    code = (
+        "import sys, distilled_student as ds\n"
+        "ds.register(); import s3prl.hub; ds.register(); print(s3prl.hub.teacher)\n"
+        "print('transformers' in sys.modules)\n"
+        "try:\n    s3prl.hub.hf_hubert_custom('gone')\nexcept Exception as error:\n    print(type(error).__name__)\n"
+        "print('transformers' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert "function" in done.stdout, done.stderr
+    function, before, error, after = done.stdout.splitlines()[-4:]
+    assert "function" in function, done.stderr
+    assert (before, after) == ("False", "True") and error not in ("NameError", "ImportError")

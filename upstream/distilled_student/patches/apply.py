@@ -9,7 +9,7 @@ import torch
 
 from distilled_student.common.known_warnings import suppress_known_warnings
 from distilled_student.patches import finder, huggingface_names, torchaudio_names
-from distilled_student.patches.tables import PATCHES
+from distilled_student.patches.tables import PATCHES, SHORTCUTS
 
 
 @functools.cache
@@ -19,7 +19,7 @@ def apply_patches() -> None:
     Raises:
         UserError: a patched module of s3prl is imported already, so its patch would have no effect.
     """
-    finder.install(PATCHES)
+    finder.install(PATCHES, SHORTCUTS)
     suppress_known_warnings()
     torchaudio_names.add_missing_names()
     huggingface_names.add_missing_names()

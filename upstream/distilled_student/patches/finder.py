@@ -64,13 +64,17 @@ class PatchFinder(MetaPathFinder):
         return spec
 
 
-def install(table: Table) -> None:
+def install(table: Table, shortcuts: Table) -> None:
     """Patch these modules whenever they are imported from now on.
 
+    Args:
+        table: Patches that must have an effect.
+        shortcuts: Patches of other modules, which save time only.
+
     Raises:
-        UserError: one of them is imported already, so a patch would have no effect.
+        UserError: a module of ``table`` is imported already, so a patch would have no effect.
     """
     for name in table:
         if name in sys.modules:
             raise UserError(f"{name} is imported already: call distilled_student.register() before importing s3prl")
-    sys.meta_path.insert(0, PatchFinder(table))
+    sys.meta_path.insert(0, PatchFinder({**table, **shortcuts}))

@@ -157,3 +157,17 @@ PATCHES: Table = {
         ),
     ],
 }
+
+
+def _import_when_made(names: str) -> list[Patch]:
+    """Import these names of transformers when a model is made, not with its module."""
+    made, line = "        super().__init__()\n", f"from transformers import {names}\n"
+    reason = "s3prl.hub imports the module: every training and evaluation waited for all of transformers"
+    return [Patch(reason, line, ""), Patch("as above", made, f"{made}        {line}")]
+
+
+# These change no results: s3prl may have imported the modules before.
+SHORTCUTS: Table = {
+    "s3prl.upstream.hf_hubert.expert": _import_when_made("HubertModel, Wav2Vec2FeatureExtractor"),
+    "s3prl.upstream.hf_wav2vec2.expert": _import_when_made("Wav2Vec2FeatureExtractor, Wav2Vec2Model"),
+}
