@@ -115,12 +115,34 @@ def test_the_threshold_of_little_audio_is_not_lower_than_the_default(folder: Pat
     assert onnx.load(model).detector_settings.threshold == pytest.approx(thresholds()[0])
 
 
+@pytest.mark.parametrize("hops_after", [0, 1, 200])
+def test_the_owner_of_a_recorded_stream_is_decided_as_in_listening(
+    stream: Stream, folder: Path, hops_after: int
+) -> None:
+    pause = np.zeros(16_000, np.float32)
+    words = [read_recording(folder / f"words/{word}/{voice}.wav") for voice in ("am_adam", "bf_emma") for word in WORDS]
+    speech = np.concatenate([part for word in words for part in (word, pause)])
+    owner = onnx.load("tiny").enrol([read_recording(folder / "am_adam.wav")[: 3 * RATE], *words[1:3]])
+    stream.detector = Detector(stream.model.labels, DetectorSettings(0.2))
+    stream.reset()
+    last = stream.listen(speech)[-1]
+    speech = speech[: round(RATE * (last.seconds + 0.08 * hops_after))]
+    trace, counts = record(stream, [speech], owner, 0.05), []
+    for threshold in (0.2, 0.6, 0.9):
+        stream.detector = Detector(stream.model.labels, DetectorSettings(threshold))
+        stream.reset()
+        hits = stream.listen(speech, owner=owner, false_accepts=0.05, is_last=True)
+        assert trace.hits(threshold) == [(pytest.approx(hit.seconds), hit.label) for hit in hits]
+        counts.append(len(hits))
+    assert 1 <= counts[0] < len(words)
+
+
 def fake_trace(scores: list[float], **changes: object) -> Trace:
     count = len(scores)
     arrays = np.full(count, "yes"), np.array(scores), np.ones(count, bool), np.ones(count, bool)
     return Trace(
         **dict(zip(("labels", "scores", "is_loud", "is_owner"), arrays, strict=True))
-        | {"hop": 0.1, "hold_off_hops": 5, "cpu_seconds": 1.0, **changes}
+        | {"hop": 0.1, "hold_off_hops": 5, "speaker_hops": 0, "cpu_seconds": 1.0, **changes}
     )
 
 
@@ -132,6 +154,11 @@ def test_hits_need_the_threshold_the_energy_gate_and_the_owner() -> None:
     assert fake_trace(scores, is_loud=quiet).hits(0.5) == [(pytest.approx(0.3), "yes")]
     other = np.array([True, False, True, True, True, True, True, True, True])
     assert fake_trace(scores, is_owner=other).hits(0.5) == [(pytest.approx(0.8), "yes")], "decided once for a keyword"
+    late = np.array([False, False, False, True, False, False, False, False, False])
+    assert fake_trace(scores, is_owner=late, speaker_hops=2).hits(0.5) == [(pytest.approx(0.2), "yes")]
+    assert fake_trace(scores, is_owner=late, speaker_hops=1).hits(0.5) == []
+    at_end = np.array([False] * 8 + [True])
+    assert fake_trace(scores, is_owner=at_end, speaker_hops=2).hits(0.5) == [(pytest.approx(0.8), "yes")]
 
 
 def test_the_threshold_of_a_rate_is_the_smallest_from_which_on_it_is_kept() -> None:

@@ -34,7 +34,7 @@ VOICES = ("am_adam", "af_river")
 
 def expected(samples: np.ndarray, **listen: object) -> list[tuple[str, int, str | None]]:
     """The hits of the same samples in Python: name, milliseconds and speaker."""
-    hits = onnx.load("tiny").stream().listen(samples, **listen)
+    hits = onnx.load("tiny").stream().listen(samples, **listen, is_last=True)
     return [(hit.label, round(1000 * hit.seconds), hit.speaker) for hit in hits]
 
 
@@ -78,6 +78,23 @@ def test_detections_name_the_enrolled_speaker_and_follow_the_profiles_on_disk(
     assert one == expected(samples, speakers={"Ada": enrolment}) and "Ada" in {speaker for *_, speaker in one}
     assert damaged == one  # the profile that was read before
     assert nobody == forgotten == expected(samples)
+
+
+def test_a_detection_whose_speaker_is_not_decided_at_the_end_of_a_recording_is_not_lost(tmp_path: Path) -> None:
+    samples, model = spoken("am_adam"), onnx.load("tiny")
+    opposite = -model.enrol(samples).vector  # it is not accepted, so hits wait as long as they may
+    Profiles(tmp_path, model, "tiny").write("Eve", opposite[None], 2.0)
+    people = {"Eve": onnx.Enrolment(opposite, 1, 2.0)}
+    end = round(onnx.load("tiny").stream().listen(samples)[1].seconds * 16_000)
+    events = chunks(samples[:end].tobytes(), 4_096)
+
+    async def test(port: int) -> list[list[Event]]:
+        return [await ask(port, events), await ask(port, [*events[:-1], *events])]  # the second: without audio-stop
+
+    stopped, restarted = with_server(test, tmp_path)
+    assert len(onnx.load("tiny").stream().listen(samples[:end], people)) == 1, "the second hit waits"
+    assert detections(stopped) == expected(samples[:end], speakers=people) and len(detections(stopped)) == 2
+    assert detections(restarted) == 2 * detections(stopped)
 
 
 def test_a_word_of_ones_own_is_detected_from_the_moment_it_is_added(

@@ -105,13 +105,14 @@ const tasks = {
 async function feedWorker({ here, settings, size }) {
   const worker = new Worker(new URL("worker.mjs", here), { type: "module" });
   const samples = new Float32Array(await (await fetch(new URL("test-samples", here))).arrayBuffer());
-  const hops = [];
+  const hops = [], hits = [];
   return new Promise((resolve, reject) => {
     worker.onerror = (event) => reject(new Error(event.message));
     worker.onmessage = ({ data }) => {
       if (data.type === "error") reject(new Error(data.message));
       if (data.type === "hop") hops.push(data);
-      if (data.type === "flushed") resolve({ hops });
+      hits.push(...(data.hits ?? []));
+      if (data.type === "finished") resolve({ hops, hits });
       if (data.type !== "ready") return;
       if (settings) worker.postMessage({ type: "settings", settings });
       worker.postMessage({ type: "reset" });
@@ -119,7 +120,7 @@ async function feedWorker({ here, settings, size }) {
         const part = samples.slice(i, i + size);
         worker.postMessage({ type: "samples", samples: part }, [part.buffer]);
       }
-      worker.postMessage({ type: "flush", id: 1 });
+      worker.postMessage({ type: "finish", id: 1 });
     };
     worker.postMessage({ type: "load", here });
   });

@@ -84,4 +84,4 @@ def traced(stream: Stream, samples: NDArray[np.float32], **people: Any) -> tuple
         return scores[-1]
 
     stream.detector.smooth = recorded
-    return stream.listen(samples, **people), np.array(scores)
+    return stream.listen(samples, **people, is_last=True), np.array(scores)

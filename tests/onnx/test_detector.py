@@ -12,7 +12,16 @@ import pytest
 
 from distilled_student import onnx
 from distilled_student.corpora.shipped import read_index, read_voice
-from distilled_student.onnx import Calibration, Detector, DetectorSettings, Hit, Stream, owner_said, stream_threshold
+from distilled_student.onnx import (
+    Calibration,
+    Detector,
+    DetectorSettings,
+    Enrolment,
+    Hit,
+    Stream,
+    owner_said,
+    stream_threshold,
+)
 
 LABELS = ["_silence_", "yes", "no"]
 HOP = 0.1
@@ -194,3 +203,82 @@ def test_each_hit_says_who_spoke_and_only_those_of_the_owner_are_reported(stream
     assert listened(stream, speech, 4_000, owner=stranger) == []
     with pytest.raises(ValueError, match="speakers, owner: give one of them"):
         stream.listen(speech, speakers={"owner": owner}, owner=owner)
+
+
+CALIBRATION = Calibration({"bias": -7.0, "cosine": 20.0}, {0.001: {"bias": 0.825}, 0.05: {"bias": 0.5}})
+
+
+@pytest.fixture(scope="module")
+def people() -> dict[str, Enrolment]:
+    """The voice of ``speech`` and another one."""
+    model = onnx.load("tiny")
+    audio = {"adam": read_voice("am_adam")[:80_000], "emma": read_voice("bf_emma")[:80_000]}
+    return {name: model.enrol(samples) for name, samples in audio.items()}
+
+
+def embeddings(stream: Stream, samples: np.ndarray) -> list[np.ndarray]:
+    """The speaker embedding, of length 1, of the last second after each hop alone."""
+    found = []
+    for end in range(1_280, len(samples) + 1, 1_280):
+        stream.reset()
+        embedding = stream.feed(samples[max(0, end - 16_000) : end])["speaker_embedding"]
+        found.append(embedding / np.linalg.norm(embedding))
+    stream.reset()
+    return found
+
+
+def test_the_first_window_until_three_hops_after_a_hit_that_accepts_a_speaker_decides_who_said_it(
+    stream: Stream, speech: np.ndarray, people: dict[str, Enrolment]
+) -> None:
+    stream.model.calibration = CALIBRATION
+    voices, plain = embeddings(stream, speech), listened(stream, speech, 4_000)
+    expected = []  # the hop after which each hit is reported, its speaker and ratio
+    for hit in plain:
+        for hop in range(round(hit.seconds / 0.08) - 1, round(hit.seconds / 0.08) + 3):
+            cosines = {name: float(voices[hop] @ person.vector) for name, person in people.items()}
+            best = max(cosines, key=cosines.__getitem__)
+            if is_accepted := cosines[best] >= 0.825:  # a share of 0.001 for each of two
+                break
+        expected.append((hop, best if is_accepted else None, pytest.approx(20 * cosines[best] - 7, abs=1e-4)))
+    late = [hop + 1 - round(hit.seconds / 0.08) for (hop, *_), hit in zip(expected, plain, strict=True)]
+    assert {name for _, name, _ in expected} == {"adam", None} and {0, 3} <= set(late), "both cases occur"
+    stream.reset()
+    found = []
+    for hop in range(len(speech) // 1_280):
+        hits = stream.listen(speech[1_280 * hop :][:1_280], speakers=people, false_accepts=0.002)
+        found += [(hop, hit) for hit in hits]
+    assert [(hop, hit.speaker, hit.ratio) for hop, hit in found] == expected
+    assert [hit[:3] for _, hit in found] == [hit[:3] for hit in plain], "who speaks changes no time and no score"
+    for size in (777, 16_000, len(speech)):
+        assert listened(stream, speech, size, speakers=people, false_accepts=0.002) == [hit for _, hit in found]
+
+
+def test_without_enrolled_people_a_hit_is_reported_at_once(stream: Stream, speech: np.ndarray) -> None:
+    for speakers in ({}, None):
+        stream.reset()
+        for hop in range(len(speech) // 1_280):
+            for hit in stream.listen(speech[1_280 * hop :][:1_280], speakers=speakers):
+                assert hit.seconds == pytest.approx(0.08 * (hop + 1)) and hit.speaker is None
+
+
+def test_hits_that_wait_at_the_end_are_decided_by_the_latest_window(
+    stream: Stream, speech: np.ndarray, people: dict[str, Enrolment]
+) -> None:
+    stream.model.calibration = CALIBRATION
+    stranger, nothing = {"emma": people["emma"]}, np.zeros(0, np.float32)
+    whole, voices = listened(stream, speech, 4_000), embeddings(stream, speech)
+    for hops_later in range(4):
+        hop = round(whole[1].seconds / 0.08) - 1 + hops_later
+        before = listened(stream, speech[: 1_280 * (hop + 1) + 600], 999, speakers=stranger)
+        waiting = stream.listen(nothing, speakers=stranger, is_last=True)
+        assert (len(before), len(waiting)) == ((1, 1) if hops_later < 3 else (2, 0))
+        assert [hit[:3] for hit in before + waiting] == [hit[:3] for hit in whole[:2]]
+        for hit in waiting:
+            assert (hit.speaker, hit.ratio) == (None, pytest.approx(20 * voices[hop] @ stranger["emma"].vector - 7))
+        assert stream.listen(nothing, speakers=stranger, is_last=True) == [], "a hit is reported once"
+    until_hit = speech[: round(16_000 * whole[1].seconds)]
+    assert len(listened(stream, until_hit, 999, speakers=stranger)) == 1
+    assert stream.listen(nothing, is_last=True) == [whole[1]], "the person was forgotten"
+    assert len(listened(stream, until_hit, 999, speakers=stranger)) == 1
+    stream.reset()
+    assert stream.listen(nothing, is_last=True) == [], "a new stream has no hits of the one before"

@@ -107,8 +107,7 @@ def with_browser(file: Path, samples: NDArray[np.int16], folder: Path) -> list[F
         (result,) = drive([{"url": url, "name": "samples", "samples": str(folder / "samples.f32")}], folder)
     if "failed" in result:
         raise RuntimeError(result["failed"])
-    hits = [hop["hit"] for hop in result["hops"] if hop["hit"]]
-    return [Found(hit["seconds"], hit["label"], hit["score"]) for hit in hits]
+    return [Found(hit["seconds"], hit["label"], hit["score"]) for hit in result["hits"]]
 
 
 def why_no_browser() -> str:

@@ -15,6 +15,7 @@ from helpers.random_word_maps import random_maps
 from distilled_student.device.clip_checks import measure_sound, sound_problems
 from distilled_student.device.household import shifted
 from distilled_student.onnx import Calibration, Detector, DetectorSettings, Enrolment
+from distilled_student.onnx.detector import UndecidedHits
 from distilled_student.onnx.speakers import identify, unit_length
 from distilled_student.onnx.words import WordTracker, template
 from distilled_student.web import site
@@ -81,6 +82,28 @@ def test_a_word_of_ones_own_is_reported_as_in_python() -> None:
     hits = [hit and (hit.seconds, hit.label, pytest.approx(hit.score, abs=1e-9)) for hit in expected]
     assert {"lamp", "door", "yes", "no"} <= {hit[1] for hit in hits if hit}
     assert [hit and (hit["seconds"], hit["label"], hit["score"]) for hit in found] == hits
+
+
+@pytest.mark.parametrize("hop", [0.08, 0.1, 0.16, 0.6])
+def test_a_hit_waits_for_the_decision_who_said_it_as_in_python(hop: float) -> None:
+    rng, undecided = np.random.default_rng(0), UndecidedHits()
+    hops_to_wait = Detector(["yes"], DetectorSettings(), hop).speaker_hops
+    hits = [f"hit {i}" if rng.random() < 0.4 else None for i in range(60)]
+    waits = [int(rng.choice([hops_to_wait, hops_to_wait, 0])) for _ in hits]  # 0: the people were forgotten
+    expected = []
+    for hit, wait in zip(hits, waits, strict=True):
+        undecided.step(hit)
+        expected.append(undecided.due(wait))
+    assert [hit for due in expected for hit in due] == [hit for hit in hits if hit]
+    found = run_module(
+        "detector.mjs",
+        "const detector = new module.Detector(['yes'], {hold_off: 1}, values.hop);"
+        "const undecided = new module.UndecidedHits();"
+        "return values.hits.map((hit, i) => {"
+        "  undecided.step(hit); return undecided.due(values.waits[i] && detector.speakerHops); });",
+        {"hop": hop, "hits": hits, "waits": waits},
+    )
+    assert found == expected
 
 
 def test_scores_of_words_of_ones_own_are_those_of_python() -> None:

@@ -72,18 +72,23 @@ def hits(
     owner: str | None,
     false_accepts: float,
 ) -> Iterator[Hit]:
-    """The keywords in blocks ``(samples,)``, as they are recognised.
+    """The keywords in blocks ``(samples,)``, as they are recognised, and as their speakers are decided.
 
     Args:
         people: Enrolled people, of whom one is named at a hit; empty: nobody is named.
         owner: One of them: only their keywords are reported.
     """
-    for block in blocks:
+
+    def found(block: NDArray[np.float32], is_last: bool = False) -> Iterator[Hit]:
         if owner is None:
-            yield from stream.listen(block, people or None, None, false_accepts)
+            yield from stream.listen(block, people or None, None, false_accepts, is_last)
         else:
-            found = stream.listen(block, None, people[owner], false_accepts)
-            yield from (hit._replace(speaker=owner) for hit in found)
+            of_owner = stream.listen(block, None, people[owner], false_accepts, is_last)
+            yield from (hit._replace(speaker=owner) for hit in of_owner)
+
+    for block in blocks:
+        yield from found(block)
+    yield from found(np.zeros(0, np.float32), is_last=True)
 
 
 def notes(stream: Stream, people: Mapping[str, Enrolment], false_accepts: float) -> list[str]:

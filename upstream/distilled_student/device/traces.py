@@ -17,6 +17,7 @@ from distilled_student.onnx.detector import hits_of_trace
 if TYPE_CHECKING:
     from distilled_student.onnx import Enrolment, Stream
 
+LOWEST = 0.1  # smallest threshold: below it, it is not decided whether the owner speaks
 REPORT_SECONDS = 600  # of audio between two lines of progress
 
 
@@ -26,11 +27,12 @@ class Trace:
 
     Attributes:
         hop: Seconds between two hops.
-        hold_off_hops: See `distilled_student.onnx.HoldOff`.
+        hold_off_hops, speaker_hops: See `distilled_student.onnx.Detector`.
         labels: The most likely keyword.
         scores: Its smoothed probability.
         is_loud: Whether the energy gate is open.
-        is_owner: Whether the owner would be accepted; true without an owner.
+        is_owner: Whether the window that ends with the hop is accepted as the owner's; true without an owner. It is
+            false where it cannot decide a hit, since all scores of the last hops are below `LOWEST`.
         cpu_seconds: The time that one core took.
         word_labels: The most likely word of one's own; None: the stream watches for none.
         word_scores: Its score.
@@ -38,6 +40,7 @@ class Trace:
 
     hop: float
     hold_off_hops: int
+    speaker_hops: int
     labels: NDArray[np.str_]
     scores: NDArray[np.float64]
     is_loud: NDArray[np.bool_]
@@ -54,8 +57,8 @@ class Trace:
         """The time in seconds and the label of each hit of `Stream.listen` with these thresholds.
 
         Args:
-            threshold: Of keywords; infinite: none is reported.
-            word_threshold: Of words of one's own; infinite: none is reported.
+            threshold: Of keywords, `LOWEST` at least; infinite: none is reported.
+            word_threshold: Of words of one's own, likewise.
         """
         is_said, labels = self.scores >= threshold, self.labels
         if self.word_labels is not None and self.word_scores is not None:
@@ -63,7 +66,8 @@ class Trace:
             is_said, labels = is_said | is_word, np.where(is_word, self.word_labels, self.labels)
         (above,) = np.nonzero(is_said & self.is_loud)
         hops = hits_of_trace(labels[above].tolist(), above.tolist(), self.hold_off_hops)
-        return [((hop + 1) * self.hop, str(labels[hop])) for hop in hops if self.is_owner[hop]]
+        of_owner = [hop for hop in hops if self.is_owner[hop : hop + self.speaker_hops + 1].any()]
+        return [((hop + 1) * self.hop, str(labels[hop])) for hop in of_owner]
 
 
 def record(
@@ -93,10 +97,11 @@ def record(
         best.append(int(smoothed.argmax()))
         scores.append(smoothed.max())
         is_loud.append(detector.is_loud(hop))
-        is_owner.append(owner is None or stream.is_from(owner, outputs, false_accepts))
         if own := stream.word_scores(outputs):
             words.append(max(own, key=own.__getitem__))
             word_scores.append(own[words[-1]])
+        recent = scores[-detector.speaker_hops - 1 :] + word_scores[-detector.speaker_hops - 1 :]
+        is_owner.append(owner is None or (max(recent) >= LOWEST and stream.is_from(owner, false_accepts)))
         seconds = len(scores) * detector.hop
         if name and seconds - reported >= REPORT_SECONDS:
             reported, spent = seconds, max(time.process_time() - begin, 1e-9)
@@ -105,7 +110,8 @@ def record(
     cpu_seconds = time.process_time() - begin
     arrays = np.array(scores, float), np.array(is_loud, bool), np.array(is_owner, bool)
     of_words = (np.array(words), np.array(word_scores, float)) if words else (None, None)
-    return Trace(detector.hop, detector.hold_off_hops, labels, *arrays, cpu_seconds, *of_words)
+    hops = detector.hop, detector.hold_off_hops, detector.speaker_hops
+    return Trace(*hops, labels, *arrays, cpu_seconds, *of_words)
 
 
 def poisson_interval(count: int) -> tuple[float, float]:

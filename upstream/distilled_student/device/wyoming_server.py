@@ -95,6 +95,7 @@ class WakeClient(AsyncEventHandler):
                 if self._stream is not None:
                     self._service.set_words(self._stream, self._wanted)
             case "audio-start":
+                await self._process_rest()
                 self._begin(audio_format(event.data), timestamp(event.data))
             case "audio-chunk":
                 await self._listen(event)
@@ -155,7 +156,9 @@ class WakeClient(AsyncEventHandler):
             self._version = self._service.enrolled.version
             self._service.set_own_words(self._stream, self._wanted)
         samples = self._pcm.feed(data, is_last)
-        return self._stream.listen(samples, self._service.speakers, false_accepts=self._service.false_accepts)
+        return self._stream.listen(
+            samples, self._service.speakers, false_accepts=self._service.false_accepts, is_last=is_last
+        )
 
     def _detection(self, hit: Hit) -> Event:
         """The event of a hit; ``score`` and ``ratio`` are additions that other clients ignore."""
@@ -164,10 +167,14 @@ class WakeClient(AsyncEventHandler):
         log.info("%s: %s by %s, score %.2f", self._peer(), hit.label, hit.speaker or "nobody enrolled", hit.score)
         return event
 
-    async def _finish(self) -> None:
-        """End the recording."""
+    async def _process_rest(self) -> None:
+        """Detect what still waits of a recording: its last samples, and hits whose speaker is not decided."""
         if self._pcm is not None:
             await self._process(b"", is_last=True)
+
+    async def _finish(self) -> None:
+        """End the recording."""
+        await self._process_rest()
         if not self._detected:
             await self.write_event(NotDetected().event())
         self._begin(None, None)

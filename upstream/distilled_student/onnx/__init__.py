@@ -10,7 +10,17 @@ The folder may be copied to a device under any name: its modules import each oth
 from __future__ import annotations
 
 from .calibration import Calibration, Condition
-from .detector import HOP_SECONDS, Detector, DetectorSettings, Hit, Spotted, decide, owner_said, stream_threshold
+from .detector import (
+    HOP_SECONDS,
+    SPEAKER_SECONDS,
+    Detector,
+    DetectorSettings,
+    Hit,
+    Spotted,
+    decide,
+    owner_said,
+    stream_threshold,
+)
 from .metadata import read_metadata, write_metadata
 from .model import SHIPPED, STREAM, UTTERANCE, Model, Stream, load
 from .speakers import Enrolment, Identified, Verified
@@ -21,6 +31,7 @@ __all__ = [
     "HOP_SECONDS",
     "MAX_PEAK",
     "SHIPPED",
+    "SPEAKER_SECONDS",
     "STREAM",
     "UTTERANCE",
     "WORDS",

@@ -17,6 +17,7 @@ KEY = "detector"  # of a file's metadata
 HOP_SECONDS = 0.08  # a stream is scored after each hop of this length, however its samples arrive
 ACCEPTED = 0.5  # the score from which on a word of one's own counts as said
 LONGEST_SECONDS = 3600  # of the smoothing and of the hold-off
+SPEAKER_SECONDS = 0.24  # after a hit, in which a window that accepts a speaker decides who said it
 GATE_SECONDS = 1.0  # the loudest hop of this time counts for the energy gate
 STREAM_ODDS = 10.0  # times the odds of the threshold of utterances: the default threshold of a stream
 
@@ -36,7 +37,8 @@ class Hit(NamedTuple):
         label: The keyword.
         score: Its smoothed probability; with an owner, the probability that the owner said it, see `owner_said`.
         speaker: Who said it: one of the enrolled speakers; None if it was nobody of them, or if nobody was asked for.
-        ratio: The log-likelihood ratio of this speaker, or of the most similar one; None if nobody was asked for.
+        ratio: The log-likelihood ratio of this speaker, or of the most similar one, in the window that decided; None if
+            nobody was asked for.
         needed_ratio: The smallest ratio of this speaker that is accepted; None if nobody was asked for.
     """
 
@@ -175,6 +177,28 @@ class HoldOff:
         return True
 
 
+class UndecidedHits:
+    """Keeps hits until their speaker is decided: at the hop of a hit the window may hold only a part of the word."""
+
+    def __init__(self) -> None:
+        self._hop, self._hits = 0, list[tuple[int, Hit]]()  # the number of the latest hop, and those of the hits
+
+    def step(self, hit: Hit | None) -> None:
+        """Add the hit of the next hop, if there is one."""
+        self._hop += 1
+        if hit is not None:
+            self._hits.append((self._hop, hit))
+
+    def __len__(self) -> int:
+        return len(self._hits)
+
+    def due(self, hops: int) -> list[Hit]:
+        """Remove and return the hits that are ``hops`` hops old or older."""
+        due = [hit for hop, hit in self._hits if self._hop - hop >= hops]
+        del self._hits[: len(due)]
+        return due
+
+
 class Detector:
     """Decides at each hop of a stream whether a keyword was said: smoothing, threshold, energy gate, hold-off.
 
@@ -198,6 +222,11 @@ class Detector:
     @property
     def hold_off_hops(self) -> int:
         return math.ceil(self.settings.hold_off / self.hop - 1e-9)
+
+    @property
+    def speaker_hops(self) -> int:
+        """The hops of `SPEAKER_SECONDS`."""
+        return round(SPEAKER_SECONDS / self.hop)
 
     def smooth(self, scores: NDArray) -> NDArray[np.float64]:
         """The mean ``(classes,)`` of these scores and those of the last hops; fewer at the beginning of a stream."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from . import speakers
 from .calibration import Calibration
 from .chunks import ChunkStream
-from .detector import HOP_SECONDS, Detector, Hit, Spotted, decide_words, owner_said
+from .detector import HOP_SECONDS, Detector, Hit, Spotted, UndecidedHits, decide_words, owner_said
 from .model_file import STREAM, UTTERANCE, ModelFile
 from .speakers import FALSE_ACCEPTS, Enrolment, Identified, Verified
 from .wav import Wav, read_samples
@@ -245,12 +245,15 @@ class Stream(ChunkStream):
         self.hop = math.ceil(round(HOP_SECONDS * self.model.rate) / self.model.chunk) * self.model.chunk
         self.detector = Detector(self.model.labels, self.model.detector_settings, self.hop / self.model.rate)
         self._own_words: WordTracker | None = None
+        self._window_alone = ChunkStream(self.model)
         super().__init__(self.model)
 
     def reset(self) -> None:
         """Discard the state: the next sample is the first of a new stream."""
         super().reset()
         self._of_hop = np.zeros(0, np.float32)  # samples of `listen` that complete no hop
+        self._of_window = np.zeros(0, np.float32)  # those of the window that ends with the latest hop
+        self._undecided = UndecidedHits()
         self.detector.reset()
         if self._own_words is not None:
             self._own_words.reset()
@@ -276,18 +279,26 @@ class Stream(ChunkStream):
         speakers: Mapping[str, Enrolment] | None = None,
         owner: Enrolment | None = None,
         false_accepts: float = FALSE_ACCEPTS,
+        is_last: bool = False,
     ) -> list[Hit]:
         """Process any number of samples ``(samples,)``, floats in [-1, 1] or int16, and report each keyword once.
 
         The stream is scored after every `hop`, so that the hits do not depend on how the samples arrive. Samples that
         complete no hop wait for the next call.
 
+        At the time of a hit the window may hold only a part of the word. With ``speakers`` or ``owner`` the hit
+        therefore waits for the first window that accepts one of them, for `SPEAKER_SECONDS` at most; if none does, it
+        was nobody of them. The hit keeps its time and keyword score. Without enrolled people it is reported at once.
+        Speakers are compared by the embedding of the window alone, as of an utterance: people are enrolled with
+        utterances, and the embedding in the outputs depends on what came before the window too.
+
         Args:
             speakers: Enrolled speakers: each hit says which of them spoke, or that nobody of them did.
             owner: Report only the keywords of this speaker. Word and speaker are decided separately, and each can
-                veto: the keyword reaches its threshold, and the owner is accepted by `Model.verify` from the speaker
-                embedding of the window at the time of the hit. It is decided once for each keyword.
+                veto: the keyword reaches its threshold, and the owner is accepted by `Model.verify`. It is decided once
+                for each keyword.
             false_accepts: See `Model.identify`.
+            is_last: No samples follow these: hits that still wait are reported, decided by the latest window.
 
         Raises:
             ValueError: see `Model`; the model has no keyword or speaker output that is needed.
@@ -296,12 +307,16 @@ class Stream(ChunkStream):
             raise ValueError(f"{self.model.file}: has no keyword_scores; read its outputs with `feed`")
         if speakers is not None and owner is not None:
             raise ValueError("speakers, owner: give one of them")
-        hits = []
+        enrolled = speakers if owner is None else {"owner": owner}
+        hits: list[Hit] = []
         for hop, outputs in self.hops([samples]):
-            hit = self.detector.step(outputs["keyword_scores"], hop, self.word_scores(outputs))
-            if hit is not None and (hit := self._by_speaker(hit, outputs, speakers, owner, false_accepts)) is not None:
-                hits.append(hit)
-        return hits
+            self._undecided.step(self.detector.step(outputs["keyword_scores"], hop, self.word_scores(outputs)))
+            hits += self._decided(enrolled, false_accepts, self.detector.speaker_hops)
+        if is_last:
+            hits += self._decided(enrolled, false_accepts, hops_to_wait=0)
+        if owner is None:
+            return hits
+        return [hit._replace(score=owner_said(hit.score, hit.ratio)) for hit in hits if hit.speaker is not None]
 
     def hops(self, blocks: Iterable[NDArray]) -> Iterator[tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]]:
         """Cut blocks of any number of samples into hops; the samples ``(hop,)`` and the outputs of each, see `feed`."""
@@ -310,43 +325,38 @@ class Stream(ChunkStream):
                 self._of_hop = np.concatenate([self._of_hop, read_samples(samples, self.model.rate)])
             while len(self._of_hop) >= self.hop:
                 hop, self._of_hop = np.split(self._of_hop, [self.hop])
+                self._of_window = np.concatenate([self._of_window, hop])[-self._window_samples :]
                 yield hop, self.feed(hop)
 
     def word_scores(self, outputs: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
         """The score of each word of `watch` after the next hop, with the outputs of `hops`: once for each hop."""
         return {} if self._own_words is None else self._own_words.step(outputs["hidden_state"])
 
-    def _by_speaker(
-        self,
-        hit: Hit,
-        outputs: Mapping[str, NDArray[np.float32]],
-        speakers: Mapping[str, Enrolment] | None,
-        owner: Enrolment | None,
-        false_accepts: float,
-    ) -> Hit | None:
-        """The hit with its speaker; None if the owner did not say it."""
-        enrolled = speakers if owner is None else {"owner": owner}
-        if not enrolled:
-            return hit
-        found = self._who(enrolled, outputs, false_accepts)
-        if owner is not None and found.name is None:
-            return None
-        score = hit.score if owner is None else owner_said(hit.score, found.ratio)
-        return hit._replace(score=score, speaker=found.name, ratio=found.ratio, needed_ratio=found.needed_ratio)
+    def _decided(self, enrolled: Mapping[str, Enrolment] | None, false_accepts: float, hops_to_wait: int) -> list[Hit]:
+        """The hits whose speaker the latest window decides: all if it accepts one, else those that waited so long."""
+        if not enrolled or not self._undecided:
+            return self._undecided.due(0)
+        found = self._who(enrolled, false_accepts)
+        hits = self._undecided.due(hops_to_wait if found.name is None else 0)
+        of_speaker = {"speaker": found.name, "ratio": found.ratio, "needed_ratio": found.needed_ratio}
+        return [hit._replace(**of_speaker) for hit in hits]
 
-    def _who(
-        self, enrolled: Mapping[str, Enrolment], outputs: Mapping[str, NDArray[np.float32]], false_accepts: float
-    ) -> Identified:
-        """Who spoke in the window that a hop's outputs were computed from."""
-        if "speaker_embedding" not in outputs:
+    def _who(self, enrolled: Mapping[str, Enrolment], false_accepts: float) -> Identified:
+        """Who spoke in the latest window."""
+        if "speaker_embedding" not in self.model.output_shapes:
             raise ValueError(f"{self.model.file}: has no speaker_embedding; it cannot tell who spoke")
-        return self.model.who(outputs["speaker_embedding"], self.window_seconds, enrolled, false_accepts)
+        self._window_alone.reset()
+        embedding = self._window_alone.feed(self._of_window)["speaker_embedding"]
+        return self.model.who(embedding, self._window_alone.window_seconds, enrolled, false_accepts)
 
-    def is_from(
-        self, owner: Enrolment, outputs: Mapping[str, NDArray[np.float32]], false_accepts: float = FALSE_ACCEPTS
-    ) -> bool:
-        """Whether `listen` would accept a keyword after this hop as the owner's; ``outputs``: the latest of `hops`."""
-        return self._who({"owner": owner}, outputs, false_accepts).name is not None
+    @property
+    def _window_samples(self) -> int:
+        """Those of a window, a multiple of the model's chunk."""
+        return max(1, round(self.model.window * self.model.rate) // self.model.chunk) * self.model.chunk
+
+    def is_from(self, owner: Enrolment, false_accepts: float = FALSE_ACCEPTS) -> bool:
+        """Whether the window that ends with the latest hop of `hops` is accepted as the owner's, see `listen`."""
+        return self._who({"owner": owner}, false_accepts).name is not None
 
 
 def load(file: str | Path, threads: int = 1) -> Model:

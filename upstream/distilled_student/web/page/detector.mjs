@@ -2,6 +2,7 @@
 
 export const HOP_SECONDS = 0.08;
 const ACCEPTED = 0.5; // the score from which on a word of one's own counts as said
+const SPEAKER_SECONDS = 0.24; // after a hit, in which a window that accepts a speaker decides who said it
 const GATE_SECONDS = 1.0; // the loudest hop of this time counts for the energy gate
 
 /** The keyword {label, score}, whose label is null if none was said. Labels that begin with "_" are not keywords. */
@@ -52,6 +53,27 @@ export class HoldOff {
   }
 }
 
+/** Keeps hits until their speaker is decided: at the hop of a hit the window may hold only a part of the word. */
+export class UndecidedHits {
+  constructor() {
+    this.hop = 0; // the number of the latest one
+    this.hits = []; // {ofHop, hit}
+  }
+
+  /** Add the hit of the next hop, or null. */
+  step(hit) {
+    this.hop += 1;
+    if (hit !== null) this.hits.push({ ofHop: this.hop, hit });
+  }
+
+  /** Remove and return the hits that are so many hops old or older. */
+  due(hops) {
+    const due = this.hits.filter(({ ofHop }) => this.hop - ofHop >= hops);
+    this.hits = this.hits.slice(due.length);
+    return due.map(({ hit }) => hit);
+  }
+}
+
 /**
  * Smoothing, threshold, energy gate and hold-off.
  *
@@ -68,6 +90,11 @@ export class Detector {
     this.levels = [];
     this.holdOff = new HoldOff(Math.ceil(this.settings.hold_off / this.hop - 1e-9));
     this.hops = 0;
+  }
+
+  /** The hops of SPEAKER_SECONDS. */
+  get speakerHops() {
+    return Math.round(SPEAKER_SECONDS / this.hop);
   }
 
   /** The mean of these scores and those of the last hops. */

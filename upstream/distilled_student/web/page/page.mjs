@@ -99,7 +99,7 @@ async function playFile(file) {
   }
   if (session !== own) return;
   feed(new Float32Array(model.hop)); // silence: completes the last hop
-  await worker.ask("flush", {});
+  await finish();
   if (session === own) await stop(`${file.name} is finished: ${countText()}.`);
 }
 
@@ -123,8 +123,16 @@ async function stop(text = "Stopped. Press Listen, or open a file.") {
   if (isIdle) return;
   const open = [microphone, player].filter(Boolean);
   microphone = player = null;
+  const finished = finish();
   end(text);
   for (const one of open) await one.close();
+  await finished;
+}
+
+/** Show the hits that still wait for the decision who said them. */
+async function finish() {
+  const { hits } = await worker.ask("finish", {});
+  hits.forEach(showHit);
 }
 
 function end(text) {
@@ -163,13 +171,13 @@ function isKeyword(label) {
 function showHop(hop) {
   times.push(hop.milliseconds);
   if (times.length > 100) times.shift();
+  hop.hits.forEach(showHit); // also of what was said just before Stop
   if (isIdle) return;
   showLevel(hop.level);
   model.labels.forEach((label, i) => tiles[label]?.show(hop.scores[i]));
   saved.show(hop.ownWords);
   if (people.names().length) at("who").textContent = hop.speaker ? (hop.speaker.name ?? "somebody else") : "–";
   people.show(hop.speaker);
-  if (hop.hit) showHit(hop.hit);
   if (microphone && hop.behind > SLOW_SECONDS) {
     showProblem(new Error(`This device is too slow: it is ${hop.behind.toFixed(1)} s behind. Try the model tiny.`));
   }

@@ -1,7 +1,7 @@
 // Runs the streaming graph on samples as they arrive: the same steps as ChunkStream in distilled_student/onnx/chunks.py
 // and Stream in distilled_student/onnx/model.py.
 
-import { Detector } from "./detector.mjs";
+import { Detector, UndecidedHits } from "./detector.mjs";
 import { Calibration, identify, ownerSaid, unitLength } from "./speakers.mjs";
 import { WordTracker } from "./words.mjs";
 
@@ -68,6 +68,7 @@ export class Listener {
   constructor(ort, session, model, maps) {
     this.model = model;
     this.stream = new Stream(ort, session, model);
+    this.windowAlone = new Stream(ort, session, model);
     this.ownWords = maps && new WordTracker(maps);
     this.calibration = model.calibration && new Calibration(model.calibration);
     this.detector = new Detector(model.labels, model.detector, model.hop / model.rate);
@@ -82,10 +83,16 @@ export class Listener {
     this.stream.reset();
     this.detector.reset();
     this.ownWords?.reset();
+    this.undecided = new UndecidedHits();
+    this.window = new Float32Array(0); // the samples of the latest one
     this.waiting = new Float32Array(0);
   }
 
-  /** Process any number of samples at the model's rate; calls report once for each hop. */
+  /**
+   * Process any number of samples at the model's rate; calls report once for each hop.
+   *
+   * If anybody is enrolled, a hit is reported with the first hop whose window accepts one of them, or after SPEAKER_SECONDS.
+   */
   async listen(samples, report) {
     this.waiting = joined(this.waiting, samples);
     while (this.waiting.length >= this.model.hop) {
@@ -98,25 +105,50 @@ export class Listener {
   async step(hop) {
     const begin = performance.now();
     const outputs = await this.stream.feed(hop);
+    this.window = joined(this.window, hop).slice(-this.windowSamples);
     const ownWords = this.ownWords?.step(outputs.hidden_state) ?? {};
-    const found = this.detector.step(outputs.keyword_scores, hop, ownWords);
-    const speaker = this.speakerOf(outputs, found);
-    const hit = this.withSpeaker(found.hit, speaker);
-    return { ...found, hit, ownWords, speaker, milliseconds: performance.now() - begin };
+    const { hit, ...found } = this.detector.step(outputs.keyword_scores, hop, ownWords);
+    this.undecided.step(hit);
+    const decision = await this.decide(this.detector.speakerHops);
+    const speaker = decision.speaker ?? (found.loudest >= this.speechLevel ? this.speakerOf(this.stream, outputs) : null);
+    return { ...found, hits: decision.hits, ownWords, speaker, milliseconds: performance.now() - begin };
   }
 
-  /** Who speaks in the window that ends here; null if nobody is enrolled, or if it is too quiet. */
-  speakerOf(outputs, { hit, loudest }) {
+  /** No samples follow: the hits that still wait, decided by the latest window. */
+  async finish() {
+    return (await this.decide(0)).hits;
+  }
+
+  /**
+   * The hits whose speaker the latest window decides: all if it accepts one, else those that waited so long.
+   *
+   * It is the embedding of the window alone, as of an utterance: that of the stream depends on what came before, too.
+   */
+  async decide(hopsToWait) {
+    if (!this.undecided.hits.length) return { hits: [], speaker: null };
+    let speaker = null;
+    if (this.people.length) {
+      this.windowAlone.reset();
+      speaker = this.speakerOf(this.windowAlone, await this.windowAlone.feed(this.window));
+    }
+    const due = this.undecided.due(speaker !== null && speaker.name === null ? hopsToWait : 0);
+    return { hits: due.map((hit) => this.withSpeaker(hit, speaker)).filter(Boolean), speaker };
+  }
+
+  get windowSamples() {
+    return Math.max(1, Math.floor(Math.round(this.model.window * this.model.rate) / this.model.chunk)) * this.model.chunk;
+  }
+
+  /** Who speaks in the window that these outputs of a stream are from; null if nobody is enrolled. */
+  speakerOf(stream, outputs) {
     const candidates = this.people.filter(({ name }) => this.owner === null || name === this.owner);
     if (!candidates.length || !this.calibration || !outputs.speaker_embedding) return null;
-    if (hit === null && loudest < this.speechLevel) return null;
-    const seconds = Math.min(this.model.window, this.stream.processed / this.model.rate);
+    const seconds = Math.min(this.model.window, stream.processed / this.model.rate);
     return identify(this.calibration, unitLength(outputs.speaker_embedding), seconds, candidates, this.falseAccepts);
   }
 
   /** The hit with its speaker; null if only the owner's keywords are reported and it is not one. */
   withSpeaker(hit, speaker) {
-    if (hit === null) return null;
     if (this.owner === null) return { ...hit, speaker: speaker?.name ?? null, ratio: speaker?.ratio ?? null };
     if (speaker === null || speaker.name === null) return null;
     return { ...hit, score: ownerSaid(hit.score, speaker.ratio), speaker: speaker.name, ratio: speaker.ratio };

@@ -67,6 +67,11 @@ const handlers = {
     recording = null;
   },
 
+  /** No samples follow: answers with the hits that still wait for the decision who said them. */
+  async finish({ id }) {
+    postMessage({ type: "finished", id, hits: await listener.finish() });
+  },
+
   /** Answers when everything before it is processed. */
   flush({ id }) {
     postMessage({ type: "flushed", id });
