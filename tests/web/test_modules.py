@@ -84,7 +84,7 @@ def test_a_word_of_ones_own_is_reported_as_in_python() -> None:
     assert [hit and (hit["seconds"], hit["label"], hit["score"]) for hit in found] == hits
 
 
-@pytest.mark.parametrize("hop", [0.08, 0.1, 0.16, 0.6])
+@pytest.mark.parametrize("hop", [0.06, 0.08, 0.096, 0.1, 0.16, 0.48, 0.6])
 def test_a_hit_waits_for_the_decision_who_said_it_as_in_python(hop: float) -> None:
     rng, undecided = np.random.default_rng(0), UndecidedHits()
     hops_to_wait = Detector(["yes"], DetectorSettings(), hop).speaker_hops

@@ -225,8 +225,8 @@ class Detector:
 
     @property
     def speaker_hops(self) -> int:
-        """The hops of `SPEAKER_SECONDS`."""
-        return round(SPEAKER_SECONDS / self.hop)
+        """The whole hops in `SPEAKER_SECONDS`."""
+        return math.floor(SPEAKER_SECONDS / self.hop + 1e-9)
 
     def smooth(self, scores: NDArray) -> NDArray[np.float64]:
         """The mean ``(classes,)`` of these scores and those of the last hops; fewer at the beginning of a stream."""

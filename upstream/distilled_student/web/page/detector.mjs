@@ -92,9 +92,9 @@ export class Detector {
     this.hops = 0;
   }
 
-  /** The hops of SPEAKER_SECONDS. */
+  /** The whole hops in SPEAKER_SECONDS. */
   get speakerHops() {
-    return Math.round(SPEAKER_SECONDS / this.hop);
+    return Math.floor(SPEAKER_SECONDS / this.hop + 1e-9);
   }
 
   /** The mean of these scores and those of the last hops. */
