@@ -172,7 +172,7 @@ def test_a_file_with_another_name_than_that_of_its_word_is_refused(name: str, mo
     own.write("hey", [Recording("", vector, 20.0)])
     (file,) = tmp_path.glob("word-*.json")
     (tmp_path / "word-copy.json").write_text(file.read_text())
-    with pytest.raises(UserError, match=f"word-copy.json: .*name: hey belongs into a file {file.name}"):
+    with pytest.raises(UserError, match=f"word-copy.json: .*name: hey belongs in the file {file.name}"):
         own.all()
     (tmp_path / "word-copy.json").unlink()
     file.write_text(json.dumps(json.loads(file.read_text()) | {"name": name}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -144,12 +145,24 @@ def test_a_file_with_another_name_than_that_of_its_person_is_refused(name: str, 
         assert str(error.value).isprintable()
 
 
+def test_a_file_whose_name_was_decomposed_by_another_file_system_is_that_of_its_person(tmp_path: Path) -> None:
+    profiles, name = open_profiles(tmp_path), "\u00c9mile"
+    profiles.write(name, vectors(1), 1.0)
+    (file,) = tmp_path.glob("*.json")
+    copy = file.rename(file.with_name(unicodedata.normalize("NFD", file.name)))
+    assert profiles.names() == [name] and profiles.read(name).clips == 1
+    profiles.write(name, vectors(2), 1.0)
+    assert list(tmp_path.glob("*.json")) == [copy], "the person has one file"
+    profiles.forget(name)
+    assert not list(tmp_path.glob("*.json"))
+
+
 def test_two_files_of_one_person_are_refused(tmp_path: Path) -> None:
     profiles = open_profiles(tmp_path)
     profiles.write("Ana", vectors(1), 1.0)
     (file,) = tmp_path.glob("*.json")
     (tmp_path / "speaker-copy.json").write_text(file.read_text())
-    with pytest.raises(UserError, match=f"speaker-copy.json: .*name: Ana belongs into a file {file.name}"):
+    with pytest.raises(UserError, match=f"speaker-copy.json: .*name: Ana belongs in the file {file.name}"):
         profiles.names()
 
 

@@ -58,10 +58,16 @@ class NamedFiles:
         self.folder, self._prefix = folder, prefix
 
     def path(self, name: str) -> Path:
-        """The file of a name: readable, safe in every file system, and different for different names."""
+        """The file of a name: readable, safe in every file system, and different for different names.
+
+        If it was copied from a file system that decomposes characters, it is the file with the decomposed name.
+        """
         name = checked_name(name)
         readable = re.sub(r"\W+", "_", name)[:40]
-        return self.folder / f"{self._prefix}{readable}-{hashlib.sha256(name.encode()).hexdigest()[:10]}.json"
+        file = self.folder / f"{self._prefix}{readable}-{hashlib.sha256(name.encode()).hexdigest()[:10]}.json"
+        if file.is_file():
+            return file
+        return next((found for found in self.all() if _composed(found) == _composed(file)), file)
 
     def all(self) -> Iterable[Path]:
         """All files, in no order."""
@@ -70,11 +76,12 @@ class NamedFiles:
     def check(self, file: Path, name: str) -> None:
         """Raise ValueError if ``name``, found in a file, is not the one that `write` has written into this file."""
         try:
-            own = self.path(name).name
+            own = self.path(name)
         except UserError as error:
             raise ValueError(f"name: {error}") from None
-        if checked_name(name) != name or own != unicodedata.normalize("NFC", file.name):
-            raise ValueError(f"name: {one_line(name)} belongs into a file {own}")
+        is_own = _composed(own) == _composed(file) and own.is_file() and own.samefile(file)
+        if checked_name(name) != name or not is_own:
+            raise ValueError(f"name: {one_line(name)} belongs in the file {own.name}")
 
     def write(self, name: str, record: Any) -> None:
         """Write the fields of a dataclass."""
@@ -93,6 +100,11 @@ class NamedFiles:
         write_files(self.folder, {}, is_private=True)  # makes the folder
         with FileLock(self.folder / ".lock", mode=0o600):
             yield
+
+
+def _composed(file: Path) -> str:
+    """The name of a file in Unicode's composed form."""
+    return unicodedata.normalize("NFC", file.name)
 
 
 def as_rows(vectors: Iterable[NDArray[np.float32]]) -> list[list[float]]:
