@@ -203,6 +203,9 @@ def test_each_hit_says_who_spoke_and_only_those_of_the_owner_are_reported(stream
     assert listened(stream, speech, 4_000, owner=stranger) == []
     with pytest.raises(ValueError, match="speakers, owner: give one of them"):
         stream.listen(speech, speakers={"owner": owner}, owner=owner)
+    for people in ({"owner": "anna.wav"}, {"speakers": {"owner": "anna.wav"}}):
+        with pytest.raises(ValueError, match=r"owner: expected what `Model\.enrol` returned, found str"):
+            stream.listen(speech[:1], **people)
 
 
 CALIBRATION = Calibration({"bias": -7.0, "cosine": 20.0}, {0.001: {"bias": 0.825}, 0.05: {"bias": 0.5}})
@@ -251,6 +254,11 @@ def test_the_first_window_until_three_hops_after_a_hit_that_accepts_a_speaker_de
     assert [hit[:3] for _, hit in found] == [hit[:3] for hit in plain], "who speaks changes no time and no score"
     for size in (777, 16_000, len(speech)):
         assert listened(stream, speech, size, speakers=people, false_accepts=0.002) == [hit for _, hit in found]
+
+
+def test_a_hit_waits_for_its_speaker_for_the_stated_time_at_most() -> None:
+    for hop, expected in ((0.06, 4), (0.08, 3), (0.096, 2), (0.16, 1), (0.24, 1), (0.48, 0)):
+        assert Detector(LABELS, DetectorSettings(), hop).speaker_hops == expected
 
 
 def test_without_enrolled_people_a_hit_is_reported_at_once(stream: Stream, speech: np.ndarray) -> None:

@@ -104,9 +104,19 @@ def test_unusable_input_is_an_error_of_one_line_that_names_it(
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="enrolment: is empty"):
         runner.verify(SOUND, [])
-    for file in (tmp_path / "text.wav", tmp_path / "gone.onnx"):
-        with pytest.raises(ValueError, match=f"{file.name}: not readable as an ONNX file"):
-            onnx.load(file)
+    for name, reason in (("text.wav", "not readable as an ONNX file"), ("gone.onnx", "no such file or folder")):
+        with pytest.raises(ValueError, match=f"{name}: {reason}") as error:
+            onnx.load(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_a_file_without_a_stream_of_its_own_model_is_named(exported: tuple[JointModel, Path], tmp_path: Path) -> None:
+    model = onnx.load(shutil.copy(exported[1], tmp_path))
+    with pytest.raises(ValueError, match=r"model\.onnx: is not a stream, and its folder has no stream\.onnx; `"):
+        model.stream()
+    shutil.copy(onnx.SHIPPED / "tiny/stream.onnx", tmp_path)
+    with pytest.raises(ValueError, match=r"stream\.onnx: is the stream of another model than .*model\.onnx"):
+        model.stream()
 
 
 @pytest.mark.parametrize("scale", [32768.0, 100.0])

@@ -211,11 +211,22 @@ class Model(ModelFile):
         return speakers.identify(self._needed_calibration(), vector, seconds, enrolments, false_accepts)
 
     def stream(self) -> Stream:
-        """A new stream of the same model: of the file ``stream.onnx`` in the folder of this one."""
-        file = self.file if self.chunk else self.file.with_name(STREAM)
+        """A new stream of the same model: of the file ``stream.onnx`` in the folder of this one.
+
+        Raises:
+            ValueError: there is none, or it is of another model.
+        """
+        if self.chunk:
+            return Stream(self.file, self.threads)
+        file = self.file.with_name(STREAM)
         if not file.is_file():
-            raise ValueError(f"{file}: no such file; `distilled-student export --streaming` writes a stream")
-        return Stream(file, self.threads)
+            remedy = "`distilled-student export --streaming` writes a stream"
+            raise ValueError(f"{self.file}: is not a stream, and its folder has no {STREAM}; {remedy}")
+        stream = Stream(file, self.threads)
+        prints = self._fingerprint, stream.model._fingerprint  # None: of an older version
+        if None not in prints and prints[0] != prints[1]:
+            raise ValueError(f"{file}: is the stream of another model than {self.file}")
+        return stream
 
 
 class Stream(ChunkStream):
@@ -301,13 +312,17 @@ class Stream(ChunkStream):
             is_last: No samples follow these: hits that still wait are reported, decided by the latest window.
 
         Raises:
-            ValueError: see `Model`; the model has no keyword or speaker output that is needed.
+            ValueError: see `Model`; the model has no keyword or speaker output that is needed; a person is not what
+                `Model.enrol` returned.
         """
         if "keyword_scores" not in self.model.output_shapes:
             raise ValueError(f"{self.model.file}: has no keyword_scores; read its outputs with `feed`")
         if speakers is not None and owner is not None:
             raise ValueError("speakers, owner: give one of them")
         enrolled = speakers if owner is None else {"owner": owner}
+        for name, person in (enrolled or {}).items():
+            if not isinstance(person, Enrolment):
+                raise ValueError(f"{name}: expected what `Model.enrol` returned, found {type(person).__name__}")
         hits: list[Hit] = []
         for hop, outputs in self.hops([samples]):
             self._undecided.step(self.detector.step(outputs["keyword_scores"], hop, self.word_scores(outputs)))
