@@ -51,7 +51,7 @@ from distilled_student.web.commands import register as register_web
 
 TRAIN: dict[str, Any] = {"rich_help_panel": "Train, measure and export"}  # after the commands that use a model
 KEYWORD_LINE = "{:7.2f} s  {}  {:.2f}"
-MAX_WINDOW = 240  # seconds of a stream's window; a keyword takes one, an utterance of a speaker some
+MIN_WINDOW, MAX_WINDOW = 0.02, 240  # seconds of a stream's window: a frame; a keyword takes one, a sentence some
 MAX_PROGRAM = 3600  # seconds that a .pte file can reserve memory for
 BEST = "best-dev.ckpt"  # the default checkpoint of a joint training run
 
@@ -213,7 +213,7 @@ def evaluate(
 
 def check_window(window: float | None) -> None:
     """Raise UserError for a length that no window of a stream has; None is an option that was not given."""
-    check_between("--window", window, 0, MAX_WINDOW, "seconds")
+    check_between("--window", window, MIN_WINDOW, MAX_WINDOW, "seconds")
 
 
 def check_loss(max_loss: float) -> None:
