@@ -143,6 +143,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("export run -o model.onnx --max-loss -1", "--max-loss -1: must be from 0 to 100 percentage points"),
         ("pack run -o packed --window 0", "--window 0: must be from 0.02 to 240 seconds"),
         ("export run -o model.onnx --window 1e9", "--window 1e+09: must be from 0.02 to 240 seconds"),
+        ("export run -o model.onnx --window 2", "--window 2: needs --streaming"),
+        (
+            "export tiny -o model.onnx --int8 --streaming --window 2",
+            "--window 2: the window is part of the stream in tiny",
+        ),
+        ("export run -o model.onnx --max-seconds 5", "--max-seconds 5: needs a name that ends with .pte"),
         ("export run -o model.pte --max-seconds 0", "--max-seconds 0: must be from 1 to 3600 seconds"),
         ("pack run -o packed --max-loss nan", "--max-loss nan: must be from 0 to 100 percentage points"),
         ("pack run -o packed --rate -1", "--rate -1: must be a positive number"),

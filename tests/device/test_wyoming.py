@@ -23,6 +23,7 @@ from wyoming.audio import AudioChunk
 from wyoming.client import AsyncTcpClient
 from wyoming.event import Event
 from wyoming.info import Describe, Info
+from wyoming.wake import Detect
 
 from distilled_student import onnx
 from distilled_student.device import enrolled, wyoming_events, wyoming_server, wyoming_service
@@ -88,10 +89,15 @@ def test_a_detection_whose_speaker_is_not_decided_at_the_end_of_a_recording_is_n
     end = round(onnx.load("tiny").stream().listen(samples)[1].seconds * 16_000)
     events = chunks(samples[:end].tobytes(), 4_096)
 
-    async def test(port: int) -> list[list[Event]]:
-        return [await ask(port, events), await ask(port, [*events[:-1], *events])]  # the second: without audio-stop
+    (first, *_), (second, *_) = expected(samples[:end])
+    other = Detect([first]).event()  # while the second hit waits
 
-    stopped, restarted = with_server(test, tmp_path)
+    async def test(port: int) -> list[list[Event]]:
+        recordings = events, [*events[:-1], *events], [*events[:-1], other, events[-1]]  # the second: no audio-stop
+        return [await ask(port, recording) for recording in recordings]
+
+    stopped, restarted, changed = with_server(test, tmp_path)
+    assert first != second and detections(changed) == detections(stopped)[:1]
     assert len(onnx.load("tiny").stream().listen(samples[:end], people)) == 1, "the second hit waits"
     assert detections(stopped) == expected(samples[:end], speakers=people) and len(detections(stopped)) == 2
     assert detections(restarted) == 2 * detections(stopped)

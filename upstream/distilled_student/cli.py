@@ -256,8 +256,12 @@ def export(
     streaming: Annotated[
         bool, typer.Option("--streaming", help="Export one step of a stream: chunk and state in and out (.onnx).")
     ] = False,
-    window: Annotated[float, typer.Option(help="Seconds of audio that a score of a stream covers.")] = 1.0,
-    max_seconds: Annotated[float, typer.Option(help="Longest utterance that a .pte file accepts, in seconds.")] = 10.0,
+    window: Annotated[
+        float | None, typer.Option(help="Seconds of audio that a score of a stream covers; default: 1.")
+    ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="Longest utterance that a .pte file accepts, in seconds; default: 10.")
+    ] = None,
     checkpoint: Annotated[str, typer.Option(help="Checkpoint in the folder of the run: its name or its path.")] = BEST,
     alarms: Alarms = None,
     rate: Rate = 0.5,
@@ -273,11 +277,17 @@ def export(
     check_loss(max_loss)
     check_window(window)
     check_between("--max-seconds", max_seconds, 1, MAX_PROGRAM, "seconds")
+    if window is not None and not streaming:
+        raise UserError(f"--window {window:g}: needs --streaming: it is that of a stream")
+    if max_seconds is not None and not is_program:
+        raise UserError(f"--max-seconds {max_seconds:g}: needs a name that ends with .pte")
     checkpoint = checkpoint_name(source, checkpoint)
     check_model(source, checkpoint, BEST)
     check_output_file("--output", output)
     check_alarms(alarms, rate)
     if int8 and (model_path(source) / JOINT).is_file():
+        if window is not None:
+            raise UserError(f"--window {window:g}: the window is part of the stream in {source}: leave it out")
         from distilled_student.export.pack import copy_packed
 
         copy_packed(model_path(source), output, streaming)
@@ -286,13 +296,14 @@ def export(
 
     model = open_joint(source, checkpoint)
     if is_program:
-        from distilled_student.export.executorch import export_executorch
+        from distilled_student.export.executorch import MAX_SECONDS, export_executorch
 
-        export_executorch(model, output, max_seconds, checkpoint)
+        export_executorch(model, output, MAX_SECONDS if max_seconds is None else max_seconds, checkpoint)
     elif streaming:
         from distilled_student.export.stream import export_stream
+        from distilled_student.streaming import WINDOW_SECONDS
 
-        export_stream(model, output, window, checkpoint, int8, max_loss)
+        export_stream(model, output, WINDOW_SECONDS if window is None else window, checkpoint, int8, max_loss)
         set_stream_threshold(output, alarms, rate)
     else:
         from distilled_student.export.utterance import export_onnx

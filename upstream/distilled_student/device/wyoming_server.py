@@ -156,9 +156,11 @@ class WakeClient(AsyncEventHandler):
             self._version = self._service.enrolled.version
             self._service.set_own_words(self._stream, self._wanted)
         samples = self._pcm.feed(data, is_last)
-        return self._stream.listen(
+        hits = self._stream.listen(
             samples, self._service.speakers, false_accepts=self._service.false_accepts, is_last=is_last
         )
+        # a hit that waited for its speaker may be of a word that is not wanted any more
+        return [hit for hit in hits if self._wanted is None or hit.label in self._wanted]
 
     def _detection(self, hit: Hit) -> Event:
         """The event of a hit; ``score`` and ``ratio`` are additions that other clients ignore."""
