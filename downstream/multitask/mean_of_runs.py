@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from distilled_student.checkpoints.folder import load_student
+from distilled_student.common.early_checks import is_same_folder
 from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.files import read_json, save_torch, write_json
 from distilled_student.common.provenance import FILE
@@ -60,13 +61,16 @@ def average_runs(runs: Sequence[Path], output: Path, checkpoint: str) -> None:
         checkpoint: File in each of these folders, and in the new one.
 
     Raises:
-        UserError: fewer than two runs, ``checkpoint`` is a path, a checkpoint is missing or damaged or has NaN weights,
-            or the models differ in their weights, in the settings that decide what these mean, or in their classes.
+        UserError: fewer than two different runs, ``checkpoint`` is a path, a checkpoint is missing or damaged or has
+            NaN weights, or the models differ in their weights, in the settings that decide what these mean, or in their
+            classes.
     """
     if Path(checkpoint).name != checkpoint:  # a path would name a file of a run, which would be overwritten
         raise UserError(f"--checkpoint {checkpoint}: expected the name of a file that is in the folder of each run")
     if len(runs) < 2:
         raise UserError("RUNS: give two runs or more")
+    if all(is_same_folder(run, runs[0]) for run in runs):
+        raise UserError(f"RUNS: {runs[0]}: is the only run that is given: give two runs or more")
     files = [run / checkpoint for run in runs]
     states = [read_experiment(file, "evaluate") for file in files]
     for file, state in zip(files, states, strict=True):

@@ -72,6 +72,9 @@ def test_one_run_or_a_missing_one_is_refused(
 ) -> None:
     assert run("average", runs[0], "-o", tmp_path / "mean") == 2
     assert "RUNS: give two runs or more" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(runs[0])
+    assert run("average", runs[0], tmp_path / "link", "-o", tmp_path / "mean") == 2
+    assert f"RUNS: {runs[0]}: is the only run that is given: give two runs or more" in capsys.readouterr().err
     assert run("average", runs[0], tmp_path / "nothing", "-o", tmp_path / "mean") == 2
     assert "nothing: no such folder" in capsys.readouterr().err
 
