@@ -55,7 +55,7 @@ def make_expert(config: dict[str, Any], features: int) -> DownstreamExpert:
 
 def batches(expert: DownstreamExpert) -> Iterator[tuple[Tensor, str, Tensor]]:
     for epoch in itertools.count():
-        for wavs, task, labels, _ in expert.get_dataloader("train", epoch=epoch):
+        for wavs, task, labels, *_ in expert.get_dataloader("train", epoch=epoch):
             yield torch.stack([torch.as_tensor(wav) for wav in wavs]), task, torch.tensor(labels)
 
 
