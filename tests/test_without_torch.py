@@ -83,7 +83,7 @@ def test_the_commands_of_a_device_run_without_torch_s3prl_and_lhotse(tmp_path: P
         "wyoming --uri tcp://256.0.0.1:1 --model tiny",
     )
     assert all(code == 0 for line, code in codes.items() if not line.startswith("wyoming")), output
-    assert "yes.wav: yes" in output and "Ada: 1 clips" in output
+    assert "yes.wav: yes" in output and "Ada: 1 clip," in output
     assert "tcp://256.0.0.1:1: cannot listen there" in output or "wyoming: is not installed" in output
 
 

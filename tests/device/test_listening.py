@@ -90,7 +90,9 @@ def test_each_keyword_says_who_and_with_an_owner_only_theirs_are_reported(
     assert "Nobody: is not enrolled" in capsys.readouterr().err
 
 
-def test_a_microphone_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_microphone_is_read_in_blocks_and_says_that_it_listens_once_it_is_open(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     class InputStream:
         def __init__(self, rate: int, size: int, device: Any, channels: int, kind: str, callback: Callable) -> None:
             assert (rate, channels, kind) == (RATE, 1, "float32")
@@ -109,11 +111,13 @@ def test_a_microphone_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "sounddevice", fake)
     blocks = listening.microphone_blocks("3")
     assert [float(next(blocks)[0]) for _ in range(2)] == [0.25, 0.5]
+    assert capsys.readouterr().err == "listening; Ctrl-C ends it\n"
     with pytest.raises(UserError, match=r"--device none: not usable as a microphone \(no device\)"):
         next(listening.microphone_blocks("none"))
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(UserError, match=r"the microphone needs sounddevice: pip install '\.\[microphone\]'"):
         next(listening.microphone_blocks())
+    assert capsys.readouterr().err == ""
 
 
 def test_the_command_stream_takes_an_exported_file_and_finds_what_its_stream_finds(

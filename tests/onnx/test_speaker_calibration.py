@@ -45,7 +45,9 @@ def test_a_threshold_is_the_fitted_one_and_between_two_it_follows_a_normal_distr
 
 @pytest.mark.parametrize("share", [0.0005, 0.06, 0.0, 3.0, math.nan])
 def test_a_share_outside_of_the_fitted_ones_is_an_error(share: float) -> None:
-    with pytest.raises(ValueError, match=r"false_accepts: no threshold for a share of .*, those from 0\.001 to 0\.05"):
+    with pytest.raises(
+        ValueError, match=r"false_accepts: .*: this model has thresholds for shares from 0\.001 to 0\.05 only"
+    ):
         CALIBRATION.threshold(share, Condition(1, 2.0, 2.0))
 
 
@@ -117,7 +119,7 @@ def test_older_metadata_are_a_line_through_the_cosine() -> None:
     old = Calibration.from_metadata({"sv_slope": "20.0", "sv_offset": "-9.0"})
     assert old.ratio(0.7, Condition(1, 1.0, 1.0)) == 20.0 * 0.7 - 9.0
     assert old.shares == () and old.unseen(Condition(99, math.nan, 99.0)) == []
-    with pytest.raises(ValueError, match=r"no threshold for a share of 0\.01 in this model, none is"):
+    with pytest.raises(ValueError, match=r"false_accepts: 0\.01: this model has thresholds for no share"):
         old.threshold(0.01, Condition(1, 1.0, 1.0))
     assert Calibration.from_metadata({}) is None
     assert Calibration.from_metadata({"speaker_calibration": json.dumps(CONTENT)}) == CALIBRATION

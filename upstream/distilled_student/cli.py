@@ -569,6 +569,7 @@ def s3prl_main(context: typer.Context) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Console script ``distilled-student``. A user's mistake is one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # its first import says that it made a cache of fonts
     suppress_known_warnings()
     words = list(sys.argv[1:] if argv is None else argv)
     # a benchmark runs several trainings: an interruption names its command and not that of one of them

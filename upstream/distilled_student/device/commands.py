@@ -154,7 +154,8 @@ def enrol(
         if not as_json:
             print(f"{clip['file']}: {state}" + "".join(f"; {problem}" for problem in clip["problems"]))
     count, seconds = (done.profile.count, done.profile.seconds) if done.profile else (0, 0.0)
-    text = f"{done.name}: {count} clips, {seconds:.1f} s in all" if count else f"{done.name}: no clip was enrolled"
+    in_all = f"{counted(count, 'clip')}, {seconds:.1f} s in all"
+    text = f"{done.name}: {in_all if count else 'no clip was enrolled'}"
     if done.refused:
         text += "; record the refused clips again, or add --force"
     content = {"name": done.name, "clips": clips, "count": count, "seconds": seconds, "notes": list(done.notes)}
@@ -239,9 +240,8 @@ def list_speakers(
     found = [person for person in people.all() if fingerprint in (None, person.fingerprint)]
     for person in found:
         content = {"name": person.name, "count": person.count, "seconds": person.seconds, "model": person.model}
-        print_result(
-            content, f"{person.name}: {person.count} clips, {person.seconds:.1f} s, model {person.model}", as_json
-        )
+        clips = counted(person.count, "clip")
+        print_result(content, f"{person.name}: {clips}, {person.seconds:.1f} s, model {person.model}", as_json)
     if not as_json and not found:
         print(f"nobody is enrolled in {people.folder}")
 
@@ -283,6 +283,11 @@ def _embed(model: Model, file: Path) -> NDArray[np.float32]:
     samples = read_recording(file)
     with one_line_errors():
         return model.embed(samples)
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 clip``, ``2 clips``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _odds(ratio: float) -> str:

@@ -39,7 +39,7 @@ def _load_sounddevice() -> Any:
 
 
 def microphone_blocks(device: str | None = None) -> Iterator[NDArray[np.float32]]:
-    """What a microphone records, without end: blocks ``(BLOCK,)`` at 16 kHz.
+    """What a microphone records, without end: blocks ``(BLOCK,)`` at 16 kHz. Says on standard error when it begins.
 
     Args:
         device: Its number or a part of its name; None: the default one.
@@ -61,6 +61,7 @@ def microphone_blocks(device: str | None = None) -> Iterator[NDArray[np.float32]
     except (sounddevice.PortAudioError, ValueError) as error:
         raise UserError(f"--device {device or 'default'}: not usable as a microphone ({error})") from None
     with stream:
+        print("listening; Ctrl-C ends it", file=sys.stderr)
         while True:
             yield blocks.get()
 

@@ -276,8 +276,6 @@ def listen(
             typer.echo(f"note: {note}", err=True)
     _watch_words(stream, profiles, model)
     blocks = microphone_blocks(device) if recording is None else file_blocks(recording)
-    if recording is None:
-        typer.echo("listening; Ctrl-C ends it", err=True)
     count = 0
     with one_line_errors():
         for hit in hits(stream, blocks, people, owner, share):

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from distilled_student.common.typer_errors import Commands
-from distilled_student.device.commands import NO, SOME, YES, JsonOption, ModelOption, ProfilesOption, print_result
+from distilled_student.device.commands import (
+    NO,
+    SOME,
+    YES,
+    JsonOption,
+    ModelOption,
+    ProfilesOption,
+    counted,
+    print_result,
+)
 
 words = typer.Typer(
     cls=Commands, invoke_without_command=True, help="Add words of your own from recordings, list or forget them."
@@ -27,7 +36,7 @@ def list_words(context: typer.Context, profiles: ProfilesOption = None, as_json:
     found = own.all()
     for word in found:
         content = {"name": word.name, "count": word.count, "model": word.model}
-        print_result(content, f"{word.name}: {word.count} recordings, model {word.model}", as_json)
+        print_result(content, f"{word.name}: {counted(word.count, 'recording')}, model {word.model}", as_json)
     if not as_json and not found:
         print(f"no words in {own.folder}; `distilled-student words add NAME FILES...` adds one")
 
@@ -56,7 +65,7 @@ def add(
         for found in recordings:
             print(f"{found['file']}: {'; '.join(['added' if found['added'] else 'refused', *found['problems']])}")
     count = done.word.count if done.word else 0
-    text = f"{name}: {count} recordings" if count else f"{name}: not added"
+    text = f"{name}: {counted(count, 'recording')}" if count else f"{name}: not added"
     if done.refused:
         text += "; record the refused ones again, or add --force"
     content = {"name": name, "recordings": recordings, "count": count, "notes": list(done.notes)}

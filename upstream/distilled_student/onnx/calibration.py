@@ -157,8 +157,8 @@ class Calibration:
         """
         condition, shares = self._nearest(condition), self.shares
         if not shares or not shares[0] <= false_accepts <= shares[-1]:
-            fitted = f"those from {shares[0]:g} to {shares[-1]:g} are" if shares else "none is"
-            raise ValueError(f"false_accepts: no threshold for a share of {false_accepts:g} in this model, {fitted}")
+            fitted = f"for shares from {shares[0]:g} to {shares[-1]:g} only" if shares else "for no share"
+            raise ValueError(f"false_accepts: {false_accepts:g}: this model has thresholds {fitted}")
         upper = next(share for share in shares if share >= false_accepts)
         lower = max(share for share in shares if share <= false_accepts)
         at_lower, at_upper = (_sum_of_terms(self.threshold_weights[share], condition) for share in (lower, upper))
