@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from distilled_student.onnx import Calibration, Model
 
 # Smallest natural log-likelihood ratio of a clip and the other clips of its person.
-UNLIKE_RATIO = -3.0
+UNLIKE_RATIO = -1.5
 COPY_COSINE = 0.999  # of two clips of one recording; those of two recordings have less
 
 

@@ -8,7 +8,7 @@ const SPEECH_RANGE = 20; // dB below the loudest frames: quieter frames are paus
 const SILENT_LEVEL = -55; // dB of full scale of the loudest frames
 const MAX_CLIPPED = 0.02;
 const MIN_SNR = 6; // dB
-const UNLIKE_RATIO = -3; // smallest log-likelihood ratio of a clip and the other clips of its person
+const UNLIKE_RATIO = -1.5; // smallest log-likelihood ratio of a clip and the other clips of its person
 const COPY_COSINE = 0.999;
 
 /** What is wrong with samples, in words: {problems}; empty for a good clip. A silent clip has no other fault. */
