@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distilled_student.common.audio import SAMPLE_RATE
-from distilled_student.common.effects import Effects, files_of, random_cut
+from distilled_student.common.effects import Effects, files_of, gain_to, random_cut
 from distilled_student.multitask.tasks.settings import AugmentSettings, speed_ratio
 
 PAST_STEP = SAMPLE_RATE // 50  # 20 ms, the distance of most upstreams' frames: an utterance begins with a frame
@@ -49,7 +49,7 @@ class Augmentation(Effects):
             return self(waveform, rng), 0
         samples = PAST_STEP * round(rng.uniform(*s.past_seconds) * SAMPLE_RATE / PAST_STEP)
         past = random_cut(self.speech[rng.integers(len(self.speech))], samples, rng)
-        power, past_power = waveform.square().mean(), past.square().mean()
-        if power and past_power:  # a class of silence may have neither
-            past = past * torch.sqrt(power / past_power) * 10 ** (rng.uniform(*s.past_db) / 20)
+        gain = gain_to(waveform, past, -rng.uniform(*s.past_db))
+        if gain is not None:  # an item of the class of silence may be silent
+            past = past * gain
         return self(torch.cat([past, waveform]), rng), samples

@@ -81,20 +81,14 @@ class AugmentSettings(EffectSettings):
     past_db: list[float] = field(default_factory=lambda: [-6.0, 6.0])
     past_root: str | None = None
 
+    probabilities: ClassVar[tuple[str, ...]] = (*EffectSettings.probabilities, "speed", "past")
+    ranges: ClassVar[tuple[str, ...]] = (*EffectSettings.ranges, "past_seconds", "past_db")
     folders: ClassVar[tuple[str, ...]] = (*EffectSettings.folders, "past_root")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.speed <= 1.0:
-            raise ValueError(f"augment.speed: needs a probability in [0, 1], not {self.speed}")
         if not self.speed_factors or not all(0.5 <= f <= 2.0 for f in self.speed_factors):
             raise ValueError(f"augment.speed_factors: need numbers in [0.5, 2], not {self.speed_factors}")
-        if not 0.0 <= self.past <= 1.0:
-            raise ValueError(f"augment.past: needs a probability in [0, 1], not {self.past}")
-        for name in ("past_seconds", "past_db"):
-            value = getattr(self, name)
-            if len(value) != 2 or value[0] > value[1]:
-                raise ValueError(f"augment.{name}: needs [lowest, highest], not {value}")
         if not 0.1 <= self.past_seconds[0] <= self.past_seconds[1] <= 10:
             raise ValueError(f"augment.past_seconds: needs seconds from 0.1 to 10, not {self.past_seconds}")
         if self.past and self.past_root is None:

@@ -29,7 +29,10 @@ class EffectSettings:
         gain_db: Lowest and highest gain in dB.
     """
 
-    folders: ClassVar[tuple[str, ...]] = ("rir_root", "noise_root")  # the keys that are folders
+    # the keys that are probabilities, ranges and folders
+    probabilities: ClassVar[tuple[str, ...]] = ("reverb", "noise", "band", "gain")
+    ranges: ClassVar[tuple[str, ...]] = ("rt60", "drr", "snr", "band_low", "band_high", "gain_db")
+    folders: ClassVar[tuple[str, ...]] = ("rir_root", "noise_root")
 
     reverb: float = 0.0
     rt60: list[float] = field(default_factory=lambda: [0.1, 0.6])
@@ -45,10 +48,10 @@ class EffectSettings:
     gain_db: list[float] = field(default_factory=lambda: [-10.0, 6.0])
 
     def __post_init__(self) -> None:
-        for name in ("reverb", "noise", "band", "gain"):
+        for name in self.probabilities:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"augment.{name}: needs a probability in [0, 1], not {getattr(self, name)}")
-        for name in ("rt60", "drr", "snr", "band_low", "band_high", "gain_db"):
+        for name in self.ranges:
             value = getattr(self, name)
             if len(value) != 2 or value[0] > value[1]:
                 raise ValueError(f"augment.{name}: needs [lowest, highest], not {value}")

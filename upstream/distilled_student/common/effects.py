@@ -27,12 +27,18 @@ def files_of(root: Path, key: str) -> list[Path]:
     return files
 
 
+def gain_to(waveform: Tensor, other: Tensor, ratio: float) -> Tensor | None:
+    """What ``other`` is multiplied by so that ``waveform`` is ``ratio`` dB louder; None if one of them is silent."""
+    power, other_power = waveform.square().mean(), other.square().mean()
+    if power == 0 or other_power == 0:
+        return None
+    return torch.sqrt(power / other_power / 10 ** (ratio / 10))
+
+
 def add_noise(waveform: Tensor, noise: Tensor, snr: float) -> Tensor:
     """``waveform`` plus ``noise``, ``(samples,)`` each, at a ratio of ``snr`` dB; unchanged if one is silent."""
-    signal_power, noise_power = waveform.square().mean(), noise.square().mean()
-    if signal_power == 0 or noise_power == 0:
-        return waveform
-    return waveform + noise * torch.sqrt(signal_power / noise_power / 10 ** (snr / 10))
+    gain = gain_to(waveform, noise, snr)
+    return waveform if gain is None else waveform + noise * gain
 
 
 def synthetic_rir(rng: np.random.Generator, rt60: float, drr: float) -> Tensor:
