@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 from distilled_student.common import audio, audio_reading
@@ -68,7 +69,7 @@ def reverberate(waveform: Tensor, rir: Tensor) -> Tensor:
 
     The direct path, the largest sample of the response, is not delayed.
     """
-    size = len(waveform) + len(rir) - 1
+    size = next_fast_len(len(waveform) + len(rir) - 1, real=True)
     wet = torch.fft.irfft(torch.fft.rfft(waveform, size) * torch.fft.rfft(rir, size), size)
     delay = int(rir.abs().argmax())
     wet = wet[delay : delay + len(waveform)]
@@ -81,7 +82,8 @@ def limit_band(waveform: Tensor, low: float, high: float) -> Tensor:
     The gain is that of Butterworth filters of order 4, without their delay: ``1 / sqrt(1 + (f / high) ** 8)`` and the
     same with ``low / f``.
     """
-    size = len(waveform) + audio.SAMPLE_RATE // 10  # zeros behind: the filter does not wrap around
+    # zeros behind: the filter does not wrap around
+    size = next_fast_len(len(waveform) + audio.SAMPLE_RATE // 10, real=True)
     frequencies = torch.fft.rfftfreq(size, 1 / audio.SAMPLE_RATE)
     gain = (1 + (frequencies / high) ** 8).rsqrt() * (1 + (low / frequencies.clamp(min=1e-3)) ** 8).rsqrt()
     return torch.fft.irfft(torch.fft.rfft(waveform, size) * gain, size)[: len(waveform)]
