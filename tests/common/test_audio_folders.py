@@ -271,3 +271,14 @@ def test_the_early_check_of_a_distillation_names_files_that_are_not_read(tmp_pat
         check_settings(
             DistillConfig("shipped", str(tmp_path / "out"), DataConfig([str(tmp_path / "audio")])), "own.yaml"
         )
+
+
+def test_a_folder_whose_parents_are_missing_holds_no_audio(tmp_path: Path) -> None:
+    assert AudioFolders().files(tmp_path / "exp" / "distill" / "tiny", depth=0) == []
+
+
+def test_a_distillation_makes_the_parents_of_its_output(tmp_path: Path) -> None:
+    write_tone(tmp_path / "audio" / "one.wav", 200)
+    data = DataConfig(paths=[str(tmp_path / "audio")])
+    config = DistillConfig(teacher="shipped", output=str(tmp_path / "exp" / "distill"), data=data, targets=[1, 2])
+    check_settings(config, "config.yaml")

@@ -151,9 +151,8 @@ class AudioFolders:
             enter: Whether a folder of this name is walked.
         """
         pending = deque([(str(root), 0)])
-        ancestors = {
-            path_identity(parent) for parent in Path(root).resolve().parents
-        }  # a link to one of them is a loop
+        parents = Path(root).resolve().parents
+        ancestors = {path_identity(parent) for parent in parents if parent.exists()}  # a link to one of them is a loop
         while pending:
             folder, level = pending.popleft()
             try:
