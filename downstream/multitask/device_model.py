@@ -403,7 +403,7 @@ def calibrate_speakers_on_device(
         except UserError as error:
             log.warning("%s: no calibration by length and number of enrolled clips is fitted: %s", task.key, error)
             return
-    found = calibrate(pieces, piece_embedding(model), task.mean_voice())
+    found = calibrate(pieces, piece_embedding(model))
     task.speaker_calibration = task.speaker_calibration if found is None else found
 
 

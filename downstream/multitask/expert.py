@@ -340,7 +340,7 @@ class DownstreamExpert(nn.Module):
                     return self.outputs(name, extract([waveform.numpy()]))[0].double().cpu().numpy()
 
                 pieces = development_pieces(self.tasks, CALIBRATION_SECONDS)
-                task.speaker_calibration = calibrate(pieces, embed, task.mean_voice())
+                task.speaker_calibration = calibrate(pieces, embed)
 
     # Results
     def log_records(

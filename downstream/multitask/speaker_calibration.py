@@ -26,6 +26,7 @@ PIECES = {1.0: 8, 3.0: 6, 10.0: 3}  # length of a piece in seconds -> pieces of 
 SPEAKERS = 64  # of each source, at most
 ENROLMENTS, OTHERS = 2, 40  # of each half of a speaker, and pieces of other speakers for each enrolment, at most
 CALIBRATION_SECONDS = 200  # of the development speech of each task, for a checkpoint and for a single export
+MEAN_VOICE_SPEAKERS = 20  # fewer do not give a mean voice: it would be near each of them, and not near other people
 SHARES = (0.05, 0.01, 0.001)  # of other speakers' pieces that are accepted
 TARGET_PRIOR = 0.05  # the decisions at which the ratio is to be right: rare targets, as few false accepts are wanted
 SMOOTHED = (0.05, 0.02, 0.004)  # cosines over which the cost of quantile regression is smoothed, one after the other
@@ -143,16 +144,36 @@ class Trials(NamedTuple):
     weight: NDArray
 
 
-def make_trials(pieces: Sequence[Piece], embeddings: NDArray, mean_voice: NDArray | None = None) -> Trials | None:
+def mean_voice(pieces: Sequence[Piece], embeddings: NDArray) -> NDArray | None:
+    """`Calibration.mean_voice` ``(size,)``; None for fewer than `MEAN_VOICE_SPEAKERS` speakers.
+
+    The mean of the pieces, in which each source weighs the same: where people of a source are alike, such as those who
+    read sentences, it is nearer to them.
+
+    Args:
+        embeddings: ``(pieces, size)``.
+    """
+    if len({(piece.source, piece.speaker) for piece in pieces}) < MEAN_VOICE_SPEAKERS:
+        return None
+    unit, sources = _unit(embeddings), np.array([piece.source for piece in pieces])
+    mean = np.sum([unit[sources == source].mean(axis=0) for source in np.unique(sources)], axis=0)
+    return np.round(mean / np.linalg.norm(mean), 6)  # as it is written into files
+
+
+def _unit(embeddings: NDArray) -> NDArray:
+    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+
+
+def make_trials(pieces: Sequence[Piece], embeddings: NDArray, voice: NDArray | None = None) -> Trials | None:
     """All kinds of trials of ``pieces`` with ``embeddings (pieces, size)``; None without targets or without others.
 
     Where the words are known, a trial counts twice, half each: with ``same_word``, and as if they were not.
 
     Args:
-        mean_voice: ``(size,)``, of length 1: `Calibration.mean_voice`; None if it is not known.
+        voice: See `mean_voice`.
     """
-    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    voice = np.zeros(unit.shape[1]) if mean_voice is None else mean_voice
+    unit = _unit(embeddings)
+    voice = np.zeros(unit.shape[1]) if voice is None else voice
     rng, rows = np.random.default_rng(0), []
     for source_number, source in enumerate(sorted({piece.source for piece in pieces})):
         places = [place for place, piece in enumerate(pieces) if piece.source == source]
@@ -236,8 +257,8 @@ def ratios(calibration: Calibration, trials: Trials) -> NDArray:
     return term_values(tuple(weights), trials._replace(**seen)) @ np.array([*weights.values()])
 
 
-def fit(trials: Trials, mean_voice: NDArray | None = None) -> Calibration:
-    """The calibration of ``trials``; ``mean_voice``: as in `make_trials`.
+def fit(trials: Trials, voice: NDArray | None = None) -> Calibration:
+    """The calibration of ``trials``; ``voice``: that of `make_trials`.
 
     The ratio is a logistic regression. The thresholds are quantile regressions on the trials of other speakers; that of
     the smallest share, which few trials reach, is the one before it, shifted. Shares that fewer than two of these
@@ -253,10 +274,10 @@ def fit(trials: Trials, mean_voice: NDArray | None = None) -> Calibration:
         above = others._replace(cosine=others.cosine - term_values(tuple(last), others) @ np.array([*last.values()]))
         shift = _quantile(above, SHARES[-1], ("bias",))["bias"]
         thresholds[SHARES[-1]] = last | {"bias": last["bias"] + max(shift, 0.0)}
-    voice = () if mean_voice is None else tuple(map(float, mean_voice))
-    names = ("clips", "enrolled_seconds", "seconds", *(("typicality", "enrolled_typicality") if voice else ()))
+    names = ("clips", "enrolled_seconds", "seconds")
+    names += () if voice is None else ("typicality", "enrolled_typicality")
     seen = {name: (float(getattr(trials, name).min()), float(getattr(trials, name).max())) for name in names}
-    return Calibration(ratio, thresholds, seen, voice)
+    return Calibration(ratio, thresholds, seen, () if voice is None else tuple(map(float, voice)))
 
 
 def _varying(terms: Sequence[str], trials: Trials) -> tuple[list[str], NDArray]:
@@ -334,15 +355,17 @@ def _quantile(others: Trials, share: float, terms: Sequence[str] = THRESHOLD_TER
     return found
 
 
-def calibrate(
-    pieces: Sequence[Piece], embed: Callable[[Piece], NDArray], mean_voice: NDArray | None = None
-) -> Calibration | None:
+def calibrate(pieces: Sequence[Piece], embed: Callable[[Piece], NDArray]) -> Calibration | None:
     """The calibration of the embeddings that ``embed`` computes of pieces, ``(size,)``; None without trials.
 
-    The pieces are those of development speakers, see `make_pieces`. ``mean_voice``: as in `make_trials`.
+    The pieces are those of development speakers, see `make_pieces`.
     """
-    trials = make_trials(pieces, np.stack([embed(piece) for piece in pieces]), mean_voice) if pieces else None
-    return None if trials is None else fit(trials, mean_voice)
+    if not pieces:
+        return None
+    embeddings = np.stack([embed(piece) for piece in pieces])
+    voice = mean_voice(pieces, embeddings)
+    trials = make_trials(pieces, embeddings, voice)
+    return None if trials is None else fit(trials, voice)
 
 
 def development_pieces(tasks: Mapping[str, Any], seconds: float = math.inf) -> list[Piece]:

@@ -259,10 +259,6 @@ class BaseTask(nn.Module):
         """
         return []
 
-    def mean_voice(self) -> np.ndarray | None:
-        """Of a speaker task: `Calibration.mean_voice`, ``(embedding,)``; None if it is not known."""
-        return None
-
     def trained_speakers(self, names: Sequence[str]) -> list[str]:
         """Of a speaker task: those of these names of speakers that were trained on, as far as a checkpoint says it."""
         return []

@@ -24,7 +24,7 @@ from distilled_student.multitask import metrics as M
 from distilled_student.multitask.augment import Augmentation, change_speed
 from distilled_student.multitask.copies import Use, check_copies
 from distilled_student.multitask.group_figures import Figures, eer_by_group
-from distilled_student.multitask.heads import LinearHead, PooledHead
+from distilled_student.multitask.heads import PooledHead
 from distilled_student.multitask.losses import SpeakerLoss
 from distilled_student.multitask.scoring import as_norm, cllr, cosine_scores, fit_calibration
 from distilled_student.multitask.short_utterances import Filling
@@ -353,17 +353,6 @@ class Task(BaseTask):
         self, split: str, groups: SpeakerGroups, collected: list[Any], arrays: Mapping[str, np.ndarray]
     ) -> Figures:
         return eer_by_group(groups, self._trials(split), arrays["scores"])
-
-    def mean_voice(self) -> np.ndarray | None:
-        """The direction of the head's bias: of the training speech, standardised features have the mean 0.
-
-        None without ``standardize``, and for embeddings that have the mean 0 themselves.
-        """
-        if not (isinstance(self.head, LinearHead) and self.settings.standardize) or self.settings.center:
-            return None
-        bias = self.head.linear.bias.detach().double().cpu().numpy()
-        length = float(np.linalg.norm(bias))
-        return np.round(bias / length, 6) if length > 1e-6 else None  # as it is written into files
 
     def trained_speakers(self, names: Sequence[str]) -> list[str]:
         """The names that are classes of the checkpoint."""

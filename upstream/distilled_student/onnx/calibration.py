@@ -77,7 +77,7 @@ class Calibration:
             share of other speakers' utterances reaches. Empty in files of version 0.1.0.
         seen: The smallest and largest ``clips``, ``enrolled_seconds``, ``seconds`` and typicalities of the fit. Outside
             of them the values are those of the nearest condition inside.
-        mean_voice: ``(embedding,)``, of length 1: the direction of the mean embedding of the training speech. Other
+        mean_voice: ``(embedding,)``, of length 1: the direction of the mean embedding of the speech of the fit. Other
             people's embeddings near it have larger cosines. Empty if it is not known: a typicality is then 0.
 
     Raises:
