@@ -1,4 +1,4 @@
-"""Suites with a reference: ablations of the recipe of edge, and what distillation and joint training bring."""
+"""Suites with a reference: ablations of the recipe of tiny, and what distillation and joint training bring."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for speaker in range(3):
         for i in range(3):
             write_tone(root / "librispeech_speakers" / f"s{speaker}" / f"{i}.wav", 300 + 50 * speaker, seed=i)
+    write_tone(root / "noise_and_speech" / "tone.wav", 200)
     torch.manual_seed(0)
     config = ds.StudentConfig(**{**SMALL, "conv_dim": [8] * 7})
     ds.save_student(ds.build_student(config), root / "teachers/small")
@@ -120,7 +121,7 @@ def test_every_row_of_the_suite_of_edge_has_the_same_number_of_updates() -> None
 def test_every_ablation_is_a_row_of_the_suite_and_has_a_label_of_its_own() -> None:
     suite = read_suite("ablations")
     configs = {setting.config for setting in suite.settings.values()}
-    assert configs == {"edge", *(name for name in shipped_configs() if name.startswith("ablations/"))}
+    assert configs == {"tiny", *(name for name in shipped_configs() if name.startswith("ablations/"))}
     labels = [setting.label for setting in suite.settings.values()]
     assert len(set(labels)) == len(labels)
     assert suite.tables["Both tasks"] == list(suite.settings)

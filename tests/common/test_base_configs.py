@@ -110,10 +110,10 @@ def test_the_file_is_shown_as_it_is_and_merged_on_request(capsys: pytest.Capture
         return capsys.readouterr().out
 
     shown = show("without-shift")
-    assert shown == find_config("without-shift", "multitask").read_text() and "base: multitask/edge" in shown
+    assert shown == find_config("without-shift", "multitask").read_text() and "base: multitask/tiny" in shown
     merged, base = (
         yaml.safe_load(show("ablations/without-shift", "--merged")),
-        read_yaml(find_config("edge", "multitask")),
+        read_yaml(find_config("tiny", "multitask")),
     )
     assert base["downstream_expert"]["tasks"]["kws"].pop("shift_seconds") == 0.1
     assert merged["downstream_expert"]["tasks"]["kws"].pop("shift_seconds") == 0
@@ -123,8 +123,8 @@ def test_the_file_is_shown_as_it_is_and_merged_on_request(capsys: pytest.Capture
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
 def test_an_ablation_is_a_comment_its_base_and_one_line_that_differs(path: Path) -> None:
     comment, base, difference = path.read_text().splitlines()
-    assert re.match(r"# .*\. Shows ", comment) and base == "base: multitask/edge" and ": " in difference
-    merged, unchanged = read_config_file(path, "multitask"), read_yaml(find_config("edge", "multitask"))
+    assert re.match(r"# .*\. Shows ", comment) and base == "base: multitask/tiny" and ": " in difference
+    merged, unchanged = read_config_file(path, "multitask"), read_yaml(find_config("tiny", "multitask"))
     assert merged != unchanged and "base" not in merged
     check_sections(str(path), merged, "multitask")
     settings = typed(ExpertSettings, merged["downstream_expert"], path)
