@@ -188,7 +188,7 @@ def test_the_hits_are_those_of_a_plain_loop(stream: Stream, speech: np.ndarray) 
 def test_each_hit_says_who_spoke_and_only_those_of_the_owner_are_reported(stream: Stream, speech: np.ndarray) -> None:
     model = onnx.load("tiny")
     stream.model.calibration = Calibration(
-        {"bias": -7.0, "cosine": 20.0}, {0.001: {"bias": 0.6}, 0.05: {"bias": 0.3}}, {"seconds": (0.5, 5.0)}
+        {"bias": -7.0, "cosine": 20.0}, {0.001: {"bias": 0.9}, 0.05: {"bias": 0.7}}, {"seconds": (0.5, 5.0)}
     )
     owner, stranger = model.enrol(speech[:80_000]), model.enrol(read_voice("bf_emma")[:80_000])
     plain = listened(stream, speech, 4_000)

@@ -1,7 +1,5 @@
 // The thresholds that a user may move.
 
-import { percent } from "./view.mjs";
-
 const NO_GATE = -71; // the left end of the slider
 const at = (id) => document.getElementById(id);
 
@@ -69,7 +67,7 @@ export class Settings {
 
   show() {
     const level = Number(at("level").value);
-    at("threshold-value").textContent = percent(at("threshold").value);
+    at("threshold-value").textContent = `${(100 * at("threshold").value).toFixed(1)} %`; // those of streams are near 1
     at("level-value").textContent = level === NO_GATE ? "nothing" : `${level} dB`;
     if (this.shares.length) at("share-value").textContent = `${Number((100 * this.shareAt(Number(at("share").value))).toPrecision(2))} %`;
     for (const id of ["threshold", "level", "share"]) at(id).setAttribute("aria-valuetext", at(`${id}-value`).textContent);
