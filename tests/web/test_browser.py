@@ -98,8 +98,8 @@ def most_certain(voice: str, number: int, first: int = 0) -> list[NDArray[np.flo
 
 @pytest.fixture(scope="module")
 def speech() -> NDArray[np.float32]:
-    """Seven keywords of two voices: those that the model is most certain of."""
-    return recording([*most_certain(VOICE, 4, first=3), *most_certain(OTHER, 3)])
+    """Four keywords of two voices: those that the model is most certain of."""
+    return recording([*most_certain(VOICE, 3, first=3), *most_certain(OTHER, 1)])
 
 
 @pytest.fixture(scope="module")
