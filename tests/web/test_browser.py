@@ -98,8 +98,12 @@ def most_certain(voice: str, number: int, first: int = 0) -> list[NDArray[np.flo
 
 @pytest.fixture(scope="module")
 def speech() -> NDArray[np.float32]:
-    """Four keywords of two voices: those that the model is most certain of."""
-    return recording([*most_certain(VOICE, 3, first=3), *most_certain(OTHER, 1)])
+    """Four keywords of two voices: those that the model is most certain of, none twice in a row.
+
+    Between equal words it depends on the runtime whether the score falls below the threshold, and the second is a hit.
+    """
+    first, second, third = most_certain(VOICE, 3, first=3)
+    return recording([first, second, *most_certain(OTHER, 1), third])
 
 
 @pytest.fixture(scope="module")
