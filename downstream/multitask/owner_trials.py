@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from distilled_student.multitask import metrics as M
 from distilled_student.multitask.scoring import cllr
+from distilled_student.onnx.speakers import unit_length
 
 ENROLLED = (1, 3, 5)  # numbers of enrolled clips
 ENROLMENTS = 3  # of each owner, at most
@@ -140,10 +141,8 @@ def owner_cosines(trials: OwnerTrials, embeddings: NDArray) -> NDArray:
 
 def unit_vectors(trials: OwnerTrials, embeddings: NDArray) -> tuple[NDArray, NDArray]:
     """``(clips, size)`` of the clips and ``(enrolments, size)`` of the enrolments, all of length 1."""
-    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    enrolled = unit[trials.enrolled].mean(axis=1)
-    enrolled /= np.maximum(np.linalg.norm(enrolled, axis=1, keepdims=True), 1e-12)
-    return unit, enrolled
+    unit = unit_length(embeddings)
+    return unit, unit_length(unit[trials.enrolled].mean(axis=1))
 
 
 def uncalibrated(cosines: NDArray) -> NDArray:

@@ -20,6 +20,7 @@ from torch import Tensor
 from distilled_student.common import audio, audio_reading
 from distilled_student.common.audio import SAMPLE_RATE
 from distilled_student.onnx.calibration import Calibration
+from distilled_student.onnx.speakers import unit_length
 
 CLIPS = (1, 3, 5)  # enrolled pieces
 PIECES = {1.0: 8, 3.0: 6, 10.0: 3}  # length of a piece in seconds -> pieces of half of a speaker's recordings, at most
@@ -155,13 +156,9 @@ def mean_voice(pieces: Sequence[Piece], embeddings: NDArray) -> NDArray | None:
     """
     if len({(piece.source, piece.speaker) for piece in pieces}) < MEAN_VOICE_SPEAKERS:
         return None
-    unit, sources = _unit(embeddings), np.array([piece.source for piece in pieces])
+    unit, sources = unit_length(embeddings), np.array([piece.source for piece in pieces])
     mean = np.sum([unit[sources == source].mean(axis=0) for source in np.unique(sources)], axis=0)
-    return np.round(mean / np.linalg.norm(mean), 6)  # as it is written into files
-
-
-def _unit(embeddings: NDArray) -> NDArray:
-    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    return np.round(unit_length(mean), 6)  # as it is written into files
 
 
 def make_trials(pieces: Sequence[Piece], embeddings: NDArray, voice: NDArray | None = None) -> Trials | None:
@@ -172,7 +169,7 @@ def make_trials(pieces: Sequence[Piece], embeddings: NDArray, voice: NDArray | N
     Args:
         voice: See `mean_voice`.
     """
-    unit = _unit(embeddings)
+    unit = unit_length(embeddings)
     voice = np.zeros(unit.shape[1]) if voice is None else voice
     rng, rows = np.random.default_rng(0), []
     for source_number, source in enumerate(sorted({piece.source for piece in pieces})):
@@ -212,8 +209,7 @@ def _cell_trials(
         others = [p for p in spoken if pieces[p].speaker != speaker]
         count = min(ENROLMENTS, len(own) // clips)
         for group in rng.permutation(own)[: count * clips].reshape(count, clips):
-            mean = unit[group].mean(axis=0)
-            mean /= max(float(np.linalg.norm(mean)), 1e-12)
+            mean = unit_length(unit[group].mean(axis=0))
             seconds = sum(pieces[place].samples for place in group) / SAMPLE_RATE
             words = frozenset().union(*(pieces[place].words for place in group))
             drawn = [*targets, *rng.permutation(others)[:OTHERS].astype(int)]
