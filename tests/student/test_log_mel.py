@@ -17,3 +17,14 @@ def test_log_mel_equals_whispers_feature_extractor() -> None:
     mel, lengths = LogMel(80)(padded, torch.tensor([480_000]))
     assert lengths.tolist() == [3000]
     torch.testing.assert_close(mel.transpose(1, 2), expected, atol=1e-5, rtol=0)
+
+
+def test_with_autocast_the_log_mel_is_of_single_precision_and_as_exact_as_half_precision_shows() -> None:
+    wave, lengths = tone(1.0)[None], torch.tensor([16_000])
+    front_end = LogMel(80, causal=True)
+    exact, _ = front_end(wave, lengths)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mel, _ = front_end(wave, lengths)
+    assert mel.dtype == torch.float32
+    assert not mel.equal(exact)
+    torch.testing.assert_close(mel, exact, atol=2**-9, rtol=0)

@@ -15,10 +15,11 @@ from distilled_student.common.errors import UserError
 from distilled_student.common.sample_range import wrong_range, wrong_type
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.onnx import HOP_SECONDS, Detector, DetectorSettings
+from distilled_student.student.attention import causal_mask
 from distilled_student.student.config import StudentConfig
 from distilled_student.student.frontend import LogMelStem
 from distilled_student.student.log_mel import HOP
-from distilled_student.student.network import StudentOutput, causal_mask, repeat_frames
+from distilled_student.student.network import StudentOutput, repeat_frames
 from distilled_student.student.positions import ConvPositions
 
 if TYPE_CHECKING:

@@ -85,9 +85,12 @@ class LogMel(nn.Module):
 
     def log_mel(self, samples: Tensor, frames: int) -> Tensor:
         """The first ``frames`` windows of ``(batch, samples)`` -> ``(batch, frames, bins)``."""
-        with torch.autocast(samples.device.type, enabled=False):  # a spectrum exceeds the range of half precision
-            power = self.power(sliding_windows(samples.float(), WINDOW, HOP, frames) * self.window)
-            return (power @ self.filters).clamp(min=1e-10).log10().float()
+        device = samples.device.type
+        # if what follows is in half precision, the errors of float32 are invisible, and it takes half the time
+        precision = torch.float32 if torch.is_autocast_enabled(device) else torch.float64
+        with torch.autocast(device, enabled=False):  # a spectrum exceeds the range of half precision
+            power = self.power(sliding_windows(samples.float(), WINDOW, HOP, frames) * self.window.to(precision))
+            return (power @ self.filters.to(precision)).clamp(min=1e-10).log10().float()
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """``(batch, samples)``, zero beyond ``lengths``, -> ``(batch, frames, bins)`` and lengths in frames."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distilled_student.common.arithmetic import ceil_div
 from distilled_student.common.sample_range import wrong_range, wrong_type
+from distilled_student.student.attention import attend, causal_mask
 from distilled_student.student.config import StudentConfig, named_size
 from distilled_student.student.frontend import build_frontend, normalize_waveforms
 from distilled_student.student.lengths import checked_lengths, frame_mask, mask_if_padded, zero_padding
@@ -74,7 +75,7 @@ def repeat_frames(x: Tensor, stride: int, frames: int) -> Tensor:
 
 
 class Layer(nn.TransformerEncoderLayer):
-    """torch's transformer layer, but always with torch's fused attention, with any mask, and with past keys and values.
+    """torch's transformer layer, but always with its fastest attention, with any mask, and with past keys and values.
 
     Its parameters are those of `torch.nn.TransformerEncoderLayer`; only the computation differs.
     """
@@ -102,7 +103,7 @@ class Layer(nn.TransformerEncoderLayer):
         key_value = key_value if past is None else torch.cat([past, key_value], dim=1)
         heads = (t.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for t in (query, *key_value.chunk(2, dim=2)))
         dropout = attention.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=dropout)
+        y = attend(*heads, mask, dropout)
         return self.dropout1(linear(attention.out_proj, y.transpose(1, 2).flatten(2))), key_value
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -134,12 +135,6 @@ class Branch(nn.Module):
     def __init__(self, layer: Layer, norm: nn.Module) -> None:
         super().__init__()
         self.layer, self.norm = copy.deepcopy(layer), copy.deepcopy(norm)
-
-
-def causal_mask(frames: int, past: int, context: int, device: torch.device) -> Tensor:
-    """``(frames, past + frames)`` bool: each frame attends to itself and the ``context - 1`` frames before it."""
-    age = past + torch.arange(frames, device=device)[:, None] - torch.arange(past + frames, device=device)[None, :]
-    return (age >= 0) & (age < context)
 
 
 class Student(nn.Module):
