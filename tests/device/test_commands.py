@@ -13,8 +13,8 @@ import pytest
 import soundfile
 
 import distilled_student as ds
-from distilled_student.device.commands import _with_needed, parse_share
-from distilled_student.onnx import Verified
+from distilled_student.device.commands import parse_share
+from distilled_student.device.odds import with_needed
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -97,7 +97,7 @@ def test_verify_and_identify_say_the_ratio_that_was_needed(command: Command, peo
     ],
 )
 def test_a_ratio_and_the_needed_one_are_said_in_words(ratio: float, needed: float, words: str) -> None:
-    assert _with_needed(Verified(True, ratio, 0.5, (), needed)).startswith(words)
+    assert with_needed(ratio, needed).startswith(words)
 
 
 def test_verify_joins_several_files(command: Command, people: Path, tmp_path: Path) -> None:

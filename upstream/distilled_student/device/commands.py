@@ -11,13 +11,14 @@ import typer
 
 from distilled_student.common.errors import UserError
 from distilled_student.common.typer_errors import Commands
+from distilled_student.device.odds import as_odds, with_needed
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from distilled_student.device.profiles import Profiles
-    from distilled_student.onnx import Identified, Model, Verified
+    from distilled_student.onnx import Model
 
 # numpy, onnxruntime and soundfile are imported by the commands: --help and mistakes do without them
 
@@ -123,7 +124,7 @@ def similarity(
         else:
             found = opened.verify(samples[1], opened.enrol(samples[0]))
             cosine, ratio = found.cosine, found.ratio
-    words = "" if ratio is None else f"; {_as_odds(ratio)}"
+    words = "" if ratio is None else f"; {as_odds(ratio)}"
     print_result({"cosine": cosine, "ratio": ratio}, f"cosine {cosine:.3f}{words}", as_json)
 
 
@@ -180,7 +181,8 @@ def verify(
     enrolment, samples = people.read(name), read_joined(files)
     with one_line_errors():
         done = opened.verify(samples, enrolment, share)
-    text = f"{'yes' if done.accepted else 'no'}: {name}, cosine {done.cosine:.3f}; {_with_needed(done)}"
+    odds = with_needed(done.ratio, done.needed_ratio)
+    text = f"{'yes' if done.accepted else 'no'}: {name}, cosine {done.cosine:.3f}; {odds}"
     content = {"name": name, "accepted": bool(done.accepted), "ratio": done.ratio, "needed_ratio": done.needed_ratio}
     content |= {"cosine": done.cosine}
     print_result(content | {"notes": list(done.notes)}, text, as_json, done.notes)
@@ -210,7 +212,8 @@ def identify(
             done = opened.identify(samples, enrolments, share)
         found.append(done.name)
         named = ", ".join(map(str, group))
-        text = f"{named}: {done.name or 'nobody'}, cosine {done.cosine:.3f}; {_with_needed(done)}"
+        odds = with_needed(done.ratio, done.needed_ratio)
+        text = f"{named}: {done.name or 'nobody'}, cosine {done.cosine:.3f}; {odds}"
         content = {"files": list(map(str, group)), "name": done.name, "ratio": done.ratio, "cosine": done.cosine}
         content |= {"needed_ratio": done.needed_ratio}
         notes = (*left_out, *done.notes)
@@ -288,29 +291,6 @@ def _embed(model: Model, file: Path) -> NDArray[np.float32]:
 def counted(count: int, noun: str) -> str:
     """``1 clip``, ``2 clips``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _odds(ratio: float) -> str:
-    """How many times as likely a natural log-likelihood ratio of this size makes one of the two."""
-    import math
-
-    odds = math.exp(min(abs(ratio), math.log(1e6)))
-    return "over a million" if odds >= 999_999 else f"{odds:,.0f}" if odds >= 10 else f"{odds:.1f}"
-
-
-def _as_odds(ratio: float) -> str:
-    """A natural log-likelihood ratio in words."""
-    return f"{_odds(ratio)} times as likely of {'the same person' if ratio >= 0 else 'another person'}"
-
-
-def _with_needed(done: Verified | Identified) -> str:
-    """The ratio of a decision in words, and the one that was needed for a yes."""
-    needed = _as_odds(done.needed_ratio)
-    if done.needed_ratio < 0:
-        needed = f"at most {needed}"
-    elif done.ratio >= 0:
-        needed = f"{_odds(done.needed_ratio)} times"
-    return f"{_as_odds(done.ratio)}; needed: {needed}"
 
 
 def print_result(content: Mapping[str, Any], text: str, as_json: bool, notes: Sequence[str] = ()) -> None:
