@@ -6,6 +6,7 @@ import { createRequire } from "node:module";
 
 const { modules, chromium: executablePath, flags, tasks: wanted } = JSON.parse(readFileSync(process.argv[2]));
 const { chromium } = createRequire(modules)("playwright-core");
+const PART = 4 * 16_000 * 60; // bytes of samples that the browser gets at once: a minute; an hour at once ends it
 const TIMEOUT = 240_000; // milliseconds: of one step, on a busy machine
 
 const tasks = {
@@ -14,8 +15,13 @@ const tasks = {
 
   /** Feed samples (a file of float32) to the worker that the page uses, without the page. */
   async samples({ page, task }) {
-    await page.route("**/test-samples", (route) => route.fulfill({ body: readFileSync(task.samples) }));
-    return page.evaluate(feedWorker, { here: task.url, settings: task.settings ?? null, size: task.size ?? 777 });
+    const bytes = readFileSync(task.samples);
+    await page.route("**/test-samples?*", (route) => {
+      const from = Number(new URL(route.request().url()).searchParams.get("from"));
+      return route.fulfill({ body: bytes.subarray(from, from + PART) });
+    });
+    const { settings = null, size = 777 } = task;
+    return page.evaluate(feedWorker, { here: task.url, settings, size, partBytes: PART });
   },
 
   /** Open an audio file, as a user does. */
@@ -102,10 +108,19 @@ const tasks = {
 };
 
 /** In the browser: the answers of the worker to samples in parts of a size. */
-async function feedWorker({ here, settings, size }) {
+async function feedWorker({ here, settings, size, partBytes }) {
   const worker = new Worker(new URL("worker.mjs", here), { type: "module" });
-  const samples = new Float32Array(await (await fetch(new URL("test-samples", here))).arrayBuffer());
   const hops = [], hits = [];
+  const feed = async () => {
+    for (let from = 0, samples; samples?.length !== 0; from += partBytes) {
+      samples = new Float32Array(await (await fetch(new URL(`test-samples?from=${from}`, here))).arrayBuffer());
+      for (let i = 0; i < samples.length; i += size) {
+        const part = samples.slice(i, i + size);
+        worker.postMessage({ type: "samples", samples: part }, [part.buffer]);
+      }
+    }
+    worker.postMessage({ type: "finish", id: 1 });
+  };
   return new Promise((resolve, reject) => {
     worker.onerror = (event) => reject(new Error(event.message));
     worker.onmessage = ({ data }) => {
@@ -116,11 +131,7 @@ async function feedWorker({ here, settings, size }) {
       if (data.type !== "ready") return;
       if (settings) worker.postMessage({ type: "settings", settings });
       worker.postMessage({ type: "reset" });
-      for (let i = 0; i < samples.length; i += size) {
-        const part = samples.slice(i, i + size);
-        worker.postMessage({ type: "samples", samples: part }, [part.buffer]);
-      }
-      worker.postMessage({ type: "finish", id: 1 });
+      feed().catch(reject);
     };
     worker.postMessage({ type: "load", here });
   });
