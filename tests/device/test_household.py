@@ -32,13 +32,71 @@ def trials(people: int, clips: int, mean: float, deviation: float) -> list[Trial
 
 
 def test_the_offset_is_the_shift_of_the_one_per_cent_point() -> None:
-    assert fit_offset(trials(12, 20, 0.25, 0.2), CALIBRATION) == pytest.approx(0.25, abs=0.02)
-    found = fit_offset(trials(20, 20, 0.25, 0.1), CALIBRATION)  # 1 % points: 0.25 + 0.233 and 0.465
+    assert fit_offset(trials(12, 20, 0.25, 0.2), CALIBRATION).offset == pytest.approx(0.25, abs=0.02)
+    found = fit_offset(trials(20, 20, 0.25, 0.1), CALIBRATION).offset  # 1 % points: 0.25 + 0.233 and 0.465
     assert found == pytest.approx(0.25 + 2.326 * 0.1 - 2.326 * 0.2, abs=0.02)
 
 
 def test_a_small_offset_of_few_people_is_not_believed() -> None:
-    assert fit_offset(trials(2, 5, 0.03, 0.2), CALIBRATION) == 0.0
+    offset, note, _ = fit_offset(trials(2, 5, 0.03, 0.2), CALIBRATION)
+    assert offset == 0.0 and "was not applied: it is below its standard error, 0.160" in note  # 0.8 * 0.2 for one pair
+
+
+@pytest.mark.parametrize(("people", "mean", "is_lowered"), [(5, -0.3, False), (6, -0.05, False), (6, -0.3, True)])
+def test_thresholds_are_lowered_only_by_six_people_and_two_standard_errors(
+    people: int, mean: float, is_lowered: bool
+) -> None:
+    # of 6 people, 15 pairs: one standard error is 0.8 * 0.2 / sqrt(15) = 0.041
+    offset, note, _ = fit_offset(trials(people, 20, mean, 0.2), CALIBRATION)
+    assert (offset < -0.2) == is_lowered and offset <= 0
+    assert is_lowered or (offset == 0 and "lower thresholds may accept more strangers" in note)
+
+
+def write_home(folder: Path, people: Path, **clips: list[str]) -> Path:
+    """A household: a folder for each person with these clips, each a path without its suffix."""
+    for name, files in clips.items():
+        (folder / name).mkdir(parents=True)
+        for number, file in enumerate(files):
+            samples, rate_of_file = soundfile.read(people / f"{file}.wav")
+            soundfile.write(folder / name / f"{number}.flac", samples, rate_of_file)
+    return folder
+
+
+def test_one_person_in_two_folders_leaves_nothing_behind_and_says_so(
+    command: Command, people: Path, tmp_path: Path
+) -> None:
+    words = ["if_sara/yes", "if_sara/no", "if_sara/stop", "if_sara/left"]
+    code, out, err = command("calibrate", write_home(tmp_path / "home", people, p0=words, p1=words))
+    assert code == 1 and "4 of 4 clips of p1 are as much like p0 as p0's own clips: their voices overlap" in out
+    assert "thresholds moved by +0.000, nothing is stored" in out and "one person is in two folders" in err
+    assert not list((tmp_path / "profiles").glob("calibration-*"))
+    assert json.loads(command("calibrate", tmp_path / "home", "--json")[1])["file"] is None
+
+
+def test_copies_of_a_clip_are_left_out_of_a_calibration(command: Command, people: Path, tmp_path: Path) -> None:
+    ana = ["if_sara/yes", "if_sara/no", "if_sara/stop", "if_sara/yes"]
+    max_ = ["am_onyx/yes", "am_onyx/no", "am_onyx/stop"]
+    report = json.loads(command("calibrate", write_home(tmp_path / "home", people, ana=ana, max=max_), "--json")[1])
+    assert report["clips"] == 6 and [found["file"] for found in report["left_out"]] == [
+        str(tmp_path / "home" / "ana" / "3.flac")
+    ]
+
+
+def test_an_offset_that_refuses_most_of_the_peoples_own_clips_is_not_used() -> None:
+    condition = Condition(3, 3.0, 1.0)
+    own = [Trial(name, name, 0.5, condition) for name in ("a", "b", "c") for _ in range(4)]
+    others = trials(3, 20, 0.45, 0.02)
+    named = {f"person {number}": name for number, name in enumerate("abc")}
+    all_of_them = own + [
+        trial._replace(enrolled=named[trial.enrolled], speaker=named[trial.speaker]) for trial in others
+    ]
+    offset, note, is_usable = household._fit(all_of_them, [], CALIBRATION)
+    assert (offset, is_usable) == (0.0, False) and "100% of the people's own clips are refused" in note
+
+
+def test_a_calibration_says_that_strangers_were_not_measured(command: Command, people: Path) -> None:
+    code, _, err = command("calibrate", people)
+    assert code in (0, 1) and "note: people who are not in this folder were not measured" in err
 
 
 def test_a_shifted_calibration_takes_the_offset_from_every_cosine() -> None:
@@ -52,7 +110,11 @@ def test_a_shifted_calibration_takes_the_offset_from_every_cosine() -> None:
 def test_the_interval_of_a_share_is_wilsons() -> None:
     found = rate(2, 40)  # computed by hand: (0.05 + 0.048 ± 1.96 * sqrt(...)) / 1.096
     assert (found.share, round(found.low, 4), round(found.high, 4)) == (0.05, 0.0138, 0.1650)
-    assert rate(0, 30).low == 0 and rate(0, 30).high == pytest.approx(0.1135, abs=1e-4)
+    for trials_ in (3, 13, 30, 137):  # at the ends the interval has exactly 0 or 1, and z^2 / (n + z^2)
+        assert (rate(0, trials_).low, rate(trials_, trials_).high) == (0.0, 1.0)
+        assert rate(0, trials_).high == pytest.approx(1.959964**2 / (trials_ + 1.959964**2), abs=1e-6)
+        assert rate(trials_, trials_).low == pytest.approx(trials_ / (trials_ + 1.959964**2), abs=1e-6)
+    assert rate(0, 30).high == pytest.approx(0.1135, abs=1e-4)
 
 
 def test_a_calibration_is_kept_used_and_forgotten(command: Command, people: Path, tmp_path: Path) -> None:

@@ -149,8 +149,9 @@ def test_the_commands_add_list_and_forget_words(recording: Callable[[str, str], 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"frames": [math.inf]}, "frames: expected positive numbers below"),
-        ({"frames": [10**400]}, "frames: expected positive numbers below"),
+        ({"frames": [math.inf]}, "frames: expected positive numbers up to"),
+        ({"frames": [10**400]}, "frames: expected positive numbers up to"),
+        ({"vectors": [[10**400, 0.0]]}, "vectors: expected lists of numbers, of one size"),
         ({"vectors": [[1.0]]}, "vectors: 1 numbers, but those of the model have"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import stat
 import unicodedata
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from distilled_student import UserError
+from distilled_student.device import named_files
 from distilled_student.device.named_files import profiles_folder
 from distilled_student.device.profiles import Profiles
 
@@ -25,7 +28,7 @@ def vectors(count: int) -> np.ndarray:
 
 
 def open_profiles(folder: Path, fingerprint: str = "aa", name: str = "edge") -> Profiles:
-    model: Any = SimpleNamespace(fingerprint=fingerprint)
+    model: Any = SimpleNamespace(fingerprint=fingerprint, embedding_size=6)
     return Profiles(folder, model, name)
 
 
@@ -115,7 +118,14 @@ def test_an_unknown_name_is_answered_with_the_closest_one(tmp_path: Path) -> Non
         {"vectors": [[float("nan")] * 6]},
         {"vectors": [[2.0] * 6]},
         {"vectors": [[1.0], [1.0, 2.0]]},
+        {"vectors": [[1.0, 0.0]]},
+        {"vectors": [[10**400] * 6]},
+        {"vectors": [["1.0"] + ["0.0"] * 5]},
         {"seconds": "long"},
+        {"seconds": 10**400},
+        {"seconds": math.inf},
+        {"seconds": math.nan},
+        {"count": True},
         {"name": 3},
         {"other": 1},
         None,
@@ -127,9 +137,10 @@ def test_a_damaged_profile_is_one_line_with_the_file_and_the_remedy(change: dict
     (file,) = tmp_path.glob("*.json")
     content = json.loads(file.read_text())
     file.write_text("{" if change is None else json.dumps(content | change))
-    with pytest.raises(UserError, match="speaker-Ana") as error:
-        profiles.read("Ana")
-    assert "\n" not in str(error.value)
+    for attempt in (lambda: profiles.read("Ana"), profiles.read_all, profiles.all):
+        with pytest.raises(UserError, match="speaker-Ana") as error:
+            attempt()
+        assert "\n" not in str(error.value)
     profiles.forget("Ana")
 
 
@@ -164,6 +175,25 @@ def test_two_files_of_one_person_are_refused(tmp_path: Path) -> None:
     (tmp_path / "speaker-copy.json").write_text(file.read_text())
     with pytest.raises(UserError, match=f"speaker-copy.json: .*name: Ana belongs in the file {file.name}"):
         profiles.names()
+
+
+def test_a_clip_of_one_sample_leaves_a_profile_that_can_be_read(tmp_path: Path) -> None:
+    profiles = open_profiles(tmp_path)
+    profiles.write("Ana", vectors(1), 1 / 16_000)
+    assert profiles.read("Ana").seconds == 0.001
+
+
+def test_a_folder_that_another_process_keeps_locked_is_an_error_after_some_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(named_files, "LOCK_SECONDS", 0.1)
+    profiles = open_profiles(tmp_path)
+    profiles.write("Ana", vectors(1), 1.0)
+    with FileLock(tmp_path / ".lock"):
+        for attempt in (lambda: profiles.write("Ana", vectors(1), 1.0), lambda: profiles.forget("Ana")):
+            with pytest.raises(UserError, match=r"\.lock: another process has used the folder for 0\.1 s; end it"):
+                attempt()
+    profiles.forget("Ana")
 
 
 def test_the_folder_is_the_given_one_or_that_of_the_environment_or_one_of_the_user(

@@ -12,6 +12,7 @@ import soundfile
 from scipy.signal import resample_poly
 
 from distilled_student import UserError
+from distilled_student.common.audio_reading import header
 from distilled_student.device.recordings import read_joined, read_recording
 
 TIME = np.arange(16_000) / 16_000
@@ -75,6 +76,27 @@ def test_a_missing_a_truncated_and_a_foreign_file_are_refused_with_the_remedy(tm
         with pytest.raises(UserError, match=message) as error:
             read_recording(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.raw", "A.RAW", "a.pcm"])
+def test_samples_without_a_header_are_refused_with_the_remedy(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"\0\1" * 8_000)
+    remedy = f"convert it, as in `ffmpeg -f s16le -ar 16000 -ac 1 -i {name} {name[0]}.wav`"
+    for attempt in (read_recording, header):
+        with pytest.raises(UserError, match=rf"{name}: not readable as audio .*; .*{remedy}") as error:
+            attempt(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_a_recording_of_more_than_60_seconds_is_refused_by_its_header_with_what_to_do(tmp_path: Path) -> None:
+    rate = 1_000  # a small file
+    for name, seconds in (("long", 60.5), ("longest", 60), ("a", 31), ("b", 30)):
+        soundfile.write(tmp_path / f"{name}.wav", np.full(round(seconds * rate), 0.1), rate)
+    assert len(read_recording(tmp_path / "longest.wav")) == 960_000
+    with pytest.raises(UserError, match=r"long\.wav: 60\.5 s: .* at most 60 s: cut it, or use `listen` for keywords"):
+        read_recording(tmp_path / "long.wav")
+    with pytest.raises(UserError, match=r"b\.wav: 61\.0 s together with the files before it: .* at most 60 s: cut it"):
+        read_joined([tmp_path / "a.wav", tmp_path / "b.wav"])
 
 
 def test_a_command_on_a_wav_file_imports_neither_torch_nor_what_it_does_not_need(tmp_path: Path) -> None:

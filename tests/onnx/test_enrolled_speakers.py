@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,6 +125,44 @@ def test_an_enrolment_of_another_model_is_refused(model: Model, clips: dict[str,
     other = Enrolment(np.ones(7, np.float32) / np.sqrt(7).astype(np.float32), 1, 2.0)
     with pytest.raises(ValueError, match="has 7 numbers, the embeddings of this model have 192: enrol the speaker"):
         model.verify(clips["af_heart"][0], other)
+
+
+def test_an_utterance_of_more_than_60_seconds_is_refused_in_one_line_before_it_is_encoded(model: Model) -> None:
+    samples, word = np.full(61 * 16_000, 0.1, np.float32), np.full(16_000, 0.1, np.float32)
+    attempts = (
+        lambda: model.spot(samples),
+        lambda: model.embed(samples),
+        lambda: model.enrol([word, samples]),
+        lambda: model.verify(samples, word),
+        lambda: model.similarity(word, samples),
+        lambda: model.identify(samples, {"Ana": model.enrol(word)}),
+        lambda: model.enrol_word([samples]),
+    )
+    for attempt in attempts:
+        with pytest.raises(
+            ValueError, match=r"samples: 61\.0 s: .* at most 60 s: cut it, or use `Model.stream`"
+        ) as error:
+            attempt()
+        assert "\n" not in str(error.value)
+
+
+def test_an_error_of_onnxruntime_is_one_line_that_names_the_file() -> None:
+    def run(outputs: object, inputs: object) -> None:
+        raise RuntimeError("[ONNXRuntimeError] : 6\n  Failed to allocate memory")
+
+    model = onnx.load("tiny")
+    model.session = SimpleNamespace(run=run)
+    with pytest.raises(ValueError, match=r"utterance\.onnx: onnxruntime failed \(.* : 6 Failed to allocate memory\)"):
+        model.embed(np.full(16_000, 0.1, np.float32))
+
+
+def test_an_enrolled_utterance_is_compared_as_the_utterance_is(
+    model: Model, clips: dict[str, list[np.ndarray]]
+) -> None:
+    owner, utterance = model.enrol(clips["af_heart"][:3]), clips["af_heart"][3]
+    assert model.verify(model.enrol(utterance), owner) == model.verify(utterance, owner)
+    people = {"Ana": owner, "Ben": model.enrol(clips["am_adam"][:3])}
+    assert model.identify(model.enrol(utterance), people) == model.identify(utterance, people)
 
 
 def test_models_have_fingerprints_and_the_two_files_of_one_model_have_the_same(tmp_path: Path) -> None:

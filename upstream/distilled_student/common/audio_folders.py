@@ -84,10 +84,11 @@ def how_to_convert(name: str) -> str:
 
 
 def convert_command(name: str) -> str:
-    """A command that makes a WAV file of an audio file."""
+    """A command that makes a WAV file of an audio file; of samples without a header, with 16 bits, mono, at 16 kHz."""
     path = PurePath(name)
     other = f"{path.stem}.wav" if path.suffix.lower() != ".wav" else f"{path.stem}-converted.wav"
-    return f"`ffmpeg -i {path.name} {other}`"
+    form = "-f s16le -ar 16000 -ac 1 " if path.suffix.lower() in (".pcm", ".raw") else ""
+    return f"`ffmpeg {form}-i {path.name} {other}`"
 
 
 def path_identity(path: str | Path, status: os.stat_result | None = None) -> tuple[int, int] | str:

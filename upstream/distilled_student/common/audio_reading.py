@@ -47,10 +47,18 @@ def check_header(file: soundfile.SoundFile) -> None:
     check_length(file)
 
 
+def _open(source: Any) -> soundfile.SoundFile:
+    """Open a path or an open file. Raises ValueError, RuntimeError or OSError."""
+    try:
+        return soundfile.SoundFile(source if hasattr(source, "read") else soundfile_path(source))
+    except TypeError as error:  # soundfile's for .raw, which has neither rate nor format
+        raise ValueError(f"no header: {error}") from None
+
+
 def header(path: str | Path) -> Header:
     """Length, rate and channels, without decoding. Raises UserError naming a file that is truncated or not audio."""
     try:
-        with soundfile.SoundFile(soundfile_path(path)) as file:
+        with _open(path) as file:
             check_header(file)
             return Header(file.frames, file.samplerate, file.channels)
     except (OSError, RuntimeError, ValueError) as error:
@@ -66,7 +74,7 @@ def open_to_decode(source: Any) -> Iterator[soundfile.SoundFile]:
             `unreadable`.
     """
     try:
-        with soundfile.SoundFile(source if hasattr(source, "read") else soundfile_path(source)) as file:
+        with _open(source) as file:
             check_header(file)
             check_last_sample(file)
             yield file

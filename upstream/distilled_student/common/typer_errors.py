@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from distilled_student.common.errors import UserError, closest_option, did_you_m
 
 # what typer raises for any wrong command line; not all versions of typer export it
 UsageError: Any = typer.BadParameter.__base__
+FAULT = 70  # exit code: EX_SOFTWARE of sysexits.h
 SETTINGS = "overrides"  # the name of the argument of a command that takes settings, key=value
 
 
@@ -72,16 +74,22 @@ def _describe(error: Any, argv: Sequence[str]) -> str:
 
 
 def _describe_missing(error: ModuleNotFoundError, argv: Sequence[str]) -> str:
-    """A library that is not installed, as in an installation of distilled-student-run. Raises: one of our modules."""
+    """A library that is not installed, as in an installation of distilled-student-run."""
     name = (error.name or "").partition(".")[0]
-    if name in ("", "distilled_student"):
-        raise error
     remedy = "`pip install .` in a clone installs all libraries, `pip install ./run` only those that devices need"
     return f"{argv[0] if argv else ''}: needs {name}, which is not installed; {remedy}"
 
 
+def _is_library(error: ModuleNotFoundError) -> bool:
+    return (error.name or "").partition(".")[0] not in ("", "distilled_student")
+
+
 def run_app(app: typer.Typer, argv: Sequence[str], name: str) -> None:
-    """Run a command line and exit: 0 for success, 2 with one line on stderr for a user's mistake, 130 for Ctrl-C."""
+    """Run a command line and exit.
+
+    The exit code is that of the command, 0 for success; 2 for a user's mistake, in one line on stderr; 130 for Ctrl-C;
+    70 (``EX_SOFTWARE``) for a fault of the program, with its traceback: 1 is an answer of some commands.
+    """
     command = typer.main.get_command(app)
     try:
         code = command.main(args=argv, prog_name=name, standalone_mode=False)
@@ -89,9 +97,13 @@ def run_app(app: typer.Typer, argv: Sequence[str], name: str) -> None:
         error = UserError(_describe(error, argv) if isinstance(error, UsageError) else message_of(error))
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except ModuleNotFoundError as error:
-        print(f"error: {_describe_missing(error, argv)}", file=sys.stderr)
-        code = 2
     except typer.Abort:
         code = 130
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and _is_library(error):
+            print(f"error: {_describe_missing(error, argv)}", file=sys.stderr)
+            code = 2
+        else:
+            traceback.print_exc()
+            code = FAULT
     sys.exit(code if isinstance(code, int) else 0)

@@ -14,7 +14,9 @@ import numpy as np
 from distilled_student.common.audio_folders import audio_files, subfolders
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, write_files
-from distilled_student.device.enrolment import Clip, read_clip
+from distilled_student.device.clip_checks import mark_copies
+from distilled_student.device.enrolment import COPY_COSINE, Clip, read_clip
+from distilled_student.onnx.speakers import FALSE_ACCEPTS
 
 if TYPE_CHECKING:
     from distilled_student.onnx import Calibration, Condition, Model
@@ -23,8 +25,14 @@ FORMAT = 1
 MIN_PEOPLE, MIN_CLIPS = 2, 3
 # Two voices overlap if this share of one person's clips is as much like the other as all but this share of their own.
 OVERLAP = 0.1
+SAME_COSINE = 1e-4  # cosines that differ by less are equal: those of one recording in two formats
 # Two people differ in their mean cosine by this share of the spread of all cosines (63 development speakers).
 PAIR_SPREAD = 0.8
+# Lower thresholds accept more strangers, whom a household says little about: they need so many people, and an offset
+# of so many standard errors. With fewer, households of development speakers accepted up to three times as many.
+MIN_PEOPLE_TO_LOWER, ERRORS_TO_LOWER = 6, 2
+MAX_MISSES = 0.5  # an offset that raises the misses above this share is not stored
+STRANGERS = "people who are not in this folder were not measured: how many of them are accepted is not known"
 QUANTILE = NormalDist().inv_cdf
 
 
@@ -45,9 +53,12 @@ def rate(errors: int, trials: int) -> Rate:
     """A share with its interval, as if the trials were independent."""
     z = QUANTILE(0.975)
     share = errors / trials
+    if errors in (0, trials):  # rounding errors would leave 1e-17 instead of 0
+        end = z**2 / (trials + z**2)
+        return Rate(errors, trials, share, *((0.0, end) if errors == 0 else (1 - end, 1.0)))
     centre, spread = share + z**2 / (2 * trials), z * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
     low, high = ((centre + sign * spread) / (1 + z**2 / trials) for sign in (-1, 1))
-    return Rate(errors, trials, share, max(0.0, low), min(1.0, high))
+    return Rate(errors, trials, share, low, high)
 
 
 class Trial(NamedTuple):
@@ -93,14 +104,33 @@ class Expected:
     accepted: Rate
 
 
+class Fit(NamedTuple):
+    """An offset of the thresholds.
+
+    Attributes:
+        offset: What is added to them.
+        note: Why it is not that of the clips; empty if it is.
+        is_usable: Whether it is a calibration: if not, nothing is to be stored.
+    """
+
+    offset: float
+    note: str = ""
+    is_usable: bool = True
+
+
 @dataclass(frozen=True)
 class Report:
-    """A calibration, what to expect of it, pairs of overlapping voices, and clips that were left out."""
+    """A calibration, what to expect of it, pairs of overlapping voices, and clips that were left out.
+
+    ``is_usable``: see `Fit`; ``notes``: what was not applied or not measured, a sentence each.
+    """
 
     household: Household
     expected: list[Expected]
     overlaps: list[tuple[str, str, int, int]]  # see `find_overlaps`
     left_out: list[Clip]
+    is_usable: bool = True
+    notes: tuple[str, ...] = ()
 
 
 def calibrate(model: Model, folder: Path, model_name: str) -> Report:
@@ -115,12 +145,13 @@ def calibrate(model: Model, folder: Path, model_name: str) -> Report:
     people, left_out = read_people(model, folder)
     trials = all_trials(people, model.calibration)
     overlaps = find_overlaps(trials)
-    offset = fit_offset(_without_overlaps(trials, overlaps), model.calibration)
-    fitted = shifted(model.calibration, offset)
+    fit = _fit(trials, overlaps, model.calibration)
+    fitted = shifted(model.calibration, fit.offset)
     count = sum(map(len, people.values()))
-    household = Household(model.fingerprint, model_name, round(offset, 4), len(people), count)
+    household = Household(model.fingerprint, model_name, round(fit.offset, 4), len(people), count)
     points = [expect(trials, fitted, share) for share in sorted(fitted.shares, reverse=True)]
-    return Report(household, points, overlaps, left_out)
+    notes = (fit.note, STRANGERS) if fit.note else (STRANGERS,)
+    return Report(household, points, overlaps, left_out, fit.is_usable, notes)
 
 
 def read_people(model: Model, folder: Path) -> tuple[dict[str, list[Clip]], list[Clip]]:
@@ -129,6 +160,7 @@ def read_people(model: Model, folder: Path) -> tuple[dict[str, list[Clip]], list
     left_out: list[Clip] = []
     for person in subfolders(folder, str(folder)):
         clips = [read_clip(model, file) for file in audio_files(person, str(person))]
+        mark_copies(clips, np.zeros((0, 0), np.float32), COPY_COSINE, "")
         people[person.name] = [clip for clip in clips if not clip.problems]
         left_out += [clip for clip in clips if clip.problems]
     counts = ", ".join(f"{name} {len(clips)}" for name, clips in people.items()) or "no folders"
@@ -157,22 +189,34 @@ def all_trials(people: Mapping[str, Sequence[Clip]], calibration: Calibration) -
     return trials
 
 
-def _without_overlaps(trials: Sequence[Trial], overlaps: Sequence[tuple[str, str, int, int]]) -> list[Trial]:
-    """The trials without those of overlapping voices, which say nothing about other people's; all if most overlap."""
+def _fit(trials: Sequence[Trial], overlaps: Sequence[tuple[str, str, int, int]], calibration: Calibration) -> Fit:
+    """The offset of the pairs whose voices do not overlap, which say something about other people's voices."""
     overlapping = {frozenset(overlap[:2]) for overlap in overlaps}
-    kept = [trial for trial in trials if frozenset((trial.enrolled, trial.speaker)) not in overlapping]
     names = {trial.enrolled for trial in trials}
     pairs = len(names) * (len(names) - 1) / 2
-    return kept if len(overlapping) < pairs / 2 else list(trials)
+    if len(overlapping) >= pairs / 2:
+        reason = "the voices of most pairs overlap, or one person is in two folders"
+        return Fit(0.0, f"{reason}: the thresholds were not moved, and nothing is stored", is_usable=False)
+    fit = fit_offset(
+        [trial for trial in trials if frozenset((trial.enrolled, trial.speaker)) not in overlapping], calibration
+    )
+    share = min(max(FALSE_ACCEPTS, calibration.shares[0]), calibration.shares[-1])
+    before = expect(trials, calibration, share).misses.share
+    after = expect(trials, shifted(calibration, fit.offset), share).misses.share
+    if after > max(before, MAX_MISSES):
+        reason = f"with the offset of these clips, {fit.offset:+.3f}, {after:.0%} of the people's own clips are refused"
+        return Fit(0.0, f"{reason}: the thresholds were not moved, and nothing is stored", is_usable=False)
+    return fit
 
 
-def fit_offset(trials: Sequence[Trial], calibration: Calibration) -> float:
+def fit_offset(trials: Sequence[Trial], calibration: Calibration) -> Fit:
     """What to add to the thresholds so that they have their shares of false accepts in this household.
 
     The cosines of other people's clips have about a normal distribution. Two thresholds of the calibration give the
     distribution that it was fitted on, the trials give that of the household; the offset is the difference of their
     1 % points. The spread of few pairs of people is too small, so it is averaged with the calibration's. An offset
-    below its standard error becomes 0, a larger one is reduced (a James-Stein estimate).
+    below its standard error becomes 0, a larger one is reduced (a James-Stein estimate). A negative one, which accepts
+    more people, becomes 0 with few people too, see `MIN_PEOPLE_TO_LOWER`.
     """
     low, high = calibration.shares[0], calibration.shares[-1]
     scores, spreads = [], []
@@ -187,7 +231,16 @@ def fit_offset(trials: Sequence[Trial], calibration: Calibration) -> float:
     unit = float(np.mean(spreads))
     offset = unit * (float(np.mean(scores)) + QUANTILE(0.99) * (spread_here - 1))
     error = unit * PAIR_SPREAD / math.sqrt(pairs)
-    return 0.0 if abs(offset) <= error else offset * (1 - (error / offset) ** 2)
+    of_clips = f"the offset of these clips, {offset:+.3f}, was not applied"
+    if abs(offset) <= error:
+        return Fit(0.0, f"{of_clips}: it is below its standard error, {error:.3f}")
+    if offset < 0:
+        error *= ERRORS_TO_LOWER
+        people = len({trial.enrolled for trial in trials})
+        if people < MIN_PEOPLE_TO_LOWER or -offset <= error:
+            needed = f"{MIN_PEOPLE_TO_LOWER} people and an offset below {-error:.3f}"
+            return Fit(0.0, f"{of_clips}: lower thresholds may accept more strangers, and need {needed}")
+    return Fit(offset * (1 - (error / offset) ** 2))
 
 
 def shifted(calibration: Calibration, offset: float) -> Calibration:
@@ -219,8 +272,8 @@ def find_overlaps(trials: Sequence[Trial]) -> list[tuple[str, str, int, int]]:
         cosines.setdefault((trial.enrolled, trial.speaker), []).append(trial.cosine)
     found = []
     for (enrolled, speaker), values in cosines.items():
-        own = np.quantile(cosines[enrolled, enrolled], OVERLAP)
-        alike = sum(value >= own for value in values)
+        own = float(np.quantile(cosines[enrolled, enrolled], OVERLAP))
+        alike = sum(value >= own - SAME_COSINE for value in values)
         if speaker != enrolled and alike >= OVERLAP * len(values):
             found.append((enrolled, speaker, alike, len(values)))
     return found
@@ -261,7 +314,7 @@ def apply_household(model: Model, folder: Path) -> Household | None:
             raise ValueError("format or offset")
         if household.fingerprint != model.fingerprint:
             raise ValueError(f"fingerprint: of another model, {household.model}")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         remedy = "`distilled-student calibrate FOLDER` writes it again"
         raise UserError(f"{file}: is not a calibration ({error}); {remedy}") from None
     if model.calibration is not None:

@@ -54,12 +54,12 @@ def calibrate(
         raise UserError("FOLDER: missing; give a folder with a folder of recordings for each person")
     check_folder("", folder)
     report = household.calibrate(open_model(model), folder, model)
-    file = household.save_household(kept, report.household)
+    file = household.save_household(kept, report.household) if report.is_usable else None
     _print_report(report, file, as_json)
     raise typer.Exit(NO if report.overlaps else YES)
 
 
-def _print_report(report: Report, file: Path, as_json: bool) -> None:
+def _print_report(report: Report, file: Path | None, as_json: bool) -> None:
     found = report.household
     content: dict[str, Any] = {
         "offset": found.offset,
@@ -74,9 +74,11 @@ def _print_report(report: Report, file: Path, as_json: bool) -> None:
             for enrolled, speaker, alike, clips in report.overlaps
         ],
         "left_out": [{"file": clip.file, "problems": clip.problems} for clip in report.left_out],
-        "file": str(file),
+        "file": None if file is None else str(file),
+        "notes": list(report.notes),
     }
-    lines = [f"{found.people} people, {found.clips} clips: thresholds moved by {found.offset:+.3f}, kept in {file}"]
+    where = "nothing is stored" if file is None else f"kept in {file}"
+    lines = [f"{found.people} people, {found.clips} clips: thresholds moved by {found.offset:+.3f}, {where}"]
     lines += [f"left out: {clip.file}: {'; '.join(clip.problems)}" for clip in report.left_out]
     lines += [
         f"at {at.false_accepts:.1%} false accepts: misses {at.misses}; accepted of the other people {at.accepted}"
@@ -87,4 +89,4 @@ def _print_report(report: Report, file: Path, as_json: bool) -> None:
         " voices overlap"
         for enrolled, speaker, alike, clips in report.overlaps
     ]
-    print_result(content, "\n".join(lines), as_json)
+    print_result(content, "\n".join(lines), as_json, report.notes)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,12 @@ from numpy.typing import NDArray
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.files import write_files
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 FOLDER = "DISTILLED_STUDENT_PROFILES"  # environment variable: the folder of the profiles
 MAX_NAME = 100  # characters
+LOCK, LOCK_SECONDS = ".lock", 30  # file of the folder, and how long to wait for it
 
 
 def profiles_folder(folder: Path | None = None) -> Path:
@@ -56,6 +60,7 @@ class NamedFiles:
 
     def __init__(self, folder: Path, prefix: str) -> None:
         self.folder, self._prefix = folder, prefix
+        self._lock: FileLock | None = None
 
     def path(self, name: str) -> Path:
         """The file of a name: readable, safe in every file system, and different for different names.
@@ -94,12 +99,25 @@ class NamedFiles:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Let one process at a time change the folder."""
-        from filelock import FileLock
+        """Let one process at a time change the folder. The process may take the lock again while it has it.
+
+        Raises:
+            UserError: another process keeps it for longer than `LOCK_SECONDS`.
+        """
+        from filelock import FileLock, Timeout
 
         write_files(self.folder, {}, is_private=True)  # makes the folder
-        with FileLock(self.folder / ".lock", mode=0o600):
+        if self._lock is None:
+            self._lock = FileLock(self.folder / LOCK, timeout=LOCK_SECONDS, mode=0o600)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            reason = f"another process has used the folder for {LOCK_SECONDS} s; end it, or try again later"
+            raise UserError(f"{self.folder / LOCK}: {reason}") from None
+        try:
             yield
+        finally:
+            self._lock.release()
 
 
 def _composed(file: Path) -> str:
@@ -112,6 +130,24 @@ def as_rows(vectors: Iterable[NDArray[np.float32]]) -> list[list[float]]:
     return [[float(f"{value:.9g}") for value in vector] for vector in vectors]
 
 
-def have_length_1(vectors: NDArray[np.float32]) -> bool:
-    """Whether all vectors ``(number, size)`` have length 1; with NaN they do not."""
-    return np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
+def as_vectors(rows: Any, count: int, size: int | None = None) -> NDArray[np.float32]:
+    """Vectors ``(count, size)`` from JSON. Raises ValueError or TypeError if they are not ``count`` of length 1.
+
+    Args:
+        size: Of the embeddings of the model that they are of; None: not known.
+    """
+    found = np.array(rows)
+    if found.ndim != 2 or not found.size or found.dtype.kind not in "fi":
+        raise ValueError("vectors: expected lists of numbers, of one size")
+    if len(found) != count:
+        raise ValueError(f"vectors: expected {count}, found {len(found)}")
+    if size not in (None, found.shape[1]):
+        raise ValueError(f"vectors: {found.shape[1]} numbers, but those of the model have {size}")
+    if not np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-3):  # with NaN neither
+        raise ValueError("vectors: expected vectors of length 1")
+    return found.astype(np.float32)
+
+
+def is_number(value: Any, largest: float) -> bool:
+    """Whether a value from JSON is a number above 0 and up to ``largest``, which NaN and infinity are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= largest

@@ -14,7 +14,14 @@ from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.files import read_json
 from distilled_student.device.clip_checks import Likeness, mark_copies, mark_unlike, measure_sound, sound_problems
 from distilled_student.device.model_files import one_line_errors
-from distilled_student.device.named_files import NamedFiles, as_rows, checked_name, have_length_1, profiles_folder
+from distilled_student.device.named_files import (
+    NamedFiles,
+    as_rows,
+    as_vectors,
+    checked_name,
+    is_number,
+    profiles_folder,
+)
 from distilled_student.device.recordings import read_recording
 from distilled_student.onnx.words import WORDS
 
@@ -151,16 +158,12 @@ class OwnWords:
             if content.get("format") != FORMAT:
                 raise ValueError(f"format: expected {FORMAT}, found {content.get('format')!r}")
             word = OwnWord(**content)
-            vectors = np.array(word.vectors, np.float32)
             if not all(isinstance(text, str) for text in (word.name, word.model, word.fingerprint, word.maps)):
                 raise ValueError("name, model, fingerprint, maps: expected texts")
-            if vectors.ndim != 2 or not vectors.size or len(vectors) != len(word.frames):
-                raise ValueError("vectors, frames: expected one for each recording")
-            if not have_length_1(vectors):
-                raise ValueError("vectors: expected vectors of length 1")
+            as_vectors(word.vectors, len(word.frames))
             self._files.check(file, word.name)
-            if not all(isinstance(length, int | float) and 0 < length < MAX_FRAMES for length in word.frames):
-                raise ValueError(f"frames: expected positive numbers below {MAX_FRAMES}")
+            if not all(is_number(length, MAX_FRAMES) for length in word.frames):
+                raise ValueError(f"frames: expected positive numbers up to {MAX_FRAMES}")
         except (TypeError, ValueError) as error:
             raise UserError(f"{file}: is not a word of one's own ({error}); {remedy}") from None
         return word

@@ -11,13 +11,21 @@ from numpy.typing import NDArray
 
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.files import read_json
-from distilled_student.device.named_files import NamedFiles, as_rows, checked_name, have_length_1, profiles_folder
+from distilled_student.device.named_files import (
+    NamedFiles,
+    as_rows,
+    as_vectors,
+    checked_name,
+    is_number,
+    profiles_folder,
+)
 
 if TYPE_CHECKING:
     from distilled_student.onnx import Enrolment, Model
 
 PREFIX = "speaker-"  # of the files' names
 FORMAT = 1
+MIN_SECONDS, MAX_SECONDS = 0.001, 1e6  # of the clips of a person together; a shorter clip counts as MIN_SECONDS
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class Profiles:
         self.folder = profiles_folder(folder)
         self._files = NamedFiles(self.folder, PREFIX)
         self._fingerprint = None if model is None else model.fingerprint
+        self._size = None if model is None else model.embedding_size
         self._model_name = str(model_name)
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder}: is a file; give the folder of the profiles")
@@ -133,7 +142,8 @@ class Profiles:
             if before is not None:
                 vectors, seconds = np.concatenate([before.matrix, vectors]), before.seconds + seconds
             rows = as_rows(vectors)
-            profile = Profile(name, self._model_name, self._fingerprint, len(rows), round(seconds, 3), rows)
+            seconds = max(round(seconds, 3), MIN_SECONDS)
+            profile = Profile(name, self._model_name, self._fingerprint, len(rows), seconds, rows)
             self._files.write(name, profile)
         return profile
 
@@ -163,23 +173,21 @@ class Profiles:
             raise UserError(f"{file}: format: expected {FORMAT}, found {content.get('format')!r}; {remedy}")
         try:
             profile = Profile(**content)
-            _check(profile)
+            _check(profile, self._size if profile.fingerprint == self._fingerprint else None)
             self._files.check(file, profile.name)
         except (TypeError, ValueError) as error:
             raise UserError(f"{file}: is not the profile of a person ({error}); {remedy}") from None
         return profile
 
 
-def _check(profile: Profile) -> None:
-    """Raise ValueError for values that `Profiles.write` does not write."""
+def _check(profile: Profile, size: int | None) -> None:
+    """Raise ValueError or TypeError for values that `Profiles.write` does not write; ``size``: see `as_vectors`."""
     texts: dict[str, Any] = {"name": profile.name, "model": profile.model, "fingerprint": profile.fingerprint}
     for key, value in texts.items():
         if not isinstance(value, str):
             raise ValueError(f"{key}: expected a text")
-    vectors = profile.matrix
-    if vectors.ndim != 2 or not vectors.size or len(vectors) != profile.count:
-        raise ValueError(f"vectors: expected {profile.count} of one length")
-    if not have_length_1(vectors):
-        raise ValueError("vectors: expected vectors of length 1")
-    if not isinstance(profile.seconds, int | float) or not profile.seconds > 0:
-        raise ValueError("seconds: expected a positive number")
+    if type(profile.count) is not int:
+        raise ValueError("count: expected a whole number")
+    as_vectors(profile.vectors, profile.count, size)
+    if not is_number(profile.seconds, MAX_SECONDS):
+        raise ValueError(f"seconds: expected a positive number up to {MAX_SECONDS:.0f}")

@@ -13,8 +13,9 @@ from distilled_student.common.audio_reading import open_to_decode, read_blocks
 from distilled_student.common.errors import UserError
 from distilled_student.common.sample_range import cancelling_channels, wrong_peak
 from distilled_student.common.sample_rate import SAMPLE_RATE
+from distilled_student.onnx import MAX_SECONDS
 
-MAX_SECONDS = 600  # of one recording: a model encodes it at once, in memory that grows with its length
+TOO_LONG = f"a recording that is encoded as a whole has at most {MAX_SECONDS} s: cut it, or use `listen` for keywords"
 
 
 def read_recording(path: str | Path) -> NDArray[np.float32]:
@@ -27,7 +28,7 @@ def read_recording(path: str | Path) -> NDArray[np.float32]:
     with open_to_decode(path) as file:
         rate = file.samplerate
         if file.frames > MAX_SECONDS * rate:
-            raise ValueError(f"{file.frames / rate:.0f} s, longer than the {MAX_SECONDS} s of a recording: cut it")
+            raise UserError(f"{path}: {file.frames / rate:.1f} s: {TOO_LONG}")
         samples = _read_mono(file)
     if not len(samples):
         raise UserError(f"{path}: holds no audio")
@@ -81,8 +82,17 @@ class _Resampler:
 
 
 def read_joined(paths: Iterable[str | Path]) -> NDArray[np.float32]:
-    """Several files, one after the other, as one recording ``(samples,)``. Raises UserError as `read_recording`."""
-    return np.concatenate([read_recording(path) for path in paths])
+    """Several files, one after the other, as one recording ``(samples,)``.
+
+    Raises:
+        UserError: see `read_recording`; or they are longer than `MAX_SECONDS` together.
+    """
+    parts: list[NDArray[np.float32]] = []
+    for path in paths:
+        parts.append(read_recording(path))
+        if (seconds := sum(map(len, parts)) / SAMPLE_RATE) > MAX_SECONDS:
+            raise UserError(f"{path}: {seconds:.1f} s together with the files before it: {TOO_LONG}")
+    return np.concatenate(parts)
 
 
 def resample(samples: NDArray[np.float32], rate: float) -> NDArray[np.float32]:

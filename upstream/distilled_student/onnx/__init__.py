@@ -22,7 +22,7 @@ from .detector import (
     stream_threshold,
 )
 from .metadata import read_metadata, write_metadata
-from .model import SHIPPED, STREAM, UTTERANCE, Model, Stream, load
+from .model import MAX_SECONDS, SHIPPED, STREAM, UTTERANCE, Model, Stream, load
 from .speakers import Enrolment, Identified, Verified
 from .wav import MAX_PEAK, Wav, read_wav
 from .words import WORDS, Word, WordMaps, WordTracker
@@ -30,6 +30,7 @@ from .words import WORDS, Word, WordMaps, WordTracker
 __all__ = [
     "HOP_SECONDS",
     "MAX_PEAK",
+    "MAX_SECONDS",
     "SHIPPED",
     "SPEAKER_SECONDS",
     "STREAM",

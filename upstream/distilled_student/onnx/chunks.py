@@ -87,7 +87,7 @@ class ChunkStream:
 
     def _step(self, samples: NDArray[np.float32]) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray]]:
         """The outputs for whole chunks ``(samples,)``, and the next state; the stream's own state is not changed."""
-        arrays = self.model.session.run(None, self.inputs(samples))
+        arrays = self.model.run_graph(None, self.inputs(samples))
         outputs = dict(zip(self.model.output_shapes, arrays, strict=True))
         state = {name: outputs.pop(name.replace("state_", "next_", 1)) for name in self._state}
         return {name: output[0] for name, output in outputs.items()}, state

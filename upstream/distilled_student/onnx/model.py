@@ -31,6 +31,9 @@ from .words import (
 )
 from .words import FALSE_ACCEPTS as WORD_FALSE_ACCEPTS
 
+# Seconds of an utterance, which is encoded as a whole: with attention over all frames, memory grows with the square of
+# the length. `edge` takes 0.6 GB for 60 s, 1.4 GB for 100 s and 29 GB for 600 s.
+MAX_SECONDS = 60
 SHIPPED = Path(__file__).parents[1] / "assets" / "models"  # not there next to a copy of this folder
 
 
@@ -51,10 +54,19 @@ class Model(ModelFile):
             raise ValueError(f"{self.file}: is a stream; run it with Stream")
         if output not in self.output_shapes:
             raise ValueError(f"{self.file}: has no {output}, only {', '.join(self.output_shapes)}")
-        samples = read_samples(wav, self.rate)
+        samples = self._read_utterance(wav)
         padded = np.pad(samples, (0, max(0, self._shortest - len(samples))))
         inputs = {"waveforms": padded[None], "lengths": np.array([len(samples)])}
-        return self.session.run([output], inputs)[0][0]
+        return self.run_graph([output], inputs)[0][0]
+
+    def _read_utterance(self, wav: Wav) -> NDArray[np.float32]:
+        """The checked samples ``(samples,)`` of an utterance. Raises ValueError: longer than `MAX_SECONDS`."""
+        samples = read_samples(wav, self.rate)
+        if len(samples) > MAX_SECONDS * self.rate:
+            name = f"{wav}" if isinstance(wav, str | Path) else "samples"
+            limit = f"an utterance, which is encoded as a whole, has at most {MAX_SECONDS} s"
+            raise ValueError(f"{name}: {len(samples) / self.rate:.1f} s: {limit}: cut it, or use `Model.stream`")
+        return samples
 
     def scores(self, wav: Wav) -> dict[str, float]:
         """The probability of each label."""
@@ -71,7 +83,7 @@ class Model(ModelFile):
         """
         if not words:
             return self.decide(self.scores(wav))
-        samples = read_samples(wav, self.rate)
+        samples = self._read_utterance(wav)
         return decide_words(self.decide(self.scores(samples)), self.word_scores(samples, words, false_accepts))
 
     def enrol_word(self, recordings: Sequence[Wav]) -> Word:
@@ -93,7 +105,7 @@ class Model(ModelFile):
         from those in a stream.
         """
         return self.word_maps.scores(
-            words, self._after_noise.peek(read_samples(wav, self.rate))["hidden_state"], false_accepts
+            words, self._after_noise.peek(self._read_utterance(wav))["hidden_state"], false_accepts
         )
 
     def word_vector(self, wav: Wav) -> tuple[NDArray[np.float32], float]:
@@ -102,7 +114,7 @@ class Model(ModelFile):
         It is the mean of two: after quiet noise, and after the recording itself and a pause. Hidden states depend on
         what was said before, so that a template of the first alone misses words in running speech.
         """
-        samples, pause = read_samples(wav, self.rate), quiet_noise(round(PAUSE_SECONDS * self.rate))
+        samples, pause = self._read_utterance(wav), quiet_noise(round(PAUSE_SECONDS * self.rate))
         after_speech = copy.copy(self._after_noise)
         after_speech.reset()
         after_speech.feed(np.concatenate([quiet_noise(round(CONTEXT_SECONDS * self.rate)), samples, pause]))
@@ -129,7 +141,7 @@ class Model(ModelFile):
         """
         if isinstance(enrolment, Enrolment):
             return enrolment
-        is_matrix = isinstance(enrolment, np.ndarray) and enrolment.shape[1:] == self._embedding_shape
+        is_matrix = isinstance(enrolment, np.ndarray) and enrolment.shape[1:] == (self.embedding_size,)
         items = enrolment if is_matrix or isinstance(enrolment, list | tuple) else [enrolment]
         if not len(items):
             raise ValueError("enrolment: is empty; give at least one utterance or embedding")
@@ -142,7 +154,7 @@ class Model(ModelFile):
 
     def verify(
         self,
-        wav: Wav,
+        wav: Enrolment | Wav,
         enrolment: Enrolment | Wav | Sequence[Wav],
         false_accepts: float = FALSE_ACCEPTS,
         same_word: bool | None = None,
@@ -151,6 +163,8 @@ class Model(ModelFile):
         """Whether an utterance is from the enrolled speaker.
 
         Args:
+            wav: The utterance, or what `enrol` returned of it. An array counts as an embedding if it has the size of
+                one.
             enrolment: See `enrol`.
             false_accepts: The share of other speakers' utterances that are accepted.
             same_word: Whether the utterance has the words of the enrolled ones; None if it is not known.
@@ -165,7 +179,7 @@ class Model(ModelFile):
 
     def identify(
         self,
-        wav: Wav,
+        wav: Enrolment | Wav,
         enrolments: Mapping[str, Enrolment],
         false_accepts: float = FALSE_ACCEPTS,
         same_word: bool | None = None,
@@ -173,6 +187,7 @@ class Model(ModelFile):
         """Which of the enrolled speakers an utterance is from, or nobody of them.
 
         Args:
+            wav: See `verify`.
             enrolments: What `enrol` returned, by the speaker's name.
             false_accepts: The share of the utterances of people who are not enrolled that get any name.
             same_word: See `verify`.
@@ -181,17 +196,13 @@ class Model(ModelFile):
         enrolled = {name: self.enrol(enrolment) for name, enrolment in enrolments.items()}
         return speakers.identify(calibration, vector, seconds, enrolled, false_accepts, same_word)
 
-    @property
-    def _embedding_shape(self) -> tuple[int, ...]:
-        return tuple(self.output_shapes.get("speaker_embedding", [0, 0])[1:])
-
     def _embedded(self, item: Enrolment | Wav) -> tuple[NDArray[np.float32], float]:
         """The embedding, of length 1, of an utterance, an embedding or an enrolled speaker, and its seconds, or NaN."""
         if isinstance(item, Enrolment):
             return item.vector, item.seconds
-        if not isinstance(item, str | Path) and np.shape(item) == self._embedding_shape:
+        if not isinstance(item, str | Path) and np.shape(item) == (self.embedding_size,):
             return speakers.unit_length(np.asarray(item)), math.nan
-        samples = read_samples(item, self.rate)
+        samples = self._read_utterance(item)
         return self.embed(samples), len(samples) / self.rate
 
     def _needed_calibration(self) -> Calibration:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -78,6 +79,19 @@ class ModelFile:
         voice = () if self.calibration is None else self.calibration.mean_voice
         if voice and shape and isinstance(shape[-1], int) and len(voice) != shape[-1]:
             raise ValueError(f"{CALIBRATION}: mean_voice: {len(voice)} numbers, but embeddings have {shape[-1]}")
+
+    @property
+    def embedding_size(self) -> int | None:
+        """The size of a speaker embedding; None if the file has none."""
+        size = self.output_shapes.get("speaker_embedding", [None])[-1]
+        return size if isinstance(size, int) else None
+
+    def run_graph(self, outputs: Sequence[str] | None, inputs: Mapping[str, NDArray]) -> list[NDArray]:
+        """Outputs of the graph, all if None, with their batch dimension. Raises ValueError if onnxruntime fails."""
+        try:
+            return self.session.run(outputs, inputs)
+        except Exception as error:  # such as too little memory; onnxruntime's errors have no other common base class
+            raise ValueError(f"{self.file}: onnxruntime failed ({' '.join(str(error).split())})") from None
 
     def named_scores(self, keyword_scores: NDArray[np.float32]) -> dict[str, float]:
         """The probability of each label, from ``keyword_scores (classes,)``."""

@@ -22,7 +22,7 @@ export function makeProfile(name, clips, model) {
     model: model.name,
     fingerprint: model.fingerprint,
     count: clips.length,
-    seconds: Math.round(seconds * 1000) / 1000,
+    seconds: Math.max(Math.round(seconds * 1000) / 1000, 0.001), // a profile of 0 s is damaged
     vectors: clips.map(({ vector }) => Array.from(vector, (value) => Number(value.toPrecision(9)))),
     format: FORMAT,
   };
