@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,11 @@ from pathlib import Path
 import pytest
 import soundfile
 from helpers.spoken import spoken
+
+from distilled_student import cli
+from distilled_student.common.early_checks import check_model
+from distilled_student.common.errors import UserError
+from distilled_student.common.shipped_models import MODELS
 
 pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).parents[1]
@@ -93,3 +99,35 @@ def test_a_command_that_needs_a_missing_library_names_it_and_the_remedy(tmp_path
     for command in codes:
         name = re.search(rf"error: {command.split()[0]}: needs (\w+), which is not installed; `pip install", output)
         assert name and name[1] in ONLY_FOR_TRAINING, output
+
+
+def test_int8_graphs_are_copied_and_run_as_streams_without_torch(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "stop.wav", spoken("am_adam", ["stop"]), 16_000)
+    codes, output = run(
+        tmp_path,
+        "export tiny -o utterance.onnx --int8",
+        "export tiny -o stream.onnx --int8 --streaming",
+        "stream tiny stop.wav",
+        "stream stream.onnx stop.wav",
+        "spot stop.wav --model utterance.onnx",
+        "stream tiny stop.wav --window 2",
+    )
+    assert list(codes.values()) == [0, 0, 0, 0, 0, 2], output
+    parts = output.split("> ")
+    assert "stop" in parts[3] and parts[3].split("\n")[1:] == parts[4].split("\n")[1:] and "stop.wav: stop" in parts[5]
+    assert re.search(r"--window 2: the window is part of \S*tiny/stream.onnx: leave it out", parts[6])
+
+
+def test_a_packed_model_without_float_weights_says_what_pytorch_needs(tmp_path: Path) -> None:
+    for file in (MODELS / "tiny").iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, tmp_path)
+    file, recording = tmp_path / "a.onnx", tmp_path / "stop.wav"
+    soundfile.write(recording, spoken("am_adam", ["stop"]), 16_000)
+    with pytest.raises(UserError, match=r"has no float weights, only int8 graphs, .*: `pip install \.` in a clone"):
+        check_model(tmp_path, "best-dev.ckpt", "best-dev.ckpt")
+    for words in (["export", str(tmp_path), "-o", str(file), "--int8"], ["stream", str(tmp_path), str(recording)]):
+        with pytest.raises(SystemExit) as end:
+            cli.main(words)
+        assert end.value.code == 0
+    assert file.is_file()

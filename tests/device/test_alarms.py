@@ -127,7 +127,8 @@ def test_the_owner_of_a_recorded_stream_is_decided_as_in_listening(
     stream.reset()
     last = stream.listen(speech)[-1]
     speech = speech[: round(RATE * (last.seconds + 0.08 * hops_after))]
-    trace, counts = record(stream, [speech], owner, 0.05), []
+    silence = np.zeros(RATE // 2, np.float32)  # follows the end of a recording
+    trace, counts = record(stream, [speech, silence], owner, 0.05), []
     for threshold in (0.2, 0.6, 0.9):
         stream.detector = Detector(stream.model.labels, DetectorSettings(threshold))
         stream.reset()

@@ -103,6 +103,16 @@ def test_a_detection_whose_speaker_is_not_decided_at_the_end_of_a_recording_is_n
     assert detections(restarted) == 2 * detections(stopped)
 
 
+def test_a_word_that_ends_with_its_recording_is_detected(tmp_path: Path) -> None:
+    samples = spoken("am_adam", ["stop"])
+    samples = samples[: 1 + np.flatnonzero(np.abs(samples.astype(int)) > 300)[-1]]  # no silence behind the word
+    silence = np.zeros(8_000, np.int16)
+    answers = with_server(lambda port: ask(port, chunks(samples.tobytes(), 2_048)), tmp_path)
+    hits = onnx.load("tiny").stream().listen(np.concatenate([samples, silence]))
+    assert detections(answers) == [(hit.label, round(1000 * hit.seconds), None) for hit in hits] != []
+    assert onnx.load("tiny").stream().listen(samples) == []
+
+
 def test_a_word_of_ones_own_is_detected_from_the_moment_it_is_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +136,9 @@ def test_a_word_of_ones_own_is_detected_from_the_moment_it_is_added(
     stream = onnx.load("tiny").stream()
     assert before == expected(samples)
     stream.watch(words.templates()[0])
-    assert after == [(hit.label, round(1000 * hit.seconds), hit.speaker) for hit in stream.listen(samples)]
+    assert after == [
+        (hit.label, round(1000 * hit.seconds), hit.speaker) for hit in stream.listen(samples, is_last=True)
+    ]
     assert {name for name, *_ in after} - {name for name, *_ in before} == {"sheila"} == {name for name, *_ in only}
 
 

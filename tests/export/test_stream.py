@@ -86,7 +86,8 @@ def test_a_stream_in_pytorch_and_an_exported_one_report_the_same_keywords(
     for settings in (DetectorSettings(threshold), DetectorSettings(threshold, smoothing=0.16, hold_off=0.3)):
         stream.detector = onnx.Detector(model.labels, settings)
         stream.reset()
-        expected = [(hit.seconds, hit.label, pytest.approx(hit.score, abs=1e-4)) for hit in stream.listen(wave.numpy())]
+        hits = stream.listen(wave.numpy(), is_last=True)
+        expected = [(hit.seconds, hit.label, pytest.approx(hit.score, abs=1e-4)) for hit in hits]
         chosen = None if settings == DetectorSettings(threshold) else settings  # None: the default of streams
         for chunk_ms in (30, 100, 4_000):
             assert [tuple(found) for found in listen(Stream(model), wave, chunk_ms, settings=chosen)] == expected != []

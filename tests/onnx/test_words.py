@@ -122,10 +122,11 @@ def test_a_stream_has_the_best_score_of_the_windows_that_end_in_each_hop() -> No
     assert tracker.step(hidden[:4]) == {"a": pytest.approx(0, abs=1e-6)}, "shorter than the word"
 
 
-def test_the_word_or_the_keyword_with_the_larger_score_is_reported() -> None:
-    keyword, none = Spotted("stop", 0.8), Spotted(None, 0.3)
+def test_a_word_of_ones_own_that_reaches_its_threshold_comes_before_the_keywords_of_the_model() -> None:
+    keyword, none = Spotted("stop", 0.99), Spotted(None, 0.3)
     assert decide_words(keyword, {"lamp": 0.9, "sofa": 0.6}) == Spotted("lamp", 0.9)
-    assert decide_words(keyword, {"lamp": 0.7}) == keyword and decide_words(keyword, {}) == keyword
+    assert decide_words(keyword, {"lamp": 0.5}) == Spotted("lamp", 0.5)
+    assert decide_words(keyword, {"lamp": 0.49}) == keyword and decide_words(keyword, {}) == keyword
     assert decide_words(none, {"lamp": 0.5}) == Spotted("lamp", 0.5) and decide_words(none, {"lamp": 0.49}) == none
 
 

@@ -86,7 +86,7 @@ def with_torch(model: str, samples: NDArray[np.int16], settings: object) -> list
 def with_onnx(file: Path, samples: NDArray[np.int16]) -> list[Found]:
     from distilled_student.onnx import Stream
 
-    return [Found(*hit[:3]) for hit in Stream(file).listen(samples)]
+    return [Found(*hit[:3]) for hit in Stream(file).listen(samples, is_last=True)]
 
 
 def with_wyoming(file: Path, samples: NDArray[np.int16], folder: Path) -> list[Found]:

@@ -120,7 +120,7 @@ def main() -> None:
     speech, port = recordings(options.clients, options.seconds), free_port()
     expected = []
     for samples in speech:
-        hits = onnx.load(options.model).stream().listen(samples)
+        hits = onnx.load(options.model).stream().listen(samples, is_last=True)
         expected.append([(hit.label, round(1000 * hit.seconds), None) for hit in hits])
     with tempfile.TemporaryDirectory() as folder:
         words = ["wyoming", "--uri", f"tcp://{HOST}:{port}", "--model", options.model, "--profiles", folder]

@@ -28,7 +28,7 @@ def run_module(name: str, code: str, values: Any) -> Any:
     program = (
         "const module = await import(process.argv[1]); let text = '';"
         "for await (const part of process.stdin) text += part; const values = JSON.parse(text);"
-        f"console.log(JSON.stringify(((module, values) => {{ {code} }})(module, values)));"
+        f"console.log(JSON.stringify(await ((module, values) => {{ {code} }})(module, values)));"
     )
     command = ["node", "--input-type=module", "--eval", program, (site.PAGE / name).as_uri()]
     done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, timeout=300)
@@ -104,6 +104,27 @@ def test_a_hit_waits_for_the_decision_who_said_it_as_in_python(hop: float) -> No
         {"hop": hop, "hits": hits, "waits": waits},
     )
     assert found == expected
+
+
+def test_the_end_of_a_recording_is_followed_by_half_a_second_of_silence() -> None:
+    found = run_module(
+        "stream.mjs",
+        "class Tensor { constructor(type, data) { this.data = data; } }"
+        "const fed = [], scores = { keyword_scores: { data: [1] } };"
+        "const run = async ({ samples }) => { fed.push(...samples.data); return scores; };"
+        "const model = { rate: 16000, hop: 1280, chunk: 320, window: 1, labels: ['_silence_'], state: [], outputs: [],"
+        " padded_to: {}, repeated_to: {}, detector: { threshold: 0.5, smoothing: 0, hold_off: 0, level: null } };"
+        "const listener = new module.Listener({ Tensor }, { run }, model, null);"
+        "let hops = 0; const count = () => hops++;"
+        "return (async () => {"
+        " await listener.listen(new Float32Array(2000).fill(1), count); await listener.finish(count);"
+        " const first = hops; await listener.finish(count); await listener.listen(new Float32Array(2000), count);"
+        " const last = hops; listener.reset(); await listener.listen(new Float32Array(2000), count);"
+        " return [first, last, hops, fed.filter((sample) => sample === 1).length]; })();",
+        {},
+    )
+    # 2,000 + 8,000 samples have 7 hops; another end and later samples have none; a reset begins another recording
+    assert found == [7, 7, 8, 2_000]
 
 
 def test_scores_of_words_of_ones_own_are_those_of_python() -> None:

@@ -31,6 +31,8 @@ from distilled_student.common.early_checks import (
     check_rate,
     check_run,
     checkpoint_name,
+    has_weights,
+    is_installed,
 )
 from distilled_student.common.errors import UserError
 from distilled_student.common.interruption import resumed_by
@@ -282,13 +284,15 @@ def export(
     if max_seconds is not None and not is_program:
         raise UserError(f"--max-seconds {max_seconds:g}: needs a name that ends with .pte")
     checkpoint = checkpoint_name(source, checkpoint)
-    check_model(source, checkpoint, BEST)
+    is_copy = int8 and (model_path(source) / JOINT).is_file()
+    if not is_copy:
+        check_model(source, checkpoint, BEST)
     check_output_file("--output", output)
     check_alarms(alarms, rate)
-    if int8 and (model_path(source) / JOINT).is_file():
+    if is_copy:
         if window is not None:
             raise UserError(f"--window {window:g}: the window is part of the stream in {source}: leave it out")
-        from distilled_student.export.pack import copy_packed
+        from distilled_student.export.copy_packed import copy_packed
 
         copy_packed(model_path(source), output, streaming)
         return set_stream_threshold(output, alarms, rate)
@@ -504,6 +508,16 @@ def speed(
         measure_parts(output, parts, rounds, accuracy or (), history)
 
 
+def graph_without_torch(model: Path) -> Path | None:
+    """The int8 stream of a packed model whose float weights or torch are not installed; None: use PyTorch."""
+    from distilled_student.onnx import STREAM
+
+    folder = model_path(model)
+    file = folder / STREAM
+    can_use_torch = has_weights(folder) and is_installed("torch")
+    return file if (folder / JOINT).is_file() and file.is_file() and not can_use_torch else None
+
+
 @app.command(**TRAIN)
 def stream(
     model: Annotated[
@@ -527,13 +541,14 @@ def stream(
     check_window(window)
     check_probability("--threshold", threshold)
     is_exported = model.suffix == ".onnx" and not model.is_dir()
-    if is_exported and window is not None:
-        raise UserError(f"--window {window:g}: the window is part of {model}: leave it out")
-    if not is_exported:
+    graph = model if is_exported else graph_without_torch(model)
+    if graph is not None and window is not None:
+        raise UserError(f"--window {window:g}: the window is part of {graph}: leave it out")
+    if graph is None:
         check_model(model, BEST, BEST)
     check_file("", recording)
-    if is_exported:
-        for hit in keywords_of_file(model, recording, chunk_ms, threshold):
+    if graph is not None:
+        for hit in keywords_of_file(graph, recording, chunk_ms, threshold):
             print(KEYWORD_LINE.format(hit.seconds, hit.label, hit.score))
         return
     import torch

@@ -14,7 +14,7 @@ from distilled_student.common.arithmetic import ceil_div
 from distilled_student.common.errors import UserError
 from distilled_student.common.sample_range import wrong_range, wrong_type
 from distilled_student.common.sample_rate import SAMPLE_RATE
-from distilled_student.onnx import HOP_SECONDS, Detector, DetectorSettings
+from distilled_student.onnx import HOP_SECONDS, TAIL_SECONDS, Detector, DetectorSettings
 from distilled_student.student.attention import causal_mask
 from distilled_student.student.config import StudentConfig
 from distilled_student.student.frontend import LogMelStem
@@ -282,7 +282,7 @@ def listen(
     """Feed ``waveform (samples,)`` in chunks of ``chunk_ms`` milliseconds and report each keyword once.
 
     The hits are those of `distilled_student.onnx`, for any length of the chunks: the stream is scored after each hop of
-    `HOP_SECONDS`, and a `Detector` decides.
+    `HOP_SECONDS`, and a `Detector` decides. `TAIL_SECONDS` of silence follow the waveform.
 
     Args:
         threshold: None: that of `JointModel.detector_settings`, as in an exported stream.
@@ -301,7 +301,8 @@ def listen(
             settings = model.detector_settings(model.keyword_threshold())
     hop = ceil_div(round(HOP_SECONDS * SAMPLE_RATE), stream.step.chunk) * stream.step.chunk
     detector, of_hop = Detector(stream.labels, settings, hop / SAMPLE_RATE), torch.zeros(0)
-    for samples in waveform.split(SAMPLE_RATE * chunk_ms // 1000):
+    tail = waveform.new_zeros(round(TAIL_SECONDS * SAMPLE_RATE))
+    for samples in (*waveform.split(SAMPLE_RATE * chunk_ms // 1000), tail):
         of_hop = torch.cat([of_hop, samples])
         while len(of_hop) >= hop:
             complete, of_hop = of_hop.split([hop, len(of_hop) - hop])

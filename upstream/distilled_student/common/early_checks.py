@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Iterable
@@ -204,6 +205,18 @@ def check_model(path: Path, checkpoint: str, default: str) -> None:
         check_student("", path)
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights that `load_student` reads."""
+    return any(file for pattern in WEIGHTS for file in folder.glob(pattern))
+
+
+def is_installed(library: str) -> bool:
+    try:
+        return importlib.util.find_spec(library) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def check_student(option: str, path: Path) -> None:
     """Raise UserError for a path that `load_student` cannot read, as far as names and the configuration show it.
 
@@ -215,7 +228,12 @@ def check_student(option: str, path: Path) -> None:
             raise UserError(f"{where}: is not a student: the folder has no {CONFIG}{held_instead(path)}")
         if "model_type" not in read_json(path / CONFIG):
             raise UserError(f"{path / CONFIG}: model_type: missing: not the configuration of a student")
-        if not any(file for pattern in WEIGHTS for file in path.glob(pattern)):
+        if not has_weights(path) and (path / JOINT).is_file():
+            raise UserError(
+                f"{where}: has no float weights, only int8 graphs, as `pip install ./run` installs it: `pip install .`"
+                " in a clone installs the weights, and torch, which uses them"
+            )
+        if not has_weights(path):
             raise UserError(f"{where}: is not a student: the folder has no weights ({' or '.join(WEIGHTS)})")
     elif not path.is_file():
         raise UserError(f"{where}: no such file or folder{other_models(path)}")

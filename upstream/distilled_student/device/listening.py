@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,19 +13,11 @@ from numpy.typing import NDArray
 from distilled_student.common.errors import UserError
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.device.odds import with_needed
-from distilled_student.device.recordings import recording_blocks
 
 if TYPE_CHECKING:
     from distilled_student.onnx import Enrolment, Hit, Stream
 
 BLOCK = 1_280  # samples of a block of the microphone
-TAIL_SECONDS = 0.5  # of silence behind a file: a keyword at its end is completed too
-
-
-def file_blocks(file: Path) -> Iterator[NDArray[np.float32]]:
-    """A file as a microphone would deliver it: blocks ``(samples,)`` at 16 kHz, then silence."""
-    yield from recording_blocks(file)
-    yield np.zeros(round(TAIL_SECONDS * SAMPLE_RATE), np.float32)
 
 
 def _load_sounddevice() -> Any:

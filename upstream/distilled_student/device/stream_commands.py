@@ -98,6 +98,8 @@ def keywords_of_file(model: Path, recording: Path, chunk_ms: int, threshold: flo
     Raises:
         UserError: the file is no stream with keywords, or the recording cannot be read.
     """
+    import numpy as np
+
     from distilled_student.device.model_files import one_line_errors
     from distilled_student.device.recordings import recording_blocks
 
@@ -107,6 +109,7 @@ def keywords_of_file(model: Path, recording: Path, chunk_ms: int, threshold: flo
         for block in recording_blocks(recording):
             for start in range(0, len(block), size):
                 yield from stream.listen(block[start : start + size])
+        yield from stream.listen(np.zeros(0, np.float32), is_last=True)
 
 
 def _check_share(stream: Stream, share: float) -> None:
@@ -262,8 +265,9 @@ def listen(
     as_json: JsonOption = False,
 ) -> None:
     """Report keywords, your own words and who said them, from a microphone or a file. Exit code 1: a file with none."""
-    from distilled_student.device.listening import file_blocks, hits, microphone_blocks, notes, on_one_line
+    from distilled_student.device.listening import hits, microphone_blocks, notes, on_one_line
     from distilled_student.device.model_files import one_line_errors
+    from distilled_student.device.recordings import recording_blocks
 
     check_file("", recording)
     share = parse_share(false_accepts)
@@ -275,7 +279,7 @@ def listen(
         for note in notes(stream, people, share):
             typer.echo(f"note: {note}", err=True)
     _watch_words(stream, profiles, model)
-    blocks = microphone_blocks(device) if recording is None else file_blocks(recording)
+    blocks = microphone_blocks(device) if recording is None else recording_blocks(recording)
     count = 0
     with one_line_errors():
         for hit in hits(stream, blocks, people, owner, share):

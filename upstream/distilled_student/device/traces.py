@@ -62,7 +62,7 @@ class Trace:
         """
         is_said, labels = self.scores >= threshold, self.labels
         if self.word_labels is not None and self.word_scores is not None:
-            is_word = (self.word_scores >= word_threshold) & ~(is_said & (self.scores > self.word_scores))
+            is_word = self.word_scores >= word_threshold  # see `onnx.detector.decide_words`
             is_said, labels = is_said | is_word, np.where(is_word, self.word_labels, self.labels)
         (above,) = np.nonzero(is_said & self.is_loud)
         hops = hits_of_trace(labels[above].tolist(), above.tolist(), self.hold_off_hops)

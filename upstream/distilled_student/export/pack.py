@@ -55,7 +55,7 @@ def share_weights(file: Path, other: Path) -> None:
     """Let a graph read from the ``other`` file, in the same folder, the weights that both have.
 
     They are the same bytes twice: a packed model is half as large without the second ones. ONNX calls this external
-    data. `copy_packed` writes a graph with all of its weights again.
+    data. `onnx.external_weights.with_all_weights` makes a graph with all of its weights again.
     """
     onnx, _ = load_onnx()
     from onnx.external_data_helper import set_external_data
@@ -67,13 +67,3 @@ def share_weights(file: Path, other: Path) -> None:
             set_external_data(tensor, other.name, offset, len(raw))
             tensor.ClearField("raw_data")
     file.write_bytes(model.SerializeToString())
-
-
-def copy_packed(folder: Path, output: Path, streaming: bool) -> None:
-    """Copy the int8 graph of a packed model to ``output``. Raises UserError if the folder has none."""
-    file = folder / (STREAM if streaming else UTTERANCE)
-    if not file.is_file():
-        raise UserError(f"{folder}: has no {file.name}: `distilled-student pack` writes it")
-    onnx, _ = load_onnx()
-    output.write_bytes(onnx.load(file).SerializeToString())  # with the weights that it shares with the other file
-    print(f"{output}: int8, {output.stat().st_size / 1e6:.1f} MB, a copy of {file.name} of {folder.name}")

@@ -13,6 +13,7 @@ from .calibration import Calibration, Condition
 from .detector import (
     HOP_SECONDS,
     SPEAKER_SECONDS,
+    TAIL_SECONDS,
     Detector,
     DetectorSettings,
     Hit,
@@ -34,6 +35,7 @@ __all__ = [
     "SHIPPED",
     "SPEAKER_SECONDS",
     "STREAM",
+    "TAIL_SECONDS",
     "UTTERANCE",
     "WORDS",
     "Calibration",

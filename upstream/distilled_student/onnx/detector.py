@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 KEY = "detector"  # of a file's metadata
 HOP_SECONDS = 0.08  # a stream is scored after each hop of this length, however its samples arrive
+TAIL_SECONDS = 0.5  # of silence behind the end of a recording: smoothing delays a keyword by about this time
 ACCEPTED = 0.5  # the score from which on a word of one's own counts as said
 LONGEST_SECONDS = 3600  # of the smoothing and of the hold-off
 SPEAKER_SECONDS = 0.24  # after a hit, in which a window that accepts a speaker decides who said it
@@ -78,14 +79,17 @@ def stream_threshold(threshold: float | None) -> float:
 
 
 def decide_words(keyword: Spotted, own_words: Mapping[str, float], threshold: float = ACCEPTED) -> Spotted:
-    """The keyword, or the word of one's own, whichever has the larger score of those that count as said.
+    """The word of one's own with the largest score if it counts as said, else the keyword.
+
+    The two scores are not comparable: that of a keyword is a probability among the classes of the model, which do not
+    include this word. The threshold of a word of one's own admits a small share of other words, so it decides alone.
 
     Args:
         own_words: The score of each word of one's own.
         threshold: The score from which on a word of one's own counts as said.
     """
     best = max(own_words, key=own_words.__getitem__, default=None)
-    if best is None or own_words[best] < threshold or (keyword.label is not None and keyword.score > own_words[best]):
+    if best is None or own_words[best] < threshold:
         return keyword
     return Spotted(best, own_words[best])
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from . import speakers
 from .calibration import Calibration
 from .chunks import ChunkStream
-from .detector import HOP_SECONDS, Detector, Hit, Spotted, UndecidedHits, decide_words, owner_said
+from .detector import HOP_SECONDS, TAIL_SECONDS, Detector, Hit, Spotted, UndecidedHits, decide_words, owner_said
 from .model_file import STREAM, UTTERANCE, ModelFile
 from .speakers import FALSE_ACCEPTS, Enrolment, Identified, Verified
 from .wav import Wav, read_samples
@@ -320,7 +320,9 @@ class Stream(ChunkStream):
                 veto: the keyword reaches its threshold, and the owner is accepted by `Model.verify`. It is decided once
                 for each keyword.
             false_accepts: See `Model.identify`.
-            is_last: No samples follow these: hits that still wait are reported, decided by the latest window.
+            is_last: No samples follow these. `TAIL_SECONDS` of silence are processed too, so that a keyword at the end
+                of a recording is reported; then hits that still wait are, decided by the latest window. Call `reset`
+                before another recording.
 
         Raises:
             ValueError: see `Model`; the model has no keyword or speaker output that is needed; a person is not what
@@ -335,7 +337,10 @@ class Stream(ChunkStream):
             if not isinstance(person, Enrolment):
                 raise ValueError(f"{name}: expected what `Model.enrol` returned, found {type(person).__name__}")
         hits: list[Hit] = []
-        for hop, outputs in self.hops([samples]):
+        blocks = [samples]
+        if is_last:
+            blocks.append(np.zeros(round(TAIL_SECONDS * self.model.rate), np.float32))
+        for hop, outputs in self.hops(blocks):
             self._undecided.step(self.detector.step(outputs["keyword_scores"], hop, self.word_scores(outputs)))
             hits += self._decided(enrolled, false_accepts, self.detector.speaker_hops)
         if is_last:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .calibration import KEY as CALIBRATION
 from .calibration import Calibration
 from .detector import DetectorSettings, Spotted, decide
+from .external_weights import WeightsError, with_all_weights
 from .words import WORDS, WordMaps
 
 UTTERANCE, STREAM = "utterance.onnx", "stream.onnx"  # files of a packed model
@@ -52,6 +53,7 @@ class ModelFile:
         try:
             self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no other common base class
+            _check_weights(Path(file))
             raise ValueError(f"{file}: not readable as an ONNX file ({str(error).splitlines()[0]})") from None
         self.file, self.threads = Path(file), threads
         self.output_shapes = {output.name: output.shape for output in self.session.get_outputs()}
@@ -121,3 +123,13 @@ class ModelFile:
         if maps.fingerprint != self.fingerprint:
             raise ValueError(f"{self.file.with_name(WORDS)}: was made for another model than {self.file}")
         return maps
+
+
+def _check_weights(file: Path) -> None:
+    """Raise ValueError if the file reads weights from another file that cannot be used."""
+    try:
+        with_all_weights(file)
+    except WeightsError:
+        raise
+    except (OSError, ValueError):
+        return

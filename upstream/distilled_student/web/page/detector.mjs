@@ -1,6 +1,7 @@
 // Decides from the scores of a stream which keyword was said, and when: the same rules as distilled_student/onnx/detector.py.
 
 export const HOP_SECONDS = 0.08;
+export const TAIL_SECONDS = 0.5; // of silence behind the end of a recording: smoothing delays a keyword by about this time
 const ACCEPTED = 0.5; // the score from which on a word of one's own counts as said
 const SPEAKER_SECONDS = 0.24; // after a hit, in which a window that accepts a speaker decides who said it
 const GATE_SECONDS = 1.0; // the loudest hop of this time counts for the energy gate
@@ -15,13 +16,12 @@ export function decide(labels, scores, threshold) {
   return { label: scores[best] >= needed ? labels[best] : null, score: scores[best] };
 }
 
-/** The keyword, or the word of one's own {name: score}, whichever has the larger score of those that count as said. */
+/** The word of one's own {name: score} with the largest score if it counts as said, else the keyword. */
 export function decideWords(keyword, ownWords, threshold) {
   const [first, ...others] = Object.entries(ownWords);
   if (!first) return keyword;
   const [label, score] = others.reduce((a, b) => (b[1] > a[1] ? b : a), first);
-  if (score < threshold || (keyword.label !== null && keyword.score > score)) return keyword;
-  return { label, score };
+  return score < threshold ? keyword : { label, score };
 }
 
 /** The root mean square of samples in dB relative to a full scale of 1; -120 dB at least. */

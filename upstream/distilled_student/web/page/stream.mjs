@@ -1,7 +1,7 @@
 // Runs the streaming graph on samples as they arrive: the same steps as ChunkStream in distilled_student/onnx/chunks.py
 // and Stream in distilled_student/onnx/model.py.
 
-import { Detector, UndecidedHits } from "./detector.mjs";
+import { Detector, TAIL_SECONDS, UndecidedHits } from "./detector.mjs";
 import { Calibration, identify, ownerSaid, unitLength } from "./speakers.mjs";
 import { WordTracker } from "./words.mjs";
 
@@ -86,14 +86,17 @@ export class Listener {
     this.undecided = new UndecidedHits();
     this.window = new Float32Array(0); // the samples of the latest one
     this.waiting = new Float32Array(0);
+    this.isFinished = false;
   }
 
   /**
    * Process any number of samples at the model's rate; calls report once for each hop.
    *
    * If anybody is enrolled, a hit is reported with the first hop whose window accepts one of them, or after SPEAKER_SECONDS.
+   * After finish, samples are ignored until reset.
    */
   async listen(samples, report) {
+    if (this.isFinished) return;
     this.waiting = joined(this.waiting, samples);
     while (this.waiting.length >= this.model.hop) {
       const hop = this.waiting.slice(0, this.model.hop);
@@ -114,8 +117,10 @@ export class Listener {
     return { ...found, hits: decision.hits, ownWords, speaker, milliseconds: performance.now() - begin };
   }
 
-  /** No samples follow: the hits that still wait, decided by the latest window. */
-  async finish() {
+  /** No samples follow: report the hops of a tail of silence; the hits that then wait, decided by the latest window. */
+  async finish(report) {
+    await this.listen(new Float32Array(Math.round(TAIL_SECONDS * this.model.rate)), report);
+    this.isFinished = true;
     return (await this.decide(0)).hits;
   }
 

@@ -26,7 +26,7 @@ const handlers = {
   },
 
   async samples({ samples }) {
-    await listener.listen(samples, (hop) => postMessage({ type: "hop", ...hop, behind: waiting / model.rate }));
+    await listener.listen(samples, reportHop);
     waiting -= samples.length;
   },
 
@@ -67,9 +67,9 @@ const handlers = {
     recording = null;
   },
 
-  /** No samples follow: answers with the hits that still wait for the decision who said them. */
+  /** No samples follow: processes a tail of silence, and answers with the hits that still wait for the decision who said them. */
   async finish({ id }) {
-    postMessage({ type: "finished", id, hits: await listener.finish() });
+    postMessage({ type: "finished", id, hits: await listener.finish(reportHop) });
   },
 
   /** Answers when everything before it is processed. */
@@ -77,6 +77,10 @@ const handlers = {
     postMessage({ type: "flushed", id });
   },
 };
+
+function reportHop(hop) {
+  postMessage({ type: "hop", ...hop, behind: waiting / model.rate });
+}
 
 async function createSession(graph) {
   try {
