@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import distilled_student as ds
 from distilled_student.device.clip_checks import (
     Likeness,
     clipped_share,
@@ -18,6 +21,8 @@ from distilled_student.device.clip_checks import (
     measure_sound,
     signal_to_noise,
 )
+from distilled_student.device.enrolment import enrol
+from distilled_student.device.profiles import Profiles
 
 Command = Callable[..., tuple[int, str, str]]
 RNG = np.random.default_rng(0)
@@ -147,3 +152,32 @@ def test_the_length_of_speech_is_without_the_pauses() -> None:
     samples[8_000:16_000] = 0.1 * RNG.standard_normal(8_000)
     sound = measure_sound(samples)
     assert (sound.seconds, sound.speech_seconds) == (2.0, pytest.approx(0.5, abs=0.05))
+
+
+def test_clips_that_were_refused_leave_the_count_of_the_profile(command: Command, people: Path, tmp_path: Path) -> None:
+    assert command("enrol", "Bella", *clips(people, "af_river", "yes", "no"))[0] == 0
+    for options in ([], ["--replace"]):
+        bad = tmp_path / "bad.wav"
+        soundfile.write(bad, damaged(people, "silent"), 16_000, subtype="FLOAT")
+        code, out, _ = command("enrol", "Bella", bad, *options)
+        assert code == 1 and "Bella: no clip was enrolled; 2 clips, " in out and "in all from before" in out
+        found = json.loads(command("enrol", "Bella", bad, "--json", *options)[1])
+        assert found["count"] == 2 and found["seconds"] > 1
+
+
+def test_a_clip_that_several_processes_enrol_at_once_counts_once(people: Path, tmp_path: Path) -> None:
+    files = clips(people, "af_river", "yes", "no", "stop")
+
+    def enrol_all(_: int) -> int:
+        model = ds.load("tiny")
+        return len(enrol(model, Profiles(tmp_path, model), "Bella", files).enrolled)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(enrol_all, range(4))) == [0, 0, 0, 3]
+    assert Profiles(tmp_path).all()[0].count == 3
+
+
+def test_names_that_differ_in_case_alone_are_two_people_with_a_note(command: Command, people: Path) -> None:
+    assert command("enrol", "Bella", *clips(people, "af_river", "yes", "no"))[2] == ""
+    note = "note: bella and Bella are different people: their names differ in case alone\n"
+    assert note in command("enrol", "bella", *clips(people, "af_river", "stop", "left"))[2]

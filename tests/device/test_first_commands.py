@@ -28,6 +28,7 @@ def test_the_five_commands_lead_to_a_spotter_that_knows_its_owner(
     monkeypatch.setenv("DISTILLED_STUDENT_PROFILES", str(tmp_path / "profiles"))
     monkeypatch.setattr(sys, "argv", [module, folder])
     runpy.run_module(module, run_name="__main__")
+    assert capsys.readouterr().out == "clips: 13 recordings\n"
     found = []
     for program, *words in rest:
         assert program == "distilled-student"

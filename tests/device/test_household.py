@@ -42,14 +42,10 @@ def test_a_small_offset_of_few_people_is_not_believed() -> None:
     assert offset == 0.0 and "was not applied: it is below its standard error, 0.160" in note  # 0.8 * 0.2 for one pair
 
 
-@pytest.mark.parametrize(("people", "mean", "is_lowered"), [(5, -0.3, False), (6, -0.05, False), (6, -0.3, True)])
-def test_thresholds_are_lowered_only_by_six_people_and_two_standard_errors(
-    people: int, mean: float, is_lowered: bool
-) -> None:
-    # of 6 people, 15 pairs: one standard error is 0.8 * 0.2 / sqrt(15) = 0.041
-    offset, note, _ = fit_offset(trials(people, 20, mean, 0.2), CALIBRATION)
-    assert (offset < -0.2) == is_lowered and offset <= 0
-    assert is_lowered or (offset == 0 and "lower thresholds may accept more strangers" in note)
+@pytest.mark.parametrize("people", [2, 6, 20])
+def test_thresholds_are_never_lowered_since_strangers_were_not_measured(people: int) -> None:
+    offset, note, _ = fit_offset(trials(people, 20, -0.3, 0.2), CALIBRATION)
+    assert offset == 0.0 and "was not applied: lower thresholds may accept more strangers" in note
 
 
 def write_home(folder: Path, people: Path, **clips: list[str]) -> Path:

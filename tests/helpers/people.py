@@ -43,8 +43,8 @@ def use_known_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every model that a command opens have `CALIBRATION`."""
     opened = model_files.open_model
 
-    def open_model(name: str) -> Model:
-        model = opened(name)
+    def open_model(name: str, threads: int = 1) -> Model:
+        model = opened(name, threads)
         model.calibration = CALIBRATION
         return model
 

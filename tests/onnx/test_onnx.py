@@ -163,3 +163,21 @@ def test_the_folder_works_as_a_copy_and_needs_no_torch(exported: tuple[JointMode
         scores, imported = done.stdout.splitlines()
         assert float(scores.split()[0]) == pytest.approx(onnx.load(exported[1]).spot(SOUND).score, abs=1e-5)
         assert scores.split()[1] == "True" and imported == str(own)
+
+
+def test_a_stream_takes_no_samples_at_all_and_stays_as_it_is() -> None:
+    stream, other = (onnx.load("tiny").stream() for _ in range(2))
+    samples = 0.1 * np.random.default_rng(0).standard_normal(8_000).astype(np.float32)
+    assert stream.feed(np.zeros(0, np.float32)) is None and stream.spot(np.zeros(0, np.int16)) is None
+    first = stream.feed(samples[:5_000])
+    assert stream.feed(np.zeros(0, np.float32)) is None and stream.listen(np.zeros(0, np.float32)) == []
+    np.testing.assert_array_equal(first["hidden_state"], other.feed(samples[:5_000])["hidden_state"])
+    np.testing.assert_array_equal(
+        stream.feed(samples[5_000:])["hidden_state"], other.feed(samples[5_000:])["hidden_state"]
+    )
+
+
+def test_samples_may_be_a_tensor_that_has_gradients() -> None:
+    samples = 0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    model = onnx.load("tiny")
+    np.testing.assert_array_equal(model.embed(torch.tensor(samples, requires_grad=True)), model.embed(samples))

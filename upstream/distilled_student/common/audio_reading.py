@@ -49,6 +49,8 @@ def check_header(file: soundfile.SoundFile) -> None:
 
 def _open(source: Any) -> soundfile.SoundFile:
     """Open a path or an open file. Raises ValueError, RuntimeError or OSError."""
+    if not hasattr(source, "read") and os.path.exists(source) and not os.path.isfile(source):
+        raise ValueError("it is no regular file")  # a pipe, whose end a reader would wait for
     try:
         return soundfile.SoundFile(source if hasattr(source, "read") else soundfile_path(source))
     except TypeError as error:  # soundfile's for .raw, which has neither rate nor format

@@ -61,7 +61,8 @@ def check_device(option: str, value: str | None) -> None:
 def check_file(option: str, file: Path | None) -> None:
     """Raise UserError for a path that is not a file; None is an option that was not given."""
     if file is not None and not file.is_file():
-        reason = "is a folder; give a file" if file.is_dir() else "no such file"
+        reason = "is no regular file" if file.exists() else "no such file"
+        reason = "is a folder; give a file" if file.is_dir() else reason
         raise UserError(f"{option} {file}: {reason}".strip())
 
 

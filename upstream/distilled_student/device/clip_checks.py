@@ -19,6 +19,9 @@ SILENT_LEVEL = -55.0  # dB of full scale of the loudest frames
 # have more, 95 % of those 10 dB too loud.
 MAX_CLIPPED = 0.02
 MIN_SNR = 6.0  # dB; white noise at 5 dB is refused, at 10 dB accepted
+# What is compared with enrolled people may be worse than what they are enrolled with, but must have speech. All of the
+# clips above pass, and with white noise of their own level. Noise alone has -10 dB, a hum -33 dB.
+MIN_COMPARED_SECONDS, MIN_COMPARED_SNR = 0.08, -5.0
 
 
 class ClipSound(NamedTuple):
@@ -53,15 +56,32 @@ def measure_sound(samples: NDArray[np.float32]) -> ClipSound:
     )
 
 
+def no_speech(sound: ClipSound) -> str | None:
+    """Why a recording has no speech that could be compared with enrolled people, in words; None if it may have some."""
+    if sound.level < SILENT_LEVEL:
+        return _silent(sound)
+    if sound.speech_seconds < MIN_COMPARED_SECONDS:
+        return _too_short(sound, MIN_COMPARED_SECONDS)
+    if sound.snr < MIN_COMPARED_SNR:
+        return "no speech: its level does not change, as that of a hum or of noise"
+    return None
+
+
+def _silent(sound: ClipSound) -> str:
+    return f"silent: its loudest part has {sound.level:.0f} dB of full scale"
+
+
+def _too_short(sound: ClipSound, needed: float) -> str:
+    return f"too short: {sound.speech_seconds:.2f} s of speech, at least {needed} s are needed"
+
+
 def sound_problems(sound: ClipSound) -> list[str]:
     """What is wrong with a clip, in words; empty for a good one. A silent clip has no other fault."""
     if sound.level < SILENT_LEVEL:
-        return [f"silent: its loudest part has {sound.level:.0f} dB of full scale"]
+        return [_silent(sound)]
     problems = []
     if sound.speech_seconds < MIN_SPEECH_SECONDS:
-        problems.append(
-            f"too short: {sound.speech_seconds:.2f} s of speech, at least {MIN_SPEECH_SECONDS} s are needed"
-        )
+        problems.append(_too_short(sound, MIN_SPEECH_SECONDS))
     if sound.clipped > MAX_CLIPPED:
         problems.append(f"clipped: {sound.clipped:.0%} of the loud samples are cut off: record with less gain")
     if sound.snr < MIN_SNR:

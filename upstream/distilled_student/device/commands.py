@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from distilled_student.device.profiles import Profiles
-    from distilled_student.onnx import Model
+    from distilled_student.onnx import Enrolment, Model
 
 # numpy, onnxruntime and soundfile are imported by the commands: --help and mistakes do without them
 
 PANEL = "Use a model"
-YES, NO, SOME = 0, 1, 3  # exit codes; 2 is a user's mistake or a file that cannot be read
+YES, NO, MISTAKE, SOME = 0, 1, 2, 3  # exit codes; MISTAKE: of the user, or a file that cannot be read
+Item = TypeVar("Item")
 
 Files = Annotated[list[Path], typer.Argument(help="Audio files of any format, rate and channels.")]
 ModelOption = Annotated[
@@ -61,6 +63,35 @@ def parse_share(text: str) -> float:
     return share
 
 
+def check_share(model: Model, share: float) -> None:
+    """Raise UserError for a share of false accepts that the model's calibration has no threshold for."""
+    if model.calibration is None:
+        raise UserError(f"{model.file}: has no calibration of speaker verification; `embed` works without one")
+    shares = model.calibration.shares
+    if shares and not shares[0] <= share <= shares[-1]:
+        raise UserError(f"--false-accepts {share:g}: must be from {shares[0]:g} to {shares[-1]:g}")
+
+
+def run_each(items: Iterable[Item], run: Callable[[Item], bool]) -> int:
+    """Run a command on each item; the exit code. Errors are printed, each once, and the other items follow.
+
+    Args:
+        run: Prints its result, and returns whether the answer is yes.
+
+    Returns:
+        `MISTAKE` if there was an error; else `YES` if all answers are yes, or `NO`.
+    """
+    answers, errors = [], dict[str, None]()
+    for item in items:
+        try:
+            answers.append(run(item))
+        except UserError as error:
+            if str(error) not in errors:
+                print(f"error: {error}", file=sys.stderr)
+            errors[str(error)] = None
+    return MISTAKE if errors else YES if all(answers) else NO
+
+
 def spot(
     files: Files, model: ModelOption = "edge", profiles: ProfilesOption = None, as_json: JsonOption = False
 ) -> None:
@@ -69,16 +100,19 @@ def spot(
     from distilled_student.device.own_words import OwnWords
     from distilled_student.device.recordings import read_recording
 
-    opened, found = open_model(model), []
-    own_words, _ = OwnWords(profiles, opened, model).templates()
-    for file in files:
+    opened = open_model(model)
+    own_words, notes = OwnWords(profiles, opened, model).templates()
+    print_notes(notes)
+
+    def spot_one(file: Path) -> bool:
         samples = read_recording(file)
         with one_line_errors():
-            spotted = opened.spot(samples, own_words)
-        found.append(spotted.label)
-        text = f"{file}: {spotted.label or 'no keyword'}  {spotted.score:.2f}"
-        print_result({"file": str(file), "label": spotted.label, "score": spotted.score}, text, as_json)
-    raise typer.Exit(NO if None in found else YES)
+            label, score = opened.spot(samples, own_words)
+        text = f"{file}: no keyword" if label is None else f"{file}: {label}  {score:.2f}"
+        print_result({"file": str(file), "label": label, "score": score}, text, as_json)
+        return label is not None
+
+    raise typer.Exit(run_each(files, spot_one))
 
 
 def embed(
@@ -87,7 +121,7 @@ def embed(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write: .npy with an array (files, embedding).")
     ] = None,
-    as_json: JsonOption = True,
+    as_json: Annotated[bool, typer.Option("--json", hidden=True)] = True,  # as the other commands; it is always JSON
 ) -> None:
     """Print the speaker embedding of each recording, one JSON a line, or write them to a .npy file."""
     from distilled_student.common.early_checks import check_output_file
@@ -96,15 +130,24 @@ def embed(
         raise UserError(f"--output {output}: expected a name that ends with .npy")
     check_output_file("--output", output)
     opened = _open(model)
-    vectors = [_embed(opened, file) for file in files]
+    vectors = []
+
+    def embed_one(file: Path) -> bool:
+        vectors.append(vector := _embed(opened, file))
+        if output is None:
+            rounded = [round(value, 7) for value in vector.tolist()]
+            print_result({"file": str(file), "embedding": rounded}, "", as_json=True)
+        return True
+
+    code = run_each(files, embed_one)
     if output is not None:
         import numpy as np
 
+        if code == MISTAKE:
+            raise UserError(f"--output {output}: not written: it would have {len(vectors)} of {len(files)} embeddings")
         np.save(output, np.stack(vectors))
-        return
-    for file, vector in zip(files, vectors, strict=True):
-        rounded = [round(value, 7) for value in vector.tolist()]
-        print_result({"file": str(file), "embedding": rounded}, "", as_json=True)
+        print(f"{output}: {counted(len(vectors), 'embedding')}")
+    raise typer.Exit(code)
 
 
 def similarity(
@@ -117,15 +160,18 @@ def similarity(
     from distilled_student.device.model_files import one_line_errors
     from distilled_student.device.recordings import read_recording
 
-    opened, samples = _open(model), [read_recording(file) for file in (a, b)]
+    opened = _open(model)
+    (first, fault_a), (second, fault_b) = (_as_utterance(opened, read_recording(file)) for file in (a, b))
     with one_line_errors():
         if opened.calibration is None:
-            cosine, ratio = opened.similarity(*samples), None
+            cosine, ratio = opened.similarity(first, second), None
         else:
-            found = opened.verify(samples[1], opened.enrol(samples[0]))
+            found = opened.verify(second, opened.enrol([first]))
             cosine, ratio = found.cosine, found.ratio
     words = "" if ratio is None else f"; {as_odds(ratio)}"
-    print_result({"cosine": cosine, "ratio": ratio}, f"cosine {cosine:.3f}{words}", as_json)
+    notes = [f"{file}: {fault}" for file, fault in ((a, fault_a), (b, fault_b)) if fault is not None]
+    content = {"cosine": cosine, "ratio": ratio, "notes": notes}
+    print_result(content, f"cosine {cosine:.3f}{words}", as_json, notes)
 
 
 def enrol(
@@ -156,7 +202,9 @@ def enrol(
             print(f"{clip['file']}: {state}" + "".join(f"; {problem}" for problem in clip["problems"]))
     count, seconds = (done.profile.count, done.profile.seconds) if done.profile else (0, 0.0)
     in_all = f"{counted(count, 'clip')}, {seconds:.1f} s in all"
-    text = f"{done.name}: {in_all if count else 'no clip was enrolled'}"
+    if not done.enrolled:
+        in_all = f"no clip was enrolled; {in_all} from before" if count else "no clip was enrolled"
+    text = f"{done.name}: {in_all}"
     if done.refused:
         text += "; record the refused clips again, or add --force"
     content = {"name": done.name, "clips": clips, "count": count, "seconds": seconds, "notes": list(done.notes)}
@@ -172,21 +220,24 @@ def verify(
     false_accepts: FalseAccepts = "1%",
     as_json: JsonOption = False,
 ) -> None:
-    """Say whether a recording is of an enrolled person. Exit code 0: yes; 1: no."""
+    """Say whether a recording is of an enrolled person. Exit code 0: yes; 1: no, or it has no speech."""
     from distilled_student.device.model_files import one_line_errors
     from distilled_student.device.recordings import read_joined
 
     share = parse_share(false_accepts)
     opened, people = _open_with_people(model, profiles)
+    check_share(opened, share)
     enrolment, samples = people.read(name), read_joined(files)
+    utterance, fault = _as_utterance(opened, samples)
     with one_line_errors():
-        done = opened.verify(samples, enrolment, share)
+        done = opened.verify(utterance, enrolment, share)
+    accepted = bool(done.accepted) and fault is None
     odds = with_needed(done.ratio, done.needed_ratio)
-    text = f"{'yes' if done.accepted else 'no'}: {name}, cosine {done.cosine:.3f}; {odds}"
-    content = {"name": name, "accepted": bool(done.accepted), "ratio": done.ratio, "needed_ratio": done.needed_ratio}
-    content |= {"cosine": done.cosine}
-    print_result(content | {"notes": list(done.notes)}, text, as_json, done.notes)
-    raise typer.Exit(YES if done.accepted else NO)
+    text = f"{'yes' if accepted else 'no'}: {name}, " + (fault or f"cosine {done.cosine:.3f}; {odds}")
+    content = {"name": name, "accepted": accepted, "ratio": done.ratio, "needed_ratio": done.needed_ratio}
+    content |= {"cosine": done.cosine, "notes": [*done.notes, *([fault] if fault else [])]}
+    print_result(content, text, as_json, done.notes)
+    raise typer.Exit(YES if accepted else NO)
 
 
 def identify(
@@ -197,29 +248,34 @@ def identify(
     joined: Annotated[bool, typer.Option("--joined", help="The files are of one person: join them.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say which enrolled person each recording is of. Exit code 0: each is of one; 1: one of them is of nobody."""
+    """Say which enrolled person each recording is of. Exit code 0: each is of one; 1: one is not, or has no speech."""
     from distilled_student.device.model_files import one_line_errors
     from distilled_student.device.recordings import read_joined
 
     share = parse_share(false_accepts)
     opened, people = _open_with_people(model, profiles)
+    check_share(opened, share)
     enrolments, others = people.read_all()
     left_out = (f"not compared, enrolled with another model: {', '.join(others)}",) if others else ()
-    found, printed = [], set()
-    for group in [files] if joined else [[file] for file in files]:
-        samples = read_joined(group)
+    printed = set[str]()
+
+    def identify_group(group: Sequence[Path]) -> bool:
+        utterance, fault = _as_utterance(opened, read_joined(group))
         with one_line_errors():
-            done = opened.identify(samples, enrolments, share)
-        found.append(done.name)
-        named = ", ".join(map(str, group))
+            done = opened.identify(utterance, enrolments, share)
+        name, notes = done.name if fault is None else None, (*left_out, *done.notes)
+        who = name or f"nobody; the nearest is {done.nearest}"
         odds = with_needed(done.ratio, done.needed_ratio)
-        text = f"{named}: {done.name or 'nobody'}, cosine {done.cosine:.3f}; {odds}"
-        content = {"files": list(map(str, group)), "name": done.name, "ratio": done.ratio, "cosine": done.cosine}
-        content |= {"needed_ratio": done.needed_ratio}
-        notes = (*left_out, *done.notes)
-        print_result(content | {"notes": list(notes)}, text, as_json, [note for note in notes if note not in printed])
+        named, of_whom = ", ".join(map(str, group)), f"{who}, cosine {done.cosine:.3f}; {odds}"
+        text = f"{named}: {of_whom}" if fault is None else f"{named}: nobody, {fault}"
+        content = {"files": list(map(str, group)), "name": name, "ratio": done.ratio, "cosine": done.cosine}
+        content |= {"needed_ratio": done.needed_ratio, "nearest": done.nearest}
+        content |= {"notes": [*notes, *([fault] if fault else [])]}
+        print_result(content, text, as_json, [note for note in notes if note not in printed])
         printed.update(notes)
-    raise typer.Exit(NO if None in found else YES)
+        return name is not None
+
+    raise typer.Exit(run_each([files] if joined else [[file] for file in files], identify_group))
 
 
 speakers = typer.Typer(cls=Commands, invoke_without_command=True, help="List the enrolled people, or forget one.")
@@ -233,11 +289,25 @@ def list_speakers(
     as_json: JsonOption = False,
 ) -> None:
     """List the enrolled people, or forget one."""
+    context.obj = profiles
+    if context.invoked_subcommand is None:
+        _print_speakers(profiles, model, as_json)
+
+
+@speakers.command("list", hidden=True)
+def list_speakers_too(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option("--model", help="Only those enrolled with this model.")] = None,
+    profiles: ProfilesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the enrolled people, as `speakers` alone does."""
+    _print_speakers(profiles or context.obj, model, as_json)
+
+
+def _print_speakers(profiles: Path | None, model: str | None, as_json: bool) -> None:
     from distilled_student.device.profiles import Profiles
 
-    context.obj = profiles
-    if context.invoked_subcommand is not None:
-        return
     people = Profiles(profiles)
     fingerprint = None if model is None else _open(model).fingerprint
     found = [person for person in people.all() if fingerprint in (None, person.fingerprint)]
@@ -288,6 +358,19 @@ def _embed(model: Model, file: Path) -> NDArray[np.float32]:
         return model.embed(samples)
 
 
+def _as_utterance(model: Model, samples: NDArray[np.float32]) -> tuple[Enrolment, str | None]:
+    """One utterance ``(samples,)`` for the methods of `Model`, and why it has no speech, see `no_speech`.
+
+    It is embedded here: an array with as many samples as an embedding has numbers would count as an embedding.
+    """
+    from distilled_student.device.clip_checks import measure_sound, no_speech
+    from distilled_student.device.model_files import one_line_errors
+    from distilled_student.onnx import Enrolment
+
+    with one_line_errors():
+        return Enrolment(model.embed(samples), 1, len(samples) / model.rate), no_speech(measure_sound(samples))
+
+
 def counted(count: int, noun: str) -> str:
     """``1 clip``, ``2 clips``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
@@ -295,11 +378,14 @@ def counted(count: int, noun: str) -> str:
 
 def print_result(content: Mapping[str, Any], text: str, as_json: bool, notes: Sequence[str] = ()) -> None:
     """Print one result: a line of JSON, which has the notes too, or text, with the notes on standard error."""
-    import sys
-
     if as_json:
         print(json.dumps(content, ensure_ascii=False))
         return
     print(text)
+    print_notes(notes)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print notes on standard error."""
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

@@ -87,9 +87,11 @@ class Enrolled:
             raise
         self.speakers, self.words = {profile.name: profile.enrolment for profile in of_model}, words
         self.version += 1
-        others = [*(profile.name for profile in profiles if profile not in of_model), *unusable]
+        others = [profile.name for profile in profiles if profile not in of_model]
         if others:
             log.warning("not used, enrolled with another model: %s", ", ".join(others))
+        for note in unusable:
+            log.warning(note)
         log.info(
             "enrolled people: %s; own words: %s", *(", ".join(names) or "none" for names in (self.speakers, words))
         )

@@ -20,7 +20,7 @@ from distilled_student.device.clip_checks import (
     sound_problems,
 )
 from distilled_student.device.model_files import one_line_errors
-from distilled_student.device.named_files import checked_name
+from distilled_student.device.named_files import checked_name, note_of_case
 from distilled_student.device.profiles import Profile, Profiles
 from distilled_student.device.recordings import read_recording
 
@@ -58,7 +58,7 @@ class Enrolled:
     Attributes:
         name: The person.
         enrolled, refused: The clips that are in the profile now, and the others.
-        profile: The profile; None if no clip was enrolled.
+        profile: The profile as it is now; None if the person has none of this model.
         notes: What was not checked, a sentence each.
     """
 
@@ -86,25 +86,35 @@ def enrol(
     Raises:
         UserError: a file cannot be read, or the person is enrolled with another model: then nobody is enrolled.
     """
-    name, notes = checked_name(name), []
-    before = np.zeros((0, 0), np.float32)
-    if not replace and (earlier := profiles.find(name)) is not None:
-        before = earlier.matrix
+    name = checked_name(name)
+    if not replace:
+        profiles.find(name)  # of another model, or damaged: said before clips are read
     clips = [read_clip(model, file) for file in files]
     if not clips:
         raise UserError("FILES: none given")
-    mark_copies(clips, before, COPY_COSINE, "enrolled already")
-    if model.calibration is None:
-        notes.append("the model has no calibration of speakers: whether the clips are of one person was not checked")
-    else:
-        mark_other_people(clips, before, model.calibration)
-    good = [clip for clip in clips if force or not clip.problems]
+    with profiles.lock():  # another process may enrol the same clips
+        profile = None if replace else profiles.find(name)
+        before = np.zeros((0, 0), np.float32) if profile is None else profile.matrix
+        mark_copies(clips, before, COPY_COSINE, "enrolled already")
+        if model.calibration is not None:
+            mark_other_people(clips, before, model.calibration)
+        good = [clip for clip in clips if force or not clip.problems]
+        if good:
+            seconds = sum(clip.sound.seconds for clip in good)
+            profile = profiles.write(name, np.stack([clip.vector for clip in good]), seconds, replace)
+        elif replace:  # nothing was replaced
+            profile = profiles.find(name)
     refused = [clip for clip in clips if clip.problems and not force]
-    profile = None
-    if good:
-        seconds = sum(clip.sound.seconds for clip in good)
-        profile = profiles.write(name, np.stack([clip.vector for clip in good]), seconds, replace)
-    return Enrolled(name, good, refused, profile, tuple(notes))
+    return Enrolled(name, good, refused, profile, _notes(model, profiles, name))
+
+
+def _notes(model: Model, profiles: Profiles, name: str) -> tuple[str, ...]:
+    unchecked = "the model has no calibration of speakers: whether the clips are of one person was not checked"
+    try:
+        names = profiles.names()
+    except UserError:  # the file of somebody else is damaged, which the commands that use it say
+        names = []
+    return (*([unchecked] if model.calibration is None else []), *note_of_case(name, names, "people"))
 
 
 def read_clip(model: Model, file: str | Path) -> Clip:

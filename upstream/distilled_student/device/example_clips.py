@@ -39,6 +39,7 @@ def write_examples(folder: Path) -> None:
     pause = np.zeros(PAUSE, np.float32)
     both = np.concatenate([pause, words["anna"]["stop"], pause, words["ben"]["go"], pause])
     soundfile.write(folder / "both.wav", both, SAMPLE_RATE)
+    print(f"{folder}: {len(PEOPLE) * len(WORDS) + 1} recordings")
 
 
 if __name__ == "__main__":

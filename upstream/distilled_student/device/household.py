@@ -28,9 +28,6 @@ OVERLAP = 0.1
 SAME_COSINE = 1e-4  # cosines that differ by less are equal: those of one recording in two formats
 # Two people differ in their mean cosine by this share of the spread of all cosines (63 development speakers).
 PAIR_SPREAD = 0.8
-# Lower thresholds accept more strangers, whom a household says little about: they need so many people, and an offset
-# of so many standard errors. With fewer, households of development speakers accepted up to three times as many.
-MIN_PEOPLE_TO_LOWER, ERRORS_TO_LOWER = 6, 2
 MAX_MISSES = 0.5  # an offset that raises the misses above this share is not stored
 STRANGERS = "people who are not in this folder were not measured: how many of them are accepted is not known"
 QUANTILE = NormalDist().inv_cdf
@@ -215,8 +212,10 @@ def fit_offset(trials: Sequence[Trial], calibration: Calibration) -> Fit:
     The cosines of other people's clips have about a normal distribution. Two thresholds of the calibration give the
     distribution that it was fitted on, the trials give that of the household; the offset is the difference of their
     1 % points. The spread of few pairs of people is too small, so it is averaged with the calibration's. An offset
-    below its standard error becomes 0, a larger one is reduced (a James-Stein estimate). A negative one, which accepts
-    more people, becomes 0 with few people too, see `MIN_PEOPLE_TO_LOWER`.
+    below its standard error becomes 0, a larger one is reduced (a James-Stein estimate).
+
+    A negative offset becomes 0. It would accept more strangers, whom a household says little about: in households of 2
+    to 12 development speakers it raised the share of accepted strangers, up to three times.
     """
     low, high = calibration.shares[0], calibration.shares[-1]
     scores, spreads = [], []
@@ -235,11 +234,7 @@ def fit_offset(trials: Sequence[Trial], calibration: Calibration) -> Fit:
     if abs(offset) <= error:
         return Fit(0.0, f"{of_clips}: it is below its standard error, {error:.3f}")
     if offset < 0:
-        error *= ERRORS_TO_LOWER
-        people = len({trial.enrolled for trial in trials})
-        if people < MIN_PEOPLE_TO_LOWER or -offset <= error:
-            needed = f"{MIN_PEOPLE_TO_LOWER} people and an offset below {-error:.3f}"
-            return Fit(0.0, f"{of_clips}: lower thresholds may accept more strangers, and need {needed}")
+        return Fit(0.0, f"{of_clips}: lower thresholds may accept more strangers")
     return Fit(offset * (1 - (error / offset) ** 2))
 
 

@@ -42,12 +42,18 @@ def checked_name(name: str) -> str:
     """The name of a person or word in Unicode's composed form. Raises UserError if it is empty, long or not text."""
     name = unicodedata.normalize("NFC", name).strip()
     if not name:
-        raise UserError("NAME: is empty; give the name of a person")
+        raise UserError("NAME: is empty; give a name")
     if not name.isprintable():  # control characters, and bytes that are not UTF-8
         raise UserError(f"NAME {name}: has characters that cannot be printed; give another name")
     if len(name) > MAX_NAME:
         raise UserError(f"NAME: has {len(name)} characters; give a name of at most {MAX_NAME}")
     return name
+
+
+def note_of_case(name: str, names: Iterable[str], kind: str) -> list[str]:
+    """A note if another name differs from this one in case alone; ``kind``: ``people`` or ``words``."""
+    alike = [other for other in names if other != name and other.casefold() == name.casefold()]
+    return [f"{name} and {', '.join(alike)} are different {kind}: their names differ in case alone"] if alike else []
 
 
 class NamedFiles:
@@ -56,9 +62,14 @@ class NamedFiles:
     Args:
         folder: It is made when the first file is written.
         prefix: Of the files' names; each kind has its own.
+
+    Raises:
+        UserError: the folder is a file.
     """
 
     def __init__(self, folder: Path, prefix: str) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: is a file; give the folder of the profiles")
         self.folder, self._prefix = folder, prefix
         self._lock: FileLock | None = None
 

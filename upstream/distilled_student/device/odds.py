@@ -18,9 +18,7 @@ def as_odds(ratio: float) -> str:
 
 def with_needed(ratio: float, needed_ratio: float) -> str:
     """The ratio of a decision in words, and the one that was needed for a yes; both natural logarithms."""
-    needed = as_odds(needed_ratio)
     if needed_ratio < 0:
-        needed = f"at most {needed}"
-    elif ratio >= 0:
-        needed = f"{_odds(needed_ratio)} times"
+        return f"{as_odds(ratio)}; accepted up to {as_odds(needed_ratio)}"
+    needed = f"{_odds(needed_ratio)} times" if ratio >= 0 else as_odds(needed_ratio)
     return f"{as_odds(ratio)}; needed: {needed}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from distilled_student.device.named_files import (
     as_vectors,
     checked_name,
     is_number,
+    note_of_case,
     profiles_folder,
 )
 from distilled_student.device.recordings import read_recording
@@ -82,7 +84,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Added:
-    """What `add_word` has done: the word as it is stored, None if no recording was good, and all recordings."""
+    """What `add_word` has done: the word as it is stored, None if there is none, and all recordings."""
 
     word: OwnWord | None
     added: list[Recording]
@@ -112,10 +114,15 @@ class OwnWords:
         return sorted(map(self._read, self._files.all()), key=lambda word: word.name)
 
     def templates(self) -> tuple[dict[str, Word], list[str]]:
-        """The words of this model by name, for `Model.spot`, and the names of those of other models."""
-        words = self.all()
-        usable = [word for word in words if self._is_usable(word)]
-        return {word.name: word.template for word in usable}, [word.name for word in words if word not in usable]
+        """The words of this model by name, for `Model.spot`, and a note for each reason why others are not used."""
+        usable: dict[str, Word] = {}
+        unusable: dict[str, list[str]] = {}
+        for word in self.all():
+            if (reason := self._why_unusable(word)) is None:
+                usable[word.name] = word.template
+            else:
+                unusable.setdefault(reason, []).append(word.name)
+        return usable, [f"words not used, {reason}: {', '.join(names)}" for reason, names in unusable.items()]
 
     def find(self, name: str) -> OwnWord | None:
         """The word, of any model; None if there is none of this name."""
@@ -125,10 +132,14 @@ class OwnWords:
     def usable(self, name: str) -> OwnWord | None:
         """The word, of this model; None if there is none of this name."""
         word = self.find(name)
-        if word is not None and not self._is_usable(word):
+        if word is not None and (reason := self._why_unusable(word)) is not None:
             remedy = f"use --model {word.model}, or add it again with --replace"
-            raise UserError(f"{name}: was added with another model, {word.model}: {remedy}")
+            raise UserError(f"{name}: was {reason}, {word.model}: {remedy}")
         return word
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Let nobody else change the folder between a look at a word and its `write`; see `NamedFiles.lock`."""
+        return self._files.lock()
 
     def write(self, name: str, recordings: Sequence[Recording], replace: bool = False) -> OwnWord:
         """Add recordings to those that the word has; ``replace``: forget these, of any model."""
@@ -168,19 +179,21 @@ class OwnWords:
             raise UserError(f"{file}: is not a word of one's own ({error}); {remedy}") from None
         return word
 
-    def _is_usable(self, word: OwnWord) -> bool:
-        """Whether a word has vectors of this model, and the model has the maps that they need."""
+    def _why_unusable(self, word: OwnWord) -> str | None:
+        """Why a word cannot be used: its vectors are of another model, or the maps that they need are missing."""
         model = self._needed_model()
-        if word.fingerprint != model.fingerprint or not model.file.with_name(WORDS).is_file():
-            return False
+        if word.fingerprint != model.fingerprint:
+            return "added with another model"
+        if not model.file.with_name(WORDS).is_file():
+            return f"added with a copy of this model that has {WORDS} in its folder"
         with one_line_errors():
             if word.maps != model.word_maps.digest:
-                return False
+                return f"added with another {WORDS}"
             size = model.word_maps.mapping.shape[1]
         if len(word.vectors[0]) != size:
             reason = f"vectors: {len(word.vectors[0])} numbers, but those of the model have {size}"
             raise UserError(f"{self._files.path(word.name)}: {reason}; delete it and add the word again")
-        return True
+        return None
 
     def _needed_model(self) -> Model:
         if self.model is None:
@@ -206,18 +219,31 @@ def add_word(
         raise UserError(f"{name}: is a class of the model; choose another name")
     if not files:
         raise UserError("FILES: none given")
-    earlier = None if replace else words.usable(name)
-    before = np.array([] if earlier is None else earlier.vectors, np.float32)
+    if not replace:
+        words.usable(name)  # of another model, or damaged: said before recordings are read
     recordings = [read_word(model, file) for file in files]
-    mark_copies(recordings, before, COPY_COSINE, "added already")
-    mark_other_words(model, recordings, before)
-    good = [recording for recording in recordings if force or not recording.problems]
+    with words.lock():  # another process may add the same recordings
+        word = None if replace else words.usable(name)
+        before = np.array([] if word is None else word.vectors, np.float32)
+        mark_copies(recordings, before, COPY_COSINE, "added already")
+        mark_other_words(model, recordings, before)
+        good = [recording for recording in recordings if force or not recording.problems]
+        if good:
+            word = words.write(name, good, replace)
+        elif replace:  # nothing was replaced
+            word = words.usable(name)
     refused = [recording for recording in recordings if recording.problems and not force]
-    if not good:
-        return Added(None, [], refused)
-    word = words.write(name, good, replace)
-    few = f"{word.count} of at least {RECOMMENDED} recordings: words are missed more often; add others"
-    return Added(word, good, refused, (few,) if word.count < RECOMMENDED else ())
+    return Added(word, good, refused, _notes(words, name, word))
+
+
+def _notes(words: OwnWords, name: str, word: OwnWord | None) -> tuple[str, ...]:
+    count = RECOMMENDED if word is None else word.count
+    few = f"{count} of at least {RECOMMENDED} recordings: words are missed more often; add others"
+    try:
+        names = [other.name for other in words.all()]
+    except UserError:  # the file of another word is damaged, which the commands that use it say
+        names = []
+    return (*([few] if count < RECOMMENDED else []), *note_of_case(name, names, "words"))
 
 
 def read_word(model: Model, file: str | Path) -> Recording:

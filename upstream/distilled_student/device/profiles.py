@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,8 +84,6 @@ class Profiles:
         self._fingerprint = None if model is None else model.fingerprint
         self._size = None if model is None else model.embedding_size
         self._model_name = str(model_name)
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"{self.folder}: is a file; give the folder of the profiles")
 
     def all(self) -> list[Profile]:
         """The profiles of all people, of other models too, sorted by name."""
@@ -122,9 +122,13 @@ class Profiles:
             )
         of_model = [profile for profile in profiles if profile.fingerprint == self._fingerprint]
         if not of_model:
-            self._check_model(profiles[0])
+            raise _of_another_model(profiles)
         others = [profile.name for profile in profiles if profile not in of_model]
         return {profile.name: profile.enrolment for profile in of_model}, others
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Let nobody else change the folder between a look at a profile and its `write`; see `NamedFiles.lock`."""
+        return self._files.lock()
 
     def write(self, name: str, vectors: NDArray[np.float32], seconds: float, replace: bool = False) -> Profile:
         """Enrol clips of a person, in addition to those that are enrolled.
@@ -162,8 +166,7 @@ class Profiles:
 
     def _check_model(self, profile: Profile) -> None:
         if self._fingerprint is not None and profile.fingerprint != self._fingerprint:
-            remedy = f"use --model {profile.model}, or enrol them again with --replace"
-            raise UserError(f"{profile.name}: was enrolled with another model, {profile.model}: {remedy}")
+            raise _of_another_model([profile])
 
     def _read(self, file: Path) -> Profile:
         """The profile in a file, checked."""
@@ -178,6 +181,14 @@ class Profiles:
         except (TypeError, ValueError) as error:
             raise UserError(f"{file}: is not the profile of a person ({error}); {remedy}") from None
         return profile
+
+
+def _of_another_model(profiles: Sequence[Profile]) -> UserError:
+    """What is raised if people who are to be compared were enrolled with other models."""
+    names, models = ", ".join(p.name for p in profiles), ", ".join(dict.fromkeys(p.model for p in profiles))
+    remedy = f"use --model {profiles[0].model}, or enrol them again with --replace"
+    were = "was" if len(profiles) == 1 else "were"
+    return UserError(f"{names}: {were} enrolled with another model, {models}: {remedy}")
 
 
 def _check(profile: Profile, size: int | None) -> None:

@@ -27,7 +27,9 @@ from distilled_student.device.commands import (
     JsonOption,
     ModelOption,
     ProfilesOption,
+    check_share,
     parse_share,
+    print_notes,
 )
 
 if TYPE_CHECKING:
@@ -112,16 +114,6 @@ def keywords_of_file(model: Path, recording: Path, chunk_ms: int, threshold: flo
         yield from stream.listen(np.zeros(0, np.float32), is_last=True)
 
 
-def _check_share(stream: Stream, share: float) -> None:
-    """Raise UserError for a share of false accepts that the model's calibration has no threshold for."""
-    calibration = stream.model.calibration
-    if calibration is None:
-        raise UserError(f"{stream.model.file}: has no calibration of speaker verification")
-    shares = calibration.shares
-    if shares and not shares[0] <= share <= shares[-1]:
-        raise UserError(f"--false-accepts {share:g}: must be from {shares[0]:g} to {shares[-1]:g}")
-
-
 def _enrolled(stream: Stream, profiles: Path | None, model: str, owner: str | None) -> dict[str, Enrolment]:
     """The owner, or without one all people who are enrolled with the model; empty if there is nobody."""
     from distilled_student.device.household import apply_household
@@ -148,12 +140,10 @@ def _watch_words(stream: Stream, profiles: Path | None, model: str) -> list[str]
     from distilled_student.device.model_files import one_line_errors
     from distilled_student.device.own_words import OwnWords
 
-    words, others = OwnWords(profiles, stream.model, model).templates()
+    words, notes = OwnWords(profiles, stream.model, model).templates()
     with one_line_errors():
         stream.watch(words)
-    if others:
-        reason = "added with another model, or this one has no words.npz in its folder"
-        typer.echo(f"note: not listened for, {reason}: {', '.join(others)}", err=True)
+    print_notes(notes)
     return list(words)
 
 
@@ -196,7 +186,10 @@ def alarms(
     from distilled_student.device.model_files import one_line_errors
 
     files = audio_of(audio)
-    stream = _open_stream(model, None, smoothing, hold_off, gate)
+    try:
+        stream = _open_stream(model, None, smoothing, hold_off, gate)
+    except UserError as error:  # here the model is an argument
+        raise UserError(str(error).removeprefix("--model ")) from None
     if write:
         check_writable(stream)
     own_words = _watch_words(stream, profiles, model)
@@ -208,7 +201,7 @@ def alarms(
         typer.echo(f"note: {keywords} has no clips of {', '.join(missing)}; misses are of the others", err=True)
     person = None
     if owner is not None:
-        _check_share(stream, share)
+        check_share(stream.model, share)
         person = _enrolled(stream, profiles, model, owner)[owner]
     with one_line_errors():
         found = measure(stream, files, chosen, chosen_levels, person, share)
@@ -275,7 +268,7 @@ def listen(
     stream = _open_stream(model, threshold, smoothing, hold_off, gate, word_threshold)
     people = _enrolled(stream, profiles, model, owner) if stream.model.calibration is not None or owner else {}
     if people:
-        _check_share(stream, share)
+        check_share(stream.model, share)
         for note in notes(stream, people, share):
             typer.echo(f"note: {note}", err=True)
     _watch_words(stream, profiles, model)
@@ -286,4 +279,5 @@ def listen(
             count += 1
             typer.echo(json.dumps(hit._asdict()) if as_json else on_one_line(hit, bool(people)))
     if not count:
+        typer.echo(f"{recording or 'microphone'}: no keyword", err=True)
         raise typer.Exit(NO)

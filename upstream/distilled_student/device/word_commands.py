@@ -27,11 +27,20 @@ words = typer.Typer(
 @words.callback()
 def list_words(context: typer.Context, profiles: ProfilesOption = None, as_json: JsonOption = False) -> None:
     """Add words of your own from recordings, list or forget them."""
+    context.obj = profiles
+    if context.invoked_subcommand is None:
+        _print_words(profiles, as_json)
+
+
+@words.command("list", hidden=True)
+def list_words_too(context: typer.Context, profiles: ProfilesOption = None, as_json: JsonOption = False) -> None:
+    """List the words, as `words` alone does."""
+    _print_words(profiles or context.obj, as_json)
+
+
+def _print_words(profiles: Path | None, as_json: bool) -> None:
     from distilled_student.device.own_words import OwnWords
 
-    context.obj = profiles
-    if context.invoked_subcommand is not None:
-        return
     own = OwnWords(profiles)
     found = own.all()
     for word in found:
@@ -65,7 +74,10 @@ def add(
         for found in recordings:
             print(f"{found['file']}: {'; '.join(['added' if found['added'] else 'refused', *found['problems']])}")
     count = done.word.count if done.word else 0
-    text = f"{name}: {counted(count, 'recording')}" if count else f"{name}: not added"
+    of_word = counted(count, "recording")
+    if not done.added:
+        of_word = f"not added; {of_word} from before" if count else "not added"
+    text = f"{name}: {of_word}"
     if done.refused:
         text += "; record the refused ones again, or add --force"
     content = {"name": name, "recordings": recordings, "count": count, "notes": list(done.notes)}

@@ -62,6 +62,8 @@ class ChunkStream:
 
         While less audio than in training has arrived, the other outputs are those of an incomplete window.
         """
+        if not np.size(samples):
+            return None
         waiting = np.concatenate([self._waiting, read_samples(samples, self.model.rate)])
         ready = len(waiting) // self.model.chunk * self.model.chunk
         self._waiting = waiting[ready:]

@@ -60,6 +60,7 @@ class Identified(NamedTuple):
     Attributes:
         name: The speaker; None for nobody of them.
         ratio, cosine, notes, needed_ratio: See `Verified`; of the most similar speaker.
+        nearest: The most similar speaker, also if the utterance is from nobody of them.
     """
 
     name: str | None
@@ -67,6 +68,7 @@ class Identified(NamedTuple):
     cosine: float
     notes: tuple[str, ...] = ()
     needed_ratio: float = 0.0
+    nearest: str | None = None
 
 
 def unit_length(vectors: NDArray) -> NDArray:
@@ -141,4 +143,4 @@ def identify(
     if share > wanted:
         total = f"up to {share * len(enrolments):g} of other people's utterances may get a name"
         notes = (*notes, f"with {len(enrolments)} enrolled speakers {total}, not {false_accepts:g}")
-    return Identified(name if accepted else None, ratio, cosine, notes, needed)
+    return Identified(name if accepted else None, ratio, cosine, notes, needed, name)

@@ -102,6 +102,8 @@ def _average(path: str | Path, samples: NDArray[np.float32]) -> NDArray[np.float
 def read_samples(wav: Wav, rate: int) -> NDArray[np.float32]:
     """The checked samples ``(samples,)`` of a file or an array. Raises ValueError."""
     name = f"{wav}" if isinstance(wav, str | Path) else "samples"
+    if hasattr(wav, "requires_grad"):  # a tensor of torch
+        wav = wav.detach().cpu()
     samples = read_wav(wav, rate) if isinstance(wav, str | Path) else np.asarray(wav)
     if samples.ndim != 1 or not len(samples):
         raise ValueError(f"{name}: expected one channel (samples,), found shape {samples.shape}")
