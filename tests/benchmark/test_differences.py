@@ -15,12 +15,14 @@ from helpers.trees import SMALL_JOINT, TASKS, speech_commands, voxceleb, write_t
 
 import distilled_student as ds
 from distilled_student.benchmark.commands import Bench
+from distilled_student.benchmark.estimate import Estimator
 from distilled_student.benchmark.report import print_table, write_report
 from distilled_student.benchmark.rows import add_differences
 from distilled_student.benchmark.run_suite import open_bench, run_suite
 from distilled_student.benchmark.suite import plan, read_suite
 from distilled_student.common.errors import UserError
 from distilled_student.common.shipped_configs import shipped_configs
+from distilled_student.multitask.settings import check_early
 
 JOINT = [
     *SMALL_JOINT,
@@ -126,6 +128,30 @@ def test_every_ablation_is_a_row_of_the_suite_and_has_a_label_of_its_own() -> No
     assert len(set(labels)) == len(labels)
     assert suite.tables["Both tasks"] == list(suite.settings)
     assert all(setting.trainable for setting in suite.settings.values())
+
+
+def test_every_ablation_passes_the_checks_of_its_settings_as_the_suite_changes_it(data: Path, tmp_path: Path) -> None:
+    suite = open_bench("ablations", data, tmp_path, joint=SMALL_JOINT)
+    for run in plan(suite.suite, 1, extra=True):
+        setting = suite.suite.settings[run.setting]
+        selected = suite.suite.models[run.model].select or setting.select
+        check_early(suite.configuration(run), selected, "train", run.name, setting.trainable)
+
+
+@pytest.mark.parametrize("name", ["summed-losses", "pcgrad"])
+def test_an_ablation_that_sums_losses_is_trained_and_charged_for_as_many_batches_as_the_recipe(
+    name: str, data: Path, tmp_path: Path
+) -> None:
+    suite = open_bench("ablations", data, tmp_path)
+    recipe, summed = (plan(suite.suite, 1, [f"tiny/{setting}"])[0] for setting in ("joint", name))
+    runner = suite.configuration(summed)["runner"]
+    assert runner["total_steps"] * runner["gradient_accumulate_steps"] == pytest.approx(800, abs=2)
+    estimator = Estimator(suite)
+    expected = estimator.training(recipe)
+    found = estimator.training(summed)
+    assert found.steps == 267
+    assert found.audio_hours == pytest.approx(expected.audio_hours, rel=0.005)
+    assert found.operations == pytest.approx(expected.operations, rel=0.005)
 
 
 def test_a_difference_is_of_the_seeds_that_both_rows_have() -> None:

@@ -148,3 +148,16 @@ def test_the_interval_of_several_equal_systems_is_that_of_one() -> None:
     assert M.eer_interval(np.stack([scores, scores]), labels, left, right, resamples=50) == pytest.approx(one)
     better = M.eer_interval(np.stack([scores, scores + labels]), labels, left, right, resamples=50)
     assert better[1] < one[1]
+
+
+def test_the_papers_single_and_joint_rows_have_as_many_steps_and_as_much_warm_up_of_each_task(tmp_path: Path) -> None:
+    bench = open_bench("paper", tmp_path, tmp_path)
+    steps: dict[str, set[tuple[str, float, float]]] = {"kws": set(), "sv": set()}
+    for run in plan(bench.suite, 1, extra=True):
+        config = bench.configuration(run)
+        schedule = config["downstream_expert"]["schedule"]
+        for task in schedule:
+            share = schedule[task] / sum(schedule.values())
+            total, warm_up = config["runner"]["total_steps"], config["scheduler"]["num_warmup_steps"]
+            steps[task].add((config["optimizer"]["torch_optim_name"], share * total, share * warm_up))
+    assert steps == {"kws": {("Adam", 100_000, 7_000)}, "sv": {("Adam", 100_000, 7_000)}}

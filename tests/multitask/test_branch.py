@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 import distilled_student as ds
 from distilled_student import Student, StudentConfig, build_student, save_student
 from distilled_student.common.errors import UserError
+from distilled_student.export.pack import pack
 from distilled_student.host import launch
 from distilled_student.multitask.device_model import open_joint
 from distilled_student.multitask.evaluate import evaluate
@@ -229,3 +231,13 @@ def test_a_task_has_a_branch_or_a_layer(config: dict[str, Any], student: Path, t
     config["downstream_expert"]["tasks"]["sv"]["layer"] = 1
     with pytest.raises(UserError, match="branch: the task uses its branch, which excludes layer: 1"):
         launch.run(command(tmp_path, config, student, "-f", "-s", "concatenated"))
+
+
+def test_packing_a_branched_run_is_refused_at_once_with_the_key_and_the_remedy(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    for name in ("README.md", "results.json"):  # as if it were evaluated
+        (copy / name).write_text("{}")
+    refusal = rf"{re.escape(str(copy))}: tasks\.sv\.branch: a packed model cannot .*: use `distilled-student export`"
+    with pytest.raises(UserError, match=refusal):
+        pack(copy, tmp_path / "packed", "best-dev.ckpt", window=1.0, max_loss=0.3)
+    assert not (tmp_path / "packed").exists()

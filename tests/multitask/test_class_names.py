@@ -173,3 +173,32 @@ def test_without_speed_there_are_no_further_classes_and_no_class_is_left_without
     with pytest.raises(ValueError, match=r"augment\.speed: 1 leaves no utterance at its own speed"):
         sv.Settings(augment=AugmentSettings(speed=1.0))
     sv.Settings(augment=AugmentSettings(speed=1.0, speed_factors=[0.9, 1.0, 1.1]))
+
+
+@pytest.mark.parametrize(
+    ("saved", "here", "remedy"),
+    [
+        (
+            0.5,
+            0.0,
+            r"has the speeds \[0\.9, 1\.1\]: set speed_factors=\[0\.9, 1\.1\], and speed=1\.0e-9 if none shall be",
+        ),
+        (0.0, 0.5, r"has the speeds \[\]: set speed=0"),
+        (1e-9, 0.5, None),
+    ],
+)
+def test_classes_of_the_same_speakers_at_other_speeds_name_the_speeds_and_not_the_folders(
+    saved: float, here: float, remedy: str | None, tmp_path: Path
+) -> None:
+    root = str(voxceleb(tmp_path))
+    first, second = (
+        sv.Task(sv.Settings(root=root, dev_speakers=2, dev_trials=8, augment=AugmentSettings(speed=speed)), 4, 0, "F")
+        for speed in (saved, here)
+    )
+    for task in (first, second):
+        task.prepare_training()
+    if remedy is None:
+        second.check_classes(first.class_names)
+    else:
+        with pytest.raises(UserError, match=rf"^F\.augment\.speed: each speed is a class of its own, .* {remedy}"):
+            second.check_classes(first.class_names)

@@ -175,7 +175,8 @@ class TaskSettings:
             layers describe the speaker best, late layers the word.
         branch: A copy of the student's last layer for this task, trained with it, whose output the task uses instead of
             a ``layer``; with ``-u distilled_student -f -s concatenated`` and ``layers``. One task of two needs it: the
-            other one then has the student's own last layer.
+            other one then has the student's own last layer. ``distilled-student export`` writes such a model, but
+            ``pack`` cannot.
         standardize: Bring each pooled feature to zero mean and unit variance (batch norm without weights): before the
             linear layer of the ``linear`` head, or as the embedding of the ``pooled`` head. The head then needs a tenth
             of the steps: the differences between classes are small compared with what all utterances have in common.

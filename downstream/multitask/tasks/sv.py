@@ -244,15 +244,28 @@ class Task(BaseTask):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def check_classes(self, saved: Sequence[str]) -> None:
-        if self.class_names is not None and len(saved) != len(self.class_names):
-            raise UserError(self._other_number(len(saved)))
+        if self.class_names is not None:
+            self._check_speeds(saved)
+            if len(saved) != len(self.class_names):
+                raise UserError(self._other_number(len(saved)))
         super().check_classes(saved)
+
+    def _check_speeds(self, saved: Sequence[str]) -> None:
+        """Raise UserError if the classes of a checkpoint are those of the same speakers at other speeds."""
+        here, there = ([name.partition(AT_SPEED) for name in names] for names in (self.class_names or (), saved))
+        speakers_here, speakers_there = ({speaker for speaker, _, _ in names} for names in (here, there))
+        speeds_here, speeds_there = ({speed for _, _, speed in names if speed} for names in (here, there))
+        if speakers_here == speakers_there and speeds_here != speeds_there:
+            factors = ", ".join(sorted(speeds_there))
+            reason = f"each speed is a class of its own, and the checkpoint has the speeds [{factors}]"
+            remedy = f"speed_factors=[{factors}], and speed=1.0e-9 if none shall be drawn" if factors else "speed=0"
+            raise UserError(f"{self.key}.augment.speed: {reason}: set {remedy}")
 
     def _other_number(self, saved: int) -> str:
         folders = ", ".join(self.settings.data_folders())
         speeds = f" (at {1 + len(self.settings.speeds)} speeds)" if self.settings.speeds else ""
         reason = f"{len(self.class_names or ())} training speakers{speeds}, but the checkpoint has {saved}"
-        remedy = "give the folders and the dev_speakers that it was trained with"
+        remedy = "give the folders, the dev_speakers and the augment.speed that it was trained with"
         return f"{self.key}.root, extra_roots: {folders}: {reason}: {remedy}"
 
     def check_settings(self, saved: Settings) -> None:

@@ -33,7 +33,7 @@ def pack(
             development speakers of the run, see `folder_pieces`.
 
     Raises:
-        UserError: the run was not evaluated, has no heads or no causal student, or a folder of ``calibrate`` cannot be
+        UserError: the run was not evaluated, has no heads, branches or no causal student, or a folder of ``calibrate`` cannot be
             used; see `export_onnx` and `export_stream`.
     """
     for name in COPIED:
@@ -42,6 +42,9 @@ def pack(
     model = open_joint(run, checkpoint)
     if not model.tasks:
         raise UserError(f"{run}: is a student without heads: give the folder of a joint training run")
+    if branched := [name for name, task in model.tasks.items() if task.settings.branch]:
+        reason = "a packed model cannot have branches: use `distilled-student export`, or train without this key"
+        raise UserError(f"{run}: tasks.{branched[0]}.branch: {reason}")
     save_packed(as_packed(model, calibrate), folder)
     model.student.load_state_dict(open_joint(folder).student.state_dict())  # rounded, as it is stored
     export_onnx(model, folder / UTTERANCE, int8=True, max_loss=max_loss, checkpoint=checkpoint, splits=("dev",))
