@@ -181,9 +181,9 @@ def test_without_speed_there_are_no_further_classes_and_no_class_is_left_without
         (
             0.5,
             0.0,
-            r"has the speeds \[0\.9, 1\.1\]: set speed_factors=\[0\.9, 1\.1\], and speed=1\.0e-9 if none shall be",
+            r"the speeds \[0\.9, 1\.1\]: set speed_factors=\[0\.9, 1\.1\], and speed=1\.0e-9 if none",
         ),
-        (0.0, 0.5, r"has the speeds \[\]: set speed=0"),
+        (0.0, 0.5, r"the speeds \[\]: set speed=0"),
         (1e-9, 0.5, None),
     ],
 )

@@ -33,8 +33,8 @@ def pack(
             development speakers of the run, see `folder_pieces`.
 
     Raises:
-        UserError: the run was not evaluated, has no heads, branches or no causal student, or a folder of ``calibrate`` cannot be
-            used; see `export_onnx` and `export_stream`.
+        UserError: the run was not evaluated, has no heads, has branches or no causal student, or a folder of
+            ``calibrate`` cannot be used; see `export_onnx` and `export_stream`.
     """
     for name in COPIED:
         if not (run / name).is_file():
