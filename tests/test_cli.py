@@ -98,7 +98,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("distill distill/demo stepps=3", "demo.yaml: stepps: no such key; did you mean `steps`?"),
         ("distill own.yaml --steps=5", "--steps: no such option; a setting is given as `steps=5`"),
         ("distill own.yaml --save-every 5", "--save-every: no such option; a setting is given as `save_every=5`"),
-        ("distill own.yaml data.paths=[gone]", "own.yaml: data.paths: gone: no such file or folder"),
+        (
+            "distill own.yaml data.paths=[gone]",
+            "own.yaml: data.paths: gone: no such file or folder: give data.paths=[FOLDER]",
+        ),
+        (
+            "distill own.yaml data.paths=[gone] student=tinyy",
+            "own.yaml: student: tinyy: is not a student size; the sizes",
+        ),
         ("distill own.yaml teacher=./gone", "own.yaml: teacher: ./gone: no such file or folder"),
         (
             "distill own.yaml student=papper",
@@ -233,7 +240,8 @@ def test_every_shipped_config_is_listed_with_its_first_sentence(folder: Path) ->
 def test_a_config_is_shown_and_copied_by_its_name(name: str, folder: Path, tmp_path: Path) -> None:
     content = find_config("hubert-base", "distill").read_text(encoding="utf-8")
     assert run("configs", "show", name, folder=folder)[:3] == (0, content, "")
-    assert run("configs", "copy", name, str(tmp_path / "mine.yaml"), folder=folder)[:3] == (0, "", "")
+    printed = f"{tmp_path / 'mine.yaml'}: a copy of distill/hubert-base\n"
+    assert run("configs", "copy", name, str(tmp_path / "mine.yaml"), folder=folder)[:3] == (0, printed, "")
     assert (tmp_path / "mine.yaml").read_text(encoding="utf-8") == content
 
 

@@ -86,3 +86,5 @@ def test_a_shipped_model_is_small_and_streams_and_says_where_it_comes_from(name:
     card = Path(folder, "README.md").read_text()
     for part in ("Whisper", "CC BY 4.0", "| licence |", "## Limits", "## Made by"):
         assert part in card
+    parameters = sum(p.numel() for p in student.parameters())
+    assert f"| parameters | {parameters / 1e6:.2f} M in the upstream, {heads / 1e6:.3f} M in the heads |" in card

@@ -151,8 +151,9 @@ def evaluate(
     write_provenance(expdir, settings, expert.seed, data, f"provenance-{split}{suffix}.json", models)
     write_json(expdir / f"results{suffix}.json", results)
     if not suffix:
-        step = runner.init_ckpt.get("Step")
-        write_card(expdir, expert.tasks, results, arrays, vars(runner.args), step)
+        of_training = getattr(runner.init_ckpt.get("Args"), "override", None)
+        arguments = vars(runner.args) | {"override": of_training}  # instead of this evaluation's
+        write_card(expdir, expert.tasks, results, arrays, arguments, runner.init_ckpt.get("Step"))
     return results
 
 

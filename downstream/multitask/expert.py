@@ -388,15 +388,16 @@ class DownstreamExpert(nn.Module):
     def _log_evaluation(self, split: str, records: Mapping[str, list[Any]], logger: Any, step: int) -> float:
         """Compute, keep and log the metrics of each task; returns the score."""
         results, arrays = {}, {}
+        at = f"{split} step {step}" if step else split  # 0: an evaluation after training, which has no step
         for name, task in self.tasks.items():
             results[name], found = task.metrics(split, records[name])
             arrays |= {f"{name}_{key}": value for key, value in found.items()}
-            tqdm.write(f"{split} step {step}: {name}: {task.summary(results[name])}")
+            tqdm.write(f"{at}: {name}: {task.summary(results[name])}")
             groups = self._speaker_groups(split).get(name)
             if groups is not None and (by_group := task.figures_by_group(split, groups, records[name], found)):
                 results[name][GROUPS] = by_group
                 for line in figure_lines(by_group, task.headline):
-                    tqdm.write(f"{split} step {step}: {name}: {line}")
+                    tqdm.write(f"{at}: {name}: {line}")
             for key, value in _curves(results[name]).items():
                 logger.add_scalar(f"multitask/{split}-{name}-{key}", value, global_step=step)
         if self.owner is not None:
@@ -404,13 +405,13 @@ class DownstreamExpert(nn.Module):
             arrays |= {f"{OWNER}_{key}": value for key, value in scores.items()}
             if found is not None:
                 results[OWNER] = found
-                tqdm.write(f"{split} step {step}: {OWNER}: {self.owner.summary(found)}")
+                tqdm.write(f"{at}: {OWNER}: {self.owner.summary(found)}")
                 for key, value in self.owner.curves(found).items():
                     logger.add_scalar(f"multitask/{split}-{OWNER}-{key}", value, global_step=step)
         self.results[split], self.arrays[split] = results, arrays
         score = self.score(results)
         logger.add_scalar(f"multitask/{split}-score", score, global_step=step)
-        if step:  # 0: an evaluation after training, which must not change the log of the training
+        if step:  # an evaluation after training must not change the log of the training
             self.log.write({"split": split, "step": step, "score": score, **results})
         return score
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, write_files
 from distilled_student.common.model_cards import corpus_names, licence_of
 from distilled_student.common.provenance import FILE
+from distilled_student.common.shipped_configs import shipped_configs
 from distilled_student.common.shipped_models import DEFAULT, MODELS, model_path
 from distilled_student.common.tables import markdown_table
 from distilled_student.common.untrusted import escape_markdown
@@ -24,15 +27,16 @@ from distilled_student.multitask.tasks.base import BaseTask
 from distilled_student.multitask.training_log import LOG
 
 log = logging.getLogger(__name__)
+ABSOLUTE_PATH = re.compile(r"""(?:^|(?<=[\[,'" ]))/[^,'"\]]*""")  # as a value or in a list
 TITLE = "# Joint training run"
 ABOUT_OWNER = (
     "Owner: whether a clip is of the speaker of the enrolled clips; with word: whether it also holds the expected "
     "keyword. Misses: at this percentage of false accepts."
 )
 LIMITS = (
-    "The figures hold for speakers and recordings like those of the test data. Not measured: other languages, accents "
-    "and microphones, distant speech, and false alarms in hours of running speech. Nothing detects a recording of the "
-    "owner or an imitated voice: do not protect anything of value with it."
+    "The figures hold for speakers and recordings like those of the {data} data. Not measured: other languages, "
+    "accents and microphones, distant speech, and false alarms in hours of running speech. Nothing detects a recording "
+    "of the owner or an imitated voice: do not protect anything of value with it."
 )
 
 NO_GROUPS = "The data do not say groups of speakers, such as sex, age and accent: there are no figures by group."
@@ -56,7 +60,7 @@ def write_card(
 
     Args:
         results, arrays: Of the evaluation, as in ``results.json`` and ``scores-SPLIT.npz``.
-        arguments: The run's arguments (``-u``, ``-k``, ...).
+        arguments: The arguments of its training (``-u``, ``-k``, ``-o``, ...).
         step: The number of updates of the checkpoint.
     """
     file = folder / "README.md"
@@ -73,7 +77,11 @@ def write_card(
     rows += [["parameters", f"{upstream['parameters'] / 1e6:.2f} M in the upstream, {heads / 1e6:.3f} M in the heads"]]
     rows += [["multiply-accumulates", f"{upstream['macs_per_second'] / 1e6:.0f} M per second of audio, without heads"]]
     rows += [["licence", f"{_licence(arguments)}; the licences of the training data apply too"]]
-    note = "Intervals: 95 %, bootstrap over test utterances (keywords) or test speakers. Accuracies and EER in percent."
+    data = {"dev": "development"}.get(results["split"], results["split"])
+    over = f"{data} utterances (keywords) or {data} speakers"
+    note = f"Intervals: 95 %, bootstrap over {over}. Accuracies and EER in percent."
+    if results["split"] == "dev":
+        note += " The figures are optimistic: the development data have chosen the checkpoint."
     if OWNER in results:
         note += f" {ABOUT_OWNER}"
     has_groups = any(GROUPS in results[name] for name in tasks)
@@ -83,7 +91,7 @@ def write_card(
     for name, task in tasks.items():
         parts += _classes(name, results[name])
         parts += _groups(name, task.headline, results[name])
-    limits = LIMITS if has_groups else f"{LIMITS} {NO_GROUPS}"
+    limits = LIMITS.format(data=data) + ("" if has_groups else f" {NO_GROUPS}")
     parts += [*_other_lists(folder), *_curve(folder), "## Limits", limits, "## Made by", f"    {_command(arguments)}"]
     write_files(folder, {file.name: ("\n\n".join(parts) + "\n").encode()})
 
@@ -156,9 +164,27 @@ def _command(arguments: Mapping[str, Any]) -> str:
         if arguments.get(key) is not None:
             words.append(f"{option} {Path(str(arguments[key])).name}")
     words += ["-f"] if arguments.get("upstream_trainable") else []
-    config = arguments.get("config")
-    words += [f"-d {arguments['downstream']}", *([f"-c {Path(str(config)).name}"] if config else [])]
-    return f"{' '.join(words)} --seed {arguments.get('seed', 0)}"
+    words.append(f"-d {arguments['downstream']}")
+    if (config := arguments.get("config")) is not None:
+        words.append(f"-c {_config_name(Path(str(config)))}")
+    words += [f"-p {shlex.quote(Path(str(arguments['expdir'])).name)}", f"--seed {arguments.get('seed', 0)}"]
+    override = str(arguments.get("override") or "none")
+    pairs = [] if override.lower() == "none" else override.split(",,")
+    if pairs := [_without_folders(pair) for pair in pairs if pair.strip().startswith("config.")]:
+        words.append(f"-o {shlex.quote(',,'.join(pairs))}")
+    return " ".join(words)
+
+
+def _config_name(file: Path) -> str:
+    """What ``-c`` takes: the name of a config that ships, otherwise the name of the file."""
+    names = [name for name, shipped in shipped_configs().items() if shipped == file]
+    return names[0].removeprefix("multitask/") if names else file.name
+
+
+def _without_folders(pair: str) -> str:
+    """A ``config.KEY=VALUE`` with the names of files and folders instead of their absolute paths."""
+    key, _, value = pair.strip().partition("=")
+    return f"{key}={ABSOLUTE_PATH.sub(lambda path: PurePath(path[0]).name, value)}"
 
 
 def _upstream(arguments: Mapping[str, Any]) -> str:

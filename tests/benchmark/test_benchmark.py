@@ -360,6 +360,7 @@ def test_a_dry_run_names_every_run_and_its_cost_and_writes_nothing(
     for run in plan(read_suite("paper"), 1):
         assert run.name in printed
     assert "distill hubert-base" in printed
+    assert "run_downstream.py" not in printed and "distilled-student distill" not in printed
     line = " ".join(printed.split())
     # the tiny corpora of this test are no results, so no run has its data
     assert re.search(r"Left: [\d,.]+ hours, 0 of them with the available data. Estimated, not measured", line)
@@ -371,7 +372,10 @@ def test_a_dry_run_names_every_run_and_its_cost_and_writes_nothing(
     complete = {"train-clean-100": 28_539, "train-clean-360": 104_014, "train-other-500": 148_688, "train": 64_727}
     monkeypatch.setattr(trials, "_count", lambda folder: complete.get(folder.name, 148_642))
     with pytest.raises(SystemExit):
-        main(["benchmark", "paper", "--data", str(data), "--dry-run", "--tflops", "0.1"])
-    line = " ".join(capsys.readouterr().out.split())
+        main(["benchmark", "paper", "--data", str(data), "--dry-run", "--tflops", "0.1", "--verbose"])
+    printed = capsys.readouterr().out
+    line = " ".join(printed.split())
+    assert printed.count("\nrun_downstream.py -a -m train ") == len(plan(read_suite("paper"), 3))
+    assert printed.count("\ndistilled-student distill ") == 2
     assert re.search(r"Left: ([\d,.]+) hours, \1 of them with the available data", line) and "small data" not in line
     assert "at 0.1 TFLOP/s (float32" in line

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,12 @@ import pytest
 
 from distilled_student import UserError
 from distilled_student.benchmark.estimate import Estimator
+from distilled_student.benchmark.execute import finished
 from distilled_student.benchmark.published import read_paper_results
 from distilled_student.benchmark.run_suite import open_bench
 from distilled_student.benchmark.suite import plan, read_suite
 from distilled_student.cli import main
+from distilled_student.common.files import write_json
 from distilled_student.common.settings import find_config
 from distilled_student.multitask import metrics as M
 
@@ -161,3 +165,42 @@ def test_the_papers_single_and_joint_rows_have_as_many_steps_and_as_much_warm_up
             total, warm_up = config["runner"]["total_steps"], config["scheduler"]["num_warmup_steps"]
             steps[task].add((config["optimizer"]["torch_optim_name"], share * total, share * warm_up))
     assert steps == {"kws": {("Adam", 100_000, 7_000)}, "sv": {("Adam", 100_000, 7_000)}}
+
+
+def test_the_command_of_a_distillation_names_all_its_folders_of_data_where_they_are(tmp_path: Path) -> None:
+    bench = open_bench("ablations", tmp_path / "corpora", tmp_path)
+    run = plan(bench.suite, 1, ["tiny/joint"])[0]
+    pairs = dict(pair.split("=", 1) for pair in bench.distil_command(run)[2:])
+    assert json.loads(pairs["data.augment.noise_root"]) == str(tmp_path / "corpora/noise_and_speech")
+    assert json.loads(pairs["data.paths"])[1] == str(tmp_path / "corpora/voxceleb1/dev")
+    held_out = replace(bench, distil=["data.held_out=[data/dev]", "data.augment.rir_root=rooms"])
+    pairs = dict(pair.split("=", 1) for pair in held_out.distil_command(run)[2:-2])
+    assert json.loads(pairs["data.held_out"]) == ["data/dev"] and json.loads(pairs["data.augment.rir_root"]) == "rooms"
+
+
+def test_a_finished_distillation_stays_finished_when_its_data_have_moved(tmp_path: Path) -> None:
+    before, after = (open_bench("ablations", tmp_path / name, tmp_path) for name in ("here", "there"))
+    run = plan(before.suite, 1, ["tiny/joint"])[0]
+    assert before.settings(run) == after.settings(run)
+    # a record of version 0.1 with the folder of the noise
+    record = before.settings(run)
+    record["student"] |= {"data.augment.noise_root": str(tmp_path / "here/noise_and_speech"), "data.held_out": []}
+    folder = run.folder(tmp_path)
+    write_json(folder / "run.json", {"settings": record})
+    write_json(folder / "results.json", {})
+    assert finished(after, run) is None  # no error because of other settings
+    record["student"]["learning_rate"] = 0.5
+    write_json(folder / "run.json", {"settings": record})
+    with pytest.raises(UserError, match=r"student\.learning_rate was 0\.5"):
+        finished(after, run)
+
+
+def test_folders_that_no_command_prepares_are_described_where_they_are_missing(tmp_path: Path) -> None:
+    bench = open_bench("ablations", tmp_path, tmp_path)
+    lines = bench.missing(plan(bench.suite, 1, ["tiny/joint"])[0])
+    assert len(lines) >= 4
+    for folder in ("noise_and_speech", "librispeech_speakers"):
+        line = next(line for line in lines if f"missing: {folder} in" in line)
+        assert line.endswith(": see docs/own-data.md")
+        assert folder in (Path(__file__).parents[2] / "docs/own-data.md").read_text(encoding="utf-8")
+    assert all("prepare" in line or "docs/own-data.md" in line for line in lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,9 @@ from distilled_student.common.early_checks import check_model
 from distilled_student.common.shipped_models import MODELS
 from distilled_student.device import model_files
 from distilled_student.device.model_files import open_model, open_stream
+from distilled_student.export import stream, utterance
 from distilled_student.host.early_checks import check_names
+from distilled_student.multitask import device_model
 
 
 def test_a_shipped_model_its_folder_and_its_file_are_one_model() -> None:
@@ -42,6 +45,29 @@ def test_a_folder_with_a_joint_model_is_exported_once_for_its_weights(
     (folder / "heads.safetensors").write_bytes(b"other weights")
     open_model(folder)
     assert len(exports) == 2
+
+
+def test_the_export_of_a_run_prints_nothing_on_standard_output_and_names_no_folder_that_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DISTILLED_STUDENT_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(MODELS / "tiny", folder := tmp_path / "own", ignore=shutil.ignore_patterns("*.onnx"))
+
+    def open_joint(run: Path, checkpoint: str) -> SimpleNamespace:
+        print("[Runner] - Loading Upstream weights from the previous experiment")
+        return SimpleNamespace(tasks={"kws": None}, student=SimpleNamespace(config=SimpleNamespace(causal=True)))
+
+    def export(model: SimpleNamespace, file: Path) -> None:
+        print(f"{file}: float32")
+        shutil.copy(MODELS / "tiny" / file.name, file)
+
+    monkeypatch.setattr(device_model, "open_joint", open_joint)
+    monkeypatch.setattr(utterance, "export_onnx", export)
+    monkeypatch.setattr(stream, "export_stream", export)
+    assert open_model(folder).labels
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1 and f"{folder}: exporting it once to {tmp_path / 'cache'}" in printed.err
 
 
 def test_a_misspelt_model_is_answered_with_the_closest_one_wherever_a_model_is_named(tmp_path: Path) -> None:

@@ -202,3 +202,14 @@ def test_embeddings_of_utterances_stay_in_half_precision(config: DistillConfig, 
 def test_a_wrong_setting_is_named(values: dict, message: str) -> None:
     with pytest.raises(UserError, match=f"test.yaml: {message}"):
         typed(DistillConfig, {"teacher": "shipped", "output": "x", "data": {"paths": ["x"]}, **values}, "test.yaml")
+
+
+def test_the_log_says_how_many_seconds_of_a_small_corpus_the_codebooks_are_trained_on(
+    config: DistillConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    config.cache_codes_seconds = 600.0
+    seconds = sum(cut.duration for cut in read_cuts(config.data)[0])
+    assert seconds < 60
+    prepared(config)
+    assert f"training codebooks of 3 bytes a frame on {seconds:.0f} s of audio" in caplog.text

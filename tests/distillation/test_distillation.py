@@ -257,7 +257,9 @@ def test_a_run_is_not_resumed_with_other_settings(config: Path, capfd: pytest.Ca
 
 def test_a_missing_folder_of_held_out_audio_is_reported_early(audio_folder: Path, tmp_path: Path) -> None:
     data = DataConfig([str(audio_folder)], held_out=[str(tmp_path / "gone")])
-    with pytest.raises(UserError, match=r"^FILE: data\.held_out: .*gone: no such file or folder$"):
+    with pytest.raises(
+        UserError, match=r"^FILE: data\.held_out: .*gone: no such file or folder: give data\.held_out=\[FOLDER\], rec"
+    ):
         check_settings(DistillConfig("shipped", str(tmp_path / "student"), data, targets=[1]), "FILE")
 
 

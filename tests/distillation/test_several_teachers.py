@@ -298,7 +298,9 @@ def test_teachers_on_the_command_line_replace_the_teacher_of_a_config(name: str)
     assert (config.teacher, config.targets, config.steps) == ("shipped", [2], 3)
     for pairs in (["teachers=[]"], []):  # no teacher in the list: the config's own one
         assert read_config(values, "y.yaml", pairs).teacher == values["teacher"]
-    with pytest.raises(UserError, match="give either teachers, or teacher and targets: remove the others"):
+    with pytest.raises(
+        UserError, match=r"teacher: cannot be used with teachers: give either teachers=\[\.\.\.\], or both"
+    ):
         read_config(values, "y.yaml", [TWO, "teacher=hubert"])
 
 
@@ -306,8 +308,18 @@ def test_a_teacher_and_targets_on_the_command_line_replace_the_teachers_of_a_con
     values = VALUES | {"teachers": [GOOD, GOOD]}
     config = read_config(values, "y.yaml", ["teacher=hubert_base", "targets=[4]"])
     assert config.all_teachers() == [TeacherConfig("hubert_base", [4])]
-    with pytest.raises(UserError, match="give either teachers, or teacher and targets"):
-        read_config(values, "y.yaml", ["targets=[4]"])  # of which teacher?
+    for pair in ("targets=[4]", "targets=[1, 2]", "teacher=hubert_base", "teacher=shipped"):  # also that of the first
+        key = pair.partition("=")[0]
+        with pytest.raises(
+            UserError, match=rf"y\.yaml: {key}: cannot be used with teachers: .* or both teacher and targets"
+        ):
+            read_config(values, "y.yaml", [pair])
+    assert read_config(values, "y.yaml", ["teachers=[]", "teacher=hubert_base"]).teacher == "hubert_base"
+
+
+def test_a_file_with_teachers_and_the_teacher_of_the_first_of_them_is_refused() -> None:
+    with pytest.raises(UserError, match=r"y\.yaml: teacher: cannot be used with teachers"):
+        read_config(VALUES | {"teachers": [GOOD, GOOD], "teacher": "shipped"}, "y.yaml")
 
 
 @pytest.mark.parametrize(
@@ -321,6 +333,8 @@ def test_a_teacher_and_targets_on_the_command_line_replace_the_teachers_of_a_con
         ([GOOD | {"targets": "embedding"}], {}, r"targets: 'embedding' is neither layers, as \[4, 8\], nor utterance"),
         ([GOOD | {"targets": []}], {}, "is neither layers"),
         ([GOOD | {"targets": [0]}], {}, "is neither layers"),
+        ([GOOD | {"targets": [1, 2, 1]}], {}, r"targets: \[1, 2, 1\] names a layer twice"),
+        ([], {"teacher": "shipped", "targets": [2, 2]}, r"targets: \[2, 2\] names a layer twice"),
         ([GOOD | {"wieght": 2}], {}, r"teachers\[0\].wieght: no such key; did you mean `teachers\[0\].weight`?"),
         ([GOOD, {"teacher": "shipped"}], {}, r"teachers\[1\]: targets: missing"),
         (["shipped"], {}, r"teachers\[0\]: expected a group of keys, found 'shipped'"),
@@ -349,10 +363,32 @@ def test_missing_output_or_data_are_still_required() -> None:
     [
         (TeacherConfig("shipped", [3]), r"teachers\[1\].targets: \[3\]: the teacher has layers 1 to 2"),
         (TeacherConfig("gone.onnx", "utterance"), r"teachers\[1\].teacher: gone.onnx: no such file"),
+        (
+            TeacherConfig("resemblyzer", [1]),
+            r"teachers\[1\].teacher: resemblyzer: is a speaker encoder: set targets: utt",
+        ),
+        (
+            TeacherConfig("emb.onnx", [1]),
+            r"teachers\[1\].teacher: emb.onnx: is a speaker encoder: set targets: utterance",
+        ),
+        (
+            TeacherConfig("openwakeword", "utterance"),
+            r"teachers\[1\].teacher: openwakeword: is an encoder of hidden states",
+        ),
+        (TeacherConfig("shipped", "utterance"), r"teachers\[1\].teacher: shipped: .* it needs layers, targets: \[1\]"),
+        (TeacherConfig("hubert_base", "utterance"), r"teachers\[1\].teacher: hubert_base: .* it needs layers"),
         (TeacherConfig("shiped/x/", [1]), r"teachers\[1\].teacher: shiped/x/: no such file or folder"),
     ],
 )
 def test_early_checks_cover_every_teacher(config: DistillConfig, second: TeacherConfig, message: str) -> None:
     config.teachers[1:] = [second]
     with pytest.raises(UserError, match=rf"y.yaml: {message}"):
+        check_settings(config, "y.yaml")
+
+
+def test_a_teacher_alone_that_is_a_speaker_encoder_is_named_before_the_hub_is_asked(config: DistillConfig) -> None:
+    config.teachers, config.teacher = [], "resemblyzer"
+    with pytest.raises(
+        UserError, match=r"y.yaml: teacher: resemblyzer: is a speaker encoder, which has no hidden states"
+    ):
         check_settings(config, "y.yaml")

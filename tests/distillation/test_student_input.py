@@ -183,8 +183,8 @@ def test_a_damaged_noise_file_is_skipped_and_named(
 @pytest.mark.parametrize(
     ("augment", "message"),
     [
-        ({"noise": 2.0}, "noise: needs a probability in [0, 1], not 2.0"),
-        ({"snr": [3.0, 1.0]}, "snr: needs [lowest, highest], not [3.0, 1.0]"),
+        ({"noise": 2.0}, "test.yaml: data.augment.noise: needs a probability in [0, 1], not 2.0"),
+        ({"snr": [3.0, 1.0]}, "test.yaml: data.augment.snr: needs [lowest, highest], not [3.0, 1.0]"),
         ({"speed": 0.5}, "test.yaml: data.augment.speed: no such key"),
         ({"noise": 0.5, "noise_root": "gone"}, "test.yaml: data.augment.noise_root: gone: no such folder"),
     ],

@@ -85,3 +85,36 @@ def test_without_a_best_checkpoint_the_newest_is_evaluated_with_a_message(
         evaluate(tmp_path, split="train")
     with pytest.raises(UserError, match=r"gone: no such folder"):
         evaluate(tmp_path / "gone")
+
+
+def test_a_training_that_is_shorter_than_its_evaluation_interval_and_its_warm_up_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = read_yaml(find_config("default", kind="multitask"))
+    config["runner"] |= {"total_steps": 2, "log_step": 2, "eval_step": 9, "save_step": 2}
+    config["downstream_expert"] |= {"num_workers": 0, "tasks": tasks(tmp_path)}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    train = [
+        "-m",
+        "train",
+        "-u",
+        "fbank",
+        "-d",
+        "multitask",
+        "-c",
+        str(tmp_path / "c.yaml"),
+        "-p",
+        str(tmp_path / "exp"),
+    ]
+    assert launch.main([*train, "--device", "cpu"]) == 0
+    printed = capsys.readouterr().err
+    assert "c.yaml: scheduler.num_warmup_steps: 14000, but runner.total_steps is 2: the learning rate" in printed
+    assert "c.yaml: runner.eval_step: 9, but runner.total_steps is 2: nothing was evaluated, and no best" in printed
+    evaluate(tmp_path / "exp", split="dev", device="cpu")
+    printed = capsys.readouterr().out
+    assert "\ndev: kws: accuracy" in printed and "step 0" not in printed
+    # a longer one says neither
+    more = "config.runner.total_steps=4,,config.runner.eval_step=4,,config.scheduler.num_warmup_steps=3"
+    assert launch.main(["-m", "train", "-e", str(tmp_path / "exp"), "--device", "cpu", "-o", more]) == 0
+    printed = capsys.readouterr().err
+    assert "num_warmup_steps" not in printed and "eval_step" not in printed

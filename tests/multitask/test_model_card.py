@@ -11,8 +11,10 @@ import yaml
 from helpers.trees import tasks
 
 from distilled_student import StudentConfig, build_student, save_student
+from distilled_student.common.settings import find_config
 from distilled_student.host import launch
 from distilled_student.multitask.evaluate import evaluate
+from distilled_student.multitask.model_card import _command
 
 RUNNER = {"total_steps": 2, "gradient_clipping": 1.0, "gradient_accumulate_steps": 1, "log_step": 2, "eval_step": 2}
 RUNNER |= {"save_step": 2, "max_keep": 1, "eval_dataloaders": ["dev"]}
@@ -30,7 +32,9 @@ def test_the_card_of_a_joint_run(small_logmel: StudentConfig, tmp_path: Path, ca
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     models = ["-u", "distilled_student", "-k", str(tmp_path / "my-student"), "-f", "-d", "multitask"]
     exp = tmp_path / "exp"
-    assert launch.main(["-m", "train", *models, "-c", str(tmp_path / "c.yaml"), "-p", str(exp), "--device", "cpu"]) == 0
+    options = ["-o", f"config.runner.log_step=1,,config.downstream_expert.tasks.kws.train_root={tmp_path}/sc/train"]
+    options += ["-c", str(tmp_path / "c.yaml"), "-p", str(exp), "--device", "cpu"]
+    assert launch.main(["-m", "train", *models, *options]) == 0
     results = evaluate(exp, device="cpu")
     card = (exp / "README.md").read_text()
     card = card.replace("\\", "")  # Markdown's escapes
@@ -63,7 +67,16 @@ def test_the_card_of_a_joint_run(small_logmel: StudentConfig, tmp_path: Path, ca
     development = [json.loads(line) for line in (exp / "log.jsonl").read_text().splitlines() if '"dev"' in line]
     assert f"| 2 | {development[-1]['score']:.2f} |" in card
     command = "run_downstream.py -m train -u distilled_student -k my-student -s hidden_states -f -d multitask -c c.yaml"
-    assert f"    {command} --seed 1337" in card and "## Limits" in card and str(tmp_path) not in card
+    overrides = "-o config.runner.log_step=1,,config.downstream_expert.tasks.kws.train_root=train"
+    assert f"    {command} -p exp --seed 1337 {overrides}\n" in card
+    assert (
+        "bootstrap over test utterances (keywords) or test speakers" in card and "like those of the test data" in card
+    )
+    assert "## Limits" in card and str(tmp_path) not in card
+    evaluate(exp, split="dev", device="cpu", overrides=["config.downstream_expert.tasks.kws.eval_batch_size=2"])
+    of_dev = (exp / "README.md").read_text().replace("\\", "")
+    assert "bootstrap over development utterances" in of_dev and "like those of the development data" in of_dev
+    assert "have chosen the checkpoint" in of_dev and "test utterances" not in of_dev and overrides in of_dev
     evaluate(exp, device="cpu", trials="veri_test.txt")
     evaluate(exp, device="cpu")
     other = (exp / "README.md").read_text().replace("\\", "")
@@ -72,3 +85,23 @@ def test_the_card_of_a_joint_run(small_logmel: StudentConfig, tmp_path: Path, ca
     (exp / "README.md").write_text("mine")
     evaluate(exp, device="cpu")
     assert (exp / "README.md").read_text() == "mine" and "README.md: is not a card of this package" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("override", "printed"),
+    [
+        ("config.downstream_expert.data=/home/me/my words", "-o 'config.downstream_expert.data=my words'"),
+        ("config.x.extra_roots=['/a/b', \"/c/d\", e/f]", """-o 'config.x.extra_roots=['"'"'b'"'"', "d", e/f]'"""),
+        ("args.expdir=/a/b,,config.runner.total_steps=2", "-o config.runner.total_steps=2"),
+        ("None", ""),
+        (None, ""),
+    ],
+)
+def test_the_command_of_a_card_has_the_overrides_of_the_training_without_its_folders(
+    override: str | None, printed: str
+) -> None:
+    config = str(find_config("own", "multitask").absolute())
+    arguments = {"upstream": "distilled_student", "downstream": "multitask", "config": config, "expdir": "/a/exp/own"}
+    found = _command({**arguments, "seed": 3, "override": override})
+    expected = f"run_downstream.py -m train -u distilled_student -d multitask -c own -p own --seed 3 {printed}"
+    assert found == expected.strip()

@@ -21,6 +21,7 @@ from distilled_student.common.errors import UserError
 from distilled_student.corpora import embedded
 from distilled_student.corpora.keywords import hash_percentage
 from distilled_student.corpora.own_folder import read_own_folder
+from distilled_student.export.pack import pack
 from distilled_student.host import launch
 from distilled_student.host.saved_runs import read_checkpoint
 from distilled_student.multitask.evaluate import evaluate
@@ -280,7 +281,10 @@ def test_a_checkpoint_holds_words_and_people_and_is_evaluated_without_the_names_
     saved = read_checkpoint(run / "states-2.ckpt")["Config"]["downstream_expert"]["tasks"]
     assert saved["kws"]["keywords"] == ["LICHT AN", "größer", "stop"]
     assert saved["kws"]["dev_people"] == saved["sv"]["dev_people"] == tasks_of(five)[0].dev_people
+    with pytest.raises(UserError, match=r"has no README\.md: run `distilled-student evaluate .*own --split dev` first"):
+        pack(run, run.parent / "packed", "best-dev.ckpt", window=1.0, max_loss=0.3)
     results = evaluate(run, split="dev", device="cpu")
+    assert " -c own -p own --seed 1337 -o " in (run / "README.md").read_text(encoding="utf-8").replace("\\", "")
     assert results["kws"]["labels"] == ["_silence_", "_unknown_", "LICHT AN", "größer", "stop"]
     assert results["sv"]["speakers"] == 2 and 0 <= results["sv"]["eer"] <= 100
     with pytest.raises(

@@ -134,6 +134,7 @@ def copy_config(
     from distilled_student.common import shipped_configs
 
     shipped_configs.copy_config(name, file)
+    print(f"{file}: a copy of {shipped_configs.full_name_of(name)}")
 
 
 @app.command(**TRAIN)
@@ -428,6 +429,7 @@ def benchmark(
         float | None,
         typer.Option(help="With --dry-run: TFLOP/s (float32) of another device; default: measured on this one."),
     ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="With --dry-run: print the commands of all runs.")] = False,
 ) -> None:
     """Run a benchmark suite, resume what was interrupted, and report the results next to the published ones."""
     from distilled_student.benchmark.suite import plan, read_suite
@@ -465,7 +467,7 @@ def benchmark(
     # a trial (--steps) has a folder of its own: its runs must not be taken for complete ones
     output = output or home / (name if steps is None else f"{name}-{steps}-steps")
     bench = open_bench(suite, data, output, students, steps, device, **more)
-    run(bench, seeds, only or (), extra, tflops if dry_run else None, dry=dry_run)
+    run(bench, seeds, only or (), extra, tflops if dry_run else None, dry=dry_run, verbose=verbose)
 
 
 @app.command(**TRAIN)

@@ -81,6 +81,7 @@ class AugmentSettings(EffectSettings):
     past_db: list[float] = field(default_factory=lambda: [-6.0, 6.0])
     past_root: str | None = None
 
+    group: ClassVar[str] = "augment"
     probabilities: ClassVar[tuple[str, ...]] = (*EffectSettings.probabilities, "speed", "past")
     ranges: ClassVar[tuple[str, ...]] = (*EffectSettings.ranges, "past_seconds", "past_db")
     folders: ClassVar[tuple[str, ...]] = (*EffectSettings.folders, "past_root")

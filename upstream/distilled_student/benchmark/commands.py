@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distilled_student.benchmark.suite import Run, Suite
 from distilled_student.checkpoints.folder import CONFIG
 from distilled_student.common.base_configs import read_config_file
-from distilled_student.common.settings import find_config
+from distilled_student.common.settings import find_config, flat
 from distilled_student.distillation.config import DistillConfig, read_config, settings_fixed_on_resume
 from distilled_student.host.overrides import override, set_key
 
 DATA = "data"  # in a configuration, this stands for the folder of --data
+# settings of a distillation that name folders of data, which may move after it
+STUDENT_DATA = ("data.paths", "data.held_out", "data.augment.noise_root", "data.augment.rir_root")
 CORPORA = {  # name of a corpus's folder: name for `prepare`
     "LibriSpeech": "librispeech",
     "speech_commands": "speech_commands",
     "voxceleb1": "voxceleb1",
+}
+OWN_CORPORA = {  # name of a folder that `prepare` does not make: what is in it
+    "noise_and_speech": "recordings of noise, and of other people's speech without the keywords, in any folders",
+    "librispeech_speakers": "recordings of further speakers, a folder for each, such as the readers of LibriSpeech",
+    "made": "a copy of the embedded corpus, which `distilled-student demo` expands into ~/.cache/distilled-student",
 }
 
 
@@ -80,8 +87,8 @@ class Bench:
     def student_settings(self, run: Run) -> dict[str, Any]:
         """All settings that a student depends on, without the folders of data and teacher: these may move later."""
         config, _ = self.distillation(run)
-        fixed, left_out = settings_fixed_on_resume(config), ("data.paths", "teachers")
-        settings = {key: value for key, value in fixed.items() if key not in left_out}
+        fixed = settings_fixed_on_resume(config)
+        settings = {key: value for key, value in flat(fixed).items() if key not in (*STUDENT_DATA, "teachers")}
         if config.teachers:
             settings["teachers"] = [one | {"teacher": Path(one["teacher"]).name} for one in fixed["teachers"]]
         return settings | {"teacher": Path(config.teacher).name, "steps": config.steps}
@@ -91,7 +98,8 @@ class Bench:
         config, _ = self.distillation(run)
         several = [vars(teacher) for teacher in config.teachers]
         locations: dict[str, Any] = {"teachers": several} if several else {"teacher": config.teacher}
-        locations |= {"data.paths": config.data.paths, "output": config.output}
+        data = flat({"data": asdict(config.data)})
+        locations |= {key: data[key] for key in STUDENT_DATA if data[key]} | {"output": config.output}
         pairs = [f"{key}={json.dumps(value)}" for key, value in locations.items()]
         pairs += [f"seed={config.seed}", f"steps={config.steps}"]
         pairs += [f"student={config.student}"] if self.suite.models[run.model].student else []
@@ -195,8 +203,12 @@ class Bench:
         return [self._line(corpus, paths) for corpus, paths in missing.items()]
 
     def _line(self, corpus: str, paths: list[str]) -> str:
-        command = f"; distilled-student prepare {CORPORA[corpus]} {self.data}" if corpus in CORPORA else ""
-        return f"data missing: {', '.join(paths)} in {self.data}{command}"
+        remedy = ""
+        if corpus in CORPORA:
+            remedy = f"; distilled-student prepare {CORPORA[corpus]} {self.data}"
+        elif corpus in OWN_CORPORA:
+            remedy = f": {OWN_CORPORA[corpus]}: see docs/own-data.md"
+        return f"data missing: {', '.join(paths)} in {self.data}{remedy}"
 
 
 def _distillation_file(name: str) -> tuple[Path, dict[str, Any]]:

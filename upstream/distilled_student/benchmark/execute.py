@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distilled_student.benchmark.commands import Bench
+from distilled_student.benchmark.commands import STUDENT_DATA, Bench
 from distilled_student.benchmark.suite import Run
 from distilled_student.benchmark.superb_results import EXPERTS
 from distilled_student.benchmark.trials import trial_reasons
@@ -67,6 +67,8 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     if not any(before):
         raise UserError(f"{record}: has no settings: choose another --output or remove {folder}")
     for key in {**now, **before}:
+        if key.removeprefix("student.") in STUDENT_DATA:  # in the records of older versions
+            continue
         if before.get(key) != now.get(key):
             change = f"{key} was {before.get(key)}, is {now.get(key)}"
             raise UserError(f"{record}: {change}: choose another --output or remove {folder}")

@@ -147,12 +147,13 @@ def measured_tflops(device: str | None) -> float:
     return peak_flops(torch.device(pick_device(device)), torch.float32) / 1e12
 
 
-def dry_run(bench: Bench, runs: Sequence[Run], tflops: float | None = None) -> Estimate:
-    """Print the runs, the estimated cost of each, missing data, and the commands. Writes nothing.
+def dry_run(bench: Bench, runs: Sequence[Run], tflops: float | None = None, verbose: bool = False) -> Estimate:
+    """Print the runs, the estimated cost of each, and missing data. Writes nothing.
 
     Args:
         tflops: Speed that the device is assumed to sustain in float32, in 1e12 operations per second. None: that of the
             fastest matrix products on the bench's device, which is measured.
+        verbose: Print the commands too.
 
     Returns:
         The sum over the runs that are not done.
@@ -196,7 +197,7 @@ def dry_run(bench: Bench, runs: Sequence[Run], tflops: float | None = None) -> E
     small = dict.fromkeys(line for run, kind in kinds for line in smaller_corpora(bench, run, kind))
     missing |= dict.fromkeys(f"small data: {line} in {bench.data}: runs on it are trials, no results" for line in small)
     commands: dict[str, None] = {}  # in order, without duplicates
-    for run in runs:
+    for run in runs if verbose else ():
         if bench.suite.models[run.model].distill:
             commands[shlex.join(["distilled-student", *bench.distil_command(run)])] = None
         commands[shlex.join(["run_downstream.py", *bench.command(run, run.folder(bench.output) / "experiment")])] = None
@@ -212,6 +213,7 @@ def benchmark(
     extra: bool = False,
     tflops: float | None = None,
     dry: bool = False,
+    verbose: bool = False,
 ) -> list[dict[str, Any]]:
     """The command ``benchmark``, see its help; with ``dry`` or ``tflops`` a dry run. Returns the report's rows."""
     if seeds is not None and seeds < 1:
@@ -220,5 +222,5 @@ def benchmark(
     runs = plan(bench.suite, seeds or bench.suite.seeds, only, extra)
     if tflops is None and not dry:
         return run_suite(bench, runs)
-    dry_run(bench, runs, tflops)
+    dry_run(bench, runs, tflops, verbose)
     return []

@@ -29,6 +29,7 @@ class EffectSettings:
         gain_db: Lowest and highest gain in dB.
     """
 
+    group: ClassVar[str] = "data.augment"  # the name of this group of settings, for messages
     # the keys that are probabilities, ranges and folders
     probabilities: ClassVar[tuple[str, ...]] = ("reverb", "noise", "band", "gain")
     ranges: ClassVar[tuple[str, ...]] = ("rt60", "drr", "snr", "band_low", "band_high", "gain_db")
@@ -50,16 +51,17 @@ class EffectSettings:
     def __post_init__(self) -> None:
         for name in self.probabilities:
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"augment.{name}: needs a probability in [0, 1], not {getattr(self, name)}")
+                raise ValueError(f"{self.group}.{name}: needs a probability in [0, 1], not {getattr(self, name)}")
         for name in self.ranges:
             value = getattr(self, name)
             if len(value) != 2 or value[0] > value[1]:
-                raise ValueError(f"augment.{name}: needs [lowest, highest], not {value}")
+                raise ValueError(f"{self.group}.{name}: needs [lowest, highest], not {value}")
         if self.rt60[0] <= 0:
-            raise ValueError("augment.rt60: needs positive seconds")
+            raise ValueError(f"{self.group}.rt60: needs positive seconds")
         if not 0 <= self.band_low[0] <= self.band_low[1] < self.band_high[0] <= self.band_high[1] <= SAMPLE_RATE / 2:
             limits = f"{self.band_low} and {self.band_high}"
-            raise ValueError(f"augment.band_low, band_high: need 0 <= band_low < band_high <= 8000 Hz, not {limits}")
+            reason = f"need 0 <= band_low < band_high <= 8000 Hz, not {limits}"
+            raise ValueError(f"{self.group}.band_low, band_high: {reason}")
 
     @property
     def any(self) -> bool:

@@ -14,7 +14,7 @@ KINDS = {
     "distill": "distilled-student distill NAME",
     "student": "a student's size: `student: NAME` in a config of distill",
     "multitask": "run_downstream.py -d multitask -c NAME",
-    "ablations": "run_downstream.py -d multitask -c NAME; all of them: distilled-student benchmark ablations",
+    "ablations": "run_downstream.py -d multitask -c NAME; all: distilled-student benchmark ablations --data data --all",
     "superb": "run_downstream.py -d DOWNSTREAM -c NAME; baselines: published results",
     "benchmark": "distilled-student benchmark NAME; paper-results: published results",
     "": "run_downstream.py -d example",

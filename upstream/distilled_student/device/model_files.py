@@ -141,6 +141,7 @@ def _fingerprint(files: list[Path]) -> str:
 def _export(run: Path, target: Path) -> None:
     """Write the graphs of a run into ``target``, which exists with all of them or not at all."""
     import contextlib
+    import io
     import shutil
     import sys
     import tempfile
@@ -151,14 +152,17 @@ def _export(run: Path, target: Path) -> None:
     from distilled_student.onnx import STREAM, UTTERANCE
 
     print(f"{run}: exporting it once to {target}", file=sys.stderr)
-    model = open_joint(run, _checkpoint(run).name if any(run.glob("*.ckpt")) else BEST)
+    # what s3prl and the export print is not the result of the command, and names folders that are removed
+    printed = contextlib.redirect_stdout(io.StringIO())
+    with printed:
+        model = open_joint(run, _checkpoint(run).name if any(run.glob("*.ckpt")) else BEST)
     if not model.tasks:
         raise UserError(f"--model {run}: has no keyword or speaker head: give the folder of a joint run")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.") as name:
         folder = Path(name, "graphs")
         folder.mkdir()
-        with contextlib.redirect_stdout(sys.stderr):  # the commands print results on standard output
+        with printed:
             export_onnx(model, folder / UTTERANCE)
             if model.student.config.causal:
                 export_stream(model, folder / STREAM)

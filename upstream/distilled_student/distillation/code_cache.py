@@ -104,7 +104,8 @@ class CodeCache(TargetCache):
         """
         file = self.folder / FILE
         if not self._read(file, device):
-            log.info("training codebooks of %d bytes a frame on %.0f s of audio", self.codes, seconds)
+            used = min(seconds, sum(cut.duration for cut in cuts))
+            log.info("training codebooks of %d bytes a frame on %.0f s of audio", self.codes, used)
             self._train(cuts, seconds, teacher, device)
             self._write(file)
             if not self._read(file, device):

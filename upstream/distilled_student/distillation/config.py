@@ -22,6 +22,12 @@ PAPER_LAYERS = (4, 8, 12)
 MAX_CODES = 128  # bytes of a frame in codes: an eighth of half precision with 512 features
 
 
+def check_distinct(layers: Sequence[Any]) -> None:
+    """Raise ValueError for layers of which one is repeated: its loss would count twice."""
+    if any(layer in layers[:number] for number, layer in enumerate(layers)):
+        raise ValueError(f"targets: {layers} names a layer twice")
+
+
 @dataclass
 class TeacherConfig:
     """One teacher of several.
@@ -41,6 +47,7 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         layers = self.targets if isinstance(self.targets, list) else []
+        check_distinct(layers)
         are_layers = bool(layers) and all(type(layer) is int and layer > 0 for layer in layers)
         if self.targets != UTTERANCE and not are_layers:
             raise ValueError(f"targets: '{self.targets}' is neither layers, as [4, 8], nor {UTTERANCE}")
@@ -153,6 +160,7 @@ class DistillConfig:
         for name in ("output", "data"):
             if getattr(self, name) == MISSING:
                 raise ValueError(f"{name}: missing")
+        check_distinct(self.targets)
         self._check_teachers()
         intervals = ("log_every", "save_every", "held_out_every")
         if self.steps < 0:
@@ -206,17 +214,23 @@ class DistillConfig:
 def read_config(values: Mapping[str, Any], where: str | Path, overrides: Sequence[str] = ()) -> DistillConfig:
     """The settings in ``values``, then ``key=value`` ``overrides``: see `typed`.
 
-    An override of ``teachers`` replaces ``teacher`` and ``targets`` of ``values``, and overrides of these two replace
-    ``teachers``.
+    An override of ``teachers`` replaces ``teacher`` and ``targets`` of ``values``, and overrides of these two together
+    replace ``teachers``.
 
     Raises:
-        UserError: see `typed`; or the settings are those of a joint training.
+        UserError: see `typed`; the settings are those of a joint training; or there are ``teachers``, and ``teacher``
+            or ``targets`` too.
     """
     if "downstream_expert" in values:
         raise UserError(f"{where}: is a config of joint training: use run_downstream.py -m train -c {where}")
     pairs = [pair.partition("=")[::2] for pair in overrides]
     given = {key for key, value in pairs if key != "teachers" or value.strip() not in ("", "[]", "null")}
-    return typed(DistillConfig, without_alternatives(values, given), where, overrides)
+    values = without_alternatives(values, given)
+    has_teachers = "teachers" in given or (values.get("teachers") and "teachers" not in dict(pairs))
+    if has_teachers and (both := [key for key in ("teacher", "targets") if key in given or values.get(key)]):
+        remedy = "give either teachers=[...], or both teacher and targets, which replace the list"
+        raise UserError(f"{where}: {both[0]}: cannot be used with teachers: {remedy}")
+    return typed(DistillConfig, values, where, overrides)
 
 
 def student_config_for(

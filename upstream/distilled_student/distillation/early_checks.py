@@ -12,7 +12,7 @@ from distilled_student.common.early_checks import CONFIG, check_no_data, check_o
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.common.files import read_json
 from distilled_student.common.shipped_models import model_path, shipped_models
-from distilled_student.distillation.config import DistillConfig, student_config_for
+from distilled_student.distillation.config import UTTERANCE, DistillConfig, student_config_for
 from distilled_student.distillation.data.config import MANIFESTS, TARS
 from distilled_student.host.s3prl_names import upstream_names
 from distilled_student.teachers.early_checks import (
@@ -21,6 +21,7 @@ from distilled_student.teachers.early_checks import (
     check_on_hub,
     check_speaker_encoder,
     check_teacher,
+    is_speaker_encoder,
 )
 
 MODEL_TYPE = "distilled_student"  # of the config.json of our own students
@@ -57,11 +58,11 @@ def check_settings(config: DistillConfig, where: str | Path) -> None:
             student is wrong, or a folder cannot be written; begins with ``where`` and names the key.
     """
     check_output(config, where)
+    student_config_for(config, target_size=1, where=where)  # raises for an unknown size or a wrong field
     for name in config.data.paths:
         _check_data(name, f"{where}: data.paths")
     for name in config.data.held_out:
         _check_data(name, f"{where}: data.held_out")
-    student_config_for(config, target_size=1, where=where)  # raises for an unknown size or a wrong field
     if config.start_from:
         _check_start(config.start_from, f"{where}: start_from")
     if not config.teachers:
@@ -69,8 +70,11 @@ def check_settings(config: DistillConfig, where: str | Path) -> None:
     for number, teacher in enumerate(config.teachers):
         key = f"{where}: teachers[{number}]."
         if teacher.embeds_utterances:
-            check_speaker_encoder(teacher.teacher, f"{key}teacher")
+            check_speaker_encoder(teacher.teacher, f"{key}teacher", upstream_names())
         else:
+            if number and is_speaker_encoder(teacher.teacher):
+                reason = f"is a speaker encoder: set targets: {UTTERANCE}"
+                raise UserError(f"{key}teacher: {teacher.teacher}: {reason}")
             _check_layers(teacher.teacher, teacher.targets, key)
     config.data.augment.check_folders(f"{where}: data.augment")
     check_output_folder(f"{where}: output:", Path(config.output))
@@ -115,4 +119,5 @@ def _check_data(name: str, where: str) -> None:
             known = ", ".join(MANIFESTS + TARS)
             raise UserError(f"{where}: {name}: is neither a folder nor a manifest or shard ({known})")
     elif not re.search(r"://|[*?\[{]", name):
-        raise UserError(f"{where}: {name}: no such file or folder")
+        key = where.rpartition(": ")[2]
+        raise UserError(f"{where}: {name}: no such file or folder: give {key}=[FOLDER], recordings without labels")

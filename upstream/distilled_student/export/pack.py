@@ -36,10 +36,12 @@ def pack(
         UserError: the run was not evaluated, has no heads, has branches or no causal student, or a folder of
             ``calibrate`` cannot be used; see `export_onnx` and `export_stream`.
     """
+    model = open_joint(run, checkpoint)
     for name in COPIED:
         if not (run / name).is_file():
-            raise UserError(f"{run}: has no {name}: run `distilled-student evaluate {run}` first")
-    model = open_joint(run, checkpoint)
+            has_no_test = any(t.settings.data is not None and not t.settings.test_people for t in model.tasks.values())
+            option = " --split dev" * has_no_test
+            raise UserError(f"{run}: has no {name}: run `distilled-student evaluate {run}{option}` first")
     if not model.tasks:
         raise UserError(f"{run}: is a student without heads: give the folder of a joint training run")
     if branched := [name for name, task in model.tasks.items() if task.settings.branch]:

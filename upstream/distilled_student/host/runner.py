@@ -30,6 +30,7 @@ from distilled_student.host.upstreams import front_end_warning
 from distilled_student.host.yaml_sections import source
 
 DUE = "EvaluationsDue"  # in a checkpoint: splits to evaluate before the next step
+WARMUP = "num_warmup_steps"  # key of s3prl's schedulers
 MAX_SKIPPED = 10  # steps in a row without a finite gradient
 
 
@@ -64,10 +65,12 @@ class Runner(EvaluationLoop):
             if is_leader() and hasattr(self.expert, "forget"):
                 self.expert.forget(self.init_ckpt.get("Step", 0))
             self._note_finished()
+            self._note_warmup()
             logger = stack.enter_context(contextlib.closing(SummaryWriter(folder))) if is_leader() else None
             self._train(interruption, logger)
             if dist.is_initialized():
                 dist.barrier()
+        self._note_unevaluated()
         if self.skipped_steps:
             note(f"{self.skipped_steps} steps were skipped: their gradient was not finite")
         if self.args.push_to_hf_hub:
@@ -208,6 +211,22 @@ class Runner(EvaluationLoop):
         if is_leader() and step >= total:
             more = f"run_downstream.py -m train -e {self.args.expdir} -o config.runner.total_steps={2 * step}"
             note(f"{self.args.expdir}: finished: all {total} steps are trained; for more steps: {more}")
+
+    def _note_warmup(self) -> None:
+        """Say so where the warm-up of the learning rate is as long as the training."""
+        total, warmup = self.config["runner"]["total_steps"], (self.config.get("scheduler") or {}).get(WARMUP) or 0
+        if is_leader() and warmup >= total:
+            reason = f"{warmup}, but runner.total_steps is {total}: the learning rate stays below optimizer.lr"
+            note(f"{source(vars(self.args))}: scheduler.{WARMUP}: {reason}")
+
+    def _note_unevaluated(self) -> None:
+        """Say so where the training was too short for an evaluation, which would choose the best checkpoint."""
+        total, every = self.config["runner"]["total_steps"], self.config["runner"]["eval_step"]
+        if is_leader() and total < every and self.config["runner"]["eval_dataloaders"]:
+            reason = (
+                f"{every}, but runner.total_steps is {total}: nothing was evaluated, and no best checkpoint was saved"
+            )
+            note(f"{source(vars(self.args))}: runner.eval_step: {reason}")
 
     def _write_provenance(self) -> None:
         if not is_leader():

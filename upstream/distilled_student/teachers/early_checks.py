@@ -20,7 +20,15 @@ LAYER_KEYS = ("encoder_layers", "num_hidden_layers", "layers")
 WORD_ENCODER = "openwakeword"
 WORD_ENCODER_INSTALL = f"pip install --no-deps {WORD_ENCODER}==0.4.0"
 REMEDY = "give a folder, the name of an s3prl upstream, or a name on the hub of transformers, OWNER/NAME"
-SPEAKER_ENCODERS = "resemblyzer, a folder of a ...ForXVector model of transformers, an .onnx file, or a file of GE2E"
+SPEAKER_PACKAGE = "resemblyzer"
+SPEAKER_ENCODERS = (
+    f"{SPEAKER_PACKAGE}, a folder of a ...ForXVector model of transformers, an .onnx file, or one of GE2E"
+)
+
+
+def is_speaker_encoder(name: str) -> bool:
+    """Whether the name alone says that it is a speaker encoder, without hidden states of layers."""
+    return name == SPEAKER_PACKAGE or name.endswith(".onnx")
 
 
 def _is_folder_name(name: str) -> bool:
@@ -46,6 +54,8 @@ def check_teacher(name: str, where: str, upstreams: Collection[str]) -> int | No
     Raises:
         UserError: there is no such folder, file, upstream or model on the hub, or it cannot be a teacher.
     """
+    if is_speaker_encoder(name):
+        raise UserError(f"{where}: {name}: is a speaker encoder, which has no hidden states of layers; {REMEDY}")
     if name == WORD_ENCODER:
         if find_spec(name) is None:
             raise UserError(f"{where}: {name}: is not installed; {WORD_ENCODER_INSTALL}")
@@ -68,17 +78,18 @@ def check_teacher(name: str, where: str, upstreams: Collection[str]) -> int | No
     return check_on_hub(name, where, hint or f"; {REMEDY}")
 
 
-def check_speaker_encoder(name: str, where: str) -> None:
+def check_speaker_encoder(name: str, where: str, upstreams: Collection[str] = ()) -> None:
     """Check the name of a speaker encoder, as `open_speaker_encoder` takes it.
 
     Args:
         where: What messages begin with, such as ``FILE: teachers[1].teacher``.
+        upstreams: The names of s3prl's upstreams.
 
     Raises:
         UserError: there is no such package, file, folder or model on the hub, or it cannot be a speaker encoder.
     """
     path = Path(name)
-    if name == "resemblyzer":
+    if name == SPEAKER_PACKAGE:
         if find_spec(name) is None:
             raise UserError(f"{where}: {name}: is not installed; pip install --no-deps {name}")
     elif path.is_dir():
@@ -96,8 +107,11 @@ def check_speaker_encoder(name: str, where: str) -> None:
             raise UserError(f"{where}: {name}: is not a speaker encoder; give {SPEAKER_ENCODERS}")
     elif _is_folder_name(name) or name.endswith((".onnx", ".pt")):
         raise UserError(f"{where}: {name}: no such file or folder")
+    elif name in (*SHIPPED, *shipped_models(), WORD_ENCODER, *upstreams):
+        reason = "is an encoder of hidden states, not of speakers: it needs layers, targets: [1] or further ones"
+        raise UserError(f"{where}: {name}: {reason}")
     else:
-        check_on_hub(name, where, did_you_mean(name, ["resemblyzer"]) or f"; give {SPEAKER_ENCODERS}")
+        check_on_hub(name, where, did_you_mean(name, [SPEAKER_PACKAGE]) or f"; give {SPEAKER_ENCODERS}")
 
 
 def _layers(values: dict[str, Any]) -> int | None:
