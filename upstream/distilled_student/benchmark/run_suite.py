@@ -166,7 +166,7 @@ def dry_run(bench: Bench, runs: Sequence[Run], tflops: float | None = None, verb
     estimator, left, ready = Estimator(bench), Estimate(), Estimate()
     table = Table(title=bench.suite.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading, justify in {"run": "left", "seeds": "left", "state": "left", "steps": "right"}.items():
-        table.add_column(heading, justify=justify, overflow="fold")
+        table.add_column(heading, justify=justify, overflow="fold", no_wrap=heading == "run")
     for heading in ("audio h", "hours"):
         table.add_column(heading, justify="right")
     lines: dict[tuple[str, str], tuple[list[str], Estimate]] = {}
