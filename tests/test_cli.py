@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -279,3 +280,25 @@ def test_options_about_trials_that_do_not_fit_are_reported_before_the_run_is_ope
     with pytest.raises(SystemExit) as end:
         cli.main(["evaluate", "run", *options])
     assert end.value.code == 2 and message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_the_terminal_cannot_show_is_printed_as_escapes(tmp_path: Path, encoding: str) -> None:
+    names = ["Zoë".encode(), "日本".encode(), b"caf\xe9"]  # the last one is not UTF-8
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes(b"no audio")
+    program = "from distilled_student.cli import main, app; import sys; app.command('say')(lambda: print(sys.argv[1]));"
+    for name in names:
+        command = [sys.executable, "-c", f"{program} main(['say'])", name]
+        done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
+        shown = os.fsdecode(name).encode(encoding, "backslashreplace")
+        assert (done.returncode, done.stdout.strip(), done.stderr) == (0, shown, b"")
+        command = [
+            sys.executable,
+            "-c",
+            "from distilled_student.cli import main; main()",
+            "spot",
+            tmp_path / os.fsdecode(name),
+        ]
+        done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
+        assert done.returncode == 2 and done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1

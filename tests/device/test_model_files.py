@@ -107,3 +107,12 @@ def test_what_is_no_model_is_refused_in_one_line(
     with pytest.raises(UserError, match=message) as error:
         open_model(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_without_a_number_of_steps_in_its_name_is_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "states-abc.ckpt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"has no checkpoint: neither best-dev\.ckpt nor states-\*\.ckpt"):
+        open_model(tmp_path)
+    for step in (9, 10):
+        (tmp_path / f"states-{step}.ckpt").write_bytes(b"")
+    assert model_files._checkpoint(tmp_path).name == "states-10.ckpt"

@@ -17,6 +17,7 @@ from ovos_plugin_manager.templates.hotwords import HotWordVerifier
 from ovos_plugin_manager.wakewords import find_wake_word_verifier_plugins, load_wake_word_verifier_plugin
 
 from distilled_student import onnx
+from distilled_student.common.errors import UserError
 from distilled_student.device import model_files, ovos
 from distilled_student.device.profiles import Profiles
 
@@ -67,9 +68,6 @@ def test_enrolled_people_are_accepted_and_others_rejected(profiles: Path) -> Non
     [
         {"profiles": "nobody"},
         {"model": "no such model"},
-        {"people": ["Nobody"]},
-        {"false_accepts": 0.9},
-        {"false_accepts": "many"},
     ],
 )
 def test_without_profiles_and_after_an_error_it_accepts(profiles: Path, tmp_path: Path, config: dict[str, Any]) -> None:
@@ -79,6 +77,47 @@ def test_without_profiles_and_after_an_error_it_accepts(profiles: Path, tmp_path
     chunk = spoken("if_sara", ["go", "right"]).tobytes()
     assert verifier(**wanted).verify(chunk)
     assert not verifier(**wanted, fail_open=False).verify(chunk)
+
+
+def test_people_are_names_and_nobody_else_is_accepted(profiles: Path, caplog: pytest.LogCaptureFixture) -> None:
+    chunks = {voice: spoken(voice, ["go", "right"]).tobytes() for voice in VOICES}
+    for people, accepted in (
+        ("am_onyx", [True, False, False]),
+        (["am_onyx", "am_onyx"], [True, False, False]),
+        ("am_onyx and others", [False, False, False]),  # a name is not looked for in a longer one
+        (["am_onyx", "Nobody"], [True, False, False]),
+        (["Nobody"], [False, False, False]),
+    ):
+        plugin = verifier(model="tiny", profiles=str(profiles), people=people)
+        assert [plugin.verify(chunks[voice]) for voice in VOICES] == accepted, people
+    said = [record.getMessage() for record in caplog.records if "not enrolled" in record.getMessage()]
+    assert len(said) == 3 and said[-1].startswith("people: not enrolled and never accepted: Nobody; enrolled: ")
+    assert not verifier(model="tiny", profiles=str(profiles / "nobody"), people="am_onyx").verify(chunks["am_onyx"])
+
+
+def test_a_share_may_be_given_as_on_the_command_line(profiles: Path) -> None:
+    chunk = spoken("if_sara", ["go", "right"]).tobytes()
+    for share in ("0.1%", "0.001", 0.001):
+        assert not verifier(model="tiny", profiles=str(profiles), false_accepts=share).verify(chunk)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"false_accepts": 0.2}, r"^false_accepts 0\.2: must be from 0\.001 to 0\.05$"),
+        ({"false_accepts": 0}, r"^false_accepts 0: must be between 0 and 1"),
+        ({"false_accepts": "many"}, r"^false_accepts many: expected a share, such as 1% or 0\.01"),
+        ({"fail_open": "false"}, r"^fail_open: expected true or false, found 'false'$"),
+        ({"people": []}, r"^people: expected a name or a list of names, found \[\]; without it all are accepted$"),
+        ({"people": {"Ada": 1}}, r"^people: expected a name or a list of names"),
+        ({"profiles": 5}, r"^profiles: expected a folder, found 5$"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_one_line_at_the_start(
+    profiles: Path, config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        verifier(**{"model": "tiny", "profiles": str(profiles), **config})
 
 
 def test_chunks_that_are_no_audio_are_accepted(profiles: Path) -> None:

@@ -218,6 +218,9 @@ BAD = {
     "a negative payload": event_bytes(type="audio-chunk", payload_length=-1, data=FORMAT),
     "large data": event_bytes(type="detect", data_length=10**9),
     "data that is no object": event_bytes(type="detect", data=[1]),
+    "half of a surrogate pair": event_bytes(type="detect", data={"names": ["\ud800"]}),
+    "half of a surrogate pair in data": event_bytes(type="ping", data_length=18) + b'{"text": "\\udfff"}',
+    "half of a surrogate pair in UTF-8": b'{"type": "ping", "data": {"text": "\xed\xa0\x80"}}\n',
     "names that are no texts": event_bytes(type="detect", data={"names": [1]}),
     "a rate of 0": event_bytes(type="audio-start", data=FORMAT | {"rate": 0}),
     "a rate of 1 Hz": event_bytes(type="audio-start", data=FORMAT | {"rate": 1}),
@@ -259,6 +262,24 @@ def test_bad_clients_get_an_error_and_harm_nobody(tmp_path: Path) -> None:
         assert b'"error"' in answer, kind
 
 
+def test_a_client_that_sends_audio_behind_its_mistake_can_read_the_error(tmp_path: Path) -> None:
+    audio = b"".join(
+        event_bytes(type="audio-chunk", data=FORMAT, payload_length=32_000) + bytes(32_000) for _ in range(40)
+    )
+
+    async def test(port: int) -> bytes:
+        reader, writer = await asyncio.open_connection(HOST, port)
+        writer.write(event_bytes(type="detect", data={"names": ["hey"]}) + audio)
+        await asyncio.sleep(0.3)  # the server answers
+        writer.write(audio)
+        await asyncio.sleep(0.1)
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    assert b"names: unknown: hey" in with_server(test, tmp_path)
+
+
 def test_noise_silence_and_cut_samples_are_not_detected(tmp_path: Path) -> None:
     silence, noise = bytes(64_001), np.random.default_rng(0).integers(-30, 30, 32_000, np.int16).tobytes()
 
@@ -297,13 +318,14 @@ def test_addresses_that_cannot_be_served_are_refused(uri: str) -> None:
         wyoming_server.parse_uri(uri)
 
 
-def test_more_false_accepts_than_the_model_has_thresholds_for_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.5, 1e-5])
+def test_a_share_that_the_model_has_no_threshold_for_is_refused(tmp_path: Path, share: float) -> None:
     model = onnx.load("tiny")
     stream = model.stream()
     stream.model.calibration = CALIBRATION
     model.stream = lambda: stream
-    with pytest.raises(ValueError, match=r"false_accepts 0\.5: the model has thresholds for at most"):
-        wyoming_service.WakeService(model, "tiny", tmp_path, false_accepts=0.5)
+    with pytest.raises(ValueError, match=rf"--false-accepts {share:g}: must be from 0\.0\d* to 0\.\d+$"):
+        wyoming_service.WakeService(model, "tiny", tmp_path, false_accepts=share)
 
 
 def test_the_limits_are_those_of_the_documentation() -> None:

@@ -18,12 +18,12 @@ import torch
 from torchaudio.functional import resample
 
 import distilled_student as ds
+from distilled_student.common.early_checks import checkpoints
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import find_config
 from distilled_student.host import launch
 from distilled_student.host.overrides import override
 from distilled_student.host.plugin import register
-from distilled_student.host.saved_runs import checkpoints
 from distilled_student.patches import torchaudio_names
 
 SHORT = "config.runner.total_steps=3,,config.runner.save_step=2,,config.runner.eval_step=100"

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 from conftest import tone
 from helpers.exports import NAME, export_utterances, utterance_model
@@ -81,6 +82,38 @@ def test_files_of_every_sample_width_and_channel_count_are_read(width: int, chan
     np.testing.assert_allclose(samples, SOUND / 32768, atol=1 / 127 if width == 1 else 1e-6)
 
 
+def test_files_of_other_formats_and_rates_are_read_as_soundfile_and_soxr_read_them(tmp_path: Path) -> None:
+    samples = np.stack([SOUND, SOUND // 2], axis=1)
+    for name, rate, kind in (
+        ("a.flac", 16_000, None),
+        ("b.wav", 48_000, None),
+        ("c.ogg", 44_100, None),
+        ("d.wav", 8_000, "ULAW"),
+    ):
+        soundfile.write(tmp_path / name, samples, rate, subtype=kind)
+        decoded = soundfile.read(tmp_path / name, dtype="float32")[0].mean(axis=1)
+        expected = decoded if rate == 16_000 else soxr.resample(decoded, rate, 16_000)
+        np.testing.assert_allclose(onnx.read_wav(tmp_path / name, 16_000), expected, atol=1e-6, err_msg=name)
+
+
+def test_without_soundfile_and_soxr_other_files_name_the_library_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, rate in (("a.flac", 16_000), ("slow.wav", 8_000), ("good.wav", 16_000)):
+        soundfile.write(tmp_path / name, SOUND, rate)
+    for name in ("soundfile", "soxr"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        ValueError, match=r"a\.flac: not readable as a PCM or float .*need soundfile \(`pip install soundfile`\)"
+    ):
+        onnx.read_wav(tmp_path / "a.flac", 16_000)
+    with pytest.raises(
+        ValueError, match=r"slow\.wav: has a sample rate of 8000 Hz; .* 16000 Hz; .* \(`pip install soxr`\)"
+    ):
+        onnx.read_wav(tmp_path / "slow.wav", 16_000)
+    np.testing.assert_array_equal(onnx.read_wav(tmp_path / "good.wav", 16_000), SOUND / np.float32(32_768))
+
+
 def test_unusable_input_is_an_error_of_one_line_that_names_it(
     exported: tuple[JointModel, Path], tmp_path: Path
 ) -> None:
@@ -88,12 +121,13 @@ def test_unusable_input_is_an_error_of_one_line_that_names_it(
     (tmp_path / "text.wav").write_text("no audio")
     cases = [
         (
-            write(tmp_path / "slow.wav", SOUND.tobytes(), rate=8_000),
-            r"slow\.wav: has a sample rate of 8000 Hz; the model needs 16000 Hz",
+            write(tmp_path / "slow.wav", SOUND.tobytes(), rate=800),
+            r"slow\.wav: a rate of 800 Hz, which is not within 1000 to 768000",
         ),
         (write(tmp_path / "empty.wav", b""), r"empty\.wav: expected one channel"),
-        (tmp_path / "text.wav", r"text\.wav: not readable as a PCM or float \.wav"),
-        (tmp_path / "gone.wav", r"gone\.wav: not readable as a PCM or float \.wav"),
+        (tmp_path / "text.wav", r"text\.wav: not readable as audio \(Format not recognised"),
+        (tmp_path / "gone.wav", r"gone\.wav: no such file$"),
+        (tmp_path, r": is a folder; give an audio file$"),
         (np.zeros((2, 8_000)), r"samples: expected one channel \(samples,\), found shape \(2, 8000\)"),
         (np.zeros(8_000, np.int64), "samples: expected floats in .* or int16, found int64"),
         (np.full(8_000, np.nan), "samples: contains NaN or infinity"),

@@ -587,6 +587,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Console script ``distilled-student``. A user's mistake is one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # its first import says that it made a cache of fonts
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character that the terminal cannot show is printed as an escape
+            stream.reconfigure(errors="backslashreplace")
     suppress_known_warnings()
     words = list(sys.argv[1:] if argv is None else argv)
     # a benchmark runs several trainings: an interruption names its command and not that of one of them

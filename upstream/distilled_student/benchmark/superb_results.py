@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from distilled_student.common.early_checks import checkpoints
 from distilled_student.common.errors import UserError
-from distilled_student.host.saved_runs import checkpoints
 from distilled_student.multitask import metrics as M
 
 Evaluate = Callable[[Path], None]  # s3prl's evaluation of a checkpoint on its test data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -151,6 +152,12 @@ def checkpoint_name(folder: Path, checkpoint: str) -> str:
     return file.name
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """The folder's ``states-STEP.ckpt`` by number of steps; the last one is resumed."""
+    found = [path for path in folder.glob("states-*.ckpt") if re.fullmatch(r"states-\d+", path.stem)]
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("states-")))
+
+
 def check_run(folder: Path, checkpoint: str, default: str) -> None:
     """Raise UserError if the folder of a joint training run has no checkpoint to open.
 
@@ -165,7 +172,7 @@ def check_run(folder: Path, checkpoint: str, default: str) -> None:
     if checkpoint != default:
         names = (file.name for file in folder.glob("*.ckpt"))
         raise UserError(f"{folder / checkpoint}: no such checkpoint{did_you_mean(checkpoint, names)}")
-    if not any(folder.glob("states-*.ckpt")):
+    if not checkpoints(folder):
         raise UserError(f"{folder}: has no checkpoint: neither {default} nor states-*.ckpt{held_instead(folder)}")
 
 

@@ -178,8 +178,9 @@ def measure(
     words = {clip.label for clip in clips} - keywords
     recorded = _Recorded(of_audio, mixes)
     speed = of_audio.seconds / max(of_audio.cpu_seconds, 1e-9)
-    of_words = None if of_audio.word_labels is None else recorded.curve(words, is_of_words=True)
-    return Alarms(of_audio.seconds / 3600, recorded.curve(keywords), of_words, speed)
+    now = stream.detector.settings
+    of_words = None if of_audio.word_labels is None else recorded.curve(words, now.word_threshold, is_of_words=True)
+    return Alarms(of_audio.seconds / 3600, recorded.curve(keywords, now.threshold), of_words, speed)
 
 
 class _Recorded(NamedTuple):
@@ -188,9 +189,16 @@ class _Recorded(NamedTuple):
     of_audio: Trace
     mixes: Mapping[str, tuple[Mix, Trace]]
 
-    def curve(self, labels: Collection[str], is_of_words: bool = False) -> Curve:
-        """Alarms of keywords or of words of one's own, and misses of those that have these labels."""
-        points = [self._point(threshold, labels, is_of_words) for threshold in thresholds()]
+    def curve(self, labels: Collection[str], now: float | None, is_of_words: bool = False) -> Curve:
+        """Alarms of keywords or of words of one's own, and misses of those that have these labels.
+
+        Args:
+            now: The present threshold, which is tried too; None: there is none.
+        """
+        tried = thresholds()
+        if now is not None and tried[0] <= now <= 1:
+            tried = sorted({*tried, now})
+        points = [self._point(threshold, labels, is_of_words) for threshold in tried]
         curve = Curve(points, 0, {})
         reached = next((point for rate in reversed(RATES) if (point := curve.at(rate)) is not None), points[-1])
         counts = Counter(label for _, label in _hits(self.of_audio, reached.threshold, is_of_words))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distilled_student.common.early_checks import JOINT, check_file, check_model, held_instead
+from distilled_student.common.early_checks import JOINT, check_file, check_model, checkpoints, held_instead
 from distilled_student.common.errors import UserError
 from distilled_student.common.shipped_models import model_path, other_models, shipped_models
 
@@ -119,8 +119,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _checkpoint(folder: Path) -> Path:
     """The best checkpoint, or the last one of a run without evaluations."""
-    steps = sorted(folder.glob("states-*.ckpt"), key=lambda file: int(file.stem.removeprefix("states-")))
-    return folder / BEST if (folder / BEST).is_file() else steps[-1]
+    return folder / BEST if (folder / BEST).is_file() else checkpoints(folder)[-1]
 
 
 def _cache() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from ovos_plugin_manager.templates.hotwords import HotWordVerifier
 
+from distilled_student.common.errors import UserError
+from distilled_student.device.commands import parse_share
 from distilled_student.device.enrolled import Enrolled
 from distilled_student.device.model_files import open_model
 from distilled_student.onnx import Model
@@ -29,16 +32,26 @@ class SpeakerVerifier(HotWordVerifier):
 
     Args:
         config: ``model`` (edge), ``profiles`` (a folder; default: that of the user), ``people`` (their names; default:
-            all), ``false_accepts`` (0.01) and ``fail_open`` (true).
+            all), ``false_accepts`` (0.01, or 1%) and ``fail_open`` (true).
+
+    Raises:
+        UserError: a value of ``config`` cannot be used; names its key.
     """
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         super().__init__(config)
-        self.fail_open = bool(self.config.get("fail_open", True))
+        self.fail_open = _flag("fail_open", self.config.get("fail_open", True))
+        self._false_accepts = _share("false_accepts", self.config.get("false_accepts", 0.01))
+        self._wanted = _names("people", self.config.get("people"))
+        self._missing: list[str] = []  # of those, who were not enrolled at the latest look
+        self._folder = _folder("profiles", self.config.get("profiles"))
         try:
-            _ = self._enrolled  # so that the first wake word does not wait for the model
+            self._enrolled.refresh()  # so that the first wake word does not wait for the model
         except Exception as error:  # it is tried again at the first wake word
             log.warning("%s", error)
+            return
+        _check_share("false_accepts", self._false_accepts, self._model)
+        self._people()  # says who is not enrolled
 
     def verify(self, chunk: bytes) -> bool:
         """Whether an enrolled person spoke.
@@ -48,6 +61,8 @@ class SpeakerVerifier(HotWordVerifier):
         """
         try:
             people = self._people()
+            if not people and self._wanted is not None:
+                return False
             if not people:
                 log.warning("nobody is enrolled: %s", "accepted" if self.fail_open else "rejected")
                 return self.fail_open
@@ -63,17 +78,59 @@ class SpeakerVerifier(HotWordVerifier):
 
     @cached_property
     def _enrolled(self) -> Enrolled:
-        folder = self.config.get("profiles")
-        return Enrolled(self._model, None if folder is None else Path(folder))
-
-    @property
-    def _false_accepts(self) -> float:
-        return float(self.config.get("false_accepts", 0.01))
+        return Enrolled(self._model, self._folder)
 
     def _people(self) -> dict[str, Any]:
+        """Those of the enrolled people who are accepted; a warning names others that are wanted."""
         self._enrolled.refresh()
-        wanted = self.config.get("people")
-        return {name: one for name, one in self._enrolled.speakers.items() if wanted is None or name in wanted}
+        speakers = self._enrolled.speakers
+        if self._wanted is None:
+            return dict(speakers)
+        missing = [name for name in self._wanted if name not in speakers]
+        if missing and missing != self._missing:
+            log.warning("people: not enrolled and never accepted: %s%s", ", ".join(missing), _known(speakers))
+        self._missing = missing
+        return {name: speakers[name] for name in self._wanted if name in speakers}
+
+
+def _known(names: Iterable[str]) -> str:
+    return f"; enrolled: {', '.join(names)}" if names else "; nobody is enrolled"
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{key}: expected true or false, found {value!r}")
+    return value
+
+
+def _share(key: str, value: Any) -> float:
+    try:
+        return parse_share(str(value))
+    except UserError as error:
+        raise UserError(str(error).replace("--false-accepts", key, 1)) from None
+
+
+def _check_share(key: str, share: float, model: Model) -> None:
+    """Raise UserError for a share that the model's calibration has no threshold for."""
+    shares = model.calibration.shares if model.calibration else ()
+    if shares and not shares[0] <= share <= shares[-1]:
+        raise UserError(f"{key} {share:g}: must be from {shares[0]:g} to {shares[-1]:g}")
+
+
+def _names(key: str, value: Any) -> list[str] | None:
+    """A name or a list of names; None: all people."""
+    names = [value] if isinstance(value, str) else value
+    if names is None:
+        return None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"{key}: expected a name or a list of names, found {value!r}; without it all are accepted")
+    return list(dict.fromkeys(names))
+
+
+def _folder(key: str, value: Any) -> Path | None:
+    if value is not None and not (isinstance(value, str | Path) and str(value)):
+        raise UserError(f"{key}: expected a folder, found {value!r}")
+    return None if value is None else Path(value)
 
 
 def _samples(chunk: bytes, rate: int) -> NDArray[np.float32]:

@@ -34,7 +34,8 @@ def wyoming(
     except ModuleNotFoundError as error:
         if error.name != "wyoming":
             raise
-        raise UserError("wyoming: is not installed; `pip install wyoming` installs it") from None
+        remedy = "`pip install './run[wyoming]'` in a clone installs it, or '.[wyoming]' with everything else"
+        raise UserError(f"wyoming: is not installed; {remedy}") from None
     from dataclasses import replace
 
     from distilled_student.device.model_files import one_line_errors, open_model

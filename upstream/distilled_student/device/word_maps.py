@@ -28,6 +28,7 @@ from distilled_student.onnx import Model, Stream, load
 from distilled_student.onnx.speakers import unit_length
 from distilled_student.onnx.words import (
     CONTEXT_SECONDS,
+    LEAST_WORDS,
     PAUSE_SECONDS,
     STEP,
     WORDS,
@@ -42,7 +43,6 @@ SEGMENTS = 8
 PROJECTED = 40  # features of a projected frame
 SIZE = 96  # of a word's vector
 SHIFT = 0.12  # largest shift of the bounds of a clip's second copy, times its length
-LEAST_WORDS = 20
 MOST_CLIPS = 36  # of a word
 MOST_UNKNOWN = 250  # clips of unknown words
 UNKNOWN_OTHERS = 200  # of them that the file holds

@@ -49,7 +49,11 @@ async def read_event(reader: asyncio.StreamReader) -> Event | None:
 
 def _parse(text: bytes) -> dict[str, Any]:
     try:
-        return _checked_object(json.loads(text), "event")
+        found = _checked_object(json.loads(text), "event")
+        json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair cannot be sent back
+        return found
+    except UnicodeEncodeError:
+        raise ProtocolError("expected Unicode text, found half of a surrogate pair") from None
     except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested too deeply
         raise ProtocolError("expected JSON") from None
 

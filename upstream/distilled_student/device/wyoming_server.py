@@ -19,6 +19,7 @@ from wyoming.wake import Detection, NotDetected
 from distilled_student.common.errors import UserError
 from distilled_student.device.pcm import PcmFormat, PcmStream
 from distilled_student.device.wyoming_events import (
+    MAX_PAYLOAD,
     ProtocolError,
     audio_format,
     finite,
@@ -32,6 +33,7 @@ from distilled_student.onnx import Hit, Stream
 MAX_CLIENTS = 64
 QUIET_SECONDS = 10.0  # a client that sent nothing for so long makes room for a new one if there are too many
 BLOCK_SECONDS = 1.0  # of audio that a client has processed before it is another one's turn
+DISCARD_SECONDS = 2.0  # after an error, in which a client can stop sending and read it
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 log = logging.getLogger(__name__)
@@ -181,9 +183,17 @@ class WakeClient(AsyncEventHandler):
             await self.write_event(NotDetected().event())
         self._begin(None, None)
 
+    async def _discard(self) -> None:
+        """Read what the client goes on to send: closing before would discard the answer that it has not read yet."""
+        left = MAX_PAYLOAD
+        while left > 0 and (data := await self.reader.read(64 * 1024)):
+            left -= len(data)
+
     async def _send_last_words(self, text: str) -> None:
         try:
             await asyncio.wait_for(self.write_event(Error(text, "bad-request").event()), 1)
+            self.writer.write_eof()
+            await asyncio.wait_for(self._discard(), DISCARD_SECONDS)
         except (OSError, asyncio.TimeoutError):
             log.debug("%s: left", self._peer())
 

@@ -46,8 +46,8 @@ class WakeService:
             raise ValueError(f"{self.model.file}: has no keyword_scores")
         self.settings = settings or self.model.detector_settings
         shares = self.model.calibration.shares if self.model.calibration else ()
-        if shares and false_accepts > shares[-1]:
-            raise ValueError(f"false_accepts {false_accepts:g}: the model has thresholds for at most {shares[-1]:g}")
+        if shares and not shares[0] <= false_accepts <= shares[-1]:
+            raise ValueError(f"--false-accepts {false_accepts:g}: must be from {shares[0]:g} to {shares[-1]:g}")
         self.enrolled = Enrolled(self.model, profiles, with_words=True)
         self.threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="stream")
 

@@ -54,6 +54,10 @@ def pack(
     share_weights(folder / UTTERANCE, folder / STREAM)
     for name in COPIED:
         shutil.copyfile(run / name, folder / name)
+    print(
+        f"{folder}: PyTorch reads *.safetensors; {STREAM} is the int8 graph of streams, {UTTERANCE} that of utterances"
+    )
+    print(f"{folder / UTTERANCE}: reads its weights from {STREAM}: keep both in one folder")
 
 
 def share_weights(file: Path, other: Path) -> None:

@@ -14,12 +14,13 @@ import torch
 import torch.distributed as dist
 
 from distilled_student.common.devices import pick_device
+from distilled_student.common.early_checks import checkpoints
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import newest_undamaged
 from distilled_student.common.settings import changes
 from distilled_student.host.early_checks import apply_overrides, check_mode, check_names, check_writable, read_start
 from distilled_student.host.s3prl_names import downstream_names
-from distilled_student.host.saved_runs import checkpoints, read_checkpoint, read_experiment
+from distilled_student.host.saved_runs import read_checkpoint, read_experiment
 from distilled_student.host.trial_step import check_config
 from distilled_student.host.yaml_sections import repair_numbers, source
 

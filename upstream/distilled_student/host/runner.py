@@ -14,6 +14,7 @@ from tensorboardX import SummaryWriter
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
+from distilled_student.common.early_checks import checkpoints
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, save_torch
 from distilled_student.common.interruption import Interruption
@@ -24,7 +25,6 @@ from distilled_student.common.random_states import seed_all
 from distilled_student.common.sample_range import skip_range_check
 from distilled_student.host.evaluation_loop import EvaluationAbandoned, EvaluationLoop
 from distilled_student.host.runner_parts import unwrapped
-from distilled_student.host.saved_runs import checkpoints
 from distilled_student.host.updates import Updates
 from distilled_student.host.upstreams import front_end_warning
 from distilled_student.host.yaml_sections import source

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 import zipfile
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -151,9 +150,3 @@ def read_experiment(path: str | Path, mode: str) -> dict[str, Any]:
         what = "cannot resume" if mode == "train" else f"nothing to {mode}"
         raise UserError(f"{path}: lacks {', '.join(missing)}: {what}")
     return state
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The folder's ``states-STEP.ckpt`` by number of steps; the last one is resumed."""
-    found = [path for path in folder.glob("states-*.ckpt") if re.fullmatch(r"states-\d+", path.stem)]
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("states-")))

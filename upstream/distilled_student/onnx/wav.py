@@ -1,7 +1,8 @@
-"""Reads .wav files and checks samples."""
+"""Reads recordings, .wav files without another library, and checks samples."""
 
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -11,7 +12,15 @@ from numpy.typing import NDArray
 
 MAX_PEAK = 8.0  # of floats: 18 dB above full scale; speech of 16 bits that is not divided by 32768 has more
 
-Wav: TypeAlias = "str | Path | NDArray"  # a PCM or float .wav file, or samples (samples,): floats in [-1, 1] or int16
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz of a file; a header with another rate is wrong
+
+Wav: TypeAlias = (
+    "str | Path | NDArray"  # an audio file, see `read_wav`, or samples (samples,): floats in [-1, 1] or int16
+)
+
+
+class _OtherFormatError(ValueError):
+    """A file is no .wav file, or one in a coding that is not read here."""
 
 
 class _WavFormat(NamedTuple):
@@ -30,14 +39,14 @@ def _read_format(chunk: bytes) -> _WavFormat:
     width = (bits + 7) // 8
     is_known = (tag == 1 and width in (1, 2, 3, 4)) or (tag == 3 and width in (4, 8))
     if not is_known or not channels or block != channels * width:
-        raise ValueError(f"format {tag} with {bits} bits and {channels} channels is not supported")
+        raise _OtherFormatError(f"format {tag} with {bits} bits and {channels} channels is not supported")
     return _WavFormat(tag, channels, rate, width)
 
 
 def _parse_wav(content: bytes) -> tuple[_WavFormat, bytes]:
     """The format and the samples of a .wav file. Raises ValueError or struct.error."""
     if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
-        raise ValueError("does not begin as a .wav file")
+        raise _OtherFormatError("does not begin as a .wav file")
     form, start = None, 12
     while start + 8 <= len(content):
         name, size = struct.unpack("<4sI", content[start : start + 8])
@@ -59,22 +68,75 @@ def _parse_wav(content: bytes) -> tuple[_WavFormat, bytes]:
 
 
 def read_wav(path: str | Path, rate: int) -> NDArray[np.float32]:
-    """The samples ``(samples,)`` of a .wav file with PCM or float samples, averaged over its channels.
+    """The samples ``(samples,)`` of an audio file at ``rate`` (Hz), averaged over its channels.
+
+    A .wav file with PCM or float samples of this rate needs no other library. Other formats are read by soundfile, and
+    other rates are converted by soxr, if they are installed.
 
     Raises:
-        ValueError: the file is truncated or of another format, or its sample rate is not ``rate`` (Hz).
+        ValueError: the file is missing, truncated or not audio, or a library is missing; the message names it.
     """
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: is a folder; give an audio file")
     try:
-        form, data = _parse_wav(Path(path).read_bytes())
-    except (OSError, ValueError, struct.error) as error:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        samples, found = _pcm_of_wav(content)
+    except _OtherFormatError as error:
+        samples, found = _decoded(path, content, str(error))
+    except (ValueError, struct.error) as error:
         raise ValueError(f"{path}: not readable as a PCM or float .wav ({error})") from None
-    if form.rate != rate:
-        raise ValueError(f"{path}: has a sample rate of {form.rate} Hz; the model needs {rate} Hz")
+    return _resampled(path, _average(path, samples), found, rate)
+
+
+def _pcm_of_wav(content: bytes) -> tuple[NDArray[np.float32], int]:
+    """The samples ``(frames, channels)`` and the rate of a .wav file. Raises ValueError or struct.error."""
+    form, data = _parse_wav(content)
     whole_frames = len(data) // (form.width * form.channels)
     data = data[: whole_frames * form.width * form.channels]
     if form.tag == 3:
-        return _average(path, np.frombuffer(data, f"<f{form.width}").astype(np.float32).reshape(-1, form.channels))
-    return _average(path, pcm_samples(data, form.width).reshape(-1, form.channels))
+        return np.frombuffer(data, f"<f{form.width}").astype(np.float32).reshape(-1, form.channels), form.rate
+    return pcm_samples(data, form.width).reshape(-1, form.channels), form.rate
+
+
+def _decoded(path: str | Path, content: bytes, reason: str) -> tuple[NDArray[np.float32], int]:
+    """The samples ``(frames, channels)`` and the rate of a file of another format, read by soundfile.
+
+    Args:
+        reason: Why it is not read here.
+    """
+    try:
+        import soundfile  # here: devices without it read .wav files
+    except (ImportError, OSError):  # OSError: libsndfile is missing
+        remedy = "other formats need soundfile (`pip install soundfile`)"
+        raise ValueError(f"{path}: not readable as a PCM or float .wav ({reason}); {remedy}") from None
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            samples = file.read(dtype="float32", always_2d=True)
+            if len(samples) < file.frames:
+                raise ValueError(f"truncated: {len(samples)} samples, but the header says {file.frames}")
+            return samples, file.samplerate
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        said = getattr(error, "error_string", error)  # of libsndfile, without the name of the buffer
+        raise ValueError(f"{path}: not readable as audio ({said})") from None
+
+
+def _resampled(path: str | Path, samples: NDArray[np.float32], found: int, rate: int) -> NDArray[np.float32]:
+    """``(samples,)`` at ``found`` Hz -> ``(samples,)`` at ``rate`` Hz."""
+    if found == rate:
+        return samples
+    if not MIN_RATE <= found <= MAX_RATE:
+        raise ValueError(f"{path}: a rate of {found} Hz, which is not within {MIN_RATE} to {MAX_RATE}")
+    try:
+        import soxr  # here: as above
+    except (ImportError, OSError):
+        remedy = "other rates need soxr (`pip install soxr`)"
+        raise ValueError(f"{path}: has a sample rate of {found} Hz; the model needs {rate} Hz; {remedy}") from None
+    return soxr.resample(samples, found, rate).astype(np.float32, copy=False)
 
 
 def pcm_samples(data: bytes, width: int) -> NDArray[np.float32]:

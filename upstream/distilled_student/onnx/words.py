@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 WORDS = "words.npz"  # in the folder of a model
 FORMAT = 1
+LEAST_WORDS = 20  # that the file is made from; better hundreds
 FALSE_ACCEPTS = 0.01  # share of utterances of other words
 STREAM_FALSE_ACCEPTS = 0.01  # of the windows of a stream: smoothing and the hold-off leave few of them
 STEP = 2  # frames between the ends of two windows
@@ -118,7 +119,7 @@ class WordMaps:
             maps = cls(**scalars, **{name: array.astype(np.float32) for name, array in found.items()})
             maps._check()
         except FileNotFoundError:
-            remedy = "`python -m distilled_student.device.word_maps` makes it"
+            remedy = f"`python -m distilled_student.device.word_maps` makes it, from {LEAST_WORDS} other words or more"
             raise ValueError(f"{file}: no such file; words of one's own need it: {remedy}") from None
         except Exception as error:  # damaged archives raise errors of many kinds
             raise ValueError(f"{file}: not readable as the maps of words ({error})") from None
