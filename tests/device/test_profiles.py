@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+import distilled_student as ds
 from distilled_student import UserError
-from distilled_student.device import named_files
+from distilled_student.device import enrolled, named_files
 from distilled_student.device.named_files import profiles_folder
 from distilled_student.device.profiles import Profiles
 
@@ -205,3 +206,22 @@ def test_the_folder_is_the_given_one_or_that_of_the_environment_or_one_of_the_us
     monkeypatch.setenv("DISTILLED_STUDENT_PROFILES", str(tmp_path / "other"))
     assert profiles_folder() == tmp_path / "other"
     assert profiles_folder(tmp_path) == tmp_path
+
+
+def test_a_profile_with_vectors_of_another_size_is_a_warning_while_a_service_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(enrolled, "SECONDS", 0.0)
+    model = ds.load("tiny")
+    rows = np.eye(2, model.embedding_size, dtype=np.float32)
+    Profiles(tmp_path, model, "tiny").write("Ana", rows, 2.0)
+    people = enrolled.Enrolled(model, tmp_path)
+    before = people.speakers
+    (file,) = tmp_path.glob("*.json")
+    for change in ({"vectors": [[1.0, 0.0], [0.0, 1.0]]}, {"seconds": 10**400}):
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+        people.refresh()
+        assert people.speakers is before and f"{file}: is not the profile of a person" in caplog.text
+        caplog.clear()
+        with pytest.raises(UserError, match="is not the profile of a person"):
+            enrolled.Enrolled(model, tmp_path)
