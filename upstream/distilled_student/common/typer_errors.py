@@ -73,15 +73,16 @@ def _describe(error: Any, argv: Sequence[str]) -> str:
     return f"{message}; {see}"
 
 
-def _describe_missing(error: ModuleNotFoundError, argv: Sequence[str]) -> str:
+def _describe_missing(library: str, argv: Sequence[str]) -> str:
     """A library that is not installed, as in an installation of distilled-student-run."""
-    name = (error.name or "").partition(".")[0]
     remedy = "`pip install .` in a clone installs all libraries, `pip install ./run` only those that devices need"
-    return f"{argv[0] if argv else ''}: needs {name}, which is not installed; {remedy}"
+    return f"{argv[0] if argv else ''}: needs {library}, which is not installed; {remedy}"
 
 
-def _is_library(error: ModuleNotFoundError) -> bool:
-    return (error.name or "").partition(".")[0] not in ("", "distilled_student")
+def _missing_library(error: Exception) -> str:
+    """The library whose absence is the error; empty if it is another error, or one of our own modules."""
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    return "" if name == "distilled_student" else name
 
 
 def run_app(app: typer.Typer, argv: Sequence[str], name: str) -> None:
@@ -100,8 +101,8 @@ def run_app(app: typer.Typer, argv: Sequence[str], name: str) -> None:
     except typer.Abort:
         code = 130
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and _is_library(error):
-            print(f"error: {_describe_missing(error, argv)}", file=sys.stderr)
+        if library := _missing_library(error):
+            print(f"error: {_describe_missing(library, argv)}", file=sys.stderr)
             code = 2
         else:
             traceback.print_exc()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from distilled_student.common.early_checks import check_between
 from distilled_student.common.errors import UserError
 from distilled_student.common.typer_errors import Commands
 from distilled_student.device.odds import as_odds, with_needed
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from distilled_student.device.profiles import Profiles
     from distilled_student.onnx import Enrolment, Model
+    from distilled_student.onnx.model_file import ModelFile
 
 # numpy, onnxruntime and soundfile are imported by the commands: --help and mistakes do without them
 
@@ -52,24 +54,28 @@ def register(app: typer.Typer) -> None:
     app.add_typer(speakers, name="speakers", rich_help_panel=PANEL)
 
 
-def parse_share(text: str) -> float:
-    """``1%`` or ``0.01`` -> 0.01. Raises UserError."""
+def parse_share(text: str, option: str = "--false-accepts") -> float:
+    """``1%`` or ``0.01`` -> 0.01. Raises UserError that names the option."""
     try:
         share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
-        raise UserError(f"--false-accepts {text}: expected a share, such as 1% or 0.01") from None
+        raise UserError(f"{option} {text}: expected a share, such as 1% or 0.01") from None
     if not 0 < share < 1:
-        raise UserError(f"--false-accepts {text}: must be between 0 and 1; one per cent is 1% or 0.01")
+        raise UserError(f"{option} {text}: must be between 0 and 1; one per cent is 1% or 0.01")
     return share
 
 
-def check_share(model: Model, share: float) -> None:
+def check_share(model: ModelFile, share: float) -> None:
     """Raise UserError for a share of false accepts that the model's calibration has no threshold for."""
     if model.calibration is None:
         raise UserError(f"{model.file}: has no calibration of speaker verification; `embed` works without one")
-    shares = model.calibration.shares
-    if shares and not shares[0] <= share <= shares[-1]:
-        raise UserError(f"--false-accepts {share:g}: must be from {shares[0]:g} to {shares[-1]:g}")
+    check_fitted(model, share)
+
+
+def check_fitted(model: ModelFile, share: float, option: str = "--false-accepts") -> None:
+    """As `check_share`, but a model without a calibration, or with one of version 0.1.0, takes any share."""
+    if model.calibration is not None and (shares := model.calibration.shares):
+        check_between(option, share, shares[0], shares[-1])
 
 
 def run_each(items: Iterable[Item], run: Callable[[Item], bool]) -> int:

@@ -110,11 +110,7 @@ def enrol(
 
 def _notes(model: Model, profiles: Profiles, name: str) -> tuple[str, ...]:
     unchecked = "the model has no calibration of speakers: whether the clips are of one person was not checked"
-    try:
-        names = profiles.names()
-    except UserError:  # the file of somebody else is damaged, which the commands that use it say
-        names = []
-    return (*([unchecked] if model.calibration is None else []), *note_of_case(name, names, "people"))
+    return (*([unchecked] if model.calibration is None else []), *note_of_case(name, profiles.names, "people"))
 
 
 def read_clip(model: Model, file: str | Path) -> Clip:

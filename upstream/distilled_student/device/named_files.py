@@ -7,7 +7,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -50,8 +50,15 @@ def checked_name(name: str) -> str:
     return name
 
 
-def note_of_case(name: str, names: Iterable[str], kind: str) -> list[str]:
-    """A note if another name differs from this one in case alone; ``kind``: ``people`` or ``words``."""
+def note_of_case(name: str, read_names: Callable[[], Iterable[str]], kind: str) -> list[str]:
+    """A note if another name differs from this one in case alone; ``kind``: ``people`` or ``words``.
+
+    If ``read_names`` raises UserError there is none: the commands that use the damaged file say it.
+    """
+    try:
+        names = read_names()
+    except UserError:
+        return []
     alike = [other for other in names if other != name and other.casefold() == name.casefold()]
     return [f"{name} and {', '.join(alike)} are different {kind}: their names differ in case alone"] if alike else []
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ovos_plugin_manager.templates.hotwords import HotWordVerifier
 
 from distilled_student.common.errors import UserError
-from distilled_student.device.commands import parse_share
+from distilled_student.device.commands import check_fitted, parse_share
 from distilled_student.device.enrolled import Enrolled
 from distilled_student.device.model_files import open_model
 from distilled_student.onnx import Model
@@ -41,7 +41,7 @@ class SpeakerVerifier(HotWordVerifier):
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         super().__init__(config)
         self.fail_open = _flag("fail_open", self.config.get("fail_open", True))
-        self._false_accepts = _share("false_accepts", self.config.get("false_accepts", 0.01))
+        self._false_accepts = parse_share(str(self.config.get("false_accepts", 0.01)), "false_accepts")
         self._wanted = _names("people", self.config.get("people"))
         self._missing: list[str] = []  # of those, who were not enrolled at the latest look
         self._folder = _folder("profiles", self.config.get("profiles"))
@@ -50,7 +50,7 @@ class SpeakerVerifier(HotWordVerifier):
         except Exception as error:  # it is tried again at the first wake word
             log.warning("%s", error)
             return
-        _check_share("false_accepts", self._false_accepts, self._model)
+        check_fitted(self._model, self._false_accepts, "false_accepts")
         self._people()  # says who is not enrolled
 
     def verify(self, chunk: bytes) -> bool:
@@ -101,20 +101,6 @@ def _flag(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise UserError(f"{key}: expected true or false, found {value!r}")
     return value
-
-
-def _share(key: str, value: Any) -> float:
-    try:
-        return parse_share(str(value))
-    except UserError as error:
-        raise UserError(str(error).replace("--false-accepts", key, 1)) from None
-
-
-def _check_share(key: str, share: float, model: Model) -> None:
-    """Raise UserError for a share that the model's calibration has no threshold for."""
-    shares = model.calibration.shares if model.calibration else ()
-    if shares and not shares[0] <= share <= shares[-1]:
-        raise UserError(f"{key} {share:g}: must be from {shares[0]:g} to {shares[-1]:g}")
 
 
 def _names(key: str, value: Any) -> list[str] | None:

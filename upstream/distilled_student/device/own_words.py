@@ -239,11 +239,8 @@ def add_word(
 def _notes(words: OwnWords, name: str, word: OwnWord | None) -> tuple[str, ...]:
     count = RECOMMENDED if word is None else word.count
     few = f"{count} of at least {RECOMMENDED} recordings: words are missed more often; add others"
-    try:
-        names = [other.name for other in words.all()]
-    except UserError:  # the file of another word is damaged, which the commands that use it say
-        names = []
-    return (*([few] if count < RECOMMENDED else []), *note_of_case(name, names, "words"))
+    in_case = note_of_case(name, lambda: [other.name for other in words.all()], "words")
+    return (*([few] if count < RECOMMENDED else []), *in_case)
 
 
 def read_word(model: Model, file: str | Path) -> Recording:

@@ -269,8 +269,7 @@ def listen(
     people = _enrolled(stream, profiles, model, owner) if stream.model.calibration is not None or owner else {}
     if people:
         check_share(stream.model, share)
-        for note in notes(stream, people, share):
-            typer.echo(f"note: {note}", err=True)
+        print_notes(notes(stream, people, share))
     _watch_words(stream, profiles, model)
     blocks = microphone_blocks(device) if recording is None else recording_blocks(recording)
     count = 0
