@@ -19,7 +19,6 @@ from distilled_student.benchmark.superb_results import EXPERTS
 from distilled_student.common.settings import find_config
 from distilled_student.common.shipped_configs import first_sentence, shipped_configs
 from distilled_student.host.superb.recipe_names import recipe_names
-from distilled_student.multitask.expert import BEST
 from distilled_student.speed.measure_all import PARTS
 from distilled_student.speed.part_names import PART_NAMES
 
@@ -249,7 +248,6 @@ def test_a_config_is_shown_and_copied_by_its_name(name: str, folder: Path, tmp_p
 def test_names_that_are_checked_early_are_those_of_the_modules_that_run() -> None:
     assert tuple(PARTS) == PART_NAMES
     assert ("multitask", *EXPERTS) == suite.DOWNSTREAMS
-    assert cli.BEST == BEST
 
 
 def test_the_recipes_are_those_of_s3prl(folder: Path) -> None:

@@ -125,7 +125,7 @@ def test_a_packed_model_without_float_weights_says_what_pytorch_needs(tmp_path: 
     file, recording = tmp_path / "a.onnx", tmp_path / "stop.wav"
     soundfile.write(recording, spoken("am_adam", ["stop"]), 16_000)
     with pytest.raises(UserError, match=r"has no float weights, only int8 graphs, .*: `pip install \.` in a clone"):
-        check_model(tmp_path, "best-dev.ckpt", "best-dev.ckpt")
+        check_model(tmp_path, "best-dev.ckpt")
     for words in (["export", str(tmp_path), "-o", str(file), "--int8"], ["stream", str(tmp_path), str(recording)]):
         with pytest.raises(SystemExit) as end:
             cli.main(words)

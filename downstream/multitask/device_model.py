@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_student.checkpoints.folder import load_student
-from distilled_student.common.early_checks import JOINT
+from distilled_student.common.early_checks import BEST, JOINT
 from distilled_student.common.errors import UserError
 from distilled_student.common.shipped_models import model_path
 from distilled_student.host.upstreams import PREDICTED, StudentUpstream
 from distilled_student.multitask.calibration_folders import OPTION, folder_pieces
 from distilled_student.multitask.evaluate import find_checkpoint
-from distilled_student.multitask.expert import BEST
 from distilled_student.multitask.loader import EvaluationLoader
 from distilled_student.multitask.packed import PackedModel, load_packed
 from distilled_student.multitask.short_utterances import Filled, Filling, filled, padded_rows

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from distilled_student.common.early_checks import checkpoints, held_instead
+from distilled_student.common.early_checks import BEST, checkpoints, held_instead
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import write_files, write_json
 from distilled_student.common.plots import plot_det
 from distilled_student.common.provenance import weights_fingerprint, write_provenance
 from distilled_student.multitask import metrics as M
-from distilled_student.multitask.expert import BEST
 from distilled_student.multitask.model_card import write_card
 from distilled_student.multitask.owner_evaluation import det_curves
 from distilled_student.multitask.tasks.base import BaseTask

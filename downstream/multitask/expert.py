@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from distilled_student.common import audio
+from distilled_student.common.early_checks import BEST
 from distilled_student.common.errors import UserError, one_line
 from distilled_student.common.processes import count_processes, is_leader, sum_over_processes
 from distilled_student.common.progress import note
@@ -65,7 +66,6 @@ from distilled_student.multitask.training_log import TrainingLog
 log = logging.getLogger(__name__)
 
 STUDENT = "distilled_student"  # the upstream whose models can have heads
-BEST = "best-dev.ckpt"  # the checkpoint with the best score on development data
 
 
 class DownstreamExpert(nn.Module):

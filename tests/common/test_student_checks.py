@@ -73,7 +73,7 @@ def test_a_checkpoint_is_named_by_its_name_or_by_its_path(
         with pytest.raises(ds.UserError, match=r"^--checkpoint .*: is not in runs/b: give .*runs/a as the folder of"):
             checkpoint_name(Path("runs/b"), given.format(here=tmp_path))
     with pytest.raises(ds.UserError, match=r"^runs/b/gone/states-3\.ckpt: no such checkpoint"):
-        check_run(Path("runs/b"), checkpoint_name(Path("runs/b"), "gone/states-3.ckpt"), "best-dev.ckpt")
+        check_run(Path("runs/b"), checkpoint_name(Path("runs/b"), "gone/states-3.ckpt"))
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_a_misspelt_model_is_answered_with_the_closest_one_wherever_a_model_is_n
     for attempt in (
         lambda: open_model("tinyy"),
         lambda: open_stream("tinyy"),
-        lambda: check_model(Path("tinyy"), "best-dev.ckpt", "best-dev.ckpt"),  # of export and stream
+        lambda: check_model(Path("tinyy"), "best-dev.ckpt"),  # of export and stream
         lambda: load_student("tinyy"),
         lambda: check_names(student, ["distilled_student"], ["multitask"]),  # -k
         lambda: load("tinyy"),

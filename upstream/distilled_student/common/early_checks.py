@@ -15,6 +15,7 @@ from distilled_student.common.shipped_models import model_path, other_models
 
 CONFIG = "config.json"
 JOINT = "joint.json"  # of a joint model without its run
+BEST = "best-dev.ckpt"  # of a joint run: the checkpoint with the best score on development data
 WEIGHTS = ("*.safetensors", "*.bin")
 DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "npu", "xla", "mtia", "privateuseone")  # kinds of torch.device
 
@@ -158,22 +159,22 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.stem.removeprefix("states-")))
 
 
-def check_run(folder: Path, checkpoint: str, default: str) -> None:
+def check_run(folder: Path, checkpoint: str = BEST) -> None:
     """Raise UserError if the folder of a joint training run has no checkpoint to open.
 
     Args:
-        checkpoint: File in the folder. If it is the ``default`` name and missing, a ``states-STEP.ckpt`` can be used.
+        checkpoint: File in the folder. If `BEST` is missing, a ``states-STEP.ckpt`` can be used.
     """
     if folder.is_file():
         raise UserError(f"{folder}: is a file; give the folder of the run, and the file with --checkpoint")
     check_folder("", folder)
     if (folder / checkpoint).is_file():
         return
-    if checkpoint != default:
+    if checkpoint != BEST:
         names = (file.name for file in folder.glob("*.ckpt"))
         raise UserError(f"{folder / checkpoint}: no such checkpoint{did_you_mean(checkpoint, names)}")
     if not checkpoints(folder):
-        raise UserError(f"{folder}: has no checkpoint: neither {default} nor states-*.ckpt{held_instead(folder)}")
+        raise UserError(f"{folder}: has no checkpoint: neither {BEST} nor states-*.ckpt{held_instead(folder)}")
 
 
 def held_instead(folder: Path) -> str:
@@ -186,7 +187,7 @@ def held_instead(folder: Path) -> str:
     if not (folder / CONFIG).is_file() and (steps or (folder / "checkpoints").is_dir()):
         step = f"at step {int(steps[-1].stem.removeprefix('step-'))}" if steps else "before its first checkpoint"
         return f"; it holds a distillation that was interrupted {step}: run its command again to resume it"
-    if any(folder.glob("states-*.ckpt")) or (folder / "best-dev.ckpt").is_file():
+    if any(folder.glob("states-*.ckpt")) or (folder / BEST).is_file():
         return "; it holds a joint training run, which `distilled-student evaluate` and `export` take"
     if (folder / CONFIG).is_file():
         return (
@@ -199,11 +200,11 @@ def held_instead(folder: Path) -> str:
     return f"; did you mean {folder / inner[0]}?" if inner else ""
 
 
-def check_model(path: Path, checkpoint: str, default: str) -> None:
+def check_model(path: Path, checkpoint: str = BEST) -> None:
     """Raise UserError for a path that is neither the folder of a joint training run nor a student (folder or file)."""
     path = model_path(path)
     if path.is_dir() and any(path.glob("*.ckpt")):
-        check_run(path, checkpoint, default)
+        check_run(path, checkpoint)
     elif path.is_dir() and not (path / CONFIG).is_file():
         raise UserError(
             f"{path}: has neither a checkpoint of a joint training run (*.ckpt) nor a student (config.json)"

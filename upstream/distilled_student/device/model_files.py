@@ -9,14 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distilled_student.common.early_checks import JOINT, check_file, check_model, checkpoints, held_instead
+from distilled_student.common.early_checks import (
+    BEST,
+    JOINT,
+    check_file,
+    check_model,
+    checkpoints,
+    held_instead,
+)
 from distilled_student.common.errors import UserError
 from distilled_student.common.shipped_models import model_path, other_models, shipped_models
 
 if TYPE_CHECKING:
     from distilled_student.onnx import Model, Stream
 
-BEST = "best-dev.ckpt"  # the default checkpoint of a joint run
 CACHE = "DISTILLED_STUDENT_CACHE"  # environment variable: a folder for exported runs
 WEIGHTS = ("model.safetensors", "heads.safetensors", JOINT)  # of a folder with a joint model and without graphs
 EXPORTER = 2  # changes when a run has to be exported again
@@ -98,7 +104,7 @@ def exported_run(folder: Path) -> Path:
     """
     from distilled_student.onnx import UTTERANCE
 
-    check_model(folder, BEST, BEST)
+    check_model(folder)
     weights = _weight_files(folder)
     if not weights:
         raise UserError(
