@@ -106,6 +106,11 @@ class ExpertSettings:
             raise ValueError(f"conflict: {self.conflict} needs update: sum and two or more tasks in the schedule")
         if self.optimizer_per_task and self.update != "alternate":
             raise ValueError("optimizer_per_task: needs update: alternate, because a step on a sum has no task")
+        if self.optimizer_per_task and len(self.schedule) < 2:
+            raise ValueError("optimizer_per_task: needs two or more tasks in the schedule")
+        weights = [self.score.get(name, 1.0) for name in self.schedule] + [self.score.get("owner", 0.0)]
+        if min(weights) < 0 or max(weights) == 0:
+            raise ValueError(f"score: needs weights of 0 or more, one above 0 in the schedule, not {self.score}")
         if self.layers < 1:
             raise ValueError("layers: needs 1 or more")
         if self.num_workers < 0:

@@ -332,6 +332,7 @@ def test_a_file_with_teachers_and_the_teacher_of_the_first_of_them_is_refused() 
         ([GOOD | {"weight": 0}], {}, "weight: needs a positive number, not 0.0"),
         ([GOOD | {"targets": "embedding"}], {}, r"targets: 'embedding' is neither layers, as \[4, 8\], nor utterance"),
         ([GOOD | {"targets": []}], {}, "is neither layers"),
+        ([GOOD, GOOD | {"weight": 2}], {}, r"teachers: shipped with targets \[1, 2\] is there twice: set its weight"),
         ([GOOD | {"targets": [0]}], {}, "is neither layers"),
         ([GOOD | {"targets": [1, 2, 1]}], {}, r"targets: \[1, 2, 1\] names a layer twice"),
         ([], {"teacher": "shipped", "targets": [2, 2]}, r"targets: \[2, 2\] names a layer twice"),

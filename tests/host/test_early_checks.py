@@ -49,6 +49,8 @@ LARGE_LIBRARIES = ("torch", "s3prl", "transformers", "torchaudio", "lhotse", "on
         (["-m", "train", "-u", "teacher", "-d", "speech_commands", "-p", "new"], "data/speech_commands/train: no such"),
         ([*JOINT, "--device", "gpu"], "--device gpu: unknown"),
         ([*JOINT, "-c", "nope"], "nope: no such config file"),
+        ([*JOINT, "-d", "example", "-o", "config.runner.layer_decay=0.8"], "runner.layer_decay: needs -f"),
+        ([*JOINT, "-o", "config.runner.fp16=True,,config.runner.bf16=True"], "runner.bf16: cannot be used with fp16"),
         ([*JOINT, "-o", "config.runner.log_steps=1"], "runner.log_steps: no such key"),
         ([*JOINT, "-o", "config.runner.log_step=1,args.seed=2"], "one comma"),
         ([*JOINT, "-o", "config.runnr={}"], "runnr: no such section; did you mean `runner`?"),

@@ -179,6 +179,7 @@ def test_the_cosine_is_logged_with_a_cycle_of_several_batches(
             "conflict: needs -f",
         ),
         ({"optimizer_per_task": True}, ("--seed", "1"), "optimizer_per_task: needs -f"),
+        ({"optimizer_per_task": True, "schedule": {"kws": 1}}, (), "optimizer_per_task: needs two or more tasks"),
         (
             {"optimizer_per_task": True, "update": "sum", "runner": {"gradient_accumulate_steps": 2}},
             (),

@@ -230,6 +230,8 @@ def test_an_unreadable_file_in_a_worker_gives_one_line_with_its_name(tmp_path: P
         ({"tasks": {"kws": 3}}, r"tasks\.kws: expected a group of keys"),
         ({"seed": -1}, r"seed: needs 0 or more"),
         ({"score": {"kws": float("nan")}}, r"score\.kws: needs a finite number"),
+        ({"score": {"kws": -1}}, r"score: needs weights of 0 or more"),
+        ({"score": {"kws": 0}, "schedule": {"kws": 1}}, r"score: needs .* one above 0 in the schedule"),
         ({"schedule": {"asr": 1}}, r"downstream_expert: schedule\.asr: no such task"),
         ({"schedule": {"kws": 0}}, r"schedule: needs 1 or more"),
         ({"update": "both"}, r"update: 'both'"),

@@ -199,6 +199,9 @@ class DistillConfig:
             if not self.teacher:
                 raise ValueError("teacher: missing")
             return
+        for number, one in enumerate(self.teachers):
+            if (one.teacher, one.targets) in [(before.teacher, before.targets) for before in self.teachers[:number]]:
+                raise ValueError(f"teachers: {one.teacher} with targets {one.targets} is there twice: set its weight")
         first = self.teachers[0]
         if first.embeds_utterances:
             raise ValueError("teachers: the first one needs layers as targets, for the student's prediction layers")

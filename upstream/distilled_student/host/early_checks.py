@@ -56,6 +56,8 @@ def check_early(args: Namespace) -> None:
         selected, is_trained = start.upstream_feature_selection, start.upstream_trainable
         multitask.check_early(config, selected, start.mode, source(vars(start)), is_trained)
         check_layers(start, config["downstream_expert"].get("layers", 1))
+    if start.mode == "train" and config["runner"].get("layer_decay") and not start.upstream_trainable:
+        raise UserError(f"{source(vars(start))}: runner.layer_decay: needs -f: without it the upstream is not trained")
     folder = Path(start.expdir).absolute() if start.expdir else folder
     if start.mode == "train" and ((folder / CONFIG).is_file() or (folder / "checkpoints").is_dir()):
         raise UserError(f"-p {folder}: holds a student or its distillation: choose another folder")

@@ -82,6 +82,8 @@ def _check_runner(where: str, runner: Mapping[str, Any], downstream: str) -> Non
         if not isinstance(runner.get(key, False), bool):
             wanted = "true, false or heads" if key == "weights_only" else "true or false"
             raise UserError(f"{where}: runner.{key}: expected {wanted}, found {runner[key]!r}")
+    if runner.get("fp16") and runner.get("bf16"):
+        raise UserError(f"{where}: runner.bf16: cannot be used with fp16: set one of them to false")
     splits, known = runner.get("eval_dataloaders"), SPLITS.get(downstream)
     if not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
         raise UserError(f"{where}: runner.eval_dataloaders: expected a list of splits such as [dev], found {splits!r}")
