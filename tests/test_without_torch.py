@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,24 @@ def test_the_commands_of_a_device_run_without_torch_s3prl_and_lhotse(tmp_path: P
     assert all(code == 0 for line, code in codes.items() if not line.startswith("wyoming")), output
     assert "yes.wav: yes" in output and "Ada: 1 clip," in output
     assert "tcp://256.0.0.1:1: cannot listen there" in output or "wyoming: is not installed" in output
+
+
+def test_the_image_installs_programs_that_run_in_its_environment(tmp_path: Path) -> None:
+    [command] = re.findall(r"^RUN (python (?:.*\\\n)*.*)", (ROOT / "run/Dockerfile").read_text(), re.MULTILINE)
+    contents = {
+        "said.py": "def main(): print('started')",
+        "said-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: said\nVersion: 1\n",
+        "said-1.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "said-1.dist-info/entry_points.txt": "[console_scripts]\nsaid = said:main\n",
+        "said-1.dist-info/RECORD": "",
+    }
+    with zipfile.ZipFile(tmp_path / "said-1-py3-none-any.whl", "w") as wheel:
+        for name, content in contents.items():
+            wheel.writestr(name, content)
+    command = command.replace("/source/run[wyoming]", wheel.filename).replace("/venv", str(tmp_path / "venv"))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["sh", "-c", command], check=True, env=os.environ | {"PATH": path, "PIP_NO_INDEX": "1"})
+    assert subprocess.check_output([tmp_path / "venv/bin/said"], text=True) == "started\n"
 
 
 def test_a_command_that_needs_a_missing_library_names_it_and_the_remedy(tmp_path: Path) -> None:
