@@ -38,7 +38,7 @@ web:
 	npm ci --omit=dev --ignore-scripts --no-audit --no-fund
 	mkdir -p $(WEB)
 	cp $(addprefix node_modules/onnxruntime-web/dist/,$(RUNTIME)) $(WEB)
-	@echo "distilled-student web serves the page without a network"
+	@echo "distilled-student web serves the page without a network; after pip install . or ./run, install it again"
 
 lint: $(STAMP)
 	.venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check .

@@ -54,4 +54,5 @@ def web(
 
 def _print_runtime(is_local: bool) -> None:
     if not is_local:
-        print("note: the browser loads onnxruntime-web from a public CDN; `make web` puts it into the site", flush=True)
+        print("note: the browser loads onnxruntime-web from a public CDN;", end=" ")
+        print("`make web` and a new `pip install` put it into the site", flush=True)
