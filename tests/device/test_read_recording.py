@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from scipy.signal import resample_poly
+from stress import golden
 
 from distilled_student import UserError
 from distilled_student.common.audio_reading import header
@@ -97,6 +98,12 @@ def test_a_recording_of_more_than_60_seconds_is_refused_by_its_header_with_what_
         read_recording(tmp_path / "long.wav")
     with pytest.raises(UserError, match=r"b\.wav: 61\.0 s together with the files before it: .* at most 60 s: cut it"):
         read_joined([tmp_path / "a.wav", tmp_path / "b.wav"])
+
+
+def test_the_table_of_all_paths_reads_files_of_any_length(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "long.wav", np.full(60_500, 0.5), 1_000)
+    samples = golden.read_audio([tmp_path / "long.wav", tmp_path / "long.wav"])
+    assert samples.shape == (2 * 968_000,) and samples.dtype == np.int16
 
 
 def test_a_command_on_a_wav_file_imports_neither_torch_nor_what_it_does_not_need(tmp_path: Path) -> None:

@@ -67,9 +67,10 @@ def embedded_speech(minutes: float) -> NDArray[np.int16]:
 
 def read_audio(files: Sequence[str]) -> NDArray[np.int16]:
     """All files, one after the other, in 16 bits at 16 kHz: the server's clients send integers."""
-    from distilled_student.device.recordings import read_joined
+    from distilled_student.device.recordings import recording_blocks
 
-    return (32_767 * read_joined(files).clip(-1, 1)).astype(np.int16)
+    samples = np.concatenate([block for file in files for block in recording_blocks(file)])
+    return (32_767 * samples.clip(-1, 1)).astype(np.int16)
 
 
 def with_torch(model: str, samples: NDArray[np.int16], settings: object) -> list[Found]:
