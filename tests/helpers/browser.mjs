@@ -42,6 +42,34 @@ const tasks = {
     return { hits, level, footer: await page.textContent("#footer") };
   },
 
+  /** Record a clip to enrol until the page says what is wrong. */
+  async record({ page }) {
+    await page.click("#enrol");
+    await page.keyboard.type("Ada");
+    await page.click("#record");
+    await page.locator("#problem").waitFor();
+    return { listening: await page.textContent("#status") };
+  },
+
+  /** Press Stop while a file is read. */
+  async reading({ page, task }) {
+    await page.evaluate(() => {
+      const { decodeAudioData } = OfflineAudioContext.prototype;
+      OfflineAudioContext.prototype.decodeAudioData = async function (content) {
+        await new Promise((resolve) => document.getElementById("listen").addEventListener("click", () => setTimeout(resolve)));
+        globalThis.isRead = true;
+        return decodeAudioData.call(this, content);
+      };
+    });
+    await page.setInputFiles("#file", task.files[0]);
+    await page.waitForTimeout(100);
+    const before = await page.textContent("#status");
+    await page.click("#listen");
+    await page.waitForFunction(() => globalThis.isRead);
+    await page.waitForTimeout(300);
+    return { before, button: await page.textContent("#listen") };
+  },
+
   /** Enrol a person from files with the keyboard, save the profile, open a file, forget the person and load the profile. */
   async enrol({ page, task }) {
     await page.focus("#enrol");
@@ -162,7 +190,7 @@ async function run(browser, task) {
   const context = await browser.newContext({
     viewport: { width: task.width ?? 1000, height: 900 },
     colorScheme: task.dark ? "dark" : "light",
-    permissions: task.name === "microphone" && !task.denied ? ["microphone"] : [],
+    permissions: ["microphone", "record"].includes(task.name) && !task.denied ? ["microphone"] : [],
   });
   context.setDefaultTimeout(TIMEOUT);
   const page = await context.newPage();

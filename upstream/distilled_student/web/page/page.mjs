@@ -9,7 +9,7 @@ import { element, hitLine, percent, wordTile } from "./view.mjs";
 import { WorkerPort } from "./worker_port.mjs";
 
 const SHOWN_SECONDS = 1.2; // a word stays lit for this time
-const SLOW_SECONDS = 1; // of audio that wait for the worker, from which on the page says that the device is too slow
+const SLOW_SECONDS = 2; // of audio that wait for the worker, from which on the page says that the device is too slow
 const MAX_HITS = 50; // in the list
 const at = (id) => document.getElementById(id);
 
@@ -39,7 +39,7 @@ async function start() {
 }
 
 function connect() {
-  at("listen").addEventListener("click", () => (isIdle ? listen() : stop()).catch(showProblem));
+  at("listen").addEventListener("click", () => (isIdle ? openMicrophone() : stop()).catch(showProblem));
   at("open").addEventListener("click", () => at("file").click());
   at("file").addEventListener("change", () => {
     const [file] = at("file").files;
@@ -56,10 +56,6 @@ function connect() {
   worker.on("error", ({ message }) => showProblem(new Error(message)));
 }
 
-async function listen() {
-  if (await openMicrophone()) showStatus(`Listening for: ${[...model.labels.filter(isKeyword), ...saved.words.keys()].join(", ")}.`);
-}
-
 /** Open the microphone if it is not open; false if the user stopped before it was. */
 async function openMicrophone() {
   if (microphone) return true;
@@ -74,6 +70,7 @@ async function openMicrophone() {
     }
     microphone = opened;
     microphone.onended = () => stop().then(() => showProblem(new Error("The microphone was disconnected.")));
+    showStatus(`Listening for: ${[...model.labels.filter(isKeyword), ...saved.words.keys()].join(", ")}.`);
     return true;
   } catch (error) {
     if (session === own) end("Press Listen to try again, or open a file.");
@@ -84,8 +81,13 @@ async function openMicrophone() {
 async function playFile(file) {
   await stop();
   showProblem(null);
-  const samples = await readFile(file, model.rate);
   const own = begin();
+  showStatus(`Reading ${file.name}.`);
+  const samples = await readFile(file, model.rate).catch((error) => {
+    if (session === own) end("Press Listen, or open another file.");
+    throw error;
+  });
+  if (session !== own) return;
   showStatus(`${file.name}, ${(samples.length / model.rate).toFixed(1)} s.`);
   const feed = (part) => worker.send("samples", { samples: part }, [part.buffer]);
   let fed = 0;
@@ -177,8 +179,8 @@ function showHop(hop) {
   saved.show(hop.ownWords);
   if (people.names().length) at("who").textContent = hop.speaker ? (hop.speaker.name ?? "somebody else") : "–";
   people.show(hop.speaker);
-  if (microphone && hop.behind > SLOW_SECONDS) {
-    showProblem(new Error(`This device is too slow: it is ${hop.behind.toFixed(1)} s behind. Try the model tiny.`));
+  if (microphone && hop.behind > SLOW_SECONDS && at("problem").hidden) {
+    showProblem(new Error(`This device is too slow: it is more than ${SLOW_SECONDS} s behind. Try the model tiny.`));
   }
   if (times.length % 25 === 0) showFooterTime();
 }

@@ -7,7 +7,6 @@ import { joined, Listener, Stream } from "./stream.mjs";
 import { WordMaps } from "./words.mjs";
 
 let ort, session, model, listener;
-let waiting = 0; // samples that have arrived and are not processed
 let recording = null; // {wanted, samples} while a clip is recorded
 let queue = Promise.resolve(); // one message is processed after the other
 
@@ -25,9 +24,9 @@ const handlers = {
     postMessage({ type: "ready", id, model, runtime, milliseconds: performance.now() - begin });
   },
 
-  async samples({ samples }) {
-    await listener.listen(samples, reportHop);
-    waiting -= samples.length;
+  /** sent: the milliseconds of the clock at which the microphone gave the samples. */
+  async samples({ samples, sent }) {
+    await listener.listen(samples, (hop) => reportHop(hop, sent));
   },
 
   /** offset: of the thresholds of speakers, in a household; words: words of one's own. */
@@ -78,8 +77,8 @@ const handlers = {
   },
 };
 
-function reportHop(hop) {
-  postMessage({ type: "hop", ...hop, behind: waiting / model.rate });
+function reportHop(hop, sent = Date.now()) {
+  postMessage({ type: "hop", ...hop, behind: (Date.now() - sent) / 1000 });
 }
 
 async function createSession(graph) {
@@ -105,10 +104,7 @@ async function readBytes(file, here) {
 }
 
 function receive(message) {
-  if (message.type === "samples") {
-    waiting += message.samples.length;
-    record(message.samples);
-  }
+  if (message.type === "samples") record(message.samples);
   queue = queue
     .then(() => handlers[message.type](message))
     .catch((error) => postMessage({ type: "error", of: message.type, id: message.id, message: error.message }));
@@ -124,6 +120,6 @@ function record(samples) {
 }
 
 onmessage = ({ data }) => {
-  if (data.type === "port") data.port.onmessage = ({ data: samples }) => receive({ type: "samples", samples });
+  if (data.type === "port") data.port.onmessage = ({ data: packet }) => receive({ type: "samples", ...packet });
   else receive(data);
 };

@@ -31,7 +31,7 @@ class Microphone extends AudioWorkletProcessor {
     const samples = this.packet;
     this.packet = new Float32Array(PACKET);
     this.filled = 0;
-    this.worker.postMessage(samples, [samples.buffer]);
+    this.worker.postMessage({ samples, sent: Date.now() }, [samples.buffer]);
   }
 }
 
