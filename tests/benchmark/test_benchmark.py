@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from conftest import tone
 from helpers.trees import SMALL_JOINT, TASKS, speech_commands, voxceleb
 
@@ -24,6 +26,7 @@ from distilled_student.benchmark.report import write_report
 from distilled_student.benchmark.run_suite import open_bench, run_suite
 from distilled_student.benchmark.suite import plan, read_suite
 from distilled_student.cli import main
+from distilled_student.common.errors import UserError
 from distilled_student.common.interruption import Interrupted
 from distilled_student.common.settings import typed
 from distilled_student.distillation.config import DistillConfig
@@ -79,6 +82,25 @@ def paper(data: Path, output: Path, *joint: str, steps: int = 2) -> Bench:
 def rows(output: Path) -> dict[str, dict[str, Any]]:
     content = json.loads((output / "results.json").read_text())
     return {f"{row['model']}/{row['setting']}": row for row in content["rows"]}
+
+
+def test_the_device_of_a_suite_is_that_of_its_distillations_too(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = []
+
+    def distill(config: DistillConfig, where: Path) -> None:
+        monkeypatch.setattr(AcceleratorState, "_shared_state", {})
+        monkeypatch.setattr(PartialState, "_shared_state", {})
+        devices.append(Accelerator().device.type)
+        raise UserError("enough")
+
+    monkeypatch.setattr(PartialState, "default_device", torch.device("mps"))  # a machine with a GPU
+    monkeypatch.setattr("distilled_student.distillation.train.distill", distill)
+    bench = paper(data, tmp_path)
+    for device in ("cpu", None):
+        run_suite(dataclasses.replace(bench, device=device), plan(bench.suite, 1, ["distilled-hubert/joint"]))
+    assert devices == ["cpu", "mps"]
 
 
 @pytest.fixture(scope="module")

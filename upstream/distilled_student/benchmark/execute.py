@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import patch_environment
 
 from distilled_student.benchmark.commands import STUDENT_DATA, Bench
 from distilled_student.benchmark.suite import Run
@@ -102,7 +103,9 @@ def _distil(bench: Bench, run: Run) -> None:
     folder, untrained = bench.student(run), bench.untrained_student(run)
     _check_settings(folder, bench.student_settings(run))
     if not (folder / CONFIG).is_file():
-        with _timed(folder, bench.student_settings(run)):
+        # accelerate, which chooses the device of a distillation, takes the best one here
+        forced = {"ACCELERATE_USE_CPU": True} if bench.device == "cpu" else {}
+        with _timed(folder, bench.student_settings(run)), patch_environment(**forced):
             distill(*bench.distillation(run))
     if bench.suite.models[run.model].untrained and not (untrained / CONFIG).is_file():
         torch.manual_seed(run.seed)
