@@ -34,7 +34,7 @@ def _loss_section(config: DistillConfig, curve: list[list[float]]) -> str:
     if not curve:
         return ""
     return f"""
-Loss per valid frame ({_summed(config)} of L1 and -log sigmoid(cosine)):
+Loss ({_summed(config)} of L1 and -log sigmoid(cosine), means over frames, of embeddings over utterances):
 
 | step | loss |
 |---|---|
