@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 from distilled_student.common.lazy_names import importer
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.29 reports to Microsoft when it is imported
 
 _HOMES = {
     "Student": "student.network",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +47,7 @@ class ModelFile:
     """
 
     def __init__(self, file: str | Path, threads: int = 1) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # version 1.29 reports to Microsoft when it is imported
         import onnxruntime  # here, so that the rest of the module can be imported without it
 
         options = onnxruntime.SessionOptions()
