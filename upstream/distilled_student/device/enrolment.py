@@ -41,7 +41,7 @@ class Clip:
         sound: What was measured on its samples.
         vector: Its embedding ``(embedding,)``, of length 1.
         problems: What is wrong with it, in words; empty for a good one.
-        cosine: Its cosine similarity to the mean of the other clips; None for a single one.
+        cosine: Its cosine similarity to the mean of the enrolled or of the other clips; None for a single one.
     """
 
     file: str
@@ -125,7 +125,8 @@ def read_clip(model: Model, file: str | Path) -> Clip:
 def mark_other_people(clips: Sequence[Clip], before: NDArray[np.float32], calibration: Calibration) -> None:
     """Add a problem to the clips that are more likely of another person than the others, and set each ``cosine``.
 
-    Clips with problems are compared with the good ones and with those that are enrolled, ``before (clips, embedding)``.
+    The others are the clips that are enrolled, ``before (clips, embedding)``: several clips of another person would be
+    like each other. Without enrolled ones they are the clips without problems.
     """
 
     def likeness(clip: Clip, others: Sequence[Clip]) -> Likeness:
@@ -144,10 +145,10 @@ def mark_other_people(clips: Sequence[Clip], before: NDArray[np.float32], calibr
 def compare(
     clip: Clip, others: Sequence[Clip], before: NDArray[np.float32], calibration: Calibration
 ) -> tuple[float, float]:
-    """The cosine of a clip and the mean of the ``others`` and of the enrolled ones, and its log-likelihood ratio."""
+    """The cosine of a clip and the mean of those ``before``, else of the ``others``, and its log-likelihood ratio."""
     from distilled_student.onnx.speakers import unit_length
 
-    vectors = [*before, *(other.vector for other in others)]
+    vectors = list(before) or [other.vector for other in others]
     mean = unit_length(np.mean(vectors, axis=0))
     cosine = float(clip.vector @ mean)
     # the length of the enrolled clips is not known one by one: as long as this one each
