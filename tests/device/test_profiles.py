@@ -139,7 +139,7 @@ def test_a_damaged_profile_is_one_line_with_the_file_and_the_remedy(change: dict
     content = json.loads(file.read_text())
     file.write_text("{" if change is None else json.dumps(content | change))
     for attempt in (lambda: profiles.read("Ana"), profiles.read_all, profiles.all):
-        with pytest.raises(UserError, match="speaker-Ana") as error:
+        with pytest.raises(UserError, match=r"speaker-Ana.*; delete it and enrol the person again$") as error:
             attempt()
         assert "\n" not in str(error.value)
     profiles.forget("Ana")
@@ -195,6 +195,12 @@ def test_a_folder_that_another_process_keeps_locked_is_an_error_after_some_time(
             with pytest.raises(UserError, match=r"\.lock: another process has used the folder for 0\.1 s; end it"):
                 attempt()
     profiles.forget("Ana")
+
+
+def test_a_folder_that_may_not_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match=f"{tmp_path}: cannot be written"):
+        open_profiles(tmp_path).write("Ana", vectors(1), 1.0)
 
 
 def test_the_folder_is_the_given_one_or_that_of_the_environment_or_one_of_the_user(

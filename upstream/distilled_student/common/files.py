@@ -49,16 +49,17 @@ def read_utf8(file: Path, kind: str) -> str:
         raise UserError(f"{file}: cannot be read as {kind}, is not UTF-8 ({error}): {remedy}") from None
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The mapping in a JSON file. Raises UserError naming the file."""
+def read_json(file: Path, remedy: str = "") -> dict[str, Any]:
+    """The mapping in a JSON file. Raises UserError naming the file, and the ``remedy`` for a damaged one."""
+    remedy = f"; {remedy}" if remedy else ""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: is not JSON ({error})") from None
+        raise UserError(f"{file}: is not JSON ({error}){remedy}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{file}: is not a mapping")
+        raise UserError(f"{file}: is not a mapping{remedy}")
     return values
 
 

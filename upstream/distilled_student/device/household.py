@@ -301,7 +301,8 @@ def apply_household(model: Model, folder: Path) -> Household | None:
     file = household_file(folder, model.fingerprint)
     if not file.is_file():
         return None
-    content = read_json(file)
+    remedy = "`distilled-student calibrate FOLDER` writes it again"
+    content = read_json(file, remedy)
     try:
         household = Household(**content)
         offset = float(household.offset)
@@ -310,7 +311,6 @@ def apply_household(model: Model, folder: Path) -> Household | None:
         if household.fingerprint != model.fingerprint:
             raise ValueError(f"fingerprint: of another model, {household.model}")
     except (TypeError, ValueError, OverflowError) as error:
-        remedy = "`distilled-student calibrate FOLDER` writes it again"
         raise UserError(f"{file}: is not a calibration ({error}); {remedy}") from None
     if model.calibration is not None:
         model.calibration = shifted(model.calibration, offset)

@@ -132,6 +132,8 @@ class NamedFiles:
         except Timeout:
             reason = f"another process has used the folder for {LOCK_SECONDS} s; end it, or try again later"
             raise UserError(f"{self.folder / LOCK}: {reason}") from None
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from None
         try:
             yield
         finally:

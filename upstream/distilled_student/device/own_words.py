@@ -164,7 +164,8 @@ class OwnWords:
 
     def _read(self, file: Path) -> OwnWord:
         """The word in a file, checked."""
-        content, remedy = read_json(file), "delete it and add the word again"
+        remedy = "delete it and add the word again"
+        content = read_json(file, remedy)
         try:
             if content.get("format") != FORMAT:
                 raise ValueError(f"format: expected {FORMAT}, found {content.get('format')!r}")

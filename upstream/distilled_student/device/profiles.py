@@ -170,8 +170,8 @@ class Profiles:
 
     def _read(self, file: Path) -> Profile:
         """The profile in a file, checked."""
-        content = read_json(file)
         remedy = "delete it and enrol the person again"
+        content = read_json(file, remedy)
         if content.get("format") != FORMAT:
             raise UserError(f"{file}: format: expected {FORMAT}, found {content.get('format')!r}; {remedy}")
         try:
