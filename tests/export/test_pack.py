@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def packed(run: Path) -> Path:
 def test_packing_prints_what_each_graph_loses_on_development_data_and_uses_no_test_data(packed: Path) -> None:
     printed = (packed.parent / PRINTED).read_text()
     for name in ("utterance.onnx", "stream.onnx"):
-        last = next(line for line in printed.splitlines() if line.startswith(f"{packed / name}: "))
+        last = next(line for line in printed.splitlines() if line.startswith(f"{name}: "))
         assert re.search(r": int8 \w+, .* MB; points lost on development data: kws -?\d+\.\d\d, sv -?\d+\.\d\d$", last)
     rows = [line.split()[:2] for line in printed.splitlines() if "%" in line]
     assert rows == 2 * [["kws", "dev"], ["sv", "dev"]]
@@ -203,6 +204,21 @@ def test_a_run_that_was_not_evaluated_is_not_packed(run: Path, tmp_path: Path, c
         (copied / file.name).write_bytes(file.read_bytes())
     assert command("pack", str(copied), "-o", str(tmp_path / "out")) == 2
     assert "run `distilled-student evaluate" in capsys.readouterr().err
+
+
+def test_a_run_that_loses_too_much_in_int8_leaves_no_folder_and_an_earlier_packed_model_as_it_is(
+    run: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def lose(*_: Any, **__: Any) -> None:
+        raise UserError("int8: loses 0.32 points")
+
+    monkeypatch.setattr("distilled_student.export.pack.export_onnx", lose)
+    shutil.copytree(packed, tmp_path / "earlier")
+    for name in ("new", "earlier"):
+        assert command("pack", str(run), "-o", str(tmp_path / name)) == 2
+        assert "loses 0.32 points" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["earlier"]
+    assert all((tmp_path / "earlier" / file.name).read_bytes() == file.read_bytes() for file in packed.iterdir())
 
 
 def test_speakers_are_calibrated_on_the_given_folders_instead_of_the_development_data(

@@ -129,5 +129,6 @@ def export_executorch(
     program = compile_program(module, SHORTEST, longest, metadata)
     difference = check_program(program, module, fit_lengths(with_halves(waveforms), SHORTEST, longest))
     write_files(path.parent, {path.name: program})
-    print(f"{path}: {file_size(path)}, differs by at most {difference:.1e} from PyTorch on {len(waveforms)} utterances")
+    parity = f"differs by at most {difference:.1e} from PyTorch on {len(waveforms)} utterances"
+    print(f"{path.name}: {file_size(path)}, {parity}")
     return difference

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,13 +48,21 @@ def pack(
     if branched := [name for name, task in model.tasks.items() if task.settings.branch]:
         reason = "a packed model cannot have branches: use `distilled-student export`, or train without this key"
         raise UserError(f"{run}: tasks.{branched[0]}.branch: {reason}")
-    save_packed(as_packed(model, calibrate), folder)
-    model.student.load_state_dict(open_joint(folder).student.state_dict())  # rounded, as it is stored
-    export_onnx(model, folder / UTTERANCE, int8=True, max_loss=max_loss, checkpoint=checkpoint, splits=("dev",))
-    export_stream(model, folder / STREAM, window, checkpoint, int8=True, max_loss=max_loss)
-    share_weights(folder / UTTERANCE, folder / STREAM)
-    for name in COPIED:
-        shutil.copyfile(run / name, folder / name)
+    packed = as_packed(model, calibrate)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # in a folder beside it: a model whose int8 graphs lose too much is not left there without graphs
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+        work = Path(name)
+        save_packed(packed, work)
+        model.student.load_state_dict(open_joint(work).student.state_dict())  # rounded, as it is stored
+        export_onnx(model, work / UTTERANCE, int8=True, max_loss=max_loss, checkpoint=checkpoint, splits=("dev",))
+        export_stream(model, work / STREAM, window, checkpoint, int8=True, max_loss=max_loss)
+        share_weights(work / UTTERANCE, work / STREAM)
+        for copied in COPIED:
+            shutil.copyfile(run / copied, work / copied)
+        folder.mkdir(exist_ok=True)
+        for file in work.iterdir():
+            file.replace(folder / file.name)
     print(
         f"{folder}: PyTorch reads *.safetensors; {STREAM} is the int8 graph of streams, {UTTERANCE} that of utterances"
     )

@@ -196,5 +196,5 @@ def export_stream(
             metadata[DETECTOR] = settings.to_json()
         write_onnx(load_onnx()[0].load(written.file), written.file, metadata)
         os.replace(written.file, path)
-    print(f"{path}: {written.precision}, {file_size(path)}{written.losses}")
+    print(f"{path.name}: {written.precision}, {file_size(path)}{written.losses}")
     return difference

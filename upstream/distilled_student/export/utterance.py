@@ -133,4 +133,4 @@ def export_onnx(
         metadata = file_metadata(model, checkpoint, written.precision, measured)
         write_onnx(load_onnx()[0].load(written.file), written.file, metadata)
         os.replace(written.file, path)
-    print(f"{path}: {written.precision}, {file_size(path)}{written.losses}")
+    print(f"{path.name}: {written.precision}, {file_size(path)}{written.losses}")
