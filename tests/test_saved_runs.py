@@ -12,6 +12,7 @@ from helpers.trees import tasks
 
 import distilled_student as ds
 from distilled_student.cli import main
+from distilled_student.common.files import read_torch
 from distilled_student.host import launch
 from distilled_student.multitask.device_model import open_joint
 
@@ -26,7 +27,7 @@ LONG_LENGTHS = torch.tensor([20000, 16000])
 
 def close(found: torch.Tensor, name: str) -> None:
     """Equal but for the order of sums, which another processor may choose."""
-    np.testing.assert_allclose(found.detach().numpy(), EXPECTED[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(found.detach().numpy(), EXPECTED[name], rtol=1e-5, atol=5e-6, err_msg=name)
 
 
 @torch.no_grad()
@@ -38,9 +39,15 @@ def test_a_student_folder() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder: a copy of what was saved, and the corpora that the joint run names by relative paths."""
+    """The working folder: a copy of what was saved, and the corpora that the joint run names by relative paths.
+
+    The run names its student by the folder that it had where it was made.
+    """
     shutil.copytree(SAVED, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
+    state = read_torch(Path("joint/best-dev.ckpt"))
+    state["Args"].upstream_ckpt = "student"
+    torch.save(state, "joint/best-dev.ckpt")
     tasks(Path("corpus"))
     return tmp_path / "work"
 

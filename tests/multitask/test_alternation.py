@@ -176,7 +176,7 @@ def test_twenty_iterations_of_the_runner_equal_the_papers_updates(
         if name.endswith("in_proj_bias"):
             # A key's bias adds the same to all scores of a query. Its true gradient is 0; Adam scales the rounding up.
             difference[small_cnn.hidden_size : 2 * small_cnn.hidden_size] = 0
-        assert difference.max() < 1e-7, name
+        assert difference.max() < 1.5e-7, name  # one unit of float32 at 1: processors choose the order of sums
         has_learned = bool((parameter - start[name]).abs().max() > 1e-4)
         assert has_learned != name.startswith("student.predictions"), f"{name}: both tasks use hidden_states"
     logged = json.loads((tmp_path / "exp/log.jsonl").read_text().splitlines()[-1])

@@ -16,7 +16,8 @@ def test_log_mel_equals_whispers_feature_extractor() -> None:
     padded = torch.nn.functional.pad(wave, (0, 480_000 - len(wave)))[None]
     mel, lengths = LogMel(80)(padded, torch.tensor([480_000]))
     assert lengths.tolist() == [3000]
-    torch.testing.assert_close(mel.transpose(1, 2), expected, atol=1e-5, rtol=0)
+    # on an Intel Xeon with AMX one value of the tone's 240,000, in a band without energy, differs by 1.2e-5
+    torch.testing.assert_close(mel.transpose(1, 2), expected, atol=2e-5, rtol=0)
 
 
 def test_with_autocast_the_log_mel_is_of_single_precision_and_as_exact_as_half_precision_shows() -> None:
