@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,9 @@ class DownstreamExpert(nn.Module):
     """The joint downstream, on the features of any upstream: a head per task, and batches of the tasks in turn.
 
     The contract with the runner is that of s3prl's ``downstream/example/expert.py``: `get_dataloader`, `forward`,
-    `log_records`, `inference`. Our runner (``host/runner.py``) also calls `prepare_upstream`, `calibrate`, `restart`,
-    `forget`, `fingerprints`, `resolved` and `last_keys`, and reads `conflict` and `optimizer_per_task`, where an expert
-    has them.
+    `log_records`, `inference`. Our runner (``host/runner.py``) also calls `prepare_upstream`, `soft_targets`,
+    `calibrate`, `restart`, `forget`, `fingerprints`, `teachers`, `resolved` and `last_keys`, and reads `conflict` and
+    `optimizer_per_task`, where an expert has them.
 
     Attributes:
         conflict, optimizer_per_task: See `ExpertSettings`.
@@ -248,6 +249,7 @@ class DownstreamExpert(nn.Module):
         pasts: Sequence[int] = (),
         *,
         records: dict[str, list[Any]],
+        targets: Tensor | None = None,
         **_: Any,
     ) -> Tensor | None:
         """A batch of one task: the loss in training; in evaluation ``records[task]`` grows and None is returned.
@@ -257,6 +259,7 @@ class DownstreamExpert(nn.Module):
             labels, keys: The class and the name of each utterance.
             pasts: `Item.past` of each utterance, in samples; empty: none has one.
             records: What `log_records` gets.
+            targets: See `soft_targets`.
         """
         features = self._without_past(features, pasts)
         outputs = self.outputs(self.owner.speaker if self.owner and task == OWNER else task, features)
@@ -265,7 +268,8 @@ class DownstreamExpert(nn.Module):
             return None
         self._position.used += 1
         self._recent.append(keys)
-        loss, extra = self.tasks[task].loss(outputs, torch.tensor(labels, device=outputs.device))
+        batch = (outputs, torch.tensor(labels, device=outputs.device))
+        loss, extra = self.tasks[task].loss(*(batch if targets is None else (*batch, targets)))
         values = {"loss": loss.detach(), **extra}
         # the values stay on the device until they are logged: a step must not wait for the device
         means = sum_over_processes(torch.stack([value.float() for value in values.values()])) / count_processes()
@@ -273,6 +277,15 @@ class DownstreamExpert(nn.Module):
             records[f"{task}/{name}"].append(value)
         # the runner divides every loss by the accumulation; the gradient must be that of the sum of the losses
         return loss * self.accumulate if self.settings.update == "sum" else loss
+
+    def soft_targets(
+        self, wavs: Sequence[Tensor], task: str, labels: Sequence[int], keys: Sequence[str], pasts: Sequence[int] = ()
+    ) -> Tensor | None:
+        """What the teacher of a task answers to a training batch, without `Item.past`; None without a teacher.
+
+        ``wavs (samples,)``; all else as in `forward`.
+        """
+        return self.tasks[task].soft_targets([wav[past:] for wav, past in zip_longest(wavs, pasts, fillvalue=0)])
 
     def _without_past(self, features: Sequence[Tensor], pasts: Sequence[int]) -> Sequence[Tensor]:
         """The features of each utterance without the frames of its `Item.past`."""
@@ -445,6 +458,11 @@ class DownstreamExpert(nn.Module):
             if (groups := self._speaker_groups(split).get(name)) is not None:
                 found[name][groups.file.name] = hashlib.sha256(groups.file.read_bytes()).hexdigest()
         return found
+
+    def teachers(self) -> dict[str, Any]:
+        """`BaseTask.teachers` of all tasks."""
+        found = {name: task.teachers() for name, task in self.tasks.items()}
+        return {f"{name}.{teacher}": values for name, of_task in found.items() for teacher, values in of_task.items()}
 
     # Resuming
     @property

@@ -34,6 +34,7 @@ HEADS = "heads.safetensors"
 FEATURE_WEIGHTS = "features.weights"
 TRAINING_ONLY = "objective."  # the loss: its weights are one vector for each training speaker
 NOT_PACKED = ("augment", "loss", "train_root", "test_root", "root", "trials", "trials_root", "extra_roots")
+NOT_PACKED += ("teacher", "teacher_weight", "teacher_temperature")
 NOT_PACKED += ("data", "layout", "dev_people", "test_people")  # names of people are nobody else's business
 
 

@@ -190,9 +190,18 @@ class BaseTask(nn.Module):
     def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a training batch, and further values for the log (detached scalars).
 
-        ``outputs (batch, outputs)`` of the head, ``labels (batch,)``.
+        ``outputs (batch, outputs)`` of the head, ``labels (batch,)``. A task with soft targets gets them as a third
+        argument.
         """
         raise NotImplementedError
+
+    def soft_targets(self, waveforms: Sequence[Tensor]) -> Tensor | None:
+        """What a teacher answers to the waveforms ``(samples,)`` of a training batch; None without a teacher."""
+        return None
+
+    def teachers(self) -> Mapping[str, Any]:
+        """What ``provenance.json`` says about the teacher, by its name there; empty without one."""
+        return {}
 
     # Evaluation
     def evaluation_data(self, split: str) -> EvaluationData:

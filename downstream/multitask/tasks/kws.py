@@ -25,6 +25,7 @@ from distilled_student.multitask.copies import Use, check_copies
 from distilled_student.multitask.group_figures import Figures, accuracy_by_group
 from distilled_student.multitask.owner_trials import SpokenClip
 from distilled_student.multitask.short_utterances import Filling, pad_to
+from distilled_student.multitask.soft_targets import RunTeacher, soft_target_loss
 from distilled_student.multitask.speaker_calibration import Recording
 from distilled_student.multitask.tasks.base import (
     KEYWORD_SCORES,
@@ -150,7 +151,7 @@ class Evaluation:
 
 
 class Task(BaseTask):
-    """Classification into ``_silence_``, ``_unknown_`` and the keywords, with cross-entropy."""
+    """Classification into ``_silence_``, ``_unknown_`` and the keywords: cross-entropy, and soft targets if wanted."""
 
     output_name: ClassVar[str] = KEYWORD_SCORES
     headline: ClassVar[str] = "accuracy"
@@ -160,6 +161,7 @@ class Task(BaseTask):
         super().__init__(settings, features, 2 + len(settings.keywords))
         self.settings, self.seed, self.key = settings, seed, key
         self.labels = [SILENCE, UNKNOWN, *settings.keywords]
+        self.teacher: RunTeacher | None = None
 
     @property
     def filling(self) -> Filling:
@@ -190,6 +192,23 @@ class Task(BaseTask):
             warn_of_tested_speakers(self.index[0]["training"], self.testing, self.key)
         check_copies(self._uses(), self.key)
         self.recordings = class_recordings(self.index[0]["training"], len(self.labels))
+        if self.settings.teacher is not None:
+            self.teacher = self._open_teacher()
+
+    def _open_teacher(self) -> RunTeacher:
+        """Raises UserError: see `RunTeacher`; it has other classes, or was trained on people who are held out here."""
+        key, run = f"{self.key}.teacher", self.settings.teacher
+        teacher = RunTeacher(run, self.output_name, key)
+        if teacher.settings.class_names() != self.settings.class_names():
+            classes = ", ".join(teacher.settings.class_names()[2:])
+            raise UserError(f"{key}: {run}: knows other keywords: {classes}: their order must be the same, too")
+        if changed := self.changed_setting(teacher.settings, self.settings.held_out_by):
+            reason = changed.replace("in the checkpoint", f"in the training of the teacher, {run}")
+            raise UserError(f"{reason}: it was trained on people who are held out here: train both with the same value")
+        return teacher
+
+    def teachers(self) -> Mapping[str, Any]:
+        return {} if self.teacher is None else {"teacher": self.teacher.provenance()}
 
     def _uses(self) -> list[tuple[Path, Use]]:
         """The files of speech, with their classes, that are trained on or held out."""
@@ -215,9 +234,21 @@ class Task(BaseTask):
             log.warning("%s: %s: %s", self.key, split, reason)
         return Evaluation(clips, self.settings)
 
-    def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        correct = (outputs.detach().argmax(dim=1) == labels).float().mean()
-        return F.cross_entropy(outputs, labels), {"accuracy": 100 * correct}
+    def soft_targets(self, waveforms: Sequence[Tensor]) -> Tensor | None:
+        return None if self.teacher is None else self.teacher.scores(waveforms)
+
+    def loss(self, outputs: Tensor, labels: Tensor, targets: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """``targets (batch, classes)``: the teacher's scores."""
+        loss, extra = F.cross_entropy(outputs, labels), {}
+        if targets is not None:
+            soft, weight = (
+                soft_target_loss(outputs, targets, self.settings.teacher_temperature),
+                self.settings.teacher_weight,
+            )
+            loss = (1 - weight) * loss + weight * soft
+            extra["teacher_accuracy"] = 100 * (targets.argmax(dim=1) == labels).float().mean()
+        extra["accuracy"] = 100 * (outputs.detach().argmax(dim=1) == labels).float().mean()
+        return loss, extra
 
     def collect(self, outputs: Tensor, labels: Sequence[int], keys: Sequence[str]) -> list[Any]:
         if not outputs.isfinite().all():

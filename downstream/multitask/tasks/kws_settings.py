@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from distilled_student.common.early_checks import check_run
 from distilled_student.common.errors import UserError, did_you_mean
 from distilled_student.corpora.held_out import check_number
 from distilled_student.corpora.keywords import BACKGROUND, KEYWORDS, SILENCE, UNKNOWN, normal_word
@@ -49,6 +50,10 @@ class Settings(TaskSettings):
         shift_seconds: Each training clip of speech is moved by up to this time, earlier or later; zeros fill the gap.
         fill: Whether shorter clips are padded with zeros at the end, to ``crop_seconds``: in training, and then in
             evaluations, exported files and streams too.
+        teacher: Folder of a finished run with the same classes, such as of a fine-tuned Whisper. In training it hears
+            the same clips, and its probabilities are soft targets. None: no teacher.
+        teacher_weight: Share of the soft targets in the loss; the classes themselves have the rest.
+        teacher_temperature: What the scores are divided by before they become probabilities, of both.
     """
 
     classes_from: ClassVar[tuple[str, ...]] = ("keywords",)
@@ -79,6 +84,9 @@ class Settings(TaskSettings):
     crop_seconds: float = 1.0
     shift_seconds: float = 0.0
     fill: bool = True
+    teacher: str | None = None
+    teacher_weight: float = 0.5
+    teacher_temperature: float = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,6 +114,10 @@ class Settings(TaskSettings):
             raise ValueError(f"shift_seconds: needs a number in [0, crop_seconds], not {self.shift_seconds}")
         if self.crop_seconds < 0.1:
             raise ValueError("crop_seconds: needs at least 0.1")
+        if not 0 < self.teacher_weight <= 1:
+            raise ValueError(f"teacher_weight: needs a number above 0, at most 1, not {self.teacher_weight}")
+        if not self.teacher_temperature > 0:
+            raise ValueError(f"teacher_temperature: needs a positive number, not {self.teacher_temperature}")
 
     @staticmethod
     def _check_keywords(keywords: Sequence[str]) -> None:
@@ -130,6 +142,11 @@ class Settings(TaskSettings):
 
     def check_folders(self, key: str) -> None:
         super().check_folders(key)
+        if self.teacher is not None:
+            try:
+                check_run(Path(self.teacher))
+            except UserError as error:
+                raise UserError(f"{key}.teacher: {error}") from None
         if self.data is not None:  # `resolve_data` has read it
             return
         for name, folder in (("train_root", self.train_root), ("test_root", self.test_root)):

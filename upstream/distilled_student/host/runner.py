@@ -236,6 +236,8 @@ class Runner(EvaluationLoop):
             data, config = self.expert.fingerprints("train"), {**config, "downstream_expert": self.expert.resolved()}
         settings, folder = {"arguments": vars(self.args), "config": config}, Path(self.args.expdir)
         models = {"upstream": self.upstream_provenance()}
+        if hasattr(self.expert, "teachers"):
+            models |= self.expert.teachers()
         if self.init_ckpt and (folder / FILE).is_file():  # resumed: the weights that the run started from
             models = read_json(folder / FILE).get("models", {})
         write_provenance(folder, settings, self.args.seed, {"train": data}, models=models)
@@ -276,12 +278,15 @@ class Runner(EvaluationLoop):
         with torch.autocast("cuda", enabled=self.config["runner"].get("fp16", False)):
             # no `enabled=False` here: inside the autocast of fp16 it would run the upstream in float32
             bf16 = torch.autocast(device, torch.bfloat16) if self._in_bf16 else contextlib.nullcontext()
-            with torch.set_grad_enabled(self.upstream.trainable), bf16:
-                features = self.upstream.model(wavs)
+            with bf16:
+                with torch.set_grad_enabled(self.upstream.trainable):
+                    features = self.upstream.model(wavs)
+                targets = self.expert.soft_targets(wavs, *others) if hasattr(self.expert, "soft_targets") else None
             features = self.featurizer.model(wavs, features)
             if specaug is not None:
                 features, _ = specaug(features)
-            return self.downstream.model(self._train_split, features, *others, records=records)
+            taught = {} if targets is None else {"targets": targets}
+            return self.downstream.model(self._train_split, features, *others, records=records, **taught)
 
     def _skip_batch(self, error: torch.OutOfMemoryError, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Continue without a batch that does not fit into the GPU's memory; several processes cannot."""
