@@ -130,7 +130,12 @@ def test_every_ablation_is_a_row_of_the_suite_and_has_a_label_of_its_own() -> No
     assert all(setting.trainable for setting in suite.settings.values())
 
 
-def test_every_ablation_passes_the_checks_of_its_settings_as_the_suite_changes_it(data: Path, tmp_path: Path) -> None:
+def test_every_ablation_passes_the_checks_of_its_settings_as_the_suite_changes_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (teacher := tmp_path / "exp/whisper-words").mkdir(parents=True)
+    (teacher / "best-dev.ckpt").touch()
     suite = open_bench("ablations", data, tmp_path, joint=SMALL_JOINT)
     for run in plan(suite.suite, 1, extra=True):
         setting = suite.suite.settings[run.setting]
