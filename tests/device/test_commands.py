@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 import distilled_student as ds
-from distilled_student.device.clip_checks import measure_sound, no_speech
+from distilled_student.device.clip_checks import measure_sound, not_comparable
 from distilled_student.device.commands import parse_share
 from distilled_student.device.odds import with_needed
 from distilled_student.device.profiles import Profiles
@@ -231,7 +232,22 @@ def test_speech_in_noise_of_its_own_level_may_still_be_compared(people: Path) ->
             speech = soundfile.read(people / voice / f"{word}.wav", dtype="float32")[0]
             loud = np.sort(np.square(speech))[-len(speech) // 2 :].mean()  # of the louder half: the word
             noisy = speech + np.sqrt(loud) * RNG.standard_normal(len(speech)).astype(np.float32)
-            assert no_speech(measure_sound(speech)) is None and no_speech(measure_sound(noisy)) is None
+            assert not_comparable(measure_sound(speech)) is None and not_comparable(measure_sound(noisy)) is None
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025])
+def test_a_recording_of_a_lower_sampling_rate_is_of_nobody_unless_the_household_is_calibrated(
+    rate: int, command: Command, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enrol_two(command, people)
+    speech = soundfile.read(people / "if_sara" / "go.wav", dtype="float32")[0]
+    soundfile.write(tmp_path / "low.wav", soxr.resample(speech, 16_000, rate), rate)
+    code, out, _ = command("verify", "Emma", tmp_path / "low.wav")
+    limit = float(re.match(r"no: Emma, nothing above (\S+) kHz", out)[1])
+    assert code == 1 and abs(1000 * limit - rate / 2) < 500
+    assert command("verify", "Emma", people / "if_sara" / "go.wav")[0] == 0
+    monkeypatch.setattr("distilled_student.device.household.apply_household", lambda model, folder: object())
+    assert command("verify", "Emma", tmp_path / "low.wav")[1].startswith("yes: Emma, cosine")
 
 
 def test_a_recording_with_as_many_samples_as_an_embedding_is_a_recording(

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 import distilled_student as ds
 from distilled_student.device.clip_checks import (
@@ -47,11 +48,12 @@ def damaged(people: Path, kind: str) -> np.ndarray:
         "too short": speech[7_000:8_600],
         "silent": 1e-4 * RNG.standard_normal(16_000),
         "clipped": np.clip(6 * speech / np.abs(speech).max(), -1, 1) * 0.5,
+        "nothing above": soxr.resample(soxr.resample(speech, 16_000, 8_000), 8_000, 16_000),
         "noisy": speech + np.sqrt(np.square(speech).mean()) * RNG.standard_normal(len(speech)),
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["too short", "silent", "clipped", "noisy"])
+@pytest.mark.parametrize("kind", ["too short", "silent", "clipped", "noisy", "nothing above"])
 def test_a_bad_clip_is_refused_with_the_reason_and_the_others_are_enrolled(
     kind: str, command: Command, people: Path, tmp_path: Path
 ) -> None:
