@@ -1,6 +1,6 @@
 """Soft targets: a finished run, such as a fine-tuned large teacher, says what a smaller model should answer.
 
-Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", arXiv 1503.02531, section 2. Both hear the same
+Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", arXiv 1503.02531, section 2. Both get the same
 augmented waveform, as Beyer et al., arXiv 2106.05237, found it to work best.
 """
 

@@ -247,7 +247,7 @@ def test_a_recording_of_a_lower_sampling_rate_is_of_nobody_unless_the_household_
     assert code == 1 and abs(1000 * limit - rate / 2) < 500
     assert command("verify", "Emma", people / "if_sara" / "go.wav")[0] == 0
     monkeypatch.setattr("distilled_student.device.household.apply_household", lambda model, folder: object())
-    assert command("verify", "Emma", tmp_path / "low.wav")[1].startswith("yes: Emma, cosine")
+    assert ": Emma, cosine " in command("verify", "Emma", tmp_path / "low.wav")[1]
 
 
 def test_a_recording_with_as_many_samples_as_an_embedding_is_a_recording(

@@ -51,23 +51,23 @@ def teacher(corpora: Path, groups: dict[str, dict]) -> Path:
 
 
 def train(folder: Path, groups: dict[str, dict], steps: int = 2, **kws: object) -> int:
-    taught = groups | {"kws": groups["kws"] | kws}
+    with_teacher = groups | {"kws": groups["kws"] | kws}
     folder.mkdir(exist_ok=True)
-    return launch.main([*joint_command(folder, {"total_steps": steps}, taught), "-p", str(folder / "exp")])
+    return launch.main([*joint_command(folder, {"total_steps": steps}, with_teacher), "-p", str(folder / "exp")])
 
 
 def test_a_training_follows_its_teacher_and_its_provenance_names_it(
     groups: dict[str, dict], teacher: Path, tmp_path: Path
 ) -> None:
     assert train(tmp_path / "alone", groups) == 0
-    assert train(tmp_path / "taught", groups, teacher=str(teacher)) == 0
-    alone, taught = (
+    assert train(tmp_path / "with_teacher", groups, teacher=str(teacher)) == 0
+    alone, with_teacher = (
         torch.load(tmp_path / f"{name}/exp/states-2.ckpt", weights_only=True)["Downstream"]
-        for name in ("alone", "taught")
+        for name in ("alone", "with_teacher")
     )
-    assert alone.keys() == taught.keys()  # the teacher is not saved
-    assert not alone["tasks.kws.head.linear.weight"].equal(taught["tasks.kws.head.linear.weight"])
-    models = json.loads((tmp_path / "taught/exp/provenance.json").read_text())["models"]
+    assert alone.keys() == with_teacher.keys()  # the teacher is not saved
+    assert not alone["tasks.kws.head.linear.weight"].equal(with_teacher["tasks.kws.head.linear.weight"])
+    models = json.loads((tmp_path / "with_teacher/exp/provenance.json").read_text())["models"]
     assert models["kws.teacher"]["checkpoint"] == str(teacher / "best-dev.ckpt")
 
 
@@ -82,18 +82,18 @@ def test_the_teacher_answers_as_its_own_evaluation_does(teacher: Path) -> None:
     torch.testing.assert_close(RunTeacher(str(teacher), "keyword_scores", "F").scores(wavs), expected)
 
 
-def test_the_teacher_does_not_hear_the_speech_before_an_utterance(teacher: Path) -> None:
+def test_the_teacher_gets_no_speech_from_before_an_utterance(teacher: Path) -> None:
     expert: DownstreamExpert = launch.open_runner(teacher / "best-dev.ckpt", device="cpu").expert
-    heard: list[Sequence[Tensor]] = []
+    received: list[Sequence[Tensor]] = []
 
     class Listener:
         def scores(self, waveforms: Sequence[Tensor]) -> Tensor:
-            heard.append(waveforms)
+            received.append(waveforms)
             return torch.zeros(1)
 
     expert.tasks["kws"].teacher = Listener()
     expert.soft_targets([torch.arange(500), torch.arange(300)], "kws", [0, 1], ["a", "b"], [320, 0])
-    assert [wav.tolist() for wav in heard[0]] == [list(range(320, 500)), list(range(300))]
+    assert [wav.tolist() for wav in received[0]] == [list(range(320, 500)), list(range(300))]
     assert expert.soft_targets([torch.arange(500)], "sv", [0], ["a"], [0]) is None
 
 

@@ -321,7 +321,7 @@ def test_a_float32_stream_has_the_scores_hits_and_speakers_of_python(
 def test_the_int8_stream_has_the_hits_of_python(results: dict[str, Any], speech: NDArray[np.float32]) -> None:
     hits, scores = traced(Stream(MODEL), speech)
     found = hits_in_browser(results["int8"])
-    assert len(hits) >= 4
+    assert len(hits) >= 3
     assert [(hit.seconds, hit.label) for hit in hits] == [(hit["seconds"], hit["label"]) for hit in found]
     difference = np.abs(np.array([hop["scores"] for hop in results["int8"]["hops"]]) - scores)
     milliseconds = np.median([hop["milliseconds"] for hop in results["int8"]["hops"]])

@@ -50,7 +50,7 @@ class Settings(TaskSettings):
         shift_seconds: Each training clip of speech is moved by up to this time, earlier or later; zeros fill the gap.
         fill: Whether shorter clips are padded with zeros at the end, to ``crop_seconds``: in training, and then in
             evaluations, exported files and streams too.
-        teacher: Folder of a finished run with the same classes, such as of a fine-tuned Whisper. In training it hears
+        teacher: Folder of a finished run with the same classes, such as of a fine-tuned Whisper. In training it gets
             the same clips, and its probabilities are soft targets. None: no teacher.
         teacher_weight: Share of the soft targets in the loss; the classes themselves have the rest.
         teacher_temperature: What the scores are divided by before they become probabilities, of both.

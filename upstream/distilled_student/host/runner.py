@@ -285,8 +285,8 @@ class Runner(EvaluationLoop):
             features = self.featurizer.model(wavs, features)
             if specaug is not None:
                 features, _ = specaug(features)
-            taught = {} if targets is None else {"targets": targets}
-            return self.downstream.model(self._train_split, features, *others, records=records, **taught)
+            teaching = {} if targets is None else {"targets": targets}
+            return self.downstream.model(self._train_split, features, *others, records=records, **teaching)
 
     def _skip_batch(self, error: torch.OutOfMemoryError, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Continue without a batch that does not fit into the GPU's memory; several processes cannot."""
