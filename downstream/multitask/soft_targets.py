@@ -1,12 +1,11 @@
 """Soft targets: a finished run, such as a fine-tuned large teacher, says what a smaller model should answer.
 
 Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", arXiv 1503.02531, section 2. Both get the same
-augmented waveform, as Beyer et al., arXiv 2106.05237, found it to work best.
+augmented waveform, which Beyer et al., arXiv 2106.05237, found to work best.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from torch.nn import functional as F
 from distilled_student.common.errors import UserError
 from distilled_student.common.provenance import weights_fingerprint
 from distilled_student.common.sample_range import skip_range_check
-
-log = logging.getLogger(__name__)
 
 
 def soft_target_loss(outputs: Tensor, targets: Tensor, temperature: float) -> Tensor:

@@ -241,11 +241,8 @@ class Task(BaseTask):
         """``targets (batch, classes)``: the teacher's scores."""
         loss, extra = F.cross_entropy(outputs, labels), {}
         if targets is not None:
-            soft, weight = (
-                soft_target_loss(outputs, targets, self.settings.teacher_temperature),
-                self.settings.teacher_weight,
-            )
-            loss = (1 - weight) * loss + weight * soft
+            weight, temperature = self.settings.teacher_weight, self.settings.teacher_temperature
+            loss = (1 - weight) * loss + weight * soft_target_loss(outputs, targets, temperature)
             extra["teacher_accuracy"] = 100 * (targets.argmax(dim=1) == labels).float().mean()
         extra["accuracy"] = 100 * (outputs.detach().argmax(dim=1) == labels).float().mean()
         return loss, extra
