@@ -112,9 +112,7 @@ def band_limit(samples: NDArray[np.float32]) -> float | None:
     The mean power from 120 to 600 Hz below it is `MAX_BAND_DROP` above that of everything from 320 Hz above it to
     7.4 kHz. Resampling ends a spectrum so, and codecs do, but neither a voice nor a microphone.
     """
-    padded = np.pad(samples, (0, max(0, FRAME - len(samples)))).astype(np.float64)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, FRAME)[::HOP] * np.hanning(FRAME)
-    power = np.square(np.abs(np.fft.rfft(frames))).mean(axis=0) + 1e-14  # of 40 Hz each
+    power = np.square(np.abs(np.fft.rfft(_frames(samples) * np.hanning(FRAME)))).mean(axis=0) + 1e-14  # of 40 Hz each
     level = 10 * np.log10(power)
     places = range(80, 176, 5)
     drops = [level[place - 15 : place - 3].mean() - 10 * np.log10(power[place + 8 : 184].mean()) for place in places]
@@ -123,10 +121,14 @@ def band_limit(samples: NDArray[np.float32]) -> float | None:
 
 
 def frame_levels(samples: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The RMS level of each frame in dB of full scale, ``(frames,)``; a short clip is padded to one frame."""
+    """The RMS level of each frame in dB of full scale, ``(frames,)``."""
+    return 10 * np.log10(np.square(_frames(samples)).mean(axis=1) + 1e-12)
+
+
+def _frames(samples: NDArray[np.float32]) -> NDArray[np.float64]:
+    """``(frames, FRAME)``, one every `HOP`; a short clip is padded to one frame."""
     padded = np.pad(samples, (0, max(0, FRAME - len(samples)))).astype(np.float64)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, FRAME)[::HOP]
-    return 10 * np.log10(np.square(frames).mean(axis=1) + 1e-12)
+    return np.lib.stride_tricks.sliding_window_view(padded, FRAME)[::HOP]
 
 
 def signal_to_noise(levels: NDArray[np.float64]) -> float:
