@@ -10,7 +10,7 @@ import soundfile
 import torch
 from helpers.trees import write_tone
 
-from distilled_student.common.effects import add_noise, limit_band, reverberate, synthetic_rir
+from distilled_student.common.effects import add_noise, at_lower_rate, limit_band, reverberate, synthetic_rir
 from distilled_student.common.errors import UserError
 from distilled_student.common.settings import typed
 from distilled_student.multitask.augment import Augmentation, change_speed
@@ -84,6 +84,30 @@ def test_a_band_limited_utterance_is_one_of_the_effects() -> None:
     assert float(spectrum[6000:].square().mean()) < 1e-2 * float(spectrum[1000:2000].square().mean())
 
 
+@pytest.mark.parametrize("rate", [8_000, 11_025, 12_000])
+def test_a_lower_rate_leaves_what_a_resampler_leaves(rate: int) -> None:
+    import soxr
+
+    noise = 0.1 * torch.randn(16_000, generator=torch.Generator().manual_seed(0))
+    found, want = at_lower_rate(noise, rate), soxr.resample(soxr.resample(noise.numpy(), 16_000, rate), rate, 16_000)
+    spectra = [np.square(np.abs(np.fft.rfft(x[1000:15_000] * np.hanning(14_000)))) for x in (found.numpy(), want)]
+    below, above = slice(0, int(0.9 * rate * 7 / 16)), slice(int(1.02 * rate * 7 / 16), 7_000)
+    np.testing.assert_allclose(spectra[0][below].mean(), spectra[1][below].mean(), rtol=0.01)
+    for spectrum in spectra:
+        assert spectrum[above].mean() < 1e-8 * spectrum[below].mean()
+    assert len(found) == len(noise)
+
+
+def test_a_lower_rate_is_one_of_the_effects_and_half_of_its_clips_have_16_bits() -> None:
+    augment = Augmentation(AugmentSettings(low_rate=1.0, rates=[8_000.0, 8_000.0]), "F")
+    noise = 0.1 * torch.randn(4_000, generator=torch.Generator().manual_seed(0))
+    clips = [augment(noise, rng(seed)) for seed in range(100)]
+    assert sum(torch.equal(clip * 32768, torch.round(clip * 32768)) for clip in clips) == pytest.approx(50, abs=15)
+    for clip in clips:
+        spectrum = torch.fft.rfft(clip * torch.hann_window(4_000)).abs().square()
+        assert float(spectrum[1_100:].mean()) < 1e-5 * float(spectrum[:900].mean())
+
+
 def test_speed_changes_length_and_pitch() -> None:
     fast = change_speed(wave(), 1.1)
     assert len(fast) == pytest.approx(16_000 / 1.1, abs=2)
@@ -137,6 +161,8 @@ def test_the_same_generator_gives_the_same_utterance(tmp_path: Path) -> None:
         {"speed_factors": [9.0]},
         {"echo": 1},
         {"band_low": [0, 4000]},
+        {"low_rate": 1.1},
+        {"rates": [8000, 16000]},
         {"past": -0.1},
         {"past_seconds": [2.0, 1.0]},
         {"past_seconds": [0.0, 1.0]},

@@ -25,14 +25,17 @@ class EffectSettings:
         band: Probability that frequencies outside a band are removed, as by a telephone or a cheap microphone.
         band_low: Lowest and highest lower limit of the band in Hz.
         band_high: Lowest and highest upper limit of the band in Hz.
+        low_rate: Probability that all above half a lower sampling rate is removed, as from a resampled recording of a
+            telephone. In half of the cases samples are then rounded to 16 bits.
+        rates: Lowest and highest of these sampling rates in Hz.
         gain: Probability that the loudness is changed.
         gain_db: Lowest and highest gain in dB.
     """
 
     group: ClassVar[str] = "data.augment"  # the name of this group of settings, for messages
     # the keys that are probabilities, ranges and folders
-    probabilities: ClassVar[tuple[str, ...]] = ("reverb", "noise", "band", "gain")
-    ranges: ClassVar[tuple[str, ...]] = ("rt60", "drr", "snr", "band_low", "band_high", "gain_db")
+    probabilities: ClassVar[tuple[str, ...]] = ("reverb", "noise", "band", "low_rate", "gain")
+    ranges: ClassVar[tuple[str, ...]] = ("rt60", "drr", "snr", "band_low", "band_high", "rates", "gain_db")
     folders: ClassVar[tuple[str, ...]] = ("rir_root", "noise_root")
 
     reverb: float = 0.0
@@ -45,6 +48,8 @@ class EffectSettings:
     band: float = 0.0
     band_low: list[float] = field(default_factory=lambda: [50.0, 400.0])
     band_high: list[float] = field(default_factory=lambda: [3000.0, 7000.0])
+    low_rate: float = 0.0
+    rates: list[float] = field(default_factory=lambda: [8000.0, 14000.0])
     gain: float = 0.0
     gain_db: list[float] = field(default_factory=lambda: [-10.0, 6.0])
 
@@ -63,10 +68,13 @@ class EffectSettings:
             reason = f"need 0 <= band_low < band_high <= 8000 Hz, not {limits}"
             raise ValueError(f"{self.group}.band_low, band_high: {reason}")
 
+        if not 2000 <= self.rates[0] <= self.rates[1] < SAMPLE_RATE:
+            raise ValueError(f"{self.group}.rates: need Hz from 2000 to below {SAMPLE_RATE}, not {self.rates}")
+
     @property
     def any(self) -> bool:
         """Whether an effect is on."""
-        return bool(self.reverb or self.noise or self.band or self.gain)
+        return any(getattr(self, name) for name in EffectSettings.probabilities)
 
     def check_folders(self, key: str) -> None:
         """Raise UserError for a folder that does not exist; ``key``: ``FILE: dotted.key`` of this group."""

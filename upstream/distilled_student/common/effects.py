@@ -89,6 +89,22 @@ def limit_band(waveform: Tensor, low: float, high: float) -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(waveform, size) * gain, size)[: len(waveform)]
 
 
+def at_lower_rate(waveform: Tensor, rate: float) -> Tensor:
+    """``waveform`` ``(samples,)`` as after a sampling rate of ``rate`` Hz: without the frequencies above half of it.
+
+    The gain falls to 0 between 91 % of this frequency and all of it, as in the resampler of libsoxr.
+    """
+    size = next_fast_len(len(waveform) + audio.SAMPLE_RATE // 10, real=True)
+    shares = torch.fft.rfftfreq(size, 1 / audio.SAMPLE_RATE) / (rate / 2)
+    gain = torch.cos(math.pi / 2 * ((shares - 0.91) / 0.09).clamp(0, 1)).square()
+    return torch.fft.irfft(torch.fft.rfft(waveform, size) * gain, size)[: len(waveform)]
+
+
+def round_to_16_bits(waveform: Tensor) -> Tensor:
+    """What a file of 16 bits keeps of ``waveform``."""
+    return torch.round(waveform * 32768) / 32768
+
+
 @functools.lru_cache(maxsize=64)
 def _header_seconds(path: Path) -> float:
     return audio_reading.seconds(path)
@@ -146,6 +162,10 @@ class Effects:
             waveform = add_noise(waveform, noise, snr)
         if s.band and rng.random() < s.band:
             waveform = limit_band(waveform, rng.uniform(*s.band_low), rng.uniform(*s.band_high))
+        if s.low_rate and rng.random() < s.low_rate:
+            waveform = at_lower_rate(waveform, rng.uniform(*s.rates))
+            if rng.random() < 0.5:
+                waveform = round_to_16_bits(waveform)
         if s.gain and rng.random() < s.gain:
             waveform = waveform * 10 ** (rng.uniform(*s.gain_db) / 20)
         return waveform
