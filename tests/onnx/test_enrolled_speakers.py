@@ -127,6 +127,26 @@ def test_an_enrolment_of_another_model_is_refused(model: Model, clips: dict[str,
         model.verify(clips["af_heart"][0], other)
 
 
+def test_a_speaker_whom_edge_has_enrolled_is_refused_by_tiny_in_utterances_and_streams(
+    clips: dict[str, list[np.ndarray]],
+) -> None:
+    edge, tiny = onnx.load("edge"), onnx.load("tiny")
+    clip, other = clips["af_heart"][0], edge.enrol(clips["af_heart"][1:])
+    assert edge.stream().model.fingerprint == other.model == edge.fingerprint
+    stream = tiny.stream()
+    for attempt in (
+        lambda: tiny.verify(clip, other),
+        lambda: tiny.verify(other, clip),
+        lambda: tiny.identify(clip, {"Ana": other}),
+        lambda: tiny.similarity(clip, other),
+        lambda: tiny.enrol([clip, other]),
+        lambda: stream.listen(clip, owner=other),
+        lambda: stream.listen(clip, speakers={"Ana": other}),
+    ):
+        with pytest.raises(ValueError, match="is of another model: enrol the speaker with this model"):
+            attempt()
+
+
 def test_an_utterance_of_more_than_60_seconds_is_refused_in_one_line_before_it_is_encoded(model: Model) -> None:
     samples, word = np.full(61 * 16_000, 0.1, np.float32), np.full(16_000, 0.1, np.float32)
     attempts = (

@@ -227,3 +227,12 @@ def test_maps_of_another_model_are_refused(tmp_path: Path) -> None:
         onnx.load(tmp_path).enrol_word([np.ones(16_000, np.float32)])
     with pytest.raises(ValueError, match="recordings: none given"):
         model.enrol_word([])
+
+
+def test_a_word_of_another_model_is_refused_in_utterances_and_streams() -> None:
+    edge, tiny = onnx.load("edge"), onnx.load("tiny")
+    samples = read_voice("af_heart")[:16_000]
+    word = edge.enrol_word([samples])
+    for attempt in (lambda: tiny.spot(samples, {"lamp": word}), lambda: tiny.stream().watch({"lamp": word})):
+        with pytest.raises(ValueError, match="lamp: is a word of another model: enrol it with this model"):
+            attempt()

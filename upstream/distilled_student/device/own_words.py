@@ -69,7 +69,7 @@ class OwnWord:
         """The word for `Model.spot`."""
         from distilled_student.onnx.words import template
 
-        return template(np.array(self.vectors, np.float32), self.frames)
+        return template(np.array(self.vectors, np.float32), self.frames, self.maps)
 
 
 @dataclass(eq=False)

@@ -57,7 +57,8 @@ class Profile:
         from distilled_student.onnx import Enrolment
         from distilled_student.onnx.speakers import unit_length
 
-        return Enrolment(unit_length(np.mean(self.matrix, axis=0)).astype(np.float32), self.count, self.seconds)
+        vector = unit_length(np.mean(self.matrix, axis=0)).astype(np.float32)
+        return Enrolment(vector, self.count, self.seconds, self.fingerprint)
 
     @property
     def matrix(self) -> NDArray[np.float32]:

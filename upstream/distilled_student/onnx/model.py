@@ -94,7 +94,7 @@ class Model(ModelFile):
         if not len(recordings):
             raise ValueError("recordings: none given")
         vectors, frames = zip(*map(self.word_vector, recordings), strict=True)
-        return template(np.stack(vectors), frames)
+        return template(np.stack(vectors), frames, self.word_maps.digest)
 
     def word_scores(
         self, wav: Wav, words: Mapping[str, Word], false_accepts: float = WORD_FALSE_ACCEPTS
@@ -140,13 +140,19 @@ class Model(ModelFile):
                 embedding, not as samples, if it has the size of one. What this method returned stays as it is.
         """
         if isinstance(enrolment, Enrolment):
+            self.check_enrolment(enrolment)
             return enrolment
         is_matrix = isinstance(enrolment, np.ndarray) and enrolment.shape[1:] == (self.embedding_size,)
         items = enrolment if is_matrix or isinstance(enrolment, list | tuple) else [enrolment]
         if not len(items):
             raise ValueError("enrolment: is empty; give at least one utterance or embedding")
         vectors, seconds = zip(*map(self._embedded, items), strict=True)
-        return speakers.mean_enrolment(vectors, seconds)
+        return speakers.mean_enrolment(vectors, seconds)._replace(model=self.fingerprint)
+
+    def check_enrolment(self, enrolment: Enrolment) -> None:
+        """Raise ValueError if this is a speaker whom another model has enrolled."""
+        if enrolment.model not in ("", self.fingerprint):
+            raise ValueError("enrolment: is of another model: enrol the speaker with this model")
 
     def similarity(self, a: Enrolment | Wav, b: Enrolment | Wav) -> float:
         """The cosine similarity of two utterances, embeddings or enrolled speakers, from -1 to 1."""
@@ -199,6 +205,7 @@ class Model(ModelFile):
     def _embedded(self, item: Enrolment | Wav) -> tuple[NDArray[np.float32], float]:
         """The embedding, of length 1, of an utterance, an embedding or an enrolled speaker, and its seconds, or NaN."""
         if isinstance(item, Enrolment):
+            self.check_enrolment(item)
             return item.vector, item.seconds
         if not isinstance(item, str | Path) and np.shape(item) == (self.embedding_size,):
             return speakers.unit_length(np.asarray(item)), math.nan
@@ -336,6 +343,7 @@ class Stream(ChunkStream):
         for name, person in (enrolled or {}).items():
             if not isinstance(person, Enrolment):
                 raise ValueError(f"{name}: expected what `Model.enrol` returned, found {type(person).__name__}")
+            self.model.check_enrolment(person)
         hits: list[Hit] = []
         blocks = [samples]
         if is_last:

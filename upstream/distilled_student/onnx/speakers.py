@@ -25,11 +25,13 @@ class Enrolment(NamedTuple):
         vector: ``(embedding,)``, of length 1: the mean of the embeddings of all clips.
         clips: The number of clips.
         seconds: Their length together; NaN if embeddings were enrolled, whose length is not known.
+        model: `Model.fingerprint` of the model of the embeddings; empty: not known.
     """
 
     vector: NDArray[np.float32]
     clips: int
     seconds: float
+    model: str = ""
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
         vector = np.asarray(self.vector, dtype)

@@ -47,12 +47,14 @@ class Word(NamedTuple):
         clips: Their number.
         frames: Their mean length, without the silence before and behind, in frames.
         agreement: The length of the mean of their vectors, at most 1. It is larger for recordings of one speaker.
+        maps: `WordMaps.digest` of the maps of the vectors; empty: not known.
     """
 
     vector: NDArray[np.float32]
     clips: int
     frames: float
     agreement: float = 1.0
+    maps: str = ""
 
 
 class WordClip(NamedTuple):
@@ -63,10 +65,10 @@ class WordClip(NamedTuple):
     end: float
 
 
-def template(vectors: NDArray[np.float32], frames: Sequence[float]) -> Word:
-    """The template from the vectors ``(recordings, size)`` of a word and its lengths in frames."""
+def template(vectors: NDArray[np.float32], frames: Sequence[float], maps: str = "") -> Word:
+    """The template from the vectors ``(recordings, size)`` of a word and its lengths in frames, for ``maps``."""
     mean = np.mean(vectors, axis=0)
-    return Word(unit_length(mean), len(vectors), float(np.mean(frames)), float(np.linalg.norm(mean)))
+    return Word(unit_length(mean), len(vectors), float(np.mean(frames)), float(np.linalg.norm(mean)), maps)
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,13 @@ class WordMaps:
 
     def word(self, clips: Sequence[WordClip]) -> Word:
         """The template of a word from its clips."""
-        return template(np.stack([self.clip_vector(clip) for clip in clips]), [clip.end - clip.start for clip in clips])
+        vectors = np.stack([self.clip_vector(clip) for clip in clips])
+        return template(vectors, [clip.end - clip.start for clip in clips], self.digest)
+
+    def check_word(self, name: str, word: Word) -> None:
+        """Raise ValueError if this is the template of a word of another model."""
+        if word.maps not in ("", self.digest):
+            raise ValueError(f"{name}: is a word of another model: enrol it with this model")
 
     def raw_scores(self, word: Word, projected: NDArray, ends: NDArray) -> NDArray[np.float32]:
         """The largest difference of cosines ``(ends,)`` over the lengths of the windows that end at these frames."""
@@ -223,7 +231,13 @@ class WordMaps:
     def scores(
         self, words: Mapping[str, Word], hidden: NDArray, false_accepts: float = FALSE_ACCEPTS
     ) -> dict[str, float]:
-        """The score of each word in an utterance with these hidden states ``(frames, features)``."""
+        """The score of each word in an utterance with these hidden states ``(frames, features)``.
+
+        Raises:
+            ValueError: see `check_word`.
+        """
+        for name, word in words.items():
+            self.check_word(name, word)
         projected = self.project(hidden)
         ends = np.arange(len(projected), 0, -STEP)[::-1]
         return {
@@ -244,10 +258,15 @@ class WordTracker:
         maps: Of the model.
         words: Templates by name.
         false_accepts: See `WordMaps.threshold`.
+
+    Raises:
+        ValueError: see `WordMaps.check_word`.
     """
 
     def __init__(self, maps: WordMaps, words: Mapping[str, Word], false_accepts: float = STREAM_FALSE_ACCEPTS) -> None:
         self.maps, self.words, self.false_accepts = maps, dict(words), false_accepts
+        for name, word in self.words.items():
+            maps.check_word(name, word)
         self._longest = math.ceil(max((word.frames for word in words.values()), default=0) * LENGTHS[-1]) + 1
         self.reset()
 
