@@ -143,7 +143,8 @@ def test_a_margin_schedule_of_a_loss_without_one_and_an_unknown_contrastive_loss
         LossSettings("angular", margin_warmup=5)
     with pytest.raises(ValueError, match=r"loss.contrastive: 'triplet' is not one of ge2e, prototypical"):
         LossSettings("aam", contrastive="triplet")
-    with pytest.raises(ValueError, match="unknown_each_pass: cannot be used"):
-        kws.Settings(unknown_each_pass=True, unknown_percentage=None)
+    for percentage, reason in ((None, "null, which uses all words"), (0, "0, which uses none")):
+        with pytest.raises(ValueError, match=f"unknown_each_pass: cannot be used with unknown_percentage: {reason}"):
+            kws.Settings(unknown_each_pass=True, unknown_percentage=percentage)
     with pytest.raises(ValueError, match="shift_seconds"):
         kws.Settings(shift_seconds=2.0)

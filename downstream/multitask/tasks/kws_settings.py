@@ -108,8 +108,9 @@ class Settings(TaskSettings):
             raise ValueError(f"silence_volume: needs [lowest, highest], not {self.silence_volume}")
         if self.sampling not in ("utterance", "class", "square_root"):
             raise ValueError(f"sampling: '{self.sampling}' is not utterance, class or square_root")
-        if self.unknown_each_pass and self.unknown_percentage is None:
-            raise ValueError("unknown_each_pass: cannot be used with unknown_percentage: null, which uses all words")
+        if self.unknown_each_pass and not self.unknown_percentage:
+            value = "null, which uses all words" if self.unknown_percentage is None else "0, which uses none"
+            raise ValueError(f"unknown_each_pass: cannot be used with unknown_percentage: {value}")
         if not 0 <= self.shift_seconds <= self.crop_seconds:
             raise ValueError(f"shift_seconds: needs a number in [0, crop_seconds], not {self.shift_seconds}")
         if self.crop_seconds < 0.1:
