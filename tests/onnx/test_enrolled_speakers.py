@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soxr
 
 from distilled_student import onnx
 from distilled_student.corpora.shipped import read_index, read_voice
@@ -145,6 +148,42 @@ def test_a_speaker_whom_edge_has_enrolled_is_refused_by_tiny_in_utterances_and_s
     ):
         with pytest.raises(ValueError, match="is of another model: enrol the speaker with this model"):
             attempt()
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025])
+def test_a_recording_of_a_lower_sampling_rate_is_of_nobody_and_says_why(
+    rate: int, model: Model, clips: dict[str, list[np.ndarray]]
+) -> None:
+    low = [soxr.resample(soxr.resample(clip, 16_000, rate), rate, 16_000).clip(-1, 1) for clip in clips["af_heart"]]
+    owner = model.enrol(low[1:])
+    for utterance in (low[0], model.enrol(low[0])):
+        found, named = model.verify(utterance, owner), model.identify(utterance, {"Ana": owner})
+        assert not found.accepted and named.name is None and named.nearest == "Ana"
+        for notes in (found.notes, named.notes):
+            assert any(re.match(r"not accepted: nothing above \d\.\d kHz", note) for note in notes)
+        assert not model.verify(utterance, owner, threshold=-99.0).accepted
+    assert model.verify(clips["af_heart"][0], clips["af_heart"][1:], threshold=-99.0).accepted
+    before, model.calibration = model.calibration, dataclasses.replace(model.calibration, any_band=True)
+    try:  # calibrated on recordings of this kind
+        assert model.verify(low[0], owner).accepted and model.identify(low[0], {"Ana": owner}).name == "Ana"
+    finally:
+        model.calibration = before
+
+
+def test_a_stream_of_a_lower_sampling_rate_is_of_nobody(clips: dict[str, list[np.ndarray]]) -> None:
+    model = onnx.load("tiny")
+    stream, owner = model.stream(), model.enrol(clips["af_heart"])
+
+    def said_by_owner(samples: np.ndarray) -> list[bool]:
+        stream.reset()
+        accepted = []
+        for _ in stream.hops([samples]):
+            accepted.append(stream.is_from(owner, 0.05))
+        return accepted
+
+    speech = np.concatenate(clips["af_heart"])
+    low = soxr.resample(soxr.resample(speech, 16_000, 8_000), 8_000, 16_000).clip(-1, 1)
+    assert any(said_by_owner(speech)) and not any(said_by_owner(low)[10:])
 
 
 def test_an_utterance_of_more_than_60_seconds_is_refused_in_one_line_before_it_is_encoded(model: Model) -> None:

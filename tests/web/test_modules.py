@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soxr
 from helpers.random_word_maps import random_maps
 
 from distilled_student.device.clip_checks import measure_sound, sound_problems
 from distilled_student.device.household import shifted
 from distilled_student.onnx import Calibration, Detector, DetectorSettings, Enrolment
+from distilled_student.onnx.band import band_limit
 from distilled_student.onnx.detector import UndecidedHits
 from distilled_student.onnx.speakers import identify, unit_length
 from distilled_student.onnx.words import WordTracker, template
@@ -165,7 +167,9 @@ def test_the_calibration_of_a_household_moves_decisions_as_in_python() -> None:
         "return module.shifted(values, 0.125);",
         json.loads(calibration.to_json()),
     )
-    expected = json.loads(shifted(calibration, 0.125).to_json())
+    moved = shifted(calibration, 0.125)
+    expected = json.loads(moved.to_json())
+    assert found["any_band"] is moved.any_band is True
     assert found["seen"] == expected["seen"] and found["thresholds"] == expected["thresholds"]
     assert found["ratio"] == pytest.approx(expected["ratio"], abs=1e-12)
 
@@ -195,13 +199,19 @@ def test_speakers_are_those_of_python(is_stated: bool, has_mean_voice: bool) -> 
         anybody = people["person 0"].vector
         vector = unit_length(anybody + rng.uniform(0.1, 1) * rng.normal(size=8)).astype("f4")
         seconds, share = rng.uniform(0.2, 3), float(rng.choice([0.05, 0.02, 0.01, 0.004, 0.001]))
-        expected.append(identify(calibration, vector, seconds, people, share))
-        listed = [{"name": n, "vector": v.tolist(), "clips": c, "seconds": s} for n, (v, c, s) in people.items()]
+        limit = 3600.0 if number % 10 == 0 else None
+        expected.append(identify(calibration, vector, seconds, people, share, band_limit=limit))
+        listed = [
+            {"name": name, "vector": person.vector.tolist(), "clips": person.clips, "seconds": person.seconds}
+            for name, person in people.items()
+        ]
         cases.append({"vector": vector.tolist(), "seconds": seconds, "people": listed, "share": share})
+        cases[-1]["limit"] = limit
     found = run_module(
         "speakers.mjs",
         "const calibration = new module.Calibration(values.calibration); return values.cases.map("
-        "({vector, seconds, people, share}) => module.identify(calibration, vector, seconds, people, share));",
+        "({vector, seconds, people, share, limit}) =>"
+        " module.identify(calibration, vector, seconds, people, share, limit));",
         {"calibration": json.loads(calibration.to_json()), "cases": cases},
     )
     assert [result["name"] for result in found] == [result.name for result in expected]
@@ -252,7 +262,22 @@ def test_the_loudest_part_of_a_clip_is_found() -> None:
     np.testing.assert_allclose(found, samples[energies.argmax() :][:60], atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["speech", "silent", "short", "clipped", "noisy"])
+@pytest.mark.parametrize("rate", [8_000, 9_000, 11_025, 12_000, 14_000, 16_000])
+def test_the_end_of_a_spectrum_is_that_of_python(rate: int) -> None:
+    noise = 0.1 * np.random.default_rng(rate).standard_normal((3, 16_000))
+    noise[1] *= np.linspace(0, 1, 16_000)
+    clips = [soxr.resample(soxr.resample(clip, 16_000, rate), rate, 16_000).astype(np.float32) for clip in noise]
+    clips.append(clips[0][:300])  # shorter than a frame
+    expected = [band_limit(clip) for clip in clips]
+    found = run_module(
+        "band.mjs",
+        "return values.map((clip) => module.bandLimit(Float32Array.from(clip)));",
+        [c.tolist() for c in clips],
+    )
+    assert found == expected and (rate == 16_000) == (expected[0] is None)
+
+
+@pytest.mark.parametrize("kind", ["speech", "silent", "short", "clipped", "noisy", "narrow"])
 def test_clips_have_the_problems_of_the_command_line(kind: str) -> None:
     rng = np.random.default_rng(3)
     speech = np.zeros(32_000)
@@ -266,6 +291,9 @@ def test_clips_have_the_problems_of_the_command_line(kind: str) -> None:
         samples = np.clip(8 * samples, -0.9, 0.9)
     elif kind == "noisy":
         samples += rng.normal(0, 0.15, len(samples))
+    elif kind == "narrow":
+        samples[8_000:20_000] += 0.1 * rng.standard_normal(12_000)
+        samples = soxr.resample(soxr.resample(samples, 16_000, 8_000), 8_000, 16_000)
     samples = samples.astype(np.float32)
     expected = measure_sound(samples)
     found = run_module("clips.mjs", "return module.checkClip(Float32Array.from(values), 16000);", samples.tolist())
@@ -273,6 +301,7 @@ def test_clips_have_the_problems_of_the_command_line(kind: str) -> None:
     assert sound["level"] == pytest.approx(expected.level, abs=1e-3)
     assert sound["speechSeconds"] == pytest.approx(expected.speech_seconds, abs=1e-9)
     assert sound["snr"] == pytest.approx(expected.snr, abs=1e-3)
+    assert sound["bandLimit"] == expected.band_limit
     assert sound["clipped"] == pytest.approx(expected.clipped, abs=1e-6)
     assert len(found["problems"]) == len(sound_problems(expected))
     assert (kind == "speech") == (not found["problems"])

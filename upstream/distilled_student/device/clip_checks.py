@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilled_student.common.sample_rate import SAMPLE_RATE
+from distilled_student.onnx.band import HOP, band_fault, band_limit, clip_frames
 
-FRAME, HOP = 400, 160  # samples: 25 ms, 10 ms
 # The limits below were chosen on 583 keyword clips of 63 development speakers: each refuses at most 3 % of them.
 MIN_SPEECH_SECONDS = 0.15
 SPEECH_RANGE = 20.0  # dB below the loudest frames: quieter frames are pauses
@@ -19,8 +19,6 @@ SILENT_LEVEL = -55.0  # dB of full scale of the loudest frames
 # have more, 95 % of those 10 dB too loud.
 MAX_CLIPPED = 0.02
 MIN_SNR = 6.0  # dB; white noise at 5 dB is refused, at 10 dB accepted
-# dB; see `band_limit`. 0.7 % of the clips above have more, and 98 % of them after a sampling rate of 8 kHz.
-MAX_BAND_DROP = 37.0
 # What is compared with enrolled people may be worse than what they are enrolled with, but must have speech. All of the
 # clips above pass, and with white noise of their own level. Noise alone has -10 dB, a hum -33 dB.
 MIN_COMPARED_SECONDS, MIN_COMPARED_SNR = 0.08, -5.0
@@ -72,12 +70,7 @@ def not_comparable(sound: ClipSound, any_band: bool = False) -> str | None:
         return _too_short(sound, MIN_COMPARED_SECONDS)
     if sound.snr < MIN_COMPARED_SNR:
         return "no speech: its level does not change, as that of a hum or of noise"
-    return None if sound.band_limit is None or any_band else _band_limited(sound.band_limit)
-
-
-def _band_limited(frequency: float) -> str:
-    reason = f"nothing above {frequency / 1000:.1f} kHz, as in a file of a lower sampling rate or of a telephone"
-    return f"{reason}: voices are alike there: record at 16 kHz or more"
+    return None if sound.band_limit is None or any_band else band_fault(sound.band_limit)
 
 
 def _silent(sound: ClipSound) -> str:
@@ -102,33 +95,13 @@ def sound_problems(sound: ClipSound) -> list[str]:
             f"noisy: speech about {max(sound.snr, 0):.0f} dB above the noise, at least {MIN_SNR:.0f} are needed"
         )
     if sound.band_limit is not None:
-        problems.append(_band_limited(sound.band_limit))
+        problems.append(band_fault(sound.band_limit))
     return problems
-
-
-def band_limit(samples: NDArray[np.float32]) -> float | None:
-    """The frequency in Hz where the spectrum of a clip ends as cut off, between 3.2 and 7 kHz; None if it does not.
-
-    The mean power from 120 to 600 Hz below it is `MAX_BAND_DROP` above that of everything from 320 Hz above it to
-    7.4 kHz. Resampling ends a spectrum so, and codecs do, but neither a voice nor a microphone.
-    """
-    power = np.square(np.abs(np.fft.rfft(_frames(samples) * np.hanning(FRAME)))).mean(axis=0) + 1e-14  # of 40 Hz each
-    level = 10 * np.log10(power)
-    places = range(80, 176, 5)
-    drops = [level[place - 15 : place - 3].mean() - 10 * np.log10(power[place + 8 : 184].mean()) for place in places]
-    steepest = int(np.argmax(drops))
-    return 40.0 * places[steepest] if drops[steepest] > MAX_BAND_DROP else None
 
 
 def frame_levels(samples: NDArray[np.float32]) -> NDArray[np.float64]:
     """The RMS level of each frame in dB of full scale, ``(frames,)``."""
-    return 10 * np.log10(np.square(_frames(samples)).mean(axis=1) + 1e-12)
-
-
-def _frames(samples: NDArray[np.float32]) -> NDArray[np.float64]:
-    """``(frames, FRAME)``, one every `HOP`; a short clip is padded to one frame."""
-    padded = np.pad(samples, (0, max(0, FRAME - len(samples)))).astype(np.float64)
-    return np.lib.stride_tricks.sliding_window_view(padded, FRAME)[::HOP]
+    return 10 * np.log10(np.square(clip_frames(samples)).mean(axis=1) + 1e-12)
 
 
 def signal_to_noise(levels: NDArray[np.float64]) -> float:

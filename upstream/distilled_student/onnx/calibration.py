@@ -79,6 +79,8 @@ class Calibration:
             of them the values are those of the nearest condition inside.
         mean_voice: ``(embedding,)``, of length 1: the direction of the mean embedding of the speech of the fit. Other
             people's embeddings near it have larger cosines. Empty if it is not known: a typicality is then 0.
+        any_band: Whether recordings whose spectrum ends early are compared too, see `band.band_limit`: a household's
+            calibration is of its own recordings.
 
     Raises:
         ValueError: from all methods.
@@ -88,6 +90,7 @@ class Calibration:
     threshold_weights: Mapping[float, Mapping[str, float]] = field(default_factory=dict)
     seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     mean_voice: tuple[float, ...] = ()
+    any_band: bool = False
 
     @classmethod
     def from_json(cls, text: str) -> Calibration:

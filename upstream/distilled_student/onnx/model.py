@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import speakers
+from .band import band_limit
 from .calibration import Calibration
 from .chunks import ChunkStream
 from .detector import HOP_SECONDS, TAIL_SECONDS, Detector, Hit, Spotted, UndecidedHits, decide_words, owner_said
@@ -146,8 +147,9 @@ class Model(ModelFile):
         items = enrolment if is_matrix or isinstance(enrolment, list | tuple) else [enrolment]
         if not len(items):
             raise ValueError("enrolment: is empty; give at least one utterance or embedding")
-        vectors, seconds = zip(*map(self._embedded, items), strict=True)
-        return speakers.mean_enrolment(vectors, seconds)._replace(model=self.fingerprint)
+        vectors, seconds, bands = zip(*map(self._embedded, items), strict=True)
+        band = min((limit for limit in bands if limit is not None), default=None)
+        return speakers.mean_enrolment(vectors, seconds)._replace(model=self.fingerprint, band_limit=band)
 
     def check_enrolment(self, enrolment: Enrolment) -> None:
         """Raise ValueError if this is a speaker whom another model has enrolled."""
@@ -176,12 +178,13 @@ class Model(ModelFile):
             same_word: Whether the utterance has the words of the enrolled ones; None if it is not known.
             threshold: The smallest log-likelihood ratio that is accepted, instead of ``false_accepts``.
         """
-        calibration, (vector, seconds) = self._needed_calibration(), self._embedded(wav)
-        found = speakers.verify(calibration, vector, seconds, self.enrol(enrolment), false_accepts, same_word)
+        calibration, (vector, seconds, band) = self._needed_calibration(), self._embedded(wav)
+        found = speakers.verify(calibration, vector, seconds, self.enrol(enrolment), false_accepts, same_word, band)
         if threshold is None:
             return found
         notes = tuple(note for note in found.notes if note != speakers.UNSTATED)
-        return found._replace(accepted=found.ratio >= threshold, notes=notes, needed_ratio=threshold)
+        accepted = found.ratio >= threshold and (band is None or calibration.any_band)
+        return found._replace(accepted=accepted, notes=notes, needed_ratio=threshold)
 
     def identify(
         self,
@@ -198,19 +201,19 @@ class Model(ModelFile):
             false_accepts: The share of the utterances of people who are not enrolled that get any name.
             same_word: See `verify`.
         """
-        calibration, (vector, seconds) = self._needed_calibration(), self._embedded(wav)
+        calibration, (vector, seconds, band) = self._needed_calibration(), self._embedded(wav)
         enrolled = {name: self.enrol(enrolment) for name, enrolment in enrolments.items()}
-        return speakers.identify(calibration, vector, seconds, enrolled, false_accepts, same_word)
+        return speakers.identify(calibration, vector, seconds, enrolled, false_accepts, same_word, band)
 
-    def _embedded(self, item: Enrolment | Wav) -> tuple[NDArray[np.float32], float]:
-        """The embedding, of length 1, of an utterance, an embedding or an enrolled speaker, and its seconds, or NaN."""
+    def _embedded(self, item: Enrolment | Wav) -> tuple[NDArray[np.float32], float, float | None]:
+        """Of an utterance, an embedding or an enrolled speaker: embedding, of length 1; seconds, or NaN; band limit."""
         if isinstance(item, Enrolment):
             self.check_enrolment(item)
-            return item.vector, item.seconds
+            return item.vector, item.seconds, item.band_limit
         if not isinstance(item, str | Path) and np.shape(item) == (self.embedding_size,):
-            return speakers.unit_length(np.asarray(item)), math.nan
+            return speakers.unit_length(np.asarray(item)), math.nan, None
         samples = self._read_utterance(item)
-        return self.embed(samples), len(samples) / self.rate
+        return self.embed(samples), len(samples) / self.rate, band_limit(samples)
 
     def _needed_calibration(self) -> Calibration:
         if self.calibration is None:
@@ -223,10 +226,11 @@ class Model(ModelFile):
         seconds: float,
         enrolments: Mapping[str, Enrolment],
         false_accepts: float = FALSE_ACCEPTS,
+        band: float | None = None,
     ) -> Identified:
-        """`identify` by an embedding ``(embedding,)`` of any length, from ``seconds`` of audio."""
-        vector = speakers.unit_length(embedding)
-        return speakers.identify(self._needed_calibration(), vector, seconds, enrolments, false_accepts)
+        """`identify` by an embedding ``(embedding,)`` of any length, of ``seconds`` of audio with this `band_limit`."""
+        vector, calibration = speakers.unit_length(embedding), self._needed_calibration()
+        return speakers.identify(calibration, vector, seconds, enrolments, false_accepts, band_limit=band)
 
     def stream(self) -> Stream:
         """A new stream of the same model: of the file ``stream.onnx`` in the folder of this one.
@@ -386,7 +390,8 @@ class Stream(ChunkStream):
             raise ValueError(f"{self.model.file}: has no speaker_embedding; it cannot tell who spoke")
         self._window_alone.reset()
         embedding = self._window_alone.feed(self._of_window)["speaker_embedding"]
-        return self.model.who(embedding, self._window_alone.window_seconds, enrolled, false_accepts)
+        seconds, band = self._window_alone.window_seconds, band_limit(self._of_window)
+        return self.model.who(embedding, seconds, enrolled, false_accepts, band)
 
     @property
     def _window_samples(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .band import band_fault
 from .calibration import Calibration
 
 FALSE_ACCEPTS = 0.01  # the default share of other speakers' utterances that are accepted
@@ -26,12 +27,14 @@ class Enrolment(NamedTuple):
         clips: The number of clips.
         seconds: Their length together; NaN if embeddings were enrolled, whose length is not known.
         model: `Model.fingerprint` of the model of the embeddings; empty: not known.
+        band_limit: The lowest `band.band_limit` of the clips; None: none of them has one, or it is not known.
     """
 
     vector: NDArray[np.float32]
     clips: int
     seconds: float
     model: str = ""
+    band_limit: float | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
         vector = np.asarray(self.vector, dtype)
@@ -90,6 +93,7 @@ def verify(
     enrolment: Enrolment,
     false_accepts: float = FALSE_ACCEPTS,
     same_word: bool | None = None,
+    band_limit: float | None = None,
 ) -> Verified:
     """Whether an embedding ``(embedding,)`` of length 1 is from the enrolled speaker.
 
@@ -97,6 +101,8 @@ def verify(
         seconds: The length of the audio that the embedding was computed from.
         false_accepts: The share of other speakers' utterances that are accepted; not used by an older calibration.
         same_word: See `Condition`.
+        band_limit: See `band.band_limit`. A recording that has one is not accepted, whatever its embedding is, unless
+            the calibration is of recordings of the same kind.
 
     Raises:
         ValueError: see `Calibration.threshold`; or the enrolment is from another model.
@@ -109,11 +115,14 @@ def verify(
         embedding, enrolment.vector, enrolment.clips, enrolment.seconds, seconds, same_word
     )
     ratio = calibration.ratio(cosine, condition)
+    comparable = band_limit is None or calibration.any_band
+    faults = () if comparable else (f"not accepted: {band_fault(band_limit)}",)
     if not calibration.shares:
-        return Verified(ratio >= 0, ratio, cosine, (UNSTATED,))
+        return Verified(ratio >= 0 and comparable, ratio, cosine, (UNSTATED, *faults))
     threshold = calibration.threshold(false_accepts, condition)
     needed = calibration.ratio(threshold, condition)
-    return Verified(cosine >= threshold, ratio, cosine, tuple(calibration.unseen(condition)), needed)
+    notes = (*calibration.unseen(condition), *faults)
+    return Verified(cosine >= threshold and comparable, ratio, cosine, notes, needed)
 
 
 def identify(
@@ -123,6 +132,7 @@ def identify(
     enrolments: Mapping[str, Enrolment],
     false_accepts: float = FALSE_ACCEPTS,
     same_word: bool | None = None,
+    band_limit: float | None = None,
 ) -> Identified:
     """The enrolled speaker with the largest ratio, if `verify` accepts them; else nobody.
 
@@ -137,7 +147,7 @@ def identify(
     wanted = false_accepts / len(enrolments)
     share = max(wanted, min(calibration.shares, default=0.0))
     results = {
-        name: verify(calibration, embedding, seconds, enrolment, share, same_word)
+        name: verify(calibration, embedding, seconds, enrolment, share, same_word, band_limit)
         for name, enrolment in enrolments.items()
     }
     name = max(results, key=lambda name: results[name].ratio)

@@ -1,5 +1,6 @@
 // Says what is wrong with a clip to enrol: the same limits as distilled_student/device/clip_checks.py.
 
+import { bandLimit } from "./band.mjs";
 import { cosine, meanVector } from "./speakers.mjs";
 
 const FRAME_SECONDS = 0.025, HOP_SECONDS = 0.01;
@@ -19,6 +20,9 @@ export function checkClip(samples, rate) {
   if (sound.speechSeconds < MIN_SPEECH_SECONDS) problems.push("Too short: say the whole word.");
   if (sound.clipped > MAX_CLIPPED) problems.push("Too loud: the recording is cut off. Move away a little.");
   if (sound.snr < MIN_SNR) problems.push("Too noisy: find a quieter place, or move closer.");
+  if (sound.bandLimit !== null) {
+    problems.push(`Nothing above ${(sound.bandLimit / 1000).toFixed(1)} kHz, as through a telephone or some headsets: use another microphone.`);
+  }
   return { sound, problems };
 }
 
@@ -27,7 +31,7 @@ export function measureSound(samples, rate) {
   const levels = frameLevels(samples, Math.round(FRAME_SECONDS * rate), hop);
   const loudest = quantileOf(levels, 0.95);
   const speech = levels.filter((level) => level > loudest - SPEECH_RANGE && level > SILENT_LEVEL).length;
-  return { level: loudest, speechSeconds: (speech * hop) / rate, snr: signalToNoise(levels), clipped: clippedShare(samples) };
+  return { level: loudest, speechSeconds: (speech * hop) / rate, snr: signalToNoise(levels), clipped: clippedShare(samples), bandLimit: bandLimit(samples) };
 }
 
 function frameLevels(samples, frame, hop) {

@@ -80,7 +80,7 @@ export function shifted(content, offset) {
     const rest = factors.filter((_, i) => i !== place).join("*") || "bias";
     ratio[rest] = (ratio[rest] ?? 0) - offset * weight;
   }
-  return { ...content, ratio, thresholds: Object.fromEntries(moved) };
+  return { ...content, ratio, thresholds: Object.fromEntries(moved), any_band: true }; // of recordings of its own
 }
 
 function sumOfTerms(weights, condition, cosine) {
@@ -127,23 +127,29 @@ function normalShare(x) {
   return density / (-x + fraction);
 }
 
-/** Whether an embedding of length 1 is from an enrolled person {vector, clips, seconds}: {accepted, ratio, cosine}. */
-export function verify(calibration, embedding, seconds, person, falseAccepts) {
+/**
+ * Whether an embedding of length 1 is from an enrolled person {vector, clips, seconds}: {accepted, ratio, cosine}.
+ *
+ * limit: bandLimit of the recording; one that has a limit is not accepted, unless the calibration is of its kind.
+ */
+export function verify(calibration, embedding, seconds, person, falseAccepts, limit = null) {
   const similarity = cosine(embedding, person.vector);
   const condition = calibration.condition(embedding, person.vector, person.clips, person.seconds, seconds);
   const ratio = calibration.ratio(similarity, condition);
   const isStated = calibration.shares.length > 0; // else the calibration has no thresholds
-  const accepted = isStated ? similarity >= calibration.threshold(falseAccepts, condition) : ratio >= 0;
+  const isComparable = limit === null || calibration.content.any_band === true;
+  const isAlike = isStated ? similarity >= calibration.threshold(falseAccepts, condition) : ratio >= 0;
+  const accepted = isComparable && isAlike;
   return { accepted, ratio, cosine: similarity };
 }
 
 /** The enrolled person with the largest ratio, if accepted: {name or null, ratio, cosine, ratios of all people}. */
-export function identify(calibration, embedding, seconds, people, falseAccepts) {
+export function identify(calibration, embedding, seconds, people, falseAccepts, limit = null) {
   const wanted = falseAccepts / people.length; // so that all people together get the stated share
   const share = Math.max(wanted, calibration.shares[0] ?? 0);
   const results = people.map((person) => ({
     name: person.name,
-    ...verify(calibration, embedding, seconds, person, share),
+    ...verify(calibration, embedding, seconds, person, share, limit),
   }));
   const best = results.reduce((a, b) => (b.ratio > a.ratio ? b : a));
   return {

@@ -1,10 +1,12 @@
 // Runs the streaming graph on samples as they arrive: the same steps as ChunkStream in distilled_student/onnx/chunks.py
 // and Stream in distilled_student/onnx/model.py.
 
+import { bandLimit } from "./band.mjs";
 import { Detector, TAIL_SECONDS, UndecidedHits } from "./detector.mjs";
 import { Calibration, identify, ownerSaid, unitLength } from "./speakers.mjs";
 import { WordTracker } from "./words.mjs";
 
+const HOPS_OF_LIMIT = 10; // hops between two looks at the band of a stream; a decision looks again
 const ARRAYS = { float32: Float32Array, int64: BigInt64Array };
 
 /** The graph with its state. ort: onnxruntime-web; session: the graph; model: the content of model.json. */
@@ -86,6 +88,7 @@ export class Listener {
     this.undecided = new UndecidedHits();
     this.window = new Float32Array(0); // the samples of the latest one
     this.waiting = new Float32Array(0);
+    [this.hops, this.limit] = [0, null]; // hops so far; bandLimit of a recent window
     this.isFinished = false;
   }
 
@@ -109,11 +112,12 @@ export class Listener {
     const begin = performance.now();
     const outputs = await this.stream.feed(hop);
     this.window = joined(this.window, hop).slice(-this.windowSamples);
+    if (this.hops++ % HOPS_OF_LIMIT === 0) this.limit = bandLimit(this.window);
     const ownWords = this.ownWords?.step(outputs.hidden_state) ?? {};
     const { hit, ...found } = this.detector.step(outputs.keyword_scores, hop, ownWords);
     this.undecided.step(hit);
     const decision = await this.decide(this.detector.speakerHops);
-    const speaker = decision.speaker ?? (found.loudest >= this.speechLevel ? this.speakerOf(this.stream, outputs) : null);
+    const speaker = decision.speaker ?? (found.loudest >= this.speechLevel ? this.speakerOf(this.stream, outputs, this.limit) : null);
     return { ...found, hits: decision.hits, ownWords, speaker, milliseconds: performance.now() - begin };
   }
 
@@ -134,7 +138,7 @@ export class Listener {
     let speaker = null;
     if (this.people.length) {
       this.windowAlone.reset();
-      speaker = this.speakerOf(this.windowAlone, await this.windowAlone.feed(this.window));
+      speaker = this.speakerOf(this.windowAlone, await this.windowAlone.feed(this.window), bandLimit(this.window));
     }
     const due = this.undecided.due(speaker !== null && speaker.name === null ? hopsToWait : 0);
     return { hits: due.map((hit) => this.withSpeaker(hit, speaker)).filter(Boolean), speaker };
@@ -144,12 +148,13 @@ export class Listener {
     return Math.max(1, Math.floor(Math.round(this.model.window * this.model.rate) / this.model.chunk)) * this.model.chunk;
   }
 
-  /** Who speaks in the window that these outputs of a stream are from; null if nobody is enrolled. */
-  speakerOf(stream, outputs) {
+  /** Who speaks in the window that these outputs of a stream are from, and its bandLimit; null if nobody is enrolled. */
+  speakerOf(stream, outputs, limit) {
     const candidates = this.people.filter(({ name }) => this.owner === null || name === this.owner);
     if (!candidates.length || !this.calibration || !outputs.speaker_embedding) return null;
     const seconds = Math.min(this.model.window, stream.processed / this.model.rate);
-    return identify(this.calibration, unitLength(outputs.speaker_embedding), seconds, candidates, this.falseAccepts);
+    const embedding = unitLength(outputs.speaker_embedding);
+    return identify(this.calibration, embedding, seconds, candidates, this.falseAccepts, limit);
   }
 
   /** The hit with its speaker; null if only the owner's keywords are reported and it is not one. */

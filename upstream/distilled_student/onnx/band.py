@@ -1,0 +1,38 @@
+"""Whether the spectrum of a recording ends early: the models that ship then take all voices for one another."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+FRAME, HOP = 400, 160  # samples: 25 ms, 10 ms
+# dB. 0.7 % of 583 keyword clips of development speakers have more, and 98 % of them after a sampling rate of 8 kHz.
+MAX_DROP = 37.0
+HIGHEST = 184  # of the bins of 40 Hz that are compared: 7.4 kHz
+
+
+def band_limit(samples: NDArray[np.float32]) -> float | None:
+    """The frequency in Hz where the spectrum of ``samples (samples,)``, at 16 kHz, ends as cut off; None: it does not.
+
+    It is between 3.2 and 7 kHz. The mean power from 120 to 600 Hz below it is `MAX_DROP` above that of everything from
+    320 Hz above it to 7.4 kHz. Resampling ends a spectrum so, and codecs do, but neither a voice nor a microphone.
+    """
+    frames = clip_frames(samples) * np.hanning(FRAME)
+    power = np.square(np.abs(np.fft.rfft(frames))).mean(axis=0) + 1e-14  # of 40 Hz each
+    level = 10 * np.log10(power)
+    places = range(80, 176, 5)
+    drops = [level[at - 15 : at - 3].mean() - 10 * np.log10(power[at + 8 : HIGHEST].mean()) for at in places]
+    steepest = int(np.argmax(drops))
+    return 40.0 * places[steepest] if drops[steepest] > MAX_DROP else None
+
+
+def clip_frames(samples: NDArray[np.float32]) -> NDArray[np.float64]:
+    """``(frames, FRAME)``, one every `HOP`; a short clip is padded to one frame."""
+    padded = np.pad(samples, (0, max(0, FRAME - len(samples)))).astype(np.float64)
+    return np.lib.stride_tricks.sliding_window_view(padded, FRAME)[::HOP]
+
+
+def band_fault(frequency: float) -> str:
+    """Why a recording with this limit is of nobody, in words."""
+    reason = f"nothing above {frequency / 1000:.1f} kHz, as in a file of a lower sampling rate or of a telephone"
+    return f"{reason}: voices are alike there: record at 16 kHz or more"
