@@ -199,8 +199,8 @@ def results(
     for name, content in bad_profiles().items():
         (folder / name).write_text(content)
     persons = [
-        {"name": name, "vector": vector.tolist(), "clips": clips, "seconds": seconds}
-        for name, (vector, clips, seconds) in people.items()
+        {"name": name, "vector": person.vector.tolist(), "clips": person.clips, "seconds": person.seconds}
+        for name, person in people.items()
     ]
     threshold = Stream(float_stream).model.detector_settings.threshold
     settings = {"threshold": threshold, "level": -45, "people": persons, "owner": None, "falseAccepts": 0.03}

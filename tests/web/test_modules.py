@@ -267,6 +267,7 @@ def test_the_end_of_a_spectrum_is_that_of_python(rate: int) -> None:
     noise = 0.1 * np.random.default_rng(rate).standard_normal((3, 16_000))
     noise[1] *= np.linspace(0, 1, 16_000)
     clips = [soxr.resample(soxr.resample(clip, 16_000, rate), rate, 16_000).astype(np.float32) for clip in noise]
+    clips += [np.round(32768 * level * clips[0]).astype(np.float32) / 32768 for level in (0.3, 0.01, 0.001)]
     clips.append(clips[0][:300])  # shorter than a frame
     expected = [band_limit(clip) for clip in clips]
     found = run_module(

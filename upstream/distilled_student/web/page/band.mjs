@@ -2,8 +2,10 @@
 
 const FRAME = 400, HOP = 160, SIDE = 20; // samples; a Fourier transform of 400 points is two of 20
 const MAX_DROP = 37; // dB
+const MAX_DROP_TO_ROUNDING = 12; // where nothing but the rounding errors of 16 bits is left
 const BINS = 184; // of 40 Hz, that are compared
 const WINDOW = Float64Array.from({ length: FRAME }, (_, i) => 0.5 - 0.5 * Math.cos((2 * Math.PI * i) / (FRAME - 1)));
+const ROUNDING = 10 * Math.log10(WINDOW.reduce((sum, value) => sum + value ** 2, 0) / 12 / 32768 ** 2) + 3;
 const COSINES = Float64Array.from({ length: FRAME }, (_, i) => Math.cos((2 * Math.PI * i) / FRAME));
 const SINES = Float64Array.from({ length: FRAME }, (_, i) => Math.sin((2 * Math.PI * i) / FRAME));
 
@@ -11,10 +13,12 @@ const SINES = Float64Array.from({ length: FRAME }, (_, i) => Math.sin((2 * Math.
 export function bandLimit(samples) {
   const power = meanPower(samples);
   const level = power.map((value) => 10 * Math.log10(value));
-  let limit = null, steepest = MAX_DROP;
+  let limit = null, steepest = -Infinity;
   for (let place = 80; place < 176; place += 5) {
-    const drop = meanOf(level, place - 15, place - 3) - 10 * Math.log10(meanOf(power, place + 8, BINS));
-    if (drop > steepest) [limit, steepest] = [40 * place, drop];
+    const above = 10 * Math.log10(meanOf(power, place + 8, BINS));
+    const drop = meanOf(level, place - 15, place - 3) - above;
+    const isEnd = drop > (above < ROUNDING ? MAX_DROP_TO_ROUNDING : MAX_DROP);
+    if (isEnd && drop > steepest) [limit, steepest] = [40 * place, drop];
   }
   return limit;
 }
