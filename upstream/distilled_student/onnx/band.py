@@ -19,7 +19,7 @@ def band_limit(samples: NDArray[np.float32]) -> float | None:
 
     It is between 3.2 and 7 kHz. The mean power from 120 to 600 Hz below it is `MAX_DROP` above that of everything from
     320 Hz above it to 7.4 kHz, or `MAX_DROP_TO_ROUNDING` if the latter is that of the rounding errors of 16 bits.
-    Resampling ends a spectrum so, and codecs do, but neither a voice nor a microphone.
+    Resampling ends a spectrum so, codecs do, and rounding in a very quiet recording; neither a voice nor a microphone.
     """
     frames = clip_frames(samples) * np.hanning(FRAME)
     power = np.square(np.abs(np.fft.rfft(frames))).mean(axis=0) + 1e-14  # of 40 Hz each
@@ -38,5 +38,5 @@ def clip_frames(samples: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def band_fault(frequency: float) -> str:
     """Why a recording with this limit is of nobody, in words."""
-    reason = f"nothing above {frequency / 1000:.1f} kHz, as in a file of a lower sampling rate or of a telephone"
-    return f"{reason}: voices are alike there: record at 16 kHz or more"
+    reason = f"nothing above {frequency / 1000:.1f} kHz, as after a lower sampling rate or a telephone, or too quiet"
+    return f"{reason}: voices are alike there: record at 16 kHz or more, and louder"

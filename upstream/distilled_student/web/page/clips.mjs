@@ -21,7 +21,8 @@ export function checkClip(samples, rate) {
   if (sound.clipped > MAX_CLIPPED) problems.push("Too loud: the recording is cut off. Move away a little.");
   if (sound.snr < MIN_SNR) problems.push("Too noisy: find a quieter place, or move closer.");
   if (sound.bandLimit !== null) {
-    problems.push(`Nothing above ${(sound.bandLimit / 1000).toFixed(1)} kHz, as through a telephone or some headsets: use another microphone.`);
+    const limit = (sound.bandLimit / 1000).toFixed(1);
+    problems.push(`Nothing above ${limit} kHz, as through some headsets, or too quiet: move closer, or use another microphone.`);
   }
   return { sound, problems };
 }
