@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -76,17 +77,21 @@ def reverberate(waveform: Tensor, rir: Tensor) -> Tensor:
     return wet * torch.sqrt(waveform.square().mean() / wet.square().mean().clamp(min=1e-12))
 
 
+def _filtered(waveform: Tensor, gain_at: Callable[[Tensor], Tensor]) -> Tensor:
+    """``waveform (samples,)`` with the gain ``gain_at`` of frequencies in Hz, without a delay."""
+    # zeros behind: the filter does not wrap around
+    size = next_fast_len(len(waveform) + audio.SAMPLE_RATE // 10, real=True)
+    gain = gain_at(torch.fft.rfftfreq(size, 1 / audio.SAMPLE_RATE))
+    return torch.fft.irfft(torch.fft.rfft(waveform, size) * gain, size)[: len(waveform)]
+
+
 def limit_band(waveform: Tensor, low: float, high: float) -> Tensor:
     """``waveform`` ``(samples,)`` without the frequencies below ``low`` and above ``high`` Hz.
 
     The gain is that of Butterworth filters of order 4, without their delay: ``1 / sqrt(1 + (f / high) ** 8)`` and the
     same with ``low / f``.
     """
-    # zeros behind: the filter does not wrap around
-    size = next_fast_len(len(waveform) + audio.SAMPLE_RATE // 10, real=True)
-    frequencies = torch.fft.rfftfreq(size, 1 / audio.SAMPLE_RATE)
-    gain = (1 + (frequencies / high) ** 8).rsqrt() * (1 + (low / frequencies.clamp(min=1e-3)) ** 8).rsqrt()
-    return torch.fft.irfft(torch.fft.rfft(waveform, size) * gain, size)[: len(waveform)]
+    return _filtered(waveform, lambda f: (1 + (f / high) ** 8).rsqrt() * (1 + (low / f.clamp(min=1e-3)) ** 8).rsqrt())
 
 
 def at_lower_rate(waveform: Tensor, rate: float) -> Tensor:
@@ -94,10 +99,7 @@ def at_lower_rate(waveform: Tensor, rate: float) -> Tensor:
 
     The gain falls to 0 between 91 % of this frequency and all of it, as in the resampler of libsoxr.
     """
-    size = next_fast_len(len(waveform) + audio.SAMPLE_RATE // 10, real=True)
-    shares = torch.fft.rfftfreq(size, 1 / audio.SAMPLE_RATE) / (rate / 2)
-    gain = torch.cos(math.pi / 2 * ((shares - 0.91) / 0.09).clamp(0, 1)).square()
-    return torch.fft.irfft(torch.fft.rfft(waveform, size) * gain, size)[: len(waveform)]
+    return _filtered(waveform, lambda f: torch.cos(math.pi / 2 * ((2 * f / rate - 0.91) / 0.09).clamp(0, 1)).square())
 
 
 def round_to_16_bits(waveform: Tensor) -> Tensor:

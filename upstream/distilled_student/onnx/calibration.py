@@ -146,6 +146,10 @@ class Calibration:
     def _typicality(self, vector: NDArray) -> float:
         return float(np.asarray(vector, np.float64) @ np.array(self.mean_voice)) if self.mean_voice else 0.0
 
+    def compares(self, band_limit: float | None) -> bool:
+        """Whether recordings with this `band.band_limit` are compared with enrolled speakers."""
+        return band_limit is None or self.any_band
+
     def ratio(self, cosine: float, condition: Condition) -> float:
         """The natural log-likelihood ratio of "the same speaker" to "another speaker"."""
         return _sum_of_terms(self.ratio_weights, self._nearest(condition), cosine)

@@ -115,7 +115,7 @@ def verify(
         embedding, enrolment.vector, enrolment.clips, enrolment.seconds, seconds, same_word
     )
     ratio = calibration.ratio(cosine, condition)
-    comparable = band_limit is None or calibration.any_band
+    comparable = calibration.compares(band_limit)
     faults = () if comparable else (f"not accepted: {band_fault(band_limit)}",)
     if not calibration.shares:
         return Verified(ratio >= 0 and comparable, ratio, cosine, (UNSTATED, *faults))

@@ -180,10 +180,11 @@ class WordMaps:
         vectors = np.stack([self.clip_vector(clip) for clip in clips])
         return template(vectors, [clip.end - clip.start for clip in clips], self.digest)
 
-    def check_word(self, name: str, word: Word) -> None:
-        """Raise ValueError if this is the template of a word of another model."""
-        if word.maps not in ("", self.digest):
-            raise ValueError(f"{name}: is a word of another model: enrol it with this model")
+    def check_words(self, words: Mapping[str, Word]) -> None:
+        """Raise ValueError if one of these is the template of a word of another model."""
+        for name, word in words.items():
+            if word.maps not in ("", self.digest):
+                raise ValueError(f"{name}: is a word of another model: enrol it with this model")
 
     def raw_scores(self, word: Word, projected: NDArray, ends: NDArray) -> NDArray[np.float32]:
         """The largest difference of cosines ``(ends,)`` over the lengths of the windows that end at these frames."""
@@ -234,10 +235,9 @@ class WordMaps:
         """The score of each word in an utterance with these hidden states ``(frames, features)``.
 
         Raises:
-            ValueError: see `check_word`.
+            ValueError: see `check_words`.
         """
-        for name, word in words.items():
-            self.check_word(name, word)
+        self.check_words(words)
         projected = self.project(hidden)
         ends = np.arange(len(projected), 0, -STEP)[::-1]
         return {
@@ -260,13 +260,12 @@ class WordTracker:
         false_accepts: See `WordMaps.threshold`.
 
     Raises:
-        ValueError: see `WordMaps.check_word`.
+        ValueError: see `WordMaps.check_words`.
     """
 
     def __init__(self, maps: WordMaps, words: Mapping[str, Word], false_accepts: float = STREAM_FALSE_ACCEPTS) -> None:
         self.maps, self.words, self.false_accepts = maps, dict(words), false_accepts
-        for name, word in self.words.items():
-            maps.check_word(name, word)
+        maps.check_words(words)
         self._longest = math.ceil(max((word.frames for word in words.values()), default=0) * LENGTHS[-1]) + 1
         self.reset()
 
