@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from distilled_student.device.household import Household
     from distilled_student.device.profiles import Profiles
     from distilled_student.onnx import Enrolment, Model
     from distilled_student.onnx.model_file import ModelFile
@@ -195,7 +194,7 @@ def enrol(
     from distilled_student.device.named_files import checked_name
 
     checked_name(name)
-    opened, people, _ = _open_with_people(model, profiles)
+    opened, people = _open_with_people(model, profiles)
     done = run(opened, people, name, files, force, replace)
     clips = [
         {"file": clip.file, "enrolled": is_enrolled, "problems": clip.problems, "cosine": clip.cosine}
@@ -232,10 +231,10 @@ def verify(
     from distilled_student.device.recordings import read_joined
 
     share = parse_share(false_accepts)
-    opened, people, household = _open_with_people(model, profiles)
+    opened, people = _open_with_people(model, profiles)
     check_share(opened, share)
     enrolment, samples = people.read(name), read_joined(files)
-    utterance, fault = _as_utterance(opened, samples, household)
+    utterance, fault = _as_utterance(opened, samples)
     with one_line_errors():
         done = opened.verify(utterance, enrolment, share)
     accepted = bool(done.accepted) and fault is None
@@ -260,14 +259,14 @@ def identify(
     from distilled_student.device.recordings import read_joined
 
     share = parse_share(false_accepts)
-    opened, people, household = _open_with_people(model, profiles)
+    opened, people = _open_with_people(model, profiles)
     check_share(opened, share)
     enrolments, others = people.read_all()
     left_out = (f"not compared, enrolled with another model: {', '.join(others)}",) if others else ()
     printed = set[str]()
 
     def identify_group(group: Sequence[Path]) -> bool:
-        utterance, fault = _as_utterance(opened, read_joined(group), household)
+        utterance, fault = _as_utterance(opened, read_joined(group))
         with one_line_errors():
             done = opened.identify(utterance, enrolments, share)
         name, notes = done.name if fault is None else None, (*left_out, *done.notes)
@@ -345,14 +344,15 @@ def _open(name: str) -> Model:
     return open_model(name)
 
 
-def _open_with_people(name: str, folder: Path | None) -> tuple[Model, Profiles, Household | None]:
-    """The model, the enrolled people, and the household's calibration, by which the model then decides; None: none."""
+def _open_with_people(name: str, folder: Path | None) -> tuple[Model, Profiles]:
+    """The enrolled people, and the model, which decides by the household's calibration if there is one."""
     from distilled_student.device.household import apply_household
     from distilled_student.device.profiles import Profiles
 
     model = _open(name)
     people = Profiles(folder, model, name)
-    return model, people, apply_household(model, people.folder)
+    apply_household(model, people.folder)
+    return model, people
 
 
 def _embed(model: Model, file: Path) -> NDArray[np.float32]:
@@ -364,12 +364,8 @@ def _embed(model: Model, file: Path) -> NDArray[np.float32]:
         return model.embed(samples)
 
 
-def _as_utterance(
-    model: Model, samples: NDArray[np.float32], household: Household | None = None
-) -> tuple[Enrolment, str | None]:
+def _as_utterance(model: Model, samples: NDArray[np.float32]) -> tuple[Enrolment, str | None]:
     """One utterance ``(samples,)`` for the methods of `Model`, and why it cannot be compared, see `not_comparable`.
-
-    A household's calibration is of its own recordings, whatever their band is.
 
     It is embedded here: an array with as many samples as an embedding has numbers would count as an embedding.
     """
@@ -377,7 +373,8 @@ def _as_utterance(
     from distilled_student.device.model_files import one_line_errors
     from distilled_student.onnx import Enrolment
 
-    fault = not_comparable(measure_sound(samples), any_band=household is not None)
+    any_band = model.calibration is not None and model.calibration.any_band
+    fault = not_comparable(measure_sound(samples), any_band)
     with one_line_errors():
         return Enrolment(model.embed(samples), 1, len(samples) / model.rate), fault
 
