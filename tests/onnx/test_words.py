@@ -8,29 +8,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from helpers.random_word_maps import network_shapes
 
 from distilled_student import onnx
 from distilled_student.corpora.shipped import read_index, read_voice
 from distilled_student.onnx import Model, Spotted, Word, WordMaps, WordTracker
 from distilled_student.onnx.detector import decide_words
-from distilled_student.onnx.words import LENGTHS, SAME_WORD, STEP, WordClip, speech_bounds, template
+from distilled_student.onnx.words import (
+    LENGTHS,
+    SAME_WORD,
+    STEP,
+    STREAM_FALSE_ACCEPTS,
+    WordClip,
+    speech_bounds,
+    template,
+)
 
 ENROLLED = ["af_heart", "am_adam", "bf_emma", "am_liam", "af_sky"]
 RATES = {"edge": (0.01, 0.75), "tiny": (0.05, 0.5)}  # share of false accepts, and the least share that is found
 TESTED = ["af_bella", "af_nova", "am_michael", "am_puck", "bm_george", "bf_alice", "am_onyx", "af_sarah"]
 
 
-def maps(features: int = 6, projected: int = 3, segments: int = 4, size: int = 5) -> WordMaps:
+def maps(features: int = 6, width: int = 3, segments: int = 4, size: int = 5) -> WordMaps:
     """Random maps, with thresholds that grow with the strictness and with the number of recordings."""
     rng = np.random.default_rng(0)
     others = rng.standard_normal((30, size))
+    shapes = network_shapes(features, width, blocks=2, taps=3, segments=segments, size=size)
     return WordMaps(
         fingerprint="f",
         segments=segments,
-        mean=rng.standard_normal(features).astype(np.float32),
-        projection=rng.standard_normal((features, projected)).astype(np.float32),
-        offset=rng.standard_normal(segments * projected).astype(np.float32),
-        mapping=rng.standard_normal((segments * projected, size)).astype(np.float32),
+        **{name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()},
         others=(others / np.linalg.norm(others, axis=1, keepdims=True)).astype(np.float32),
         rates=np.array([0.001, 0.01, 0.05], np.float32),
         clips=np.array([1, 3, 5], np.float32),
@@ -40,31 +48,58 @@ def maps(features: int = 6, projected: int = 3, segments: int = 4, size: int = 5
     )
 
 
+def plain_features(found: WordMaps, hidden: np.ndarray) -> np.ndarray:
+    """The network by torch's convolutions, without a past: zeros are put before the first layer's result."""
+    x = torch.from_numpy(hidden.astype(np.float32) @ found.front + found.front_bias).T[None]
+    taps = found.depth.shape[1]
+    x = torch.nn.functional.pad(x, (len(found.depth) * (taps - 1), 0))
+    for block in range(len(found.depth)):
+        depth, mix = found.depth[block].T[:, None], found.mix[block].T[:, :, None]
+        arrays = [torch.from_numpy(array.copy()) for array in (depth, found.depth_bias[block], mix)]
+        y = torch.nn.functional.conv1d(x, arrays[0], arrays[1], groups=x.shape[1]).clamp(min=0)
+        y = torch.nn.functional.conv1d(y, arrays[2], torch.from_numpy(found.mix_bias[block].copy()))
+        x = x[:, :, taps - 1 :] + y
+    return x[0].T.numpy()
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.sqrt((vector**2).sum())
+
+
 def plain_vector(found: WordMaps, hidden: np.ndarray, start: int, length: int) -> np.ndarray:
     """The vector of a window whose segments are ``length`` whole frames long, in plain steps."""
-    means = []
+    encoded, means = plain_features(found, hidden), []
     for segment in range(found.segments):
         first = start + segment * length
-        means.append((hidden[first : first + length].mean(axis=0) - found.mean) @ found.projection)
-    vector = (np.concatenate(means) - found.offset) @ found.mapping
-    return vector / np.sqrt((vector**2).sum())
+        means.append(encoded[first : first + length].mean(axis=0))
+    return unit(np.concatenate(means) @ found.mapping + found.mapping_bias)
+
+
+def test_the_network_is_a_stack_of_causal_convolutions_and_goes_on_where_it_was() -> None:
+    found, hidden = maps(), np.random.default_rng(1).standard_normal((30, 6)).astype(np.float32)
+    whole, _ = found.encode(hidden)
+    np.testing.assert_allclose(whole, plain_features(found, hidden), rtol=1e-5, atol=1e-5)
+    past, parts = None, []
+    for first, last in ((0, 1), (1, 3), (3, 20), (20, 30)):
+        part, past = found.encode(hidden[first:last], past)
+        parts.append(part)
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_a_vector_holds_the_means_of_equal_segments_in_their_order() -> None:
     found, hidden = maps(), np.random.default_rng(1).standard_normal((30, 6)).astype(np.float32)
-    got = found.vectors(found.project(hidden), np.array([2.0, 5.0]), np.array([14.0, 25.0]))
+    got = found.vectors(found.encode(hidden)[0], np.array([2.0, 5.0]), np.array([14.0, 25.0]))
     np.testing.assert_allclose(got[0], plain_vector(found, hidden, 2, 3), atol=1e-5)
     np.testing.assert_allclose(got[1], plain_vector(found, hidden, 5, 5), atol=1e-5)
-    backwards = found.vectors(found.project(hidden[::-1]), np.array([16.0]), np.array([28.0]))
+    backwards = found.vectors(found.encode(hidden)[0][::-1], np.array([16.0]), np.array([28.0]))
     assert abs(float(backwards[0] @ got[0])) < 0.99, "the same frames in the opposite order are another word"
 
 
 def test_a_window_between_two_frames_takes_its_share_of_both() -> None:
-    found, hidden = maps(segments=1), np.random.default_rng(1).standard_normal((4, 6)).astype(np.float32)
-    mean = (0.75 * hidden[0] + hidden[1] + 0.5 * hidden[2]) / 2.25
-    vector = ((mean - found.mean) @ found.projection - found.offset) @ found.mapping
-    got = found.vectors(found.project(hidden), np.array([0.25]), np.array([2.5]))[0]
-    np.testing.assert_allclose(got, vector / np.sqrt((vector**2).sum()), atol=1e-5)
+    found, encoded = maps(segments=1), np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)
+    mean = (0.75 * encoded[0] + encoded[1] + 0.5 * encoded[2]) / 2.25
+    got = found.vectors(encoded, np.array([0.25]), np.array([2.5]))[0]
+    np.testing.assert_allclose(got, unit(mean @ found.mapping + found.mapping_bias), atol=1e-5)
 
 
 def test_a_score_is_the_cosine_minus_the_mean_one_to_the_ten_closest_other_words() -> None:
@@ -108,16 +143,16 @@ def test_a_template_has_the_mean_vector_and_the_mean_length() -> None:
 def test_a_stream_has_the_best_score_of_the_windows_that_end_in_each_hop() -> None:
     found, rng = maps(), np.random.default_rng(4)
     hidden, word = rng.standard_normal((60, 6)).astype(np.float32), Word(found.others[0], 3, 12.0)
-    tracker, projected = WordTracker(found, {"a": word}), found.project(hidden)
+    tracker, (encoded, _) = WordTracker(found, {"a": word}), found.encode(hidden)
     for hop in range(15):
         got = tracker.step(hidden[4 * hop : 4 * hop + 4])["a"]
         best = -np.inf
         for end in (4 * hop + 4, 4 * hop + 4 - STEP):
             for length in (12.0 * share for share in LENGTHS):
                 if end - length >= 0 or (length == 12.0 * LENGTHS[0] <= end):
-                    vector = found.vectors(projected, np.array([max(0, end - length)]), np.array([float(end)]))
+                    vector = found.vectors(encoded, np.array([max(0, end - length)]), np.array([float(end)]))
                     best = max(best, float(found.differences(vector, word.vector)[0]))
-        assert got == pytest.approx(found.probability(best, word, 0.01), abs=1e-5)
+        assert got == pytest.approx(found.probability(best, word, STREAM_FALSE_ACCEPTS), abs=1e-5)
     tracker.reset()
     assert tracker.step(hidden[:4]) == {"a": pytest.approx(0, abs=1e-6)}, "shorter than the word"
 
@@ -143,16 +178,18 @@ def test_maps_are_written_and_read_and_damaged_ones_are_refused(tmp_path: Path) 
     found, file = maps(), tmp_path / "words.npz"
     found.write(file)
     again = WordMaps.read(file)
-    np.testing.assert_allclose(again.mapping, found.mapping, rtol=1e-3)
+    np.testing.assert_allclose(again.mix, found.mix, rtol=1e-3)
+    for read, written in ((again.front, found.front), (again.mapping, found.mapping)):
+        assert (np.abs(read - written) <= np.abs(written).max(axis=0) / 250).all()
     np.testing.assert_allclose(again.others, found.others, atol=1 / 127)
     assert (again.fingerprint, again.segments, again.slope) == ("f", 4, 10.0)
     with pytest.raises(ValueError, match=r"none.npz: no such file"):
         WordMaps.read(tmp_path / "none.npz")
-    replace(found, mean=found.mean * np.nan).write(file)
-    with pytest.raises(ValueError, match="mean: expected finite numbers"):
+    replace(found, mix=found.mix * np.nan).write(file)
+    with pytest.raises(ValueError, match="mix: expected finite numbers"):
         WordMaps.read(file)
-    replace(found, offset=found.offset[:-1]).write(file)
-    with pytest.raises(ValueError, match="offset: expected"):
+    replace(found, depth_bias=found.depth_bias[:-1]).write(file)
+    with pytest.raises(ValueError, match="depth_bias: expected"):
         WordMaps.read(file)
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(ValueError, match="not readable as the maps of words"):

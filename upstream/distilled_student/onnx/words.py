@@ -1,10 +1,10 @@
 """Spots words of one's own from a few recordings, without training: templates of words, and the scores of audio.
 
-A word is compared in time order. The hidden states of a window are projected, averaged in segments of equal length that
-follow each other, and mapped to one vector. Both maps are linear discriminant analyses of other words. They are in the
-file `WORDS` of a model, with vectors of many words; ``distilled_student.device.word_maps`` makes it. The template of a
-word is the mean vector of its recordings. The score of a window is its cosine to the template, minus its mean cosine to
-the most similar other words, so that one threshold holds for all words.
+A word is compared in time order. A small network turns hidden states into features of sounds. Those of a window are
+averaged in segments of equal length that follow each other, and mapped to one vector. Network and map are in the file
+`WORDS` of a model, with vectors of many words; ``distilled_student.word_maps`` makes it. The template of a word is the
+mean vector of its recordings. The score of a window is its cosine to the template, minus its mean cosine to the most
+similar other words, so that one threshold holds for all words.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from .chunks import ChunkStream
 
 WORDS = "words.npz"  # in the folder of a model
-FORMAT = 1
+FORMAT = 2
+WEIGHTS = ("front", "front_bias", "depth", "depth_bias", "mix", "mix_bias", "mapping", "mapping_bias")  # of `WordMaps`
+LARGE = ("front", "mapping")  # of them
 LEAST_WORDS = 20  # that the file is made from; better hundreds
 FALSE_ACCEPTS = 0.01  # share of utterances of other words
-STREAM_FALSE_ACCEPTS = 0.01  # of the windows of a stream: smoothing and the hold-off leave few of them
+STREAM_FALSE_ACCEPTS = 0.005  # of the windows of a stream, which has more of them than utterances have
 STEP = 2  # frames between the ends of two windows
 LENGTHS = (0.85, 1.0, 1.18)  # of the windows, times the length of the recordings
 CLOSEST = 10  # other words that a window is compared with
@@ -73,15 +75,18 @@ def template(vectors: NDArray[np.float32], frames: Sequence[float], maps: str = 
 
 @dataclass(frozen=True)
 class WordMaps:
-    """The maps and the other words of a model: the content of its file `WORDS`.
+    """The network, the map and the other words of a model: the content of its file `WORDS`.
+
+    The network is causal: a linear layer, then blocks that each add to their input the rectified result of a depthwise
+    convolution over ``taps`` frames, mixed by a linear layer.
 
     Attributes:
         fingerprint: `Model.fingerprint` of the model whose hidden states they are for.
         segments: Segments of a window.
-        mean: Of the hidden states ``(features,)``.
-        projection: Of a hidden state, ``(features, projected)``.
-        offset: Mean of the joined segments ``(segments * projected,)``.
-        mapping: Of the joined segments to a vector, ``(segments * projected, size)``.
+        front, front_bias: The first layer, ``(features, width)`` and ``(width,)``.
+        depth, depth_bias: The convolutions ``(blocks, taps, width)``, the earliest frame first; ``(blocks, width)``.
+        mix, mix_bias: The linear layers behind them, ``(blocks, width, width)`` and ``(blocks, width)``.
+        mapping, mapping_bias: Of joined segments to a vector, ``(segments * width, size)`` and ``(size,)``.
         others: Vectors of other words ``(words, size)``, of length 1.
         rates: Shares of false accepts of the thresholds ``(rates,)``, ascending.
         clips: Numbers of recordings of the thresholds ``(numbers,)``, ascending.
@@ -93,10 +98,14 @@ class WordMaps:
 
     fingerprint: str
     segments: int
-    mean: NDArray[np.float32]
-    projection: NDArray[np.float32]
-    offset: NDArray[np.float32]
+    front: NDArray[np.float32]
+    front_bias: NDArray[np.float32]
+    depth: NDArray[np.float32]
+    depth_bias: NDArray[np.float32]
+    mix: NDArray[np.float32]
+    mix_bias: NDArray[np.float32]
     mapping: NDArray[np.float32]
+    mapping_bias: NDArray[np.float32]
     others: NDArray[np.float32]
     rates: NDArray[np.float32]
     clips: NDArray[np.float32]
@@ -117,22 +126,28 @@ class WordMaps:
                 "segments": int(found.pop("segments")),
                 "slope": float(found.pop("slope")),
             }
+            found |= {name: found[name] * found.pop(f"{name}_scale") for name in LARGE}
             found["others"] = unit_length(found["others"].astype(np.float32))
             maps = cls(**scalars, **{name: array.astype(np.float32) for name, array in found.items()})
             maps._check()
         except FileNotFoundError:
-            remedy = f"`python -m distilled_student.device.word_maps` makes it, from {LEAST_WORDS} other words or more"
+            remedy = f"`python -m distilled_student.word_maps` makes it, from {LEAST_WORDS} other words or more"
             raise ValueError(f"{file}: no such file; words of one's own need it: {remedy}") from None
         except Exception as error:  # damaged archives raise errors of many kinds
             raise ValueError(f"{file}: not readable as the maps of words ({error})") from None
         return maps
 
     def _check(self) -> None:
-        features, projected = self.projection.shape
-        joined, size = self.mapping.shape
+        (_, width), (blocks, taps, _), size = self.front.shape, self.depth.shape, self.mapping.shape[1]
         shapes = {
-            "mean": (features,),
-            "offset": (joined,),
+            "front": self.front.shape,
+            "front_bias": (width,),
+            "depth": (blocks, taps, width),
+            "depth_bias": (blocks, width),
+            "mix": (blocks, width, width),
+            "mix_bias": (blocks, width),
+            "mapping": (self.segments * width, size),
+            "mapping_bias": (size,),
             "others": (len(self.others), size),
             "thresholds": (2, *self.rates.shape, *self.clips.shape),
             "agreements": (2, *self.clips.shape),
@@ -140,40 +155,62 @@ class WordMaps:
         for name, shape in shapes.items():
             if (array := getattr(self, name)).shape != shape or not np.isfinite(array).all():
                 raise ValueError(f"{name}: expected finite numbers of shape {shape}, found {array.shape}")
-        if joined != self.segments * projected or len(self.others) < CLOSEST:
-            raise ValueError(f"mapping: expected {self.segments * projected} rows, and at least {CLOSEST} others")
+        if len(self.others) < CLOSEST:
+            raise ValueError(f"others: expected at least {CLOSEST}")
 
     @cached_property
     def digest(self) -> str:
         """Names these maps: vectors of other ones are not to be compared with theirs."""
-        return hashlib.sha256(self.projection.tobytes() + self.mapping.tobytes()).hexdigest()[:16]
+        return hashlib.sha256(self.front.tobytes() + self.mapping.tobytes()).hexdigest()[:16]
 
     def write(self, file: str | Path) -> None:
-        """Write the file, with the large arrays in 16 bits and the other words in 8."""
-        small = {name: getattr(self, name).astype(np.float16) for name in ("projection", "mapping")}
+        """Write the file, with the other words and the two large matrices in 8 bits and the other weights in 16."""
+        small = {name: getattr(self, name).astype(np.float16) for name in WEIGHTS if name not in LARGE}
+        for name in LARGE:  # each column has its scale
+            scale = np.abs(matrix := getattr(self, name)).max(axis=0) / 127 + 1e-12
+            small |= {name: np.round(matrix / scale).astype(np.int8), f"{name}_scale": scale}
         others = np.round(self.others * 127).astype(np.int8)
-        rest = {name: getattr(self, name) for name in ("mean", "offset", "rates", "clips", "thresholds", "agreements")}
+        rest = {name: getattr(self, name) for name in ("rates", "clips", "thresholds", "agreements")}
         scalars = {name: np.array(getattr(self, name)) for name in ("fingerprint", "segments", "slope")}
         np.savez_compressed(file, format=np.array(FORMAT), others=others, **small, **rest, **scalars)
 
-    def project(self, hidden: NDArray) -> NDArray[np.float32]:
-        """``(frames, features)`` -> ``(frames, projected)``."""
-        return (np.asarray(hidden, np.float32) - self.mean) @ self.projection
+    def start(self) -> NDArray[np.float32]:
+        """What `encode` has before the first frame."""
+        blocks, taps, width = self.depth.shape
+        return np.zeros((blocks * (taps - 1), width), np.float32)
 
-    def vectors(self, projected: NDArray, starts: NDArray, ends: NDArray) -> NDArray[np.float32]:
+    def encode(
+        self, hidden: NDArray, past: NDArray[np.float32] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The network on ``(frames, features)``, after ``past``, which is `start` if it is None.
+
+        Returns:
+            ``(frames, width)``, and the past of the frames that follow.
+        """
+        past = self.start() if past is None else past
+        x = np.concatenate([past, np.asarray(hidden, np.float32) @ self.front + self.front_bias])
+        past = x[len(x) - len(past) :]
+        taps = self.depth.shape[1]
+        for depth, depth_bias, mix, mix_bias in zip(self.depth, self.depth_bias, self.mix, self.mix_bias, strict=True):
+            frames = len(x) - taps + 1
+            y = sum(x[tap : tap + frames] * depth[tap] for tap in range(taps)) + depth_bias
+            x = x[taps - 1 :] + np.maximum(y, 0) @ mix + mix_bias
+        return x, past
+
+    def vectors(self, encoded: NDArray, starts: NDArray, ends: NDArray) -> NDArray[np.float32]:
         """The vectors ``(windows, size)``, of length 1, of windows between two times in frames."""
-        sums = np.concatenate([np.zeros((1, projected.shape[1])), np.cumsum(projected, axis=0, dtype=np.float64)])
+        sums = np.concatenate([np.zeros((1, encoded.shape[1])), np.cumsum(encoded, axis=0, dtype=np.float64)])
         shares = np.arange(self.segments + 1) / self.segments
         bounds = starts[:, None] + (ends - starts)[:, None] * shares  # (windows, segments + 1)
-        before = np.minimum(bounds.astype(int), len(projected) - 1)
-        at_bounds = sums[before] + (bounds - before)[..., None] * projected[before]
+        before = np.minimum(bounds.astype(int), len(encoded) - 1)
+        at_bounds = sums[before] + (bounds - before)[..., None] * encoded[before]
         means = np.diff(at_bounds, axis=1) / ((ends - starts) / self.segments)[:, None, None]
         joined = means.reshape(len(starts), -1).astype(np.float32)
-        return unit_length((joined - self.offset) @ self.mapping)
+        return unit_length(joined @ self.mapping + self.mapping_bias)
 
     def clip_vector(self, clip: WordClip) -> NDArray[np.float32]:
         """The vector ``(size,)``, of length 1, of the word in a clip."""
-        return self.vectors(self.project(clip.hidden), np.array([clip.start]), np.array([clip.end]))[0]
+        return self.vectors(self.encode(clip.hidden)[0], np.array([clip.start]), np.array([clip.end]))[0]
 
     def word(self, clips: Sequence[WordClip]) -> Word:
         """The template of a word from its clips."""
@@ -186,14 +223,14 @@ class WordMaps:
             if word.maps not in ("", self.digest):
                 raise ValueError(f"{name}: is a word of another model: enrol it with this model")
 
-    def raw_scores(self, word: Word, projected: NDArray, ends: NDArray) -> NDArray[np.float32]:
+    def raw_scores(self, word: Word, encoded: NDArray, ends: NDArray) -> NDArray[np.float32]:
         """The largest difference of cosines ``(ends,)`` over the lengths of the windows that end at these frames."""
         lengths = word.frames * np.array(LENGTHS)
         stops = np.repeat(ends.astype(np.float64), len(lengths))
         starts = stops - np.tile(lengths, len(ends))
         fits = (starts >= 0) | (np.tile(lengths, len(ends)) == lengths[0])  # the shortest one is cut at the beginning
         starts = np.maximum(starts, 0)
-        vectors = self.vectors(projected, starts[fits], stops[fits])
+        vectors = self.vectors(encoded, starts[fits], stops[fits])
         differences = np.full(len(stops), -np.inf, np.float32)
         differences[fits] = self.differences(vectors, word.vector)
         return differences.reshape(len(ends), -1).max(axis=1)
@@ -238,17 +275,17 @@ class WordMaps:
             ValueError: see `check_words`.
         """
         self.check_words(words)
-        projected = self.project(hidden)
-        ends = np.arange(len(projected), 0, -STEP)[::-1]
+        encoded, _ = self.encode(hidden)
+        ends = np.arange(len(encoded), 0, -STEP)[::-1]
         return {
-            name: self.probability(float(self.best(word, projected, ends)), word, false_accepts)
+            name: self.probability(float(self.best(word, encoded, ends)), word, false_accepts)
             for name, word in words.items()
         }
 
-    def best(self, word: Word, projected: NDArray, ends: NDArray) -> float:
+    def best(self, word: Word, encoded: NDArray, ends: NDArray) -> float:
         """The largest difference of cosines of all windows that end at one of ``ends``, at the last one at least."""
         shortest = min(word.frames * LENGTHS[0], ends[-1])
-        return self.raw_scores(word, projected, ends[ends >= shortest]).max()
+        return self.raw_scores(word, encoded, ends[ends >= shortest]).max()
 
 
 class WordTracker:
@@ -271,11 +308,13 @@ class WordTracker:
 
     def reset(self) -> None:
         """Forget all frames."""
-        self._recent = np.zeros((0, self.maps.projection.shape[1]), np.float32)
+        self._past = self.maps.start()
+        self._recent = np.zeros((0, self.maps.front.shape[1]), np.float32)
 
     def step(self, hidden: NDArray) -> dict[str, float]:
         """The score of each word in the windows that end with the new frames ``(frames, features)``."""
-        recent = np.concatenate([self._recent, self.maps.project(hidden)])
+        encoded, self._past = self.maps.encode(hidden, self._past)
+        recent = np.concatenate([self._recent, encoded])
         self._recent = recent[-self._longest :]
         scores = {}
         for name, word in self.words.items():

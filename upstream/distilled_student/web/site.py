@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, write_files, write_json
 from distilled_student.device.model_files import one_line_errors, open_stream
+from distilled_student.onnx.words import WEIGHTS
 
 if TYPE_CHECKING:
     from distilled_student.onnx import Model, Stream
@@ -24,7 +25,7 @@ PINNED = HERE / "onnxruntime_web.json"  # their version, names and hashes
 CDN = "https://cdn.jsdelivr.net/npm/onnxruntime-web@{version}/dist/"
 TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}  # of onnxruntime -> of onnxruntime-web
 WORD_MAPS = "words.f32"  # the large arrays of the maps of words, one after the other, in float32
-MAP_ARRAYS = ("mean", "projection", "offset", "mapping", "others")  # of `WordMaps`, in this file
+MAP_ARRAYS = (*WEIGHTS, "others")  # of `WordMaps`, in this file
 MAP_VALUES = ("segments", "slope", "rates", "clips", "thresholds", "agreements")  # the others, in model.json
 MARK = "runtime.json"  # a file that every site has
 

@@ -16,31 +16,57 @@ export class WordMaps {
       const size = shape.reduce((product, length) => product * length, 1);
       this[name] = numbers.subarray(begin, (begin += size));
     }
-    this.size = this.mapping.length / this.offset.length; // of a vector
+    [this.width, this.size] = [this.front_bias.length, this.mapping_bias.length]; // of a row; of a vector
+    this.blocks = this.depth_bias.length / this.width;
+    this.taps = this.depth.length / this.depth_bias.length;
     this.words = Array.from({ length: this.others.length / this.size }, (_, i) =>
       this.others.subarray(i * this.size, (i + 1) * this.size),
     );
   }
 
-  /** Hidden states (frames * features) -> a projected vector for each frame. */
-  project(hidden) {
-    const features = this.mean.length;
-    return Array.from({ length: hidden.length / features }, (_, frame) => {
-      const centred = this.mean.map((mean, i) => hidden[frame * features + i] - mean);
-      return product(centred, this.projection);
+  /** What `encode` has before the first frame: rows of zeros. */
+  start() {
+    return Array.from({ length: this.blocks * (this.taps - 1) }, () => new Float64Array(this.width));
+  }
+
+  /** The network on hidden states (frames * features), after `past` rows: {rows, past}, a row for each frame. */
+  encode(hidden, past) {
+    const features = this.front.length / this.width;
+    const rows = [...past];
+    for (let begin = 0; begin < hidden.length; begin += features) {
+      rows.push(product(hidden.subarray(begin, begin + features), this.front, this.front_bias));
+    }
+    let x = rows;
+    for (let block = 0; block < this.blocks; block++) x = this.block(block, x);
+    return { rows: x, past: rows.slice(rows.length - past.length) };
+  }
+
+  /** Adds to each row from the one numbered `taps - 1` on what a block makes of it and the rows before it. */
+  block(block, rows) {
+    const { width, taps } = this;
+    const part = (array, size) => array.subarray(block * size, (block + 1) * size);
+    const [depth, depthBias] = [part(this.depth, taps * width), part(this.depth_bias, width)];
+    const [mix, mixBias] = [part(this.mix, width * width), part(this.mix_bias, width)];
+    return rows.slice(taps - 1).map((row, frame) => {
+      const filtered = Float64Array.from(depthBias);
+      for (let tap = 0; tap < taps; tap++) {
+        for (let i = 0; i < width; i++) filtered[i] += rows[frame + tap][i] * depth[tap * width + i];
+      }
+      const mixed = product(filtered.map((value) => Math.max(value, 0)), mix, mixBias);
+      return row.map((value, i) => value + mixed[i]);
     });
   }
 
   /** The vector, of length 1, of the window between two times in frames; sums: those of the frames before each frame. */
-  vector(projected, sums, start, end) {
+  vector(rows, sums, start, end) {
     const length = (end - start) / this.segments;
     const at = Array.from({ length: this.segments + 1 }, (_, i) => {
       const bound = start + ((end - start) * i) / this.segments;
-      const before = Math.min(Math.floor(bound), projected.length - 1);
-      return sums[before].map((sum, j) => sum + (bound - before) * projected[before][j]);
+      const before = Math.min(Math.floor(bound), rows.length - 1);
+      return sums[before].map((sum, j) => sum + (bound - before) * rows[before][j]);
     });
     const means = at.slice(1).flatMap((sum, i) => Array.from(sum, (value, j) => (value - at[i][j]) / length));
-    return unitLength(product(means.map((value, i) => value - this.offset[i]), this.mapping));
+    return unitLength(product(means, this.mapping, this.mapping_bias));
   }
 
   /** The cosine of a vector to the template, minus the mean one to its closest `others`. */
@@ -79,6 +105,7 @@ export class WordTracker {
 
   reset() {
     this.recent = [];
+    this.past = this.maps.start();
   }
 
   /** words: {name, vector, clips, frames, agreement} of each. */
@@ -90,13 +117,14 @@ export class WordTracker {
   /** The score of each word, by name, in the windows that end with the new frames; 0.5 or more is above the threshold. */
   step(hidden) {
     if (!this.words.length) return {};
-    const projected = this.maps.project(hidden);
-    const recent = [...this.recent, ...projected];
+    const { rows, past } = this.maps.encode(hidden, this.past);
+    const recent = [...this.recent, ...rows];
+    this.past = past;
     this.recent = recent.slice(-this.longest);
     const sums = [new Float64Array(recent[0].length)];
     for (const row of recent) sums.push(sums.at(-1).map((sum, i) => sum + row[i]));
     const ends = [];
-    for (let end = recent.length; end > recent.length - projected.length; end -= STEP) ends.push(end);
+    for (let end = recent.length; end > recent.length - rows.length; end -= STEP) ends.push(end);
     const scores = this.words.map((word) => {
       const logOdds = this.maps.slope * (this.best(word, recent, sums, ends) - word.threshold);
       return [word.name, 1 / (1 + Math.exp(-Math.min(Math.max(logOdds, -500), 500)))];
@@ -119,10 +147,10 @@ export class WordTracker {
   }
 }
 
-/** A vector times a matrix (rows, columns) that is stored row by row. */
-function product(vector, matrix) {
-  const columns = matrix.length / vector.length;
-  const found = new Float64Array(columns);
+/** A vector times a matrix (rows, columns) that is stored row by row, plus a bias (columns). */
+function product(vector, matrix, bias) {
+  const columns = bias.length;
+  const found = Float64Array.from(bias);
   for (let row = 0; row < vector.length; row++) {
     for (let column = 0; column < columns; column++) found[column] += vector[row] * matrix[row * columns + column];
   }
