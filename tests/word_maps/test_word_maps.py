@@ -14,11 +14,12 @@ from helpers.random_word_maps import random_maps
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from distilled_student import onnx
+from distilled_student.corpora.keywords import UNKNOWN
 from distilled_student.corpora.shipped import read_index, read_voice
 from distilled_student.onnx import WordMaps
 from distilled_student.word_maps import __main__ as command
 from distilled_student.word_maps import network
-from distilled_student.word_maps.clips import UNKNOWN, Clip, draw, find_words, strips
+from distilled_student.word_maps.clips import Clip, draw, find_words, strips
 from distilled_student.word_maps.teacher_words import TeacherWords, discriminants, segment_means
 from distilled_student.word_maps.thresholds import RATES, other_words, trial_scores
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from .speakers import unit_length
 if TYPE_CHECKING:
     from .chunks import ChunkStream
 
+Name = TypeVar("Name")  # of a word
 WORDS = "words.npz"  # in the folder of a model
 FORMAT = 2
 WEIGHTS = ("front", "front_bias", "depth", "depth_bias", "mix", "mix_bias", "mapping", "mapping_bias")  # of `WordMaps`
@@ -275,12 +276,14 @@ class WordMaps:
             ValueError: see `check_words`.
         """
         self.check_words(words)
+        best = self.best_differences(words, hidden)
+        return {name: self.probability(best[name], word, false_accepts) for name, word in words.items()}
+
+    def best_differences(self, words: Mapping[Name, Word], hidden: NDArray) -> dict[Name, float]:
+        """The largest difference of cosines, see `best`, of each word in an utterance with these hidden states."""
         encoded, _ = self.encode(hidden)
         ends = np.arange(len(encoded), 0, -STEP)[::-1]
-        return {
-            name: self.probability(float(self.best(word, encoded, ends)), word, false_accepts)
-            for name, word in words.items()
-        }
+        return {name: float(self.best(word, encoded, ends)) for name, word in words.items()}
 
     def best(self, word: Word, encoded: NDArray, ends: NDArray) -> float:
         """The largest difference of cosines of all windows that end at one of ``ends``, at the last one at least."""

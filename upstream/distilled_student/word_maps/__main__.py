@@ -12,11 +12,12 @@ from distilled_student.common.effect_settings import EffectSettings
 from distilled_student.common.effects import Effects, files_of
 from distilled_student.common.errors import UserError
 from distilled_student.common.sample_rate import SAMPLE_RATE
+from distilled_student.corpora.keywords import UNKNOWN
 from distilled_student.onnx import Model, load
 from distilled_student.onnx.words import LEAST_WORDS, WORDS, WordMaps
 from distilled_student.teachers.open import open_teacher
 from distilled_student.word_maps import network
-from distilled_student.word_maps.clips import UNKNOWN, draw, find_words, read_clips, strips
+from distilled_student.word_maps.clips import draw, find_words, read_clips, strips
 from distilled_student.word_maps.teacher_words import fit_words, word_segments
 from distilled_student.word_maps.thresholds import with_thresholds
 

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import soxr
 from numpy.typing import NDArray
 
 from distilled_student.common.audio import load
+from distilled_student.corpora.keywords import BACKGROUND, SILENCE, UNKNOWN
 from distilled_student.onnx import Model, Stream
 from distilled_student.onnx.words import CONTEXT_SECONDS, PAUSE_SECONDS, WordClip, quiet_noise, word_clip
 
 MOST_CLIPS = 60  # of a word
 MOST_UNKNOWN = 250  # clips of unknown words
 CONTEXTS = 5  # pairs of utterances that clips follow; as many clips follow noise
-UNKNOWN = "_unknown_"
-NO_WORDS = ("_silence_", "_background_noise_")
 SPEEDS = (0.82, 1.2)  # of a file's second reading
 
 
@@ -32,7 +32,8 @@ class WordFile(NamedTuple):
     file: Path
 
     def read(self) -> NDArray[np.float32]:
-        return read_file(self.file)
+        """The samples ``(samples,)`` at 16 kHz. Raises UserError."""
+        return load(self.file).numpy()
 
 
 class Clip(NamedTuple):
@@ -49,11 +50,6 @@ class Clip(NamedTuple):
         return WordClip(self.hidden, self.start, self.end)
 
 
-def read_file(file: Path) -> NDArray[np.float32]:
-    """The samples ``(samples,)`` of an audio file at 16 kHz. Raises UserError."""
-    return load(file).numpy()
-
-
 def find_words(languages: Sequence[Sequence[Path]], without: Sequence[str] = ()) -> list[WordFile]:
     """The files of all words but ``without``.
 
@@ -67,7 +63,7 @@ def find_words(languages: Sequence[Sequence[Path]], without: Sequence[str] = ())
         for file in sorted(file for folder in folders for file in folder.glob("*/*.wav")):
             word = file.parent.name
             name = word if word == UNKNOWN else f"{number}:{word}"
-            if word not in NO_WORDS and name not in without:
+            if word not in (SILENCE, BACKGROUND) and name not in without:
                 found.append(WordFile(name, file.name.split("_")[0], file))
     return found
 
@@ -119,13 +115,11 @@ def strips(files: Sequence[Path], samples: int, seed: int = 0) -> Iterator[NDArr
 
     The second time a file is faster or slower, by `SPEEDS`. A piece that is not filled at the end is left out.
     """
-    import soxr
-
     rng, waiting, count = np.random.default_rng(seed), list[NDArray[np.float32]](), 0
     readings = [(file, speed) for file in files for speed in (1.0, float(rng.uniform(*SPEEDS)))]
     for index in rng.permutation(len(readings)):
         file, speed = readings[index]
-        audio = read_file(file)
+        audio = load(file).numpy()
         if speed != 1:
             audio = soxr.resample(audio, speed, 1.0).astype(np.float32)
         pause = rng.integers(0, samples // 20) if rng.random() < 0.5 else 0

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distilled_student.corpora.keywords import UNKNOWN
 from distilled_student.onnx.speakers import unit_length
-from distilled_student.onnx.words import STEP, Word, WordMaps
-from distilled_student.word_maps.clips import UNKNOWN, Clip
+from distilled_student.onnx.words import WordMaps
+from distilled_student.word_maps.clips import Clip
 
 UNKNOWN_OTHERS = 200  # clips of unknown words that the file holds
 RATES = (0.001, 0.01, 0.05, 0.2)
@@ -92,23 +93,11 @@ def trial_scores(
         found = {count: word._replace(frames=found[max(ENROLLED)].frames) for count, word in found.items()}
         for count, template in found.items():
             agreements[count].append(template.agreement)
-        score = scorer(maps, found)
         for target, tests in ((same, tested), (other, rng.sample(others, min(most_others, len(others))))):
             for clip in tests:
-                for count, value in score(clip).items():
+                for count, value in maps.best_differences(found, clip.hidden).items():
                     target[count].append(value)
     return Trials(*({count: np.array(values[count]) for count in ENROLLED} for values in (same, other, agreements)))
-
-
-def scorer(maps: WordMaps, templates: dict[int, Word]) -> Callable[[Clip], dict[int, float]]:
-    """The best score in a clip, of each of several templates of one length."""
-
-    def score(clip: Clip) -> dict[int, float]:
-        encoded, _ = maps.encode(clip.hidden)
-        ends = np.arange(len(encoded), 0, -STEP)[::-1]
-        return {count: float(maps.best(word, encoded, ends)) for count, word in templates.items()}
-
-    return score
 
 
 def fit_thresholds(of_many: Trials, of_one: Trials) -> dict[str, Any]:
