@@ -129,10 +129,9 @@ def float_stream(
     write_metadata(file, {"detector": json.dumps(settings)})
     hidden = np.concatenate([outputs["hidden_state"] for _, outputs in Stream(file).hops([speech])])
     maps = random_maps(hidden.shape[1], stream.model.fingerprint)
-    projection = maps.projection / hidden.std(axis=0)[:, None]
-    maps = dataclasses.replace(
-        maps, mean=hidden.mean(axis=0), projection=projection, offset=0 * maps.offset, thresholds=maps.thresholds - 0.2
-    )
+    front = maps.front / hidden.std(axis=0)[:, None]
+    bias = -hidden.mean(axis=0) @ front
+    maps = dataclasses.replace(maps, front=front, front_bias=bias, thresholds=maps.thresholds - 0.2)
     maps.write(file.with_name(WORDS))
     return file
 
