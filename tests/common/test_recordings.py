@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +51,9 @@ def test_only_files_that_agree_in_size_and_samples_are_read_whole(
     data = [rng.bytes(2000) for _ in range(2000)]
     for i, content in enumerate([*data, data[7]]):
         (tmp_path / f"{i}.wav").write_bytes(content)
-    start = time.process_time()
     copies = find_copies((tmp_path / f"{i}.wav", i) for i in range(2001))
     assert [(copy.first.name, copy.second.name) for copy in copies] == [("7.wav", "2000.wav")]
-    assert sorted(digested) == ["2000.wav", "7.wav"] and time.process_time() - start < 1.0
+    assert sorted(digested) == ["2000.wav", "7.wav"]
 
 
 def test_a_fingerprint_tells_the_recordings_of_classes_apart_wherever_their_folders_are(tmp_path: Path) -> None:
