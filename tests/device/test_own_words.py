@@ -71,12 +71,13 @@ def test_a_word_is_kept_in_a_private_file_with_vectors_and_without_audio(
     [file] = own.folder.glob("*.json")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     content = json.loads(file.read_text())
-    assert content.keys() == {"name", "model", "fingerprint", "maps", "frames", "vectors", "format"}
+    assert content.keys() == {"name", "model", "fingerprint", "maps", "frames", "vectors", "level", "format"}
     assert content["fingerprint"] == model.fingerprint
     templates, others = own.templates()
     expected = model.enrol_word([soundfile.read(file, dtype="float32")[0] for file in files])
     np.testing.assert_allclose(templates["happy"].vector, expected.vector, atol=1e-5)
     assert templates["happy"].frames == pytest.approx(expected.frames)
+    assert templates["happy"].level == pytest.approx(model.word_maps.level(expected), abs=1e-5)
     assert (templates["happy"].clips, others) == (4, [])
     with pytest.raises(UserError, match=r"hapy: is not a word in .*; did you mean `happy`"):
         own.forget("hapy")
@@ -157,6 +158,7 @@ def test_the_commands_add_list_and_forget_words(recording: Callable[[str, str], 
         ({"frames": [math.inf]}, "frames: expected positive numbers up to"),
         ({"frames": [10**400]}, "frames: expected positive numbers up to"),
         ({"vectors": [[10**400, 0.0]]}, "vectors: expected lists of numbers, of one size"),
+        ({"level": math.nan}, "level: expected a difference of cosines"),
         ({"vectors": [[1.0]]}, "vectors: 1 numbers, but those of the model have"),
     ],
 )

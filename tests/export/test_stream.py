@@ -25,6 +25,7 @@ from distilled_student.export import stream as stream_export
 from distilled_student.export.int8 import prepare_matmuls, quantize
 from distilled_student.export.stream import StreamGraph, check_stream, export_stream, stream_inputs
 from distilled_student.onnx import DetectorSettings
+from distilled_student.onnx.words import CONCATENATED
 from distilled_student.speed.streaming import time_chunks
 from distilled_student.streaming import Step, Stream, listen
 
@@ -49,6 +50,10 @@ def test_an_exported_stream_has_the_hidden_states_and_scores_of_the_whole_uttera
     assert len(outputs) > 1
     hidden_states = np.concatenate([output["hidden_state"] for output in outputs])
     np.testing.assert_allclose(hidden_states, whole.hidden_state[0], atol=1e-4)
+    all_states = torch.cat(model.student(model.gain * wave[None]).hidden_states, dim=2)[0].detach()
+    found = np.concatenate([output[CONCATENATED] for output in outputs])
+    np.testing.assert_allclose(found, all_states[: len(found)], atol=1e-4)
+    assert found.shape[1] == len(all_states[0]) > hidden_states.shape[1]
     np.testing.assert_allclose(outputs[-1]["keyword_scores"], whole.keyword_scores[0], atol=1e-4)
     np.testing.assert_allclose(outputs[-1]["speaker_embedding"], whole.speaker_embedding[0], atol=1e-4)
 

@@ -12,11 +12,13 @@ def random_maps(features: int, fingerprint: str = "") -> WordMaps:
     """Maps of 40 other words, with thresholds for 1 and 4 recordings."""
     rng = np.random.default_rng(5)
     shapes = network_shapes(features, width=6, blocks=2, taps=3, segments=3, size=8)
-    values = {name: rng.normal(size=shape).astype("f4") for name, shape in (shapes | {"others": (40, 8)}).items()}
+    shapes |= {"others": (40, 8), "speech": (2, 100, 6)}
+    values = {name: rng.normal(size=shape).astype("f4") for name, shape in shapes.items()}
     values["others"] = unit_length(values["others"])
+    values |= {"alarms": np.array([1, 30], "f4"), "margins": np.array([0.1, -0.1], "f4")}
     values |= {"rates": np.array([0.0005, 0.01], "f4"), "clips": np.array([1, 4], "f4")}
     values["thresholds"] = np.array([[[0.3, 0.25], [0.1, 0.05]], [[0.5, 0.4], [0.2, 0.15]]], "f4")
-    return WordMaps(fingerprint, 3, agreements=np.array([[1, 0.6], [1, 0.9]], "f4"), slope=7.0, **values)
+    return WordMaps(fingerprint, 3, 2, 50.0, agreements=np.array([[1, 0.6], [1, 0.9]], "f4"), slope=7.0, **values)
 
 
 def network_shapes(

@@ -28,7 +28,7 @@ from distilled_student.device.profiles import Profiles
 from distilled_student.onnx import Detector, Enrolment, Stream, Word, write_metadata
 from distilled_student.onnx.detector import HOP_SECONDS
 from distilled_student.onnx.speakers import unit_length
-from distilled_student.onnx.words import WORDS
+from distilled_student.onnx.words import CONCATENATED, WORDS
 from distilled_student.web import site
 
 pytestmark = needs_browser
@@ -127,11 +127,11 @@ def float_stream(
     _, scores = traced(stream, speech)
     settings["threshold"] = float(np.median(scores[:, keywords].max(axis=1)))  # half of the hops reach it
     write_metadata(file, {"detector": json.dumps(settings)})
-    hidden = np.concatenate([outputs["hidden_state"] for _, outputs in Stream(file).hops([speech])])
+    hidden = np.concatenate([outputs[CONCATENATED] for _, outputs in Stream(file).hops([speech])])
     maps = random_maps(hidden.shape[1], stream.model.fingerprint)
     front = maps.front / hidden.std(axis=0)[:, None]
     bias = -hidden.mean(axis=0) @ front
-    maps = dataclasses.replace(maps, front=front, front_bias=bias, thresholds=maps.thresholds - 0.2)
+    maps = dataclasses.replace(maps, front=front, front_bias=bias, margins=maps.margins - 0.2)
     maps.write(file.with_name(WORDS))
     return file
 
@@ -141,7 +141,8 @@ def own_words(float_stream: Path, speech: NDArray[np.float32]) -> dict[str, Word
     """Two words: parts of the speech."""
     model = Stream(float_stream).model
     parts = {"lamp": [speech[8_000:20_000], speech[30_000:44_000]], "sun": [speech[60_000:70_000]]}
-    return {name: model.enrol_word(recordings) for name, recordings in parts.items()}
+    words = {name: model.enrol_word(recordings) for name, recordings in parts.items()}
+    return {name: word._replace(level=model.word_maps.level(word)) for name, word in words.items()}
 
 
 @pytest.fixture(scope="module")

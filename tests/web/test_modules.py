@@ -136,6 +136,7 @@ def test_scores_of_words_of_ones_own_are_those_of_python() -> None:
         name: template(unit_length(maps.others[i] + 0.3 * rng.normal(size=(len(frames), 8))).astype("f4"), frames)
         for i, (name, frames) in enumerate(lengths.items())
     }
+    words = {name: word._replace(level=0.2 - 0.1 * i) for i, (name, word) in enumerate(words.items())}
     hops = rng.normal(size=(30, 4, 12)).astype("f4")
     tracker = WordTracker(maps, words)
     expected = [tracker.step(hop) for hop in hops]

@@ -14,6 +14,7 @@ from distilled_student.cli import main
 from distilled_student.common.shipped_models import MODELS
 from distilled_student.device.model_files import open_stream
 from distilled_student.onnx import Model
+from distilled_student.onnx.words import CONCATENATED
 from distilled_student.web import site
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +111,7 @@ def test_a_site_has_the_maps_of_words_only_if_the_model_has_them(
     shutil.copy(MODELS / "tiny/stream.onnx", tmp_path)
     site.write_site(tmp_path / "copy", str(tmp_path / "stream.onnx"))
     found = json.loads((tmp_path / "copy/model/model.json").read_text())
-    assert found["words"] is None and "hidden_state" not in found["outputs"]
+    assert found["words"] is None and CONCATENATED not in found["outputs"]
     assert not (tmp_path / "copy/model/words.f32").exists()
 
 

@@ -21,7 +21,15 @@ from distilled_student.word_maps import __main__ as command
 from distilled_student.word_maps import network
 from distilled_student.word_maps.clips import Clip, draw, find_words, strips
 from distilled_student.word_maps.teacher_words import TeacherWords, discriminants, segment_means
-from distilled_student.word_maps.thresholds import RATES, other_words, trial_scores
+from distilled_student.word_maps.thresholds import (
+    ALARMS,
+    RATES,
+    RUNNING_OTHERS,
+    draw_groups,
+    fit_margins,
+    other_words,
+    trial_scores,
+)
 
 VOICES = [clip.voice for clip in read_index() if clip.text == "yes" and clip.take == 1][:9]
 
@@ -102,7 +110,7 @@ def test_the_maps_give_the_vectors_of_the_trained_network() -> None:
     assert maps.fingerprint == "f" and maps.segments == network.SEGMENTS
 
 
-def test_the_loss_is_zero_for_the_teachers_own_vectors_and_the_order_of_others_matters() -> None:
+def test_the_loss_is_zero_for_the_teachers_own_vectors_given_later_and_the_order_of_others_matters() -> None:
     words, targets = random_words(), torch.randn(4, 200, 5)
 
     def loss(of: TeacherWords) -> float:
@@ -110,7 +118,8 @@ def test_the_loss_is_zero_for_the_teachers_own_vectors_and_the_order_of_others_m
             return x
 
         same.vectors = of.vectors  # type: ignore[attr-defined]
-        return float(network.loss(same, targets, targets, words, np.random.default_rng(0)))  # type: ignore[arg-type]
+        later = targets.roll(network.DELAY, dims=1)
+        return float(network.loss(same, later, targets, words, np.random.default_rng(0)))  # type: ignore[arg-type]
 
     assert loss(words) == pytest.approx(0, abs=1e-5)
     assert loss(replace(words, mapping=random_words(seed=1).mapping)) > 0.5
@@ -124,7 +133,8 @@ def test_training_brings_the_vectors_of_unseen_speech_nearer_to_the_teachers(
     rng, words = np.random.default_rng(0), random_words(5)
     steps = np.cumsum(rng.normal(size=(24, 400, 5)), axis=1) / 8  # frames that change slowly, as those of speech
     mixing = rng.normal(size=(5, 10))
-    speech = network.Speech((steps @ mixing).astype(np.float16), steps.astype(np.float16))
+    delayed = np.roll(steps, network.DELAY, axis=1) @ mixing
+    speech = network.Speech(delayed.astype(np.float16), steps.astype(np.float16))
     with caplog.at_level("INFO"):
         maps = network.train(speech, words, "f", steps=100)
         network.train(speech, words, "f", steps=1)
@@ -158,21 +168,41 @@ def test_other_words_are_the_mean_vectors_of_words_and_vectors_of_unknown_clips(
     np.testing.assert_allclose(found[1], mean / np.linalg.norm(mean), atol=1e-6)
 
 
-def test_a_template_is_never_compared_with_speakers_it_is_made_of_and_one_speakers_words_stay_among_themselves() -> (
-    None
-):
-    maps, rng = random_maps(12), np.random.default_rng(0)
-    clips = [
+def random_clips(rng: np.random.Generator) -> list[Clip]:
+    """Of four words and eight speakers, three each."""
+    return [
         Clip(f"w{word}", f"s{speaker}", rng.normal(size=(20, 12)), 2.0, 17.0)
         for word in range(4)
         for speaker in range(8)
         for _ in range(3)
     ]
-    of_many = trial_scores(maps, clips, {"w0", "w1"}, seed=0)
+
+
+def test_a_template_is_never_compared_with_speakers_it_is_made_of_and_one_speakers_words_stay_among_themselves() -> (
+    None
+):
+    maps, clips = random_maps(12), random_clips(np.random.default_rng(0))
+    groups = list(draw_groups(clips, {"w0", "w1"}, seed=0, is_one_speaker=False))
+    for group in groups:
+        enrolled, tested = ({clip.speaker for clip in part} for part in (group.enrolled, group.tested))
+        assert len(enrolled) == 5 and not enrolled & tested
+    of_many = trial_scores(maps, clips, groups, seed=0)
     assert {len(scores) for scores in of_many.same.values()} == {2 * (8 - 5)}, "two words, one clip of a speaker"
     assert {len(scores) for scores in of_many.other.values()} == {2 * 3 * 8 * 3}
-    of_one = trial_scores(maps, clips, {"w0", "w1"}, seed=0, is_one_speaker=True)
+    of_one = trial_scores(maps, clips, list(draw_groups(clips, {"w0", "w1"}, seed=0, is_one_speaker=True)), seed=0)
     assert {len(scores) for scores in of_one.other.values()} == {2 * 8 * 3 * 3}, "this speaker's three other words"
+
+
+def test_the_margin_of_a_stream_has_the_stated_number_of_alarms_above_the_levels_of_words() -> None:
+    maps, rng = random_maps(12), np.random.default_rng(0)
+    groups = list(draw_groups(random_clips(rng), {"w0", "w1"}, seed=0, is_one_speaker=False))
+    strips = [rng.normal(size=(1000, 6)) for _ in range(20)]  # 400 s
+    found = fit_margins(maps, groups, strips)
+    words = [maps.word([clip.recording for clip in group.enrolled]) for group in groups]
+    above = np.array([maps.largest_differences(word, strip) - maps.level(word) for word in words for strip in strips])
+    for alarms, margin in zip(found["alarms"], found["margins"], strict=True):
+        assert abs((above > margin).sum() - alarms / 3600 * above.size) <= 1
+    assert (np.diff(found["margins"]) <= 0).all()
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +223,10 @@ def run(arguments: list[str]) -> None:
 def test_the_command_makes_a_file_that_finds_a_word_it_has_not_seen(made: tuple[Path, Path], tmp_path: Path) -> None:
     model, (_, file) = onnx.load("tiny"), made
     maps = WordMaps.read(file)
-    assert maps.fingerprint == model.fingerprint and maps.others.shape == (29 + len(VOICES), network.SIZE)
+    assert maps.fingerprint == model.fingerprint
+    assert maps.others.shape == (29 + len(VOICES) + RUNNING_OTHERS, network.SIZE)
     assert maps.rates == pytest.approx(RATES) and (np.diff(maps.thresholds, axis=1) < 0).all()
+    assert maps.alarms == pytest.approx(ALARMS) and (np.diff(maps.margins) <= 0).all()
     for part in (model.file, model.file.with_name(onnx.STREAM)):
         (tmp_path / part.name).write_bytes(part.read_bytes())
     (tmp_path / onnx.WORDS).write_bytes(file.read_bytes())

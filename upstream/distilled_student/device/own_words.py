@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ FORMAT = 1
 MAX_FRAMES = 100_000  # of a recording: more than half an hour
 RECOMMENDED = 3  # recordings of a word
 COPY_COSINE = 0.9995  # of two recordings; those of two takes have less
+LARGEST_LEVEL = 2.0  # a difference of cosines is between -2 and 2
 UNLIKE = -0.1  # difference of cosines to the others; see `WordMaps.differences`
 
 
@@ -49,6 +51,7 @@ class OwnWord:
         maps: `WordMaps.digest`: nor can those of other maps.
         frames: The length of the word in each recording, in frames.
         vectors: Of the recordings, ``(recordings, size)``, each of length 1.
+        level: `WordMaps.level`; None: of an earlier version.
     """
 
     name: str
@@ -57,6 +60,7 @@ class OwnWord:
     maps: str
     frames: list[float]
     vectors: list[list[float]]
+    level: float | None = None
     format: int = FORMAT
 
     @property
@@ -69,7 +73,7 @@ class OwnWord:
         """The word for `Model.spot`."""
         from distilled_student.onnx.words import template
 
-        return template(np.array(self.vectors, np.float32), self.frames, self.maps)
+        return template(np.array(self.vectors, np.float32), self.frames, self.maps)._replace(level=self.level)
 
 
 @dataclass(eq=False)
@@ -151,6 +155,7 @@ class OwnWords:
             rows = rows + as_rows(recording.vector for recording in recordings)
             lengths = lengths + [recording.frames for recording in recordings]
             word = OwnWord(name, self._model_name, model.fingerprint, model.word_maps.digest, lengths, rows)
+            word = replace_fields(word, level=model.word_maps.level(word.template))
             self._files.write(name, word)
         return word
 
@@ -176,6 +181,8 @@ class OwnWords:
             self._files.check(file, word.name)
             if not all(is_number(length, MAX_FRAMES) for length in word.frames):
                 raise ValueError(f"frames: expected positive numbers up to {MAX_FRAMES}")
+            if not (word.level is None or is_number(word.level + LARGEST_LEVEL, 2 * LARGEST_LEVEL)):
+                raise ValueError("level: expected a difference of cosines")
         except (TypeError, ValueError) as error:
             raise UserError(f"{file}: is not a word of one's own ({error}); {remedy}") from None
         return word

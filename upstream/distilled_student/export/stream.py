@@ -29,11 +29,13 @@ from distilled_student.export.int8 import Exported, quantize_best
 from distilled_student.multitask.device_model import JointModel, JointOutput, calibrate_speakers_on_device, thresholds
 from distilled_student.onnx import Stream
 from distilled_student.onnx.detector import KEY as DETECTOR
+from distilled_student.onnx.words import CONCATENATED
 from distilled_student.streaming import WINDOW_SECONDS, Step
 
 DEVICE_CHUNK = 640  # samples, 40 ms: the length of the chunks that dynamic int8 is measured with
 LONG_CHUNK = 64_000  # samples, 4 s: of those that other graphs are measured with, whose results do not depend on it
 CALIBRATION_CHUNK = 5_120  # samples, about 0.32 s: of those that activations are calibrated on; each ends a window
+OF_FRAMES = ("hidden_state", CONCATENATED)  # outputs of each frame; the others are of a window
 CHECKED_CHUNKS = (320, 640, 1_600, 777)  # lengths in samples of the chunks that exports are checked with
 
 
@@ -48,7 +50,9 @@ class _FlatStep(nn.Module):
         """The outputs of the graph by name; each tensor of the next state is named ``next_`` and its name."""
         output = self.step(samples, dict(zip(self.state_names, state, strict=True)))
         next_state = {f"next_{name}": tensor for name, tensor in output.state.items()}
-        return {"hidden_state": output.output.last_hidden_state, **output.tasks, **next_state}
+        hidden = output.output
+        states = {"hidden_state": hidden.last_hidden_state, CONCATENATED: torch.cat(hidden.hidden_states, dim=2)}
+        return {**states, **output.tasks, **next_state}
 
     def forward(self, samples: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.named_outputs(samples, *state).values())
@@ -86,14 +90,15 @@ def check_stream(file: Path, step: Step, waveforms: Sequence[Tensor]) -> float:
         stream.reset()
         outputs = (stream.feed(chunk.numpy()) for chunk in waveform.split(chunk_length))
         complete = [output for output in outputs if output is not None]
-        expected = {"hidden_state": model.student(model.gain * waveform[None]).last_hidden_state}
+        whole = model.student(model.gain * waveform[None])
+        expected = {"hidden_state": whole.last_hidden_state, CONCATENATED: torch.cat(whole.hidden_states, dim=2)}
         for name in model.task_of_output:
             filled = model.student(model.gain * step.fillings[name].fill(waveform)[None])
             window = model.features(filled)[:, -step.window :]
             expected[name] = model.head(name, window, torch.tensor([window.shape[1]]))
-        hidden_state = np.concatenate([output["hidden_state"] for output in complete])
+        of_frames = {name: np.concatenate([output[name] for output in complete]) for name in OF_FRAMES}
         where = f"in chunks of {chunk_length} samples"
-        for name, found in {**complete[-1], "hidden_state": hidden_state}.items():
+        for name, found in {**complete[-1], **of_frames}.items():
             largest = max(largest, compare(name, expected[name][0], torch.from_numpy(found), where))
     return largest
 
@@ -119,7 +124,7 @@ class StreamGraph:
         outputs = [output for chunk in chunks if (output := self.stream.advance(chunk.numpy())) is not None]
         outputs.append(self.stream.feed(last.numpy()))
         hidden_state = torch.from_numpy(np.concatenate([output["hidden_state"] for output in outputs]))[None]
-        tasks = {name: torch.from_numpy(value)[None] for name, value in outputs[-1].items() if name != "hidden_state"}
+        tasks = {name: torch.from_numpy(value)[None] for name, value in outputs[-1].items() if name not in OF_FRAMES}
         return JointOutput(hidden_state, torch.tensor([hidden_state.shape[1]]), tasks)
 
 

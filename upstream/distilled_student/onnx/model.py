@@ -21,10 +21,13 @@ from .model_file import STREAM, UTTERANCE, ModelFile
 from .speakers import FALSE_ACCEPTS, Enrolment, Identified, Verified
 from .wav import Wav, read_samples
 from .words import (
+    CONCATENATED,
     CONTEXT_SECONDS,
+    FALSE_ALARMS,
     PAUSE_SECONDS,
-    STREAM_FALSE_ACCEPTS,
+    WORDS,
     Word,
+    WordMaps,
     WordTracker,
     quiet_noise,
     template,
@@ -105,9 +108,8 @@ class Model(ModelFile):
         The hidden states are those after `CONTEXT_SECONDS` of quiet noise. Without any earlier frames they would differ
         from those in a stream.
         """
-        return self.word_maps.scores(
-            words, self._after_noise.peek(self._read_utterance(wav))["hidden_state"], false_accepts
-        )
+        clip = word_clip(self._after_noise, self._read_utterance(wav))
+        return self.word_maps.scores(words, clip.hidden, false_accepts)
 
     def word_vector(self, wav: Wav) -> tuple[NDArray[np.float32], float]:
         """The vector ``(size,)``, of length 1, of a recording of a word, and the word's length in frames.
@@ -122,6 +124,19 @@ class Model(ModelFile):
         clips = [word_clip(stream, samples) for stream in (self._after_noise, after_speech)]
         vectors = [self.word_maps.clip_vector(clip) for clip in clips]
         return speakers.unit_length(np.mean(vectors, axis=0)), clips[0].end - clips[0].start
+
+    @cached_property
+    def word_maps(self) -> WordMaps:
+        """What words of one's own need: the file `WORDS` in the folder of the model. Raises ValueError."""
+        if not self.chunk:
+            return self._after_noise.model.word_maps
+        maps = WordMaps.read(file := self.file.with_name(WORDS))
+        if maps.fingerprint != self.fingerprint:
+            raise ValueError(f"{file}: was made for another model than {self.file}")
+        states = self.output_shapes.get(CONCATENATED)
+        if states is None or states[-1] != len(maps.front):
+            raise ValueError(f"{self.file}: has not the {CONCATENATED} that {WORDS} needs: export it again")
+        return maps
 
     @cached_property
     def _after_noise(self) -> Stream:
@@ -291,14 +306,14 @@ class Stream(ChunkStream):
         if self._own_words is not None:
             self._own_words.reset()
 
-    def watch(self, words: Mapping[str, Word], false_accepts: float = STREAM_FALSE_ACCEPTS) -> None:
+    def watch(self, words: Mapping[str, Word], false_alarms: float = FALSE_ALARMS) -> None:
         """Let `listen` report words of one's own too, from the next sample on, see `Model.enrol_word`.
 
         Args:
             words: By name; they replace earlier ones.
-            false_accepts: The share of other words of one second that are taken for one of these.
+            false_alarms: Of each word, in an hour of running speech.
         """
-        self._own_words = WordTracker(self.model.word_maps, words, false_accepts) if words else None
+        self._own_words = WordTracker(self.model.word_maps, words, false_alarms) if words else None
 
     def spot(self, samples: NDArray) -> Spotted | None:
         """The keyword, if one is said, in the window that ends with these samples; None if they complete no frame."""
@@ -373,7 +388,7 @@ class Stream(ChunkStream):
 
     def word_scores(self, outputs: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
         """The score of each word of `watch` after the next hop, with the outputs of `hops`: once for each hop."""
-        return {} if self._own_words is None else self._own_words.step(outputs["hidden_state"])
+        return {} if self._own_words is None else self._own_words.step(outputs[CONCATENATED])
 
     def _decided(self, enrolled: Mapping[str, Enrolment] | None, false_accepts: float, hops_to_wait: int) -> list[Hit]:
         """The hits whose speaker the latest window decides: all if it accepts one, else those that waited so long."""

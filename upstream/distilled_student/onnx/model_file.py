@@ -16,7 +16,6 @@ from .calibration import KEY as CALIBRATION
 from .calibration import Calibration
 from .detector import DetectorSettings, Spotted, decide
 from .external_weights import WeightsError, with_all_weights
-from .words import WORDS, WordMaps
 
 UTTERANCE, STREAM = "utterance.onnx", "stream.onnx"  # files of a packed model
 
@@ -117,14 +116,6 @@ class ModelFile:
         pair = [self.file.with_name(name) for name in (UTTERANCE, STREAM)]
         is_packed = self.file in pair and all(file.is_file() for file in pair)
         return hashlib.sha256((pair[1] if is_packed else self.file).read_bytes()).hexdigest()[:16]
-
-    @cached_property
-    def word_maps(self) -> WordMaps:
-        """What words of one's own need: the file ``words.npz`` in the folder of the model. Raises ValueError."""
-        maps = WordMaps.read(self.file.with_name(WORDS))
-        if maps.fingerprint != self.fingerprint:
-            raise ValueError(f"{self.file.with_name(WORDS)}: was made for another model than {self.file}")
-        return maps
 
 
 def _check_weights(file: Path) -> None:

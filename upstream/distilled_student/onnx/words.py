@@ -1,7 +1,8 @@
 """Spots words of one's own from a few recordings, without training: templates of words, and the scores of audio.
 
 A word is compared in time order. A small network turns hidden states into features of sounds. Those of a window are
-averaged in segments of equal length that follow each other, and mapped to one vector. Network and map are in the file
+averaged in segments of equal length that follow each other, and mapped to one vector. The network answers for a frame
+some frames later, so that it knows the frames behind it. Network and map are in the file
 `WORDS` of a model, with vectors of many words; ``distilled_student.word_maps`` makes it. The template of a word is the
 mean vector of its recordings. The score of a window is its cosine to the template, minus its mean cosine to the most
 similar other words, so that one threshold holds for all words.
@@ -27,18 +28,25 @@ if TYPE_CHECKING:
 
 Name = TypeVar("Name")  # of a word
 WORDS = "words.npz"  # in the folder of a model
-FORMAT = 2
+FORMAT = 3
 WEIGHTS = ("front", "front_bias", "depth", "depth_bias", "mix", "mix_bias", "mapping", "mapping_bias")  # of `WordMaps`
 LARGE = ("front", "mapping")  # of them
+TABLES = ("clips", "rates", "thresholds", "agreements", "alarms", "margins")
+SCALARS = ("fingerprint", "segments", "delay", "rate", "slope")
+CONCATENATED = "concatenated_states"  # output of a stream: the input of the first layer, then the output of each layer
 LEAST_WORDS = 20  # that the file is made from; better hundreds
 FALSE_ACCEPTS = 0.01  # share of utterances of other words
-STREAM_FALSE_ACCEPTS = 0.005  # of the windows of a stream, which has more of them than utterances have
+FALSE_ALARMS = 2.0  # of a word in an hour of running speech
 STEP = 2  # frames between the ends of two windows
 LENGTHS = (0.85, 1.0, 1.18)  # of the windows, times the length of the recordings
 CLOSEST = 10  # other words that a window is compared with
 SAME_WORD = 0.75  # cosine of a template to another word of the file that is taken for the same word
 CONTEXT_SECONDS = 2.0  # before an utterance: what the attention of the shipped models covers
 PAUSE_SECONDS = 0.3  # after an utterance that is a context
+ALARM_SECONDS = 1.0  # of running speech, in which two alarms count as one
+SPEECH_FRAMES = 2  # of running speech that are kept as their mean
+LARGEST = 5  # differences in running speech whose mean is the level of a word
+BEHIND_SECONDS = 0.24  # of quiet noise behind an utterance; longer than the delay of the network
 LEVEL_HOP = 320  # samples of a level of `speech_bounds`
 
 
@@ -51,6 +59,7 @@ class Word(NamedTuple):
         frames: Their mean length, without the silence before and behind, in frames.
         agreement: The length of the mean of their vectors, at most 1. It is larger for recordings of one speaker.
         maps: `WordMaps.digest` of the maps of the vectors; empty: not known.
+        level: See `WordMaps.level`; None: a stream computes it.
     """
 
     vector: NDArray[np.float32]
@@ -58,10 +67,12 @@ class Word(NamedTuple):
     frames: float
     agreement: float = 1.0
     maps: str = ""
+    level: float | None = None
 
 
 class WordClip(NamedTuple):
-    """A recording of a word: its hidden states ``(frames, features)``, and where speech begins and ends, in frames."""
+    """A recording of a word and some noise behind it: its hidden states ``(frames, features)``, and where speech begins
+    and ends, in frames."""
 
     hidden: NDArray
     start: float
@@ -84,21 +95,28 @@ class WordMaps:
     Attributes:
         fingerprint: `Model.fingerprint` of the model whose hidden states they are for.
         segments: Segments of a window.
+        delay: Frames after which the network answers for a frame.
+        rate: Frames in a second.
         front, front_bias: The first layer, ``(features, width)`` and ``(width,)``.
         depth, depth_bias: The convolutions ``(blocks, taps, width)``, the earliest frame first; ``(blocks, width)``.
         mix, mix_bias: The linear layers behind them, ``(blocks, width, width)`` and ``(blocks, width)``.
         mapping, mapping_bias: Of joined segments to a vector, ``(segments * width, size)`` and ``(size,)``.
-        others: Vectors of other words ``(words, size)``, of length 1.
-        rates: Shares of false accepts of the thresholds ``(rates,)``, ascending.
+        others: Vectors of other words and of parts of running speech ``(words, size)``, of length 1.
         clips: Numbers of recordings of the thresholds ``(numbers,)``, ascending.
-        thresholds: ``(2, rates, numbers)``, for recordings of many speakers and of one. The latter are larger, since
-            other words of this speaker are similar too.
+        rates: Shares of false accepts of ``thresholds`` ``(rates,)``, ascending.
+        thresholds: Of utterances, ``(2, rates, numbers)``, for recordings of many speakers and of one. The latter are
+            larger, since other words of this speaker are similar too.
         agreements: The mean `Word.agreement` of both, ``(2, numbers)``.
+        speech: Features of minutes of running speech ``(strips, frames, width)``, means of `SPEECH_FRAMES` frames each.
+        alarms: False alarms in an hour of running speech ``(alarms,)``, ascending.
+        margins: What the thresholds of streams for them are above the level of a word ``(alarms,)``.
         slope: Of the log-likelihood ratio of the word to other words, by the difference to the threshold.
     """
 
     fingerprint: str
     segments: int
+    delay: int
+    rate: float
     front: NDArray[np.float32]
     front_bias: NDArray[np.float32]
     depth: NDArray[np.float32]
@@ -108,10 +126,13 @@ class WordMaps:
     mapping: NDArray[np.float32]
     mapping_bias: NDArray[np.float32]
     others: NDArray[np.float32]
-    rates: NDArray[np.float32]
     clips: NDArray[np.float32]
+    rates: NDArray[np.float32]
     thresholds: NDArray[np.float32]
     agreements: NDArray[np.float32]
+    speech: NDArray[np.float32]
+    alarms: NDArray[np.float32]
+    margins: NDArray[np.float32]
     slope: float
 
     @classmethod
@@ -122,12 +143,8 @@ class WordMaps:
                 found = dict(arrays)
             if int(found.pop("format")) != FORMAT:
                 raise ValueError("written by another version")
-            scalars = {
-                "fingerprint": str(found.pop("fingerprint")),
-                "segments": int(found.pop("segments")),
-                "slope": float(found.pop("slope")),
-            }
-            found |= {name: found[name] * found.pop(f"{name}_scale") for name in LARGE}
+            scalars = {name: found.pop(name).item() for name in SCALARS}
+            found |= {name: found[name] * found.pop(f"{name}_scale") for name in (*LARGE, "speech")}
             found["others"] = unit_length(found["others"].astype(np.float32))
             maps = cls(**scalars, **{name: array.astype(np.float32) for name, array in found.items()})
             maps._check()
@@ -152,6 +169,8 @@ class WordMaps:
             "others": (len(self.others), size),
             "thresholds": (2, *self.rates.shape, *self.clips.shape),
             "agreements": (2, *self.clips.shape),
+            "speech": (*self.speech.shape[:2], width),
+            "margins": self.alarms.shape,
         }
         for name, shape in shapes.items():
             if (array := getattr(self, name)).shape != shape or not np.isfinite(array).all():
@@ -165,15 +184,16 @@ class WordMaps:
         return hashlib.sha256(self.front.tobytes() + self.mapping.tobytes()).hexdigest()[:16]
 
     def write(self, file: str | Path) -> None:
-        """Write the file, with the other words and the two large matrices in 8 bits and the other weights in 16."""
+        """Write the file: other words and the two large matrices in 8 bits, speech in 4, the other weights in 16."""
         small = {name: getattr(self, name).astype(np.float16) for name in WEIGHTS if name not in LARGE}
         for name in LARGE:  # each column has its scale
             scale = np.abs(matrix := getattr(self, name)).max(axis=0) / 127 + 1e-12
             small |= {name: np.round(matrix / scale).astype(np.int8), f"{name}_scale": scale}
+        scale = self.speech.std(axis=(0, 1)) * 3 / 7 + 1e-12  # values are clipped at three standard deviations
+        small |= {"speech": np.clip(np.round(self.speech / scale), -7, 7).astype(np.int8), "speech_scale": scale}
         others = np.round(self.others * 127).astype(np.int8)
-        rest = {name: getattr(self, name) for name in ("rates", "clips", "thresholds", "agreements")}
-        scalars = {name: np.array(getattr(self, name)) for name in ("fingerprint", "segments", "slope")}
-        np.savez_compressed(file, format=np.array(FORMAT), others=others, **small, **rest, **scalars)
+        rest = {name: np.array(getattr(self, name)) for name in (*TABLES, *SCALARS)}
+        np.savez_compressed(file, format=np.array(FORMAT), others=others, **small, **rest)
 
     def start(self) -> NDArray[np.float32]:
         """What `encode` has before the first frame."""
@@ -211,7 +231,9 @@ class WordMaps:
 
     def clip_vector(self, clip: WordClip) -> NDArray[np.float32]:
         """The vector ``(size,)``, of length 1, of the word in a clip."""
-        return self.vectors(self.encode(clip.hidden)[0], np.array([clip.start]), np.array([clip.end]))[0]
+        encoded = self.encode(clip.hidden)[0]
+        start, end = (np.array([bound + self.delay]) for bound in (clip.start, clip.end))
+        return self.vectors(encoded, start, np.minimum(end, len(encoded)))[0]
 
     def word(self, clips: Sequence[WordClip]) -> Word:
         """The template of a word from its clips."""
@@ -241,14 +263,14 @@ class WordMaps:
 
         Other words that are as similar to the template as its own recordings are left out: they are the same word.
         """
-        others = self.others[self.others @ template < SAME_WORD]
-        if len(others) < CLOSEST:
-            others = self.others
-        closest = np.partition(vectors @ others.T, -CLOSEST, axis=1)[:, -CLOSEST:]
+        cosines, same = vectors @ self.others.T, self.others @ template >= SAME_WORD
+        if len(same) - same.sum() >= CLOSEST:
+            cosines[:, same] = -1
+        closest = np.partition(cosines, -CLOSEST, axis=1)[:, -CLOSEST:]
         return vectors @ template - closest.mean(axis=1)
 
     def threshold(self, word: Word, false_accepts: float) -> float:
-        """The difference of cosines that this share of other words reaches.
+        """The difference of cosines that this share of utterances of other words reaches.
 
         It is interpolated between what was measured: over the logarithm of the share, over that of the number of
         recordings, and over their agreement. Outside it is that of the nearest.
@@ -262,9 +284,31 @@ class WordMaps:
         share = np.clip((word.agreement - many) / (one - many), 0, 1) if one > many else 1.0
         return float(by_kind[0] + share * (by_kind[1] - by_kind[0]))
 
-    def probability(self, difference: float, word: Word, false_accepts: float) -> float:
+    def stream_threshold(self, word: Word, false_alarms: float) -> float:
+        """The difference of cosines that an hour of running speech reaches so many times.
+
+        Some words sound like parts of frequent words, others like no other word. So each has a threshold of its own.
+        """
+        level = self.level(word) if word.level is None else word.level
+        return level + float(np.interp(math.log(false_alarms), np.log(self.alarms), self.margins))
+
+    def level(self, word: Word) -> float:
+        """The mean of the `LARGEST` largest differences in the file's running speech; 0 for a word of many seconds."""
+        found = [self.largest_differences(word, np.repeat(strip, SPEECH_FRAMES, axis=0)) for strip in self.speech]
+        largest = np.sort(np.concatenate(found))[-LARGEST:]
+        return float(largest.mean()) if len(largest) else 0.0
+
+    def largest_differences(self, word: Word, encoded: NDArray) -> NDArray[np.float32]:
+        """The largest difference of cosines in each `ALARM_SECONDS` of the network's features ``(frames, width)``."""
+        ends = np.arange(math.ceil(word.frames * LENGTHS[0]), len(encoded) + 1, STEP)
+        if not len(ends):
+            return np.zeros(0, np.float32)
+        scores = self.raw_scores(word, encoded, ends)
+        return np.maximum.reduceat(scores, np.arange(0, len(scores), round(ALARM_SECONDS * self.rate / STEP)))
+
+    def probability(self, difference: float, threshold: float) -> float:
         """A score in [0, 1]: 0.5 or more if this difference of cosines reaches the threshold."""
-        log_odds = self.slope * (difference - self.threshold(word, false_accepts))
+        log_odds = self.slope * (difference - threshold)
         return 1 / (1 + math.exp(-min(max(log_odds, -500.0), 500.0)))
 
     def scores(
@@ -277,7 +321,8 @@ class WordMaps:
         """
         self.check_words(words)
         best = self.best_differences(words, hidden)
-        return {name: self.probability(best[name], word, false_accepts) for name, word in words.items()}
+        limits = {name: self.threshold(word, false_accepts) for name, word in words.items()}
+        return {name: self.probability(best[name], limit) for name, limit in limits.items()}
 
     def best_differences(self, words: Mapping[Name, Word], hidden: NDArray) -> dict[Name, float]:
         """The largest difference of cosines, see `best`, of each word in an utterance with these hidden states."""
@@ -297,15 +342,16 @@ class WordTracker:
     Args:
         maps: Of the model.
         words: Templates by name.
-        false_accepts: See `WordMaps.threshold`.
+        false_alarms: See `WordMaps.stream_threshold`.
 
     Raises:
         ValueError: see `WordMaps.check_words`.
     """
 
-    def __init__(self, maps: WordMaps, words: Mapping[str, Word], false_accepts: float = STREAM_FALSE_ACCEPTS) -> None:
-        self.maps, self.words, self.false_accepts = maps, dict(words), false_accepts
+    def __init__(self, maps: WordMaps, words: Mapping[str, Word], false_alarms: float = FALSE_ALARMS) -> None:
+        self.maps, self.words = maps, dict(words)
         maps.check_words(words)
+        self._limits = {name: maps.stream_threshold(word, false_alarms) for name, word in words.items()}
         self._longest = math.ceil(max((word.frames for word in words.values()), default=0) * LENGTHS[-1]) + 1
         self.reset()
 
@@ -324,7 +370,7 @@ class WordTracker:
             ends = np.arange(len(recent), len(recent) - len(hidden), -STEP)[::-1]
             ends = ends[ends >= word.frames * LENGTHS[0]]
             best = self.maps.raw_scores(word, recent, ends).max() if len(ends) else -math.inf
-            scores[name] = self.maps.probability(float(best), word, self.false_accepts)
+            scores[name] = self.maps.probability(float(best), self._limits[name])
         return scores
 
 
@@ -353,6 +399,8 @@ def quiet_noise(number: int, level: float = 0.0003) -> NDArray[np.float32]:
 
 def word_clip(stream: ChunkStream, samples: NDArray[np.float32]) -> WordClip:
     """A recording of a word that follows what the stream has had."""
-    hidden, (start, end) = stream.peek(samples)["hidden_state"], speech_bounds(samples)
-    stride = max(1, round(len(samples) / LEVEL_HOP / len(hidden)))  # levels for each frame
+    behind = quiet_noise(round(BEHIND_SECONDS * stream.model.rate))
+    hidden = stream.peek(np.concatenate([samples, behind]))[CONCATENATED]
+    stride = max(1, round((len(samples) + len(behind)) / LEVEL_HOP / len(hidden)))  # levels for each frame
+    start, end = speech_bounds(samples)
     return WordClip(hidden, start / stride, min(end / stride, len(hidden)))

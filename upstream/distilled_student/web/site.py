@@ -26,7 +26,7 @@ CDN = "https://cdn.jsdelivr.net/npm/onnxruntime-web@{version}/dist/"
 TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}  # of onnxruntime -> of onnxruntime-web
 WORD_MAPS = "words.f32"  # the large arrays of the maps of words, one after the other, in float32
 MAP_ARRAYS = (*WEIGHTS, "others")  # of `WordMaps`, in this file
-MAP_VALUES = ("segments", "slope", "rates", "clips", "thresholds", "agreements")  # the others, in model.json
+MAP_VALUES = ("segments", "slope", "alarms", "margins")  # in model.json
 MARK = "runtime.json"  # a file that every site has
 
 
@@ -78,12 +78,13 @@ def describe_model(stream: Stream, name: str) -> dict[str, Any]:
     from dataclasses import asdict
 
     from distilled_student.onnx.speakers import FALSE_ACCEPTS
+    from distilled_student.onnx.words import CONCATENATED
 
     model = stream.model
     inputs = [tensor for tensor in model.session.get_inputs() if tensor.name.startswith("state_")]
     outputs = model.output_shapes
     maps = word_maps(model)
-    needed = ("keyword_scores", "speaker_embedding", *(() if maps is None else ("hidden_state",)))
+    needed = ("keyword_scores", "speaker_embedding", *(() if maps is None else (CONCATENATED,)))
     decided = [output for output in needed if output in outputs]
     return {
         "name": Path(name).stem,
@@ -121,13 +122,13 @@ def describe_words(maps: WordMaps) -> dict[str, Any]:
     """What the page has to know of the maps of words, and where the arrays are in the file `WORD_MAPS`."""
     import numpy as np
 
-    from distilled_student.onnx.words import STREAM_FALSE_ACCEPTS
+    from distilled_student.onnx.words import FALSE_ALARMS
 
     return {
         "file": WORD_MAPS,
         "digest": maps.digest,
         "size": maps.mapping.shape[1],
-        "false_accepts": STREAM_FALSE_ACCEPTS,
+        "false_alarms": FALSE_ALARMS,
         "arrays": [{"name": name, "shape": list(getattr(maps, name).shape)} for name in MAP_ARRAYS],
         **{name: np.asarray(getattr(maps, name)).tolist() for name in MAP_VALUES},
     }

@@ -19,7 +19,7 @@ from distilled_student.teachers.open import open_teacher
 from distilled_student.word_maps import network
 from distilled_student.word_maps.clips import draw, find_words, read_clips, strips
 from distilled_student.word_maps.teacher_words import fit_words, word_segments
-from distilled_student.word_maps.thresholds import with_thresholds
+from distilled_student.word_maps.thresholds import encode_running, with_thresholds
 
 DESCRIPTION = """Makes the file of a model that words of one's own need: a small network on its hidden states, other
 words and thresholds. The network learns from a teacher, on any speech; labelled words say what a word is."""
@@ -57,9 +57,8 @@ def make(model: Model, options: argparse.Namespace) -> tuple[WordMaps, int]:
     if (number := len(set(words))) < LEAST_WORDS:
         raise UserError(f"{number} words; the maps need at least {LEAST_WORDS}, better hundreds")
     of_teacher = fit_words(word_segments(encoder, options.layer, labelled, options.seed), words)
-    audio = [one.file for one in found]
-    for folder in options.audio:
-        audio += files_of(folder, "--audio")
+    running_speech = [file for folder in options.audio for file in files_of(folder, "--audio")]
+    audio = [one.file for one in found] + running_speech
     noise = {"noise": 0.5, "snr": [5.0, 30.0], "noise_root": options.noise, "gain": 1.0, "gain_db": [-12.0, 6.0]}
     effects = Effects(EffectSettings(**noise), "--noise")
     pieces = strips(audio, network.STRIP, options.seed)
@@ -68,7 +67,8 @@ def make(model: Model, options: argparse.Namespace) -> tuple[WordMaps, int]:
         least = network.LEAST_STRIPS * network.STRIP // SAMPLE_RATE
         raise UserError(f"--audio: too little: needs {least} seconds of speech, better hours")
     maps = network.train(speech, of_teacher, model.fingerprint, options.steps, options.seed)
-    return with_thresholds(maps, read_clips(model, files, options.seed), options.seed), number
+    running = encode_running(model, maps, running_speech or audio, options.seed)
+    return with_thresholds(maps, read_clips(model, files, options.seed), running, options.seed), number
 
 
 def main() -> None:

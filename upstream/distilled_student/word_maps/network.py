@@ -22,12 +22,13 @@ from distilled_student.common.effects import Effects
 from distilled_student.common.progress import Progress
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.onnx import Model
-from distilled_student.onnx.words import WordMaps
+from distilled_student.onnx.words import CONCATENATED, TABLES, WordMaps
 from distilled_student.teachers.encoders import Encoder
 from distilled_student.word_maps.teacher_words import SEGMENTS, SIZE, TeacherWords, segment_means
 
 log = logging.getLogger(__name__)
-WIDTH, BLOCKS, TAPS = 80, 3, 7
+WIDTH, BLOCKS, TAPS = 128, 4, 7
+DELAY = 8  # frames: windows of the student are so much later than those of the teacher
 STRIP = 8 * SAMPLE_RATE  # samples
 PART = 4.0  # seconds of a strip that a step uses
 STRIPS, WINDOWS = 32, 16  # of a step; of a strip
@@ -36,7 +37,7 @@ TEMPERATURE = 0.07
 LEARNING_RATE, WARMUP = 1.2e-2, 0.1
 AVERAGE = 0.998  # decay of the running mean of the weights
 LARGEST = 15.0  # of the teacher's projected frames; a few are much larger
-HELD_OUT = 0.02  # share of the strips
+HELD_OUT = 0.04  # share of the strips
 LEAST_STRIPS = 10
 
 
@@ -75,10 +76,10 @@ class WordNetwork(nn.Module):
             "mapping": self.mapping.weight.T,
             "mapping_bias": self.mapping.bias,
         }
-        none = {name: np.zeros(0, np.float32) for name in ("rates", "clips", "thresholds", "agreements")}
+        none = {name: np.zeros(0, np.float32) for name in (*TABLES, "speech")}
         weights = {name: np.ascontiguousarray(array.numpy()) for name, array in arrays.items()}
         others = np.zeros((0, SIZE), np.float32)
-        return WordMaps(fingerprint, SEGMENTS, **weights, others=others, **none, slope=1.0)
+        return WordMaps(fingerprint, SEGMENTS, DELAY, 0.0, **weights, others=others, **none, slope=1.0)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def encode(
         for strip in strips:
             stream.reset()
             changed = effects(torch.from_numpy(strip), rng).clamp(-1, 1).numpy()
-            hidden.append(stream.advance(changed)["hidden_state"].astype(np.float16))
+            hidden.append(stream.advance(changed)[CONCATENATED].astype(np.float16))
             states = encoder(torch.from_numpy(strip)[None]).hidden_states[layer][0].float()
             projected = words.project(states).clamp(-1000, 1000)  # half precision ends at 65,504
             targets.append(projected.numpy().astype(np.float16))
@@ -132,15 +133,22 @@ def loss(
 ) -> Tensor:
     """The loss of random windows of standardised hidden states and the teacher's projected frames."""
     lengths = rng.uniform(*SECONDS, (len(hidden), WINDOWS))
-    starts = rng.uniform(0, 1, lengths.shape) * (PART - lengths)
+    delayed = DELAY * PART / hidden.shape[1]
+    starts = rng.uniform(0, 1, lengths.shape) * (PART - delayed - lengths)
     vectors = []
-    for x, of in ((network(hidden), network), (targets, words)):
-        first, last = (torch.from_numpy(time).float() * x.shape[1] / PART for time in (starts, starts + lengths))
+    for x, of, later in ((network(hidden), network, delayed), (targets, words, 0.0)):
+        bounds = (starts + later, starts + later + lengths)
+        first, last = (torch.from_numpy(time).float() * x.shape[1] / PART for time in bounds)
         vectors.append(of.vectors(x, first, last).flatten(0, 1))
     found, wanted = vectors
     shares = (wanted @ wanted.T / TEMPERATURE).softmax(dim=1)
     logs = (found @ wanted.T / TEMPERATURE).log_softmax(dim=1)
     return F.kl_div(logs, shares, reduction="batchmean")
+
+
+def first_held_out(count: int) -> int:
+    """The first of ``count`` strips that a training does not use; it uses none behind it."""
+    return count - max(3, round(HELD_OUT * count))
 
 
 def train(speech: Speech, words: TeacherWords, fingerprint: str, steps: int, seed: int = 0) -> WordMaps:
@@ -152,8 +160,8 @@ def train(speech: Speech, words: TeacherWords, fingerprint: str, steps: int, see
     """
     torch.manual_seed(seed)
     rng, count = np.random.default_rng(seed), len(speech.hidden)
-    held_out = np.arange(count)[-max(1, round(HELD_OUT * count)) :]
-    trained = np.arange(count - len(held_out))
+    first = first_held_out(count)
+    trained, held_out = np.arange(first), np.arange(first, count)
     some = torch.from_numpy(speech.hidden[trained[:: max(1, count // 64)]].astype(np.float32)).flatten(0, 1)
     mean, scale = some.mean(dim=0), some.std(dim=0) + 1e-4
     network = WordNetwork(speech.hidden.shape[2])

@@ -39,8 +39,8 @@ function parseHousehold({ fingerprint, model: name, offset, people, clips }, mod
   return { offset, people, clips };
 }
 
-/** A file of `distilled-student words add` (distilled_student/device/own_words.py): {name, vector, clips, frames, agreement}. */
-function parseWord({ name, fingerprint, maps, frames, vectors, model: other }, model) {
+/** A file of `distilled-student words add` (distilled_student/device/own_words.py): {name, vector, clips, frames, level}. */
+function parseWord({ name, fingerprint, maps, frames, vectors, level, model: other }, model) {
   const isVector = (row) => Array.isArray(row) && row.every(Number.isFinite) && Math.abs(Math.hypot(...row) - 1) < 1e-3;
   const isWhole =
     [name, fingerprint, maps].every((text) => typeof text === "string") && Array.isArray(vectors) && vectors.length > 0 &&
@@ -51,7 +51,7 @@ function parseWord({ name, fingerprint, maps, frames, vectors, model: other }, m
     throw new Error(`${name} was added with another model, ${other}. Add the word again with this one.`);
   }
   if (!model.words) throw new Error("This page was written without the file words.npz of the model, which own words need.");
-  if (vectors[0].length !== model.words.size) throw new Error("This word is damaged. Add the word again.");
+  if (vectors[0].length !== model.words.size || !Number.isFinite(level)) throw new Error("This word is damaged. Add the word again.");
   if (model.labels.includes(name) || name.startsWith("_")) {
     throw new Error(`${name} is a class of the model. Add the word with another name.`);
   }
@@ -61,6 +61,6 @@ function parseWord({ name, fingerprint, maps, frames, vectors, model: other }, m
     vector: unitLength(mean),
     clips: vectors.length,
     frames: frames.reduce((sum, length) => sum + length, 0) / frames.length,
-    agreement: Math.hypot(...mean),
+    level,
   };
 }

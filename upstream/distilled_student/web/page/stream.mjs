@@ -113,7 +113,7 @@ export class Listener {
     const outputs = await this.stream.feed(hop);
     this.window = joined(this.window, hop).slice(-this.windowSamples);
     if (this.hops++ % HOPS_OF_LIMIT === 0) this.limit = bandLimit(this.window);
-    const ownWords = this.ownWords?.step(outputs.hidden_state) ?? {};
+    const ownWords = this.ownWords?.step(outputs.concatenated_states) ?? {};
     const { hit, ...found } = this.detector.step(outputs.keyword_scores, hop, ownWords);
     this.undecided.step(hit);
     const decision = await this.decide(this.detector.speakerHops);

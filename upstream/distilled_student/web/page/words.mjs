@@ -19,9 +19,6 @@ export class WordMaps {
     [this.width, this.size] = [this.front_bias.length, this.mapping_bias.length]; // of a row; of a vector
     this.blocks = this.depth_bias.length / this.width;
     this.taps = this.depth.length / this.depth_bias.length;
-    this.words = Array.from({ length: this.others.length / this.size }, (_, i) =>
-      this.others.subarray(i * this.size, (i + 1) * this.size),
-    );
   }
 
   /** What `encode` has before the first frame: rows of zeros. */
@@ -57,41 +54,63 @@ export class WordMaps {
     });
   }
 
-  /** The vector, of length 1, of the window between two times in frames; sums: those of the frames before each frame. */
-  vector(rows, sums, start, end) {
-    const length = (end - start) / this.segments;
-    const at = Array.from({ length: this.segments + 1 }, (_, i) => {
-      const bound = start + ((end - start) * i) / this.segments;
-      const before = Math.min(Math.floor(bound), rows.length - 1);
-      return sums[before].map((sum, j) => sum + (bound - before) * rows[before][j]);
-    });
-    const means = at.slice(1).flatMap((sum, i) => Array.from(sum, (value, j) => (value - at[i][j]) / length));
-    return unitLength(product(means, this.mapping, this.mapping_bias));
+  /**
+   * What a row adds to the vector of a window in whose first, second, ... segment it is, joined. The map is linear: so it is
+   * applied once to each row, and not to each window.
+   */
+  parts(row) {
+    const part = this.width * this.size;
+    const zeros = new Float64Array(this.size);
+    const found = new Float64Array(this.segments * this.size);
+    for (let segment = 0; segment < this.segments; segment++) {
+      found.set(product(row, this.mapping.subarray(segment * part, (segment + 1) * part), zeros), segment * this.size);
+    }
+    return found;
+  }
+
+  /** The vector, of length 1, of the window between two times in frames; sums: of the parts before each frame. */
+  vector(parts, sums, start, end) {
+    const { segments, size } = this;
+    const length = (end - start) / segments;
+    const found = Float64Array.from(this.mapping_bias);
+    for (let segment = 0; segment < segments; segment++) {
+      for (const [bound, weight] of [[segment + 1, 1 / length], [segment, -1 / length]]) {
+        const time = start + length * bound;
+        const before = Math.min(Math.floor(time), parts.length - 1);
+        const [sum, next, share] = [sums[before], parts[before], time - before];
+        for (let i = 0, at = segment * size; i < size; i++, at++) found[i] += weight * (sum[at] + share * next[at]);
+      }
+    }
+    return unitLength(found);
   }
 
   /** The cosine of a vector to the template, minus the mean one to its closest `others`. */
   difference(vector, word, others) {
-    const closest = others.map((other) => cosine(vector, other)).sort((a, b) => b - a).slice(0, CLOSEST);
+    const closest = new Float64Array(CLOSEST).fill(-Infinity); // ascending
+    for (let begin = 0; begin < others.length; begin += this.size) {
+      let value = 0;
+      for (let i = 0; i < this.size; i++) value += vector[i] * others[begin + i];
+      let at = -1;
+      while (at + 1 < CLOSEST && closest[at + 1] < value) at++;
+      if (at < 0) continue;
+      closest.copyWithin(0, 1, at + 1);
+      closest[at] = value;
+    }
     return cosine(vector, word.vector) - closest.reduce((sum, value) => sum + value, 0) / CLOSEST;
   }
 
-  /** The other words that a word is compared with: without those that are the same word. */
+  /** The vectors of the other words that a word is compared with, joined: without those that are the same word. */
   othersOf(word) {
-    const others = this.words.filter((other) => cosine(other, word.vector) < SAME_WORD);
-    return others.length < CLOSEST ? this.words : others;
+    const all = Array.from({ length: this.others.length / this.size }, (_, i) =>
+      this.others.subarray(i * this.size, (i + 1) * this.size),
+    );
+    const others = all.filter((other) => cosine(other, word.vector) < SAME_WORD);
+    return others.length < CLOSEST ? this.others : Float32Array.from(others.flatMap((other) => [...other]));
   }
 
-  /** The difference of cosines that the model's share of other words reaches in a stream. */
+  /** The difference of cosines that an hour of running speech reaches as often as false alarms are allowed. */
   threshold(word) {
-    const clips = this.clips.map(Math.log);
-    const rates = this.rates.map(Math.log);
-    const atClips = (row) => interpolated(Math.log(word.clips), clips, row);
-    const [ofMany, ofOne] = this.thresholds.map((rows) =>
-      interpolated(Math.log(this.false_accepts), rates, rows.map(atClips)),
-    );
-    const [many, one] = this.agreements.map(atClips);
-    const share = one > many ? Math.min(Math.max((word.agreement - many) / (one - many), 0), 1) : 1;
-    return ofMany + share * (ofOne - ofMany);
+    return word.level + interpolated(Math.log(this.false_alarms), this.alarms.map(Math.log), this.margins);
   }
 }
 
@@ -108,7 +127,7 @@ export class WordTracker {
     this.past = this.maps.start();
   }
 
-  /** words: {name, vector, clips, frames, agreement} of each. */
+  /** words: {name, vector, clips, frames, level} of each. */
   watch(words) {
     this.words = words.map((word) => ({ ...word, others: this.maps.othersOf(word), threshold: this.maps.threshold(word) }));
     this.longest = Math.ceil(Math.max(0, ...words.map(({ frames }) => frames)) * LENGTHS.at(-1)) + 1;
@@ -118,7 +137,7 @@ export class WordTracker {
   step(hidden) {
     if (!this.words.length) return {};
     const { rows, past } = this.maps.encode(hidden, this.past);
-    const recent = [...this.recent, ...rows];
+    const recent = [...this.recent, ...rows.map((row) => this.maps.parts(row))];
     this.past = past;
     this.recent = recent.slice(-this.longest);
     const sums = [new Float64Array(recent[0].length)];
