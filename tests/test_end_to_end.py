@@ -138,7 +138,7 @@ def test_the_demo_writes_rows_report_and_plots(small_corpus: Path, tmp_path: Pat
 
 def test_shipped_folders_are_not_too_large() -> None:
     assets = Path(ds.__file__).parent / "assets"
-    for name, megabytes in {"teacher": 16, "models/edge": 17, "models/tiny": 4}.items():
+    for name, megabytes in {"teacher": 16, "models/edge": 17, "models/tiny": 5}.items():
         size = sum(p.stat().st_size for p in (assets / name).iterdir())
         assert size <= megabytes * 1e6
         assert "Whisper" in (assets / name / "README.md").read_text()
