@@ -98,7 +98,8 @@ class Model(ModelFile):
         if not len(recordings):
             raise ValueError("recordings: none given")
         vectors, frames = zip(*map(self.word_vector, recordings), strict=True)
-        return template(np.stack(vectors), frames, self.word_maps.digest)
+        word = template(np.stack(vectors), frames, self.word_maps.digest)
+        return word._replace(level=self.word_maps.level(word))  # a second; a stream would compute it in each `watch`
 
     def word_scores(
         self, wav: Wav, words: Mapping[str, Word], false_accepts: float = WORD_FALSE_ACCEPTS
