@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,6 +146,8 @@ class OwnWords:
 
     def write(self, name: str, recordings: Sequence[Recording], replace: bool = False) -> OwnWord:
         """Add recordings to those that the word has; ``replace``: forget these, of any model."""
+        from distilled_student.onnx.words import template
+
         name, model = checked_name(name), self._needed_model()
         with self._files.lock():
             before = None if replace else self.usable(name)
@@ -154,8 +155,9 @@ class OwnWords:
             lengths = [] if before is None else before.frames
             rows = rows + as_rows(recording.vector for recording in recordings)
             lengths = lengths + [recording.frames for recording in recordings]
-            word = OwnWord(name, self._model_name, model.fingerprint, model.word_maps.digest, lengths, rows)
-            word = replace_fields(word, level=model.word_maps.level(word.template))
+            maps = model.word_maps
+            level = maps.level(template(np.array(rows, np.float32), lengths))
+            word = OwnWord(name, self._model_name, model.fingerprint, maps.digest, lengths, rows, level)
             self._files.write(name, word)
         return word
 

@@ -31,12 +31,18 @@ from distilled_student.onnx import Stream
 from distilled_student.onnx.detector import KEY as DETECTOR
 from distilled_student.onnx.words import CONCATENATED
 from distilled_student.streaming import WINDOW_SECONDS, Step
+from distilled_student.student.network import StudentOutput
 
 DEVICE_CHUNK = 640  # samples, 40 ms: the length of the chunks that dynamic int8 is measured with
 LONG_CHUNK = 64_000  # samples, 4 s: of those that other graphs are measured with, whose results do not depend on it
 CALIBRATION_CHUNK = 5_120  # samples, about 0.32 s: of those that activations are calibrated on; each ends a window
 OF_FRAMES = ("hidden_state", CONCATENATED)  # outputs of each frame; the others are of a window
 CHECKED_CHUNKS = (320, 640, 1_600, 777)  # lengths in samples of the chunks that exports are checked with
+
+
+def outputs_of_frames(output: StudentOutput) -> dict[str, Tensor]:
+    """The outputs `OF_FRAMES` of a graph."""
+    return {"hidden_state": output.last_hidden_state, CONCATENATED: torch.cat(output.hidden_states, dim=2)}
 
 
 class _FlatStep(nn.Module):
@@ -50,9 +56,7 @@ class _FlatStep(nn.Module):
         """The outputs of the graph by name; each tensor of the next state is named ``next_`` and its name."""
         output = self.step(samples, dict(zip(self.state_names, state, strict=True)))
         next_state = {f"next_{name}": tensor for name, tensor in output.state.items()}
-        hidden = output.output
-        states = {"hidden_state": hidden.last_hidden_state, CONCATENATED: torch.cat(hidden.hidden_states, dim=2)}
-        return {**states, **output.tasks, **next_state}
+        return {**outputs_of_frames(output.output), **output.tasks, **next_state}
 
     def forward(self, samples: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.named_outputs(samples, *state).values())
@@ -90,8 +94,7 @@ def check_stream(file: Path, step: Step, waveforms: Sequence[Tensor]) -> float:
         stream.reset()
         outputs = (stream.feed(chunk.numpy()) for chunk in waveform.split(chunk_length))
         complete = [output for output in outputs if output is not None]
-        whole = model.student(model.gain * waveform[None])
-        expected = {"hidden_state": whole.last_hidden_state, CONCATENATED: torch.cat(whole.hidden_states, dim=2)}
+        expected = outputs_of_frames(model.student(model.gain * waveform[None]))
         for name in model.task_of_output:
             filled = model.student(model.gain * step.fillings[name].fill(waveform)[None])
             window = model.features(filled)[:, -step.window :]
