@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import sys
@@ -19,7 +20,7 @@ from distilled_student.teachers.open import open_teacher
 from distilled_student.word_maps import network
 from distilled_student.word_maps.clips import draw, find_words, read_clips, strips
 from distilled_student.word_maps.teacher_words import fit_words, word_segments
-from distilled_student.word_maps.thresholds import encode_running, with_thresholds
+from distilled_student.word_maps.thresholds import RUNNING_STRIPS, encode_running, with_thresholds
 
 DESCRIPTION = """Makes the file of a model that words of one's own need: a small network on its hidden states, other
 words and thresholds. The network learns from a teacher, on any speech; labelled words say what a word is."""
@@ -56,19 +57,21 @@ def make(model: Model, options: argparse.Namespace) -> tuple[WordMaps, int]:
     words = [one.word for one in labelled]
     if (number := len(set(words))) < LEAST_WORDS:
         raise UserError(f"{number} words; the maps need at least {LEAST_WORDS}, better hundreds")
-    of_teacher = fit_words(word_segments(encoder, options.layer, labelled, options.seed), words)
-    running_speech = [file for folder in options.audio for file in files_of(folder, "--audio")]
-    audio = [one.file for one in found] + running_speech
-    noise = {"noise": 0.5, "snr": [5.0, 30.0], "noise_root": options.noise, "gain": 1.0, "gain_db": [-12.0, 6.0]}
-    effects = Effects(EffectSettings(**noise), "--noise")
-    pieces = strips(audio, network.STRIP, options.seed)
-    speech = network.encode(model, encoder, options.layer, of_teacher, pieces, effects, options.seed)
-    if len(speech.hidden) < network.LEAST_STRIPS:
+    running = [file for folder in options.audio for file in files_of(folder, "--audio")]
+    audio = [one.file for one in found] + running
+    # words alone would not do where there is other speech: they hold the words of the tests
+    speech_alone = list(itertools.islice(strips(running or audio, network.STRIP, options.seed), RUNNING_STRIPS))
+    if len(speech_alone) < network.LEAST_STRIPS:
         least = network.LEAST_STRIPS * network.STRIP // SAMPLE_RATE
         raise UserError(f"--audio: too little: needs {least} seconds of speech, better hours")
+    noise = {"noise": 0.5, "snr": [5.0, 30.0], "noise_root": options.noise, "gain": 1.0, "gain_db": [-12.0, 6.0]}
+    effects = Effects(EffectSettings(**noise), "--noise")
+    of_teacher = fit_words(word_segments(encoder, options.layer, labelled, options.seed), words)
+    pieces = strips(audio, network.STRIP, options.seed)
+    speech = network.encode(model, encoder, options.layer, of_teacher, pieces, effects, options.seed)
     maps = network.train(speech, of_teacher, model.fingerprint, options.steps, options.seed)
-    running = encode_running(model, maps, running_speech or audio, options.seed)
-    return with_thresholds(maps, read_clips(model, files, options.seed), running, options.seed), number
+    features = encode_running(model, maps, speech_alone)
+    return with_thresholds(maps, read_clips(model, files, options.seed), features, options.seed), number
 
 
 def main() -> None:

@@ -146,11 +146,6 @@ def loss(
     return F.kl_div(logs, shares, reduction="batchmean")
 
 
-def first_held_out(count: int) -> int:
-    """The first of ``count`` strips that a training does not use; it uses none behind it."""
-    return count - max(3, round(HELD_OUT * count))
-
-
 def train(speech: Speech, words: TeacherWords, fingerprint: str, steps: int, seed: int = 0) -> WordMaps:
     """Train a network; the loss on held-out strips is logged.
 
@@ -160,7 +155,7 @@ def train(speech: Speech, words: TeacherWords, fingerprint: str, steps: int, see
     """
     torch.manual_seed(seed)
     rng, count = np.random.default_rng(seed), len(speech.hidden)
-    first = first_held_out(count)
+    first = count - max(3, round(HELD_OUT * count))
     trained, held_out = np.arange(first), np.arange(first, count)
     some = torch.from_numpy(speech.hidden[trained[:: max(1, count // 64)]].astype(np.float32)).flatten(0, 1)
     mean, scale = some.mean(dim=0), some.std(dim=0) + 1e-4

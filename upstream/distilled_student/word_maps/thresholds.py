@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,13 +17,13 @@ from distilled_student.corpora.keywords import UNKNOWN
 from distilled_student.onnx import Model
 from distilled_student.onnx.speakers import unit_length
 from distilled_student.onnx.words import ALARM_SECONDS, CONCATENATED, LARGEST, SPEECH_FRAMES, WordMaps
-from distilled_student.word_maps.clips import Clip, strips
-from distilled_student.word_maps.network import LEAST_STRIPS, SECONDS, STRIP
+from distilled_student.word_maps.clips import Clip
+from distilled_student.word_maps.network import SECONDS, STRIP
 
 UNKNOWN_OTHERS = 200  # clips of unknown words that the file holds
 RUNNING_OTHERS = 2500  # parts of running speech that the file holds; with fewer, alarms in streams are more frequent
 RATES = (0.001, 0.01, 0.05, 0.2)
-STRIPS = 345  # of running speech, 46 minutes
+RUNNING_STRIPS = 345  # that are read: 46 minutes
 KEPT_STRIPS = 60  # of running speech in the file, for the levels of words
 ALARMS = (0.5, 1.0, 2.0, 5.0, 15.0, 50.0)  # in an hour
 ENROLLED = (1, 3, 5)
@@ -38,16 +36,12 @@ class Running(NamedTuple):
     rate: float
 
 
-def encode_running(model: Model, maps: WordMaps, files: Sequence[Path], seed: int) -> Running:
-    """Up to `STRIPS` strips of running speech; words alone would not do, since it would hold the words of the tests."""
+def encode_running(model: Model, maps: WordMaps, strips: Sequence[NDArray[np.float32]]) -> Running:
+    """The features of strips ``(STRIP,)`` of samples, of equal length."""
     stream, found = model.stream(), []
-    for strip in itertools.islice(strips(files, STRIP, seed), STRIPS):
+    for strip in strips:
         stream.reset()
         found.append(maps.encode(stream.advance(strip)[CONCATENATED])[0])
-    if len(found) < LEAST_STRIPS:
-        raise ValueError(
-            f"--audio: too little: needs {LEAST_STRIPS * STRIP // SAMPLE_RATE} seconds of speech, better an hour"
-        )
     return Running(found, len(found[0]) * SAMPLE_RATE / STRIP)
 
 
@@ -64,19 +58,20 @@ def with_thresholds(maps: WordMaps, clips: Sequence[Clip], running: Running, see
     """
     labelled = [clip for clip in clips if clip.word != UNKNOWN]
     words = sorted({clip.word for clip in labelled})
-    random.Random(seed).shuffle(words)
-    tested = set(words[::3])
+    shuffled = list(words)
+    random.Random(seed).shuffle(shuffled)
+    tested = set(shuffled[::3])
     parts = parts_of_speech(maps, running._replace(strips=running.strips[::3]), seed)
     speech = np.stack([mean_frames(strip) for strip in running.strips[1::3][:KEPT_STRIPS]])
+    others = np.concatenate([other_words(maps, clips, seed), parts])
     # a word is compared with other words of the file, which a word of one's own is not one of
-    untested = other_words(maps, [clip for clip in clips if clip.word not in tested], seed)
-    rest = replace(maps, others=np.concatenate([untested, parts]), speech=speech, rate=running.rate)
+    same = [row for row, word in enumerate(words) if word in tested]
+    rest = replace(maps, others=np.delete(others, same, axis=0), speech=speech, rate=running.rate)
     groups = [list(draw_groups(labelled, tested, seed, is_one_speaker)) for is_one_speaker in (False, True)]
     if not groups[0]:
         raise ValueError("too few clips: thresholds need words with clips of six speakers")
     of_many, of_one = (trial_scores(rest, labelled, some, seed) for some in groups)
     alarms = fit_margins(rest, [group for some in groups for group in some], running.strips[2::3])
-    others = np.concatenate([other_words(maps, clips, seed), parts])
     return replace(rest, others=others, **fit_thresholds(of_many, of_one), **alarms)
 
 
@@ -96,7 +91,7 @@ def parts_of_speech(maps: WordMaps, running: Running, seed: int) -> NDArray[np.f
 
 
 def other_words(maps: WordMaps, clips: Sequence[Clip], seed: int) -> NDArray[np.float32]:
-    """The mean vector of each word, and vectors of `UNKNOWN_OTHERS` unknown words."""
+    """The mean vector of each word, sorted by word, and vectors of `UNKNOWN_OTHERS` unknown words."""
     by_word = defaultdict(list)
     for clip in clips:
         by_word[clip.word].append(clip)
