@@ -22,8 +22,9 @@ from distilled_student.device.clip_checks import (
     measure_sound,
     signal_to_noise,
 )
-from distilled_student.device.enrolment import enrol
+from distilled_student.device.enrolment import Clip, enrol, mark_other_people
 from distilled_student.device.profiles import Profiles
+from distilled_student.onnx.calibration import Calibration
 
 Command = Callable[..., tuple[int, str, str]]
 RNG = np.random.default_rng(0)
@@ -80,6 +81,32 @@ def test_of_two_clips_of_two_people_none_is_enrolled(command: Command, people: P
     code, out, _ = command("enrol", "Bella", people / "af_river" / "yes.wav", people / "am_onyx" / "no.wav")
     assert code == 1 and out.count("one of the two is of another person") == 2
     assert command("speakers")[1].startswith("nobody is enrolled")
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_equally_many_clips_of_two_people_are_not_all_enrolled(number: int, command: Command, people: Path) -> None:
+    words = ("yes", "no", "stop")[:number]
+    code, out, _ = command("enrol", "Bella", *clips(people, "af_river", *words), *clips(people, "am_onyx", *words))
+    assert code != 0 and out.count("of another person") >= number
+    assert len({Path(line).parent.name for line in out.splitlines() if line.endswith(": enrolled")}) < 2
+
+
+def test_clips_of_another_person_are_refused_one_at_a_time_however_many_there_are() -> None:
+    def vector(*angles: float) -> np.ndarray:
+        return np.array([[np.cos(angle), np.sin(angle)] for angle in angles], np.float32)
+
+    terms = {"cosine": 10.0, "bias": -5.0}  # equal odds at a cosine of 0.5, 60 degrees
+    calibration = Calibration(ratio_weights=terms, threshold_weights={})
+    owner, other, sound = vector(0.0, 0.1, 0.2), vector(1.2), measure_sound(np.zeros(16_000, np.float32))
+
+    def refuses(before: np.ndarray, new: np.ndarray) -> bool:
+        clip = Clip("new.wav", sound, new[0], [])
+        mark_other_people([clip], before, calibration)
+        return bool(clip.problems)
+
+    assert not refuses(owner, vector(0.9)) and refuses(owner, other)
+    with_forced = np.concatenate([owner, np.repeat(other, 6, axis=0)])
+    assert refuses(with_forced, other)  # they do not draw the voice to themselves
 
 
 def test_the_clip_most_unlike_the_rest_is_left_out_before_the_others_are_compared_again() -> None:

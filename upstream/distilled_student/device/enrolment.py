@@ -27,8 +27,10 @@ from distilled_student.device.recordings import read_recording
 if TYPE_CHECKING:
     from distilled_student.onnx import Calibration, Model
 
-# Smallest natural log-likelihood ratio of a clip and the other clips of its person.
-UNLIKE_RATIO = -1.5
+# Smallest natural log-likelihood ratio of a clip and the other clips of its person: not rather of another person.
+UNLIKE_RATIO = 0.0
+# Clips are compared with so many that were enrolled first: those of another person would draw the mean to themselves.
+COMPARED_CLIPS = 3
 COPY_COSINE = 0.999  # of two clips of one recording; those of two recordings have less
 
 
@@ -125,13 +127,15 @@ def read_clip(model: Model, file: str | Path) -> Clip:
 def mark_other_people(clips: Sequence[Clip], before: NDArray[np.float32], calibration: Calibration) -> None:
     """Add a problem to the clips that are more likely of another person than the others, and set each ``cosine``.
 
-    The others are the clips that are enrolled, ``before (clips, embedding)``: several clips of another person would be
-    like each other. Without enrolled ones they are the clips without problems.
+    The others are the first `COMPARED_CLIPS` of those that are enrolled, ``before (clips, embedding)``: several clips
+    of another person would be like each other. Without enrolled ones they are the clips without problems.
     """
+    from distilled_student.onnx.speakers import unit_length
 
     def likeness(clip: Clip, others: Sequence[Clip]) -> Likeness:
-        clip.cosine, ratio = compare(clip, others, before, calibration)
-        return Likeness(ratio, f" (cosine {clip.cosine:.2f})")
+        vectors = before[:COMPARED_CLIPS] if len(before) else np.stack([other.vector for other in others])
+        clip.cosine = float(clip.vector @ unit_length(np.mean(vectors, axis=0)))
+        return Likeness(typical_ratio(clip, vectors, calibration), f" (cosine {clip.cosine:.2f})")
 
     good = [clip for clip in clips if not clip.problems]
     if not good and not len(before):
@@ -142,16 +146,13 @@ def mark_other_people(clips: Sequence[Clip], before: NDArray[np.float32], calibr
     mark_unlike(clips, len(before), likeness, UNLIKE_RATIO, "person")
 
 
-def compare(
-    clip: Clip, others: Sequence[Clip], before: NDArray[np.float32], calibration: Calibration
-) -> tuple[float, float]:
-    """The cosine of a clip and the mean of those ``before``, else of the ``others``, and its log-likelihood ratio."""
-    from distilled_student.onnx.speakers import unit_length
+def typical_ratio(clip: Clip, vectors: NDArray[np.float32], calibration: Calibration) -> float:
+    """The median log-likelihood ratio of a clip and each of ``vectors (clips, embedding)``, other clips.
 
-    vectors = list(before) or [other.vector for other in others]
-    mean = unit_length(np.mean(vectors, axis=0))
-    cosine = float(clip.vector @ mean)
-    # the length of the enrolled clips is not known one by one: as long as this one each
-    seconds = clip.sound.seconds
-    condition = calibration.condition(clip.vector, mean, len(vectors), len(vectors) * seconds, seconds)
-    return cosine, calibration.ratio(cosine, condition)
+    Not that of their mean, which is like all of them where they are of two people.
+    """
+    seconds = clip.sound.seconds  # the length of an enrolled clip is not known: as long as this one
+    conditions = [calibration.condition(clip.vector, vector, 1, seconds, seconds) for vector in vectors]
+    return float(
+        np.median([calibration.ratio(float(clip.vector @ v), c) for v, c in zip(vectors, conditions, strict=True)])
+    )
