@@ -142,3 +142,4 @@ def test_shipped_folders_are_not_too_large() -> None:
         size = sum(p.stat().st_size for p in (assets / name).iterdir())
         assert size <= megabytes * 1e6
         assert "Whisper" in (assets / name / "README.md").read_text()
+    assert sum(file.stat().st_size for file in assets.rglob("*") if file.is_file()) <= 45e6

@@ -17,7 +17,8 @@ from distilled_student import cli, onnx
 from distilled_student.common.errors import UserError
 from distilled_student.common.shipped_models import MODELS
 from distilled_student.corpora.shipped import read_index, read_voice
-from distilled_student.device.alarms import Curve, Point, choose_threshold, measure, thresholds
+from distilled_student.device.alarm_report import table
+from distilled_student.device.alarms import Alarms, Curve, Point, choose_threshold, measure, thresholds
 from distilled_student.device.keyword_mix import Clip, Mix, Spoken, keyword_clips
 from distilled_student.device.recordings import read_recording, recording_blocks
 from distilled_student.device.traces import Trace, poisson_interval, record
@@ -175,6 +176,13 @@ def test_the_threshold_of_a_rate_is_the_smallest_from_which_on_it_is_kept() -> N
     assert thresholds() == sorted(thresholds()) and thresholds()[-1] == 1.0
 
 
+def test_a_rate_that_the_audio_is_too_short_to_show_is_marked() -> None:
+    curve = Curve([Point(0.5, 0, 0.0, (0.0, 0.7), {})], 0, {})
+    lines = table(Alarms(5.0, curve, None, 9.0), None, 0.5).splitlines()
+    titles = [line.partition("  ")[0] for line in lines[2:5]]
+    assert titles == ["at most 0.1 (not shown)", "at most 0.5 (not shown)", "at most 1"]
+
+
 def test_of_the_thresholds_that_keep_a_rate_the_one_with_the_fewest_misses_is_taken() -> None:
     misses = {0.2: 0.1, 0.4: 0.9, 0.6: 0.5, 0.8: 0.5, 0.9: 0.7}
     points = [Point(t, 1, 2.0 if t < 0.3 else 0.2, (0.0, 1.0), {"20": share}) for t, share in misses.items()]
@@ -308,7 +316,9 @@ def test_the_command_writes_a_report_and_the_chosen_threshold(
     report = json.loads((tmp_path / "out" / "alarms.json").read_text())
     rows = [row for row in report["curve"] if row["per_hour"] <= 1000]
     chosen = min(row["threshold"] for row in rows)
-    assert f"{model}: threshold {chosen:.6g}" in text and "at most 0.1" in text and "0.1 per hour 30 h" in text
+    assert (
+        f"{model}: threshold {chosen:.6g}" in text and "at most 0.1 (not shown)" in text and "0.1 per hour 30 h" in text
+    )
     settings = onnx.load(model).detector_settings
     assert (settings.threshold, settings.smoothing) == (chosen, 0.16)
     assert (tmp_path / "out" / "alarms.png").read_bytes().startswith(b"\x89PNG")

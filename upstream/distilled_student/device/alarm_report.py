@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,19 @@ JSON, PLOT = "alarms.json", "alarms.png"
 def table(found: Alarms, threshold: float | None, word_threshold: float) -> str:
     """Lines with the thresholds for each of `RATES`, and with the present ones, of keywords and of own words."""
     lines = [f"{found.hours:.2f} h of audio, {found.speed:.0f} times real time on one core"]
-    lines += _curve_lines(found.of_keywords, threshold, "keyword")
-    if found.of_words is not None:
-        lines += ["words of your own:", *_curve_lines(found.of_words, word_threshold, "word")]
     short = [rate for rate in RATES if found.hours < needed_hours(rate)]
+    lines += _curve_lines(found.of_keywords, threshold, "keyword", short)
+    if found.of_words is not None:
+        lines += ["words of your own:", *_curve_lines(found.of_words, word_threshold, "word", short)]
     if short:
         wanted = ", ".join(f"{rate:g} per hour {needed_hours(rate):.0f} h" for rate in short)
-        lines.append(f"too little audio to show that a rate is kept: without an alarm that takes, for {wanted}")
+        lines.append(f"not shown: too little audio; without an alarm that takes, for {wanted}")
     return "\n".join(lines)
 
 
-def _curve_lines(curve: Curve, threshold: float | None, what: str) -> list[str]:
+def _curve_lines(curve: Curve, threshold: float | None, what: str, short: Sequence[float]) -> list[str]:
     lines = [f"{curve.keywords} {what}s mixed into the audio at each level"] if curve.keywords else []
-    rows = [(f"at most {rate:g}", curve.at(rate)) for rate in RATES]
+    rows = [(f"at most {rate:g}" + " (not shown)" * (rate in short), curve.at(rate)) for rate in RATES]
     if threshold is not None:
         rows.append(("now", min(curve.points, key=lambda point: abs(point.threshold - threshold))))
     levels = list(curve.points[0].misses)
