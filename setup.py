@@ -22,6 +22,8 @@ EXPORT = [
 ]
 MICROPHONE = ["sounddevice"]  # `distilled-student listen` without a file
 EXECUTORCH = ["executorch>=1.5,<1.6"]  # .pte programs for phones, see docs/device.md; release 1.5 needs torch 2.14
+# The teachers resemblyzer and openwakeword have no extra: only their weights are used, and an extra cannot leave out
+# what they require. pip install --no-deps, see docs/own-data.md
 WYOMING = ["wyoming>=1.8"]  # Home Assistant's protocol, see docs/home-assistant.md
 
 MODULE = Path(__file__).with_name("upstream") / "distilled_student" / "__init__.py"
