@@ -104,9 +104,12 @@ def test_a_share_may_be_given_as_on_the_command_line(profiles: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"false_accepts": 0.2}, r"^false_accepts 0\.2: must be from 0\.001 to 0\.05$"),
-        ({"false_accepts": 0}, r"^false_accepts 0: must be between 0 and 1"),
-        ({"false_accepts": "many"}, r"^false_accepts many: expected a share, such as 1% or 0\.01"),
+        (
+            {"false_accepts": 0.2},
+            r"^false_accepts 0\.2: must be from 0\.1% to 5% \(0.*\); did you mean 0\.2%\?$",
+        ),
+        ({"false_accepts": 0}, r"^false_accepts 0: must be from 0\.1% to 5%"),
+        ({"false_accepts": "many"}, r"^false_accepts many: must be from 0\.1% to 5%"),
         ({"fail_open": "false"}, r"^fail_open: expected true or false, found 'false'$"),
         ({"people": []}, r"^people: expected a name or a list of names, found \[\]; without it all are accepted$"),
         ({"people": {"Ada": 1}}, r"^people: expected a name or a list of names"),

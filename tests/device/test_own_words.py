@@ -138,7 +138,8 @@ def test_the_commands_add_list_and_forget_words(recording: Callable[[str, str], 
     assert code == 0 and json.loads(text)["count"] == 4
     code, text = run("add", "happy", files[0], "--model", "tiny")
     assert code == 1 and "refused; added already" in text and "happy: not added; 4 recordings from before" in text
-    assert run() == (0, "happy: 4 recordings, model tiny\n")
+    assert run() == run("--model", "tiny") == (0, "happy: 4 recordings, model tiny\n")
+    assert run("--model", "edge")[1].startswith("no words of edge in")
     here = ["--model", "tiny", "--profiles", str(tmp_path / "kept"), "--json"]
     spotted = CliRunner().invoke(app, ["spot", files[1], *here])
     assert spotted.exit_code == 0 and json.loads(spotted.stdout)["label"] == "happy"
@@ -148,7 +149,7 @@ def test_the_commands_add_list_and_forget_words(recording: Callable[[str, str], 
     assert of_other.stderr == "note: words not used, added with another model: happy\n"
     assert "different words" in CliRunner().invoke(command, ["add", "Happy", files[0], *here[:4]]).stderr
     assert run("forget", "Happy") == (0, "Happy: forgotten\n")
-    assert run("forget", "happy") == (0, "happy: forgotten\n")
+    assert run("forget", "happy", "--json") == (0, '{"name": "happy", "forgotten": true}\n')
     assert run()[1].startswith("no words in")
 
 

@@ -14,7 +14,7 @@ from stress import golden
 
 from distilled_student import UserError
 from distilled_student.common.audio_reading import header
-from distilled_student.device.recordings import read_joined, read_recording
+from distilled_student.device.recordings import read_joined, read_recording, recording_blocks
 
 TIME = np.arange(16_000) / 16_000
 UNNEEDED = {"torch", "s3prl", "scipy", "pandas", "soxr", "tqdm", "filelock"}
@@ -61,8 +61,9 @@ def test_several_files_are_joined_in_their_order(tmp_path: Path) -> None:
 )
 def test_samples_that_are_no_speech_are_refused(samples: np.ndarray, message: str, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
-    with pytest.raises(UserError, match=rf"a\.wav: .*{message}"):
-        read_recording(tmp_path / "a.wav")
+    for attempt in (read_recording, lambda file: list(recording_blocks(file))):
+        with pytest.raises(UserError, match=rf"a\.wav: .*{message}"):
+            attempt(tmp_path / "a.wav")
 
 
 def test_a_missing_a_truncated_and_a_foreign_file_are_refused_with_the_remedy(tmp_path: Path) -> None:

@@ -324,7 +324,7 @@ def test_a_share_that_the_model_has_no_threshold_for_is_refused(tmp_path: Path, 
     stream = model.stream()
     stream.model.calibration = CALIBRATION
     model.stream = lambda: stream
-    with pytest.raises(ValueError, match=rf"--false-accepts {share:g}: must be from 0\.0\d* to 0\.\d+$"):
+    with pytest.raises(wyoming_server.UserError, match=rf"--false-accepts {share:g}: must be from \S+% to \S+% \(0\.0"):
         wyoming_service.WakeService(model, "tiny", tmp_path, false_accepts=share)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from distilled_student.common.early_checks import check_between
 from distilled_student.common.errors import UserError
 from distilled_student.common.typer_errors import Commands
 from distilled_student.device.odds import as_odds, with_needed
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from distilled_student.device.profiles import Profiles
+    from distilled_student.device.own_words import OwnWord
+    from distilled_student.device.profiles import Profile, Profiles
     from distilled_student.onnx import Enrolment, Model
     from distilled_student.onnx.model_file import ModelFile
 
@@ -27,12 +29,17 @@ if TYPE_CHECKING:
 
 PANEL = "Use a model"
 YES, NO, MISTAKE, SOME = 0, 1, 2, 3  # exit codes; MISTAKE: of the user, or a file that cannot be read
+SHARES = 0.001, 0.05  # of false accepts: the smallest and the largest that calibrations are fitted for
+ENOUGH_CLIPS = 3  # of a person
+LONG_SECONDS = 3.0  # from here on a recording is no single word
 Item = TypeVar("Item")
+Record = TypeVar("Record", "Profile", "OwnWord")
 
 Files = Annotated[list[Path], typer.Argument(help="Audio files of any format, rate and channels.")]
 ModelOption = Annotated[
     str, typer.Option("--model", help="edge, tiny, an .onnx file, a packed folder, or the folder of a joint run.")
 ]
+OnlyModel = Annotated[str | None, typer.Option("--model", help="List only those of this model.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ProfilesOption = Annotated[
     Path | None,
@@ -42,7 +49,7 @@ ProfilesOption = Annotated[
     ),
 ]
 FalseAccepts = Annotated[
-    str, typer.Option("--false-accepts", help="Share of other people's recordings that are accepted: 1% or 0.01.")
+    str, typer.Option("--false-accepts", help="Share of other people's recordings that are accepted, 0.1% to 5%.")
 ]
 
 
@@ -55,14 +62,21 @@ def register(app: typer.Typer) -> None:
 
 
 def parse_share(text: str, option: str = "--false-accepts") -> float:
-    """``1%`` or ``0.01`` -> 0.01. Raises UserError that names the option."""
+    """``1%`` or ``0.01`` -> 0.01. Raises UserError that names the option, for a share that is not in `SHARES` too."""
+    low, high = SHARES
     try:
-        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        number = float(text.removesuffix("%"))
     except ValueError:
-        raise UserError(f"{option} {text}: expected a share, such as 1% or 0.01") from None
-    if not 0 < share < 1:
-        raise UserError(f"{option} {text}: must be between 0 and 1; one per cent is 1% or 0.01")
+        number = math.nan
+    share = number / 100 if text.endswith("%") else number
+    if not low <= share <= high:
+        hint = f"; did you mean {text}%?" if share == number and low <= number / 100 <= high else ""
+        raise UserError(f"{option} {text}: {_range_of_shares(low, high)}{hint}")
     return share
+
+
+def _range_of_shares(low: float, high: float) -> str:
+    return f"must be from {100 * low:g}% to {100 * high:g}% ({low:g} to {high:g})"
 
 
 def check_share(model: ModelFile, share: float) -> None:
@@ -74,8 +88,15 @@ def check_share(model: ModelFile, share: float) -> None:
 
 def check_fitted(model: ModelFile, share: float, option: str = "--false-accepts") -> None:
     """As `check_share`, but a model without a calibration, or with one of version 0.1.0, takes any share."""
-    if model.calibration is not None and (shares := model.calibration.shares):
-        check_between(option, share, shares[0], shares[-1])
+    shares = () if model.calibration is None else model.calibration.shares
+    if shares and not shares[0] <= share <= shares[-1]:  # a model with little data has fewer of them
+        raise UserError(f"{option} {share:g}: {_range_of_shares(shares[0], shares[-1])}")
+
+
+def check_not_file(name: str) -> None:
+    """Raise UserError if the first of the files was given instead of a name."""
+    if os.path.isfile(name):
+        raise UserError(f"NAME: missing: {name} is a file")
 
 
 def run_each(items: Iterable[Item], run: Callable[[Item], bool]) -> int:
@@ -115,7 +136,10 @@ def spot(
         with one_line_errors():
             label, score = opened.spot(samples, own_words)
         text = f"{file}: no keyword" if label is None else f"{file}: {label}  {score:.2f}"
-        print_result({"file": str(file), "label": label, "score": score}, text, as_json)
+        seconds = len(samples) / opened.rate
+        hint = f"{file}: {seconds:.1f} s: `spot` takes a recording for one word; `listen` finds keywords in longer ones"
+        notes = [hint] if label is None and seconds > LONG_SECONDS else []
+        print_result({"file": str(file), "label": label, "score": score}, text, as_json, notes)
         return label is not None
 
     raise typer.Exit(run_each(files, spot_one))
@@ -127,7 +151,7 @@ def embed(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write: .npy with an array (files, embedding).")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", hidden=True)] = True,  # as the other commands; it is always JSON
+    as_json: Annotated[bool, typer.Option("--json", help="With --output: print JSON.")] = False,
 ) -> None:
     """Print the speaker embedding of each recording, one JSON a line, or write them to a .npy file."""
     from distilled_student.common.early_checks import check_output_file
@@ -152,7 +176,8 @@ def embed(
         if code == MISTAKE:
             raise UserError(f"--output {output}: not written: it would have {len(vectors)} of {len(files)} embeddings")
         np.save(output, np.stack(vectors))
-        print(f"{output}: {counted(len(vectors), 'embedding')}")
+        content = {"file": str(output), "embeddings": len(vectors)}
+        print_result(content, f"{output}: {counted(len(vectors), 'embedding')}", as_json)
     raise typer.Exit(code)
 
 
@@ -194,6 +219,7 @@ def enrol(
     from distilled_student.device.named_files import checked_name
 
     checked_name(name)
+    check_not_file(name)
     opened, people = _open_with_people(model, profiles)
     done = run(opened, people, name, files, force, replace)
     clips = [
@@ -213,8 +239,10 @@ def enrol(
     text = f"{done.name}: {in_all}"
     if done.refused:
         text += "; record the refused clips again, or add --force"
-    content = {"name": done.name, "clips": clips, "count": count, "seconds": seconds, "notes": list(done.notes)}
-    print_result(content, text, as_json, done.notes)
+    few = f"{count} of at least {ENOUGH_CLIPS} clips: people are recognised less reliably; add others"
+    notes = [*done.notes, *([few] if 0 < count < ENOUGH_CLIPS else [])]
+    content = {"name": done.name, "clips": clips, "count": count, "seconds": seconds, "notes": notes}
+    print_result(content, text, as_json, notes)
     raise typer.Exit(YES if not done.refused else SOME if done.enrolled else NO)
 
 
@@ -231,6 +259,7 @@ def verify(
     from distilled_student.device.recordings import read_joined
 
     share = parse_share(false_accepts)
+    check_not_file(name)
     opened, people = _open_with_people(model, profiles)
     check_share(opened, share)
     enrolment, samples = people.read(name), read_joined(files)
@@ -290,7 +319,7 @@ speakers = typer.Typer(cls=Commands, invoke_without_command=True, help="List the
 @speakers.callback()
 def list_speakers(
     context: typer.Context,
-    model: Annotated[str | None, typer.Option("--model", help="Only those enrolled with this model.")] = None,
+    model: OnlyModel = None,
     profiles: ProfilesOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -303,7 +332,7 @@ def list_speakers(
 @speakers.command("list", hidden=True)
 def list_speakers_too(
     context: typer.Context,
-    model: Annotated[str | None, typer.Option("--model", help="Only those enrolled with this model.")] = None,
+    model: OnlyModel = None,
     profiles: ProfilesOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -311,18 +340,23 @@ def list_speakers_too(
     _print_speakers(profiles or context.obj, model, as_json)
 
 
+def of_model(records: Iterable[Record], name: str | None) -> list[Record]:
+    """The people or words of one model; None: all."""
+    fingerprint = None if name is None else _open(name).fingerprint
+    return [record for record in records if fingerprint in (None, record.fingerprint)]
+
+
 def _print_speakers(profiles: Path | None, model: str | None, as_json: bool) -> None:
     from distilled_student.device.profiles import Profiles
 
     people = Profiles(profiles)
-    fingerprint = None if model is None else _open(model).fingerprint
-    found = [person for person in people.all() if fingerprint in (None, person.fingerprint)]
+    found = of_model(people.all(), model)
     for person in found:
         content = {"name": person.name, "count": person.count, "seconds": person.seconds, "model": person.model}
         clips = counted(person.count, "clip")
         print_result(content, f"{person.name}: {clips}, {person.seconds:.1f} s, model {person.model}", as_json)
     if not as_json and not found:
-        print(f"nobody is enrolled in {people.folder}")
+        print(f"nobody is enrolled{f' with {model}' if model else ''} in {people.folder}")
 
 
 @speakers.command("forget")
@@ -330,12 +364,13 @@ def forget_speaker(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name of an enrolled person.")],
     profiles: ProfilesOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Delete the profile of a person."""
     from distilled_student.device.profiles import Profiles
 
     Profiles(profiles or context.obj).forget(name)
-    print(f"{name}: forgotten")
+    print_forgotten(name, as_json)
 
 
 def _open(name: str) -> Model:
@@ -391,6 +426,11 @@ def print_result(content: Mapping[str, Any], text: str, as_json: bool, notes: Se
         return
     print(text)
     print_notes(notes)
+
+
+def print_forgotten(name: str, as_json: bool) -> None:
+    """Print that a person or a word was deleted."""
+    print_result({"name": name, "forgotten": True}, f"{name}: forgotten", as_json)
 
 
 def print_notes(notes: Iterable[str]) -> None:

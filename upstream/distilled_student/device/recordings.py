@@ -44,6 +44,8 @@ def recording_blocks(path: str | Path) -> Iterator[NDArray[np.float32]]:
         UserError: see `read_recording`; for channels that cancel each other after the last block.
     """
     with open_to_decode(path) as file:
+        if not file.frames:
+            raise UserError(f"{path}: holds no audio")
         resampler = _Resampler(file.samplerate)
         for samples in _mono_blocks(file):
             if len(samples) and (reason := wrong_peak(float(np.abs(samples).max()))):

@@ -14,8 +14,12 @@ from distilled_student.device.commands import (
     YES,
     JsonOption,
     ModelOption,
+    OnlyModel,
     ProfilesOption,
+    check_not_file,
     counted,
+    of_model,
+    print_forgotten,
     print_result,
 )
 
@@ -25,29 +29,40 @@ words = typer.Typer(
 
 
 @words.callback()
-def list_words(context: typer.Context, profiles: ProfilesOption = None, as_json: JsonOption = False) -> None:
+def list_words(
+    context: typer.Context,
+    model: OnlyModel = None,
+    profiles: ProfilesOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Add words of your own from recordings, list or forget them."""
     context.obj = profiles
     if context.invoked_subcommand is None:
-        _print_words(profiles, as_json)
+        _print_words(profiles, model, as_json)
 
 
 @words.command("list", hidden=True)
-def list_words_too(context: typer.Context, profiles: ProfilesOption = None, as_json: JsonOption = False) -> None:
+def list_words_too(
+    context: typer.Context,
+    model: OnlyModel = None,
+    profiles: ProfilesOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """List the words, as `words` alone does."""
-    _print_words(profiles or context.obj, as_json)
+    _print_words(profiles or context.obj, model, as_json)
 
 
-def _print_words(profiles: Path | None, as_json: bool) -> None:
+def _print_words(profiles: Path | None, model: str | None, as_json: bool) -> None:
     from distilled_student.device.own_words import OwnWords
 
     own = OwnWords(profiles)
-    found = own.all()
+    found = of_model(own.all(), model)
     for word in found:
         content = {"name": word.name, "count": word.count, "model": word.model}
         print_result(content, f"{word.name}: {counted(word.count, 'recording')}, model {word.model}", as_json)
     if not as_json and not found:
-        print(f"no words in {own.folder}; `distilled-student words add NAME FILES...` adds one")
+        place = f"no words{f' of {model}' if model else ''} in {own.folder}"
+        print(f"{place}; `distilled-student words add NAME FILES...` adds one")
 
 
 @words.command()
@@ -65,6 +80,7 @@ def add(
     from distilled_student.device.model_files import open_model
     from distilled_student.device.own_words import OwnWords, add_word
 
+    check_not_file(name)
     done = add_word(OwnWords(profiles or context.obj, open_model(model), model), name, files, force, replace)
     recordings = [
         {"file": recording.file, "added": recording in done.added, "problems": recording.problems}
@@ -90,9 +106,10 @@ def forget(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The word.")],
     profiles: ProfilesOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Delete a word."""
     from distilled_student.device.own_words import OwnWords
 
     OwnWords(profiles or context.obj).forget(name)
-    print(f"{name}: forgotten")
+    print_forgotten(name, as_json)

@@ -11,6 +11,7 @@ from wyoming.info import Attribution, Info, WakeModel, WakeProgram
 
 from distilled_student import __version__
 from distilled_student.common.shipped_models import shipped_models
+from distilled_student.device.commands import check_fitted
 from distilled_student.device.enrolled import Enrolled
 from distilled_student.onnx import Detector, DetectorSettings, Stream
 
@@ -29,8 +30,8 @@ class WakeService:
         settings: Of the detectors; default: those of the model.
 
     Raises:
-        UserError: a profile is damaged.
-        ValueError: the model has no stream, no keywords, or no thresholds for so many false accepts.
+        UserError: a profile is damaged, or the model has no thresholds for so many false accepts.
+        ValueError: the model has no stream or no keywords.
     """
 
     def __init__(
@@ -45,9 +46,7 @@ class WakeService:
         if "keyword_scores" not in self.model.output_shapes:
             raise ValueError(f"{self.model.file}: has no keyword_scores")
         self.settings = settings or self.model.detector_settings
-        shares = self.model.calibration.shares if self.model.calibration else ()
-        if shares and not shares[0] <= false_accepts <= shares[-1]:
-            raise ValueError(f"--false-accepts {false_accepts:g}: must be from {shares[0]:g} to {shares[-1]:g}")
+        check_fitted(self.model, false_accepts)
         self.enrolled = Enrolled(self.model, profiles, with_words=True)
         self.threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="stream")
 
