@@ -23,6 +23,7 @@ from distilled_student.onnx.words import (
     SAME_WORD,
     STEP,
     WordClip,
+    product,
     speech_bounds,
     template,
 )
@@ -80,6 +81,13 @@ def plain_vector(found: WordMaps, hidden: np.ndarray, start: int, length: int) -
         first = start + segment * length
         means.append(encoded[first : first + length].mean(axis=0))
     return unit(np.concatenate(means) @ found.mapping + found.mapping_bias)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 33])
+def test_a_product_in_parts_is_the_whole_product(rows: int) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((rows, 1536), np.float32), rng.standard_normal((1536, 97), np.float32)
+    np.testing.assert_allclose(product(a, b), a.astype(float) @ b, rtol=1e-4, atol=1e-3)
 
 
 def test_the_network_is_a_stack_of_causal_convolutions_and_goes_on_where_it_was() -> None:

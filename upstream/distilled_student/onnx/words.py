@@ -47,6 +47,8 @@ ALARM_SECONDS = 1.0  # of running speech, in which two alarms count as one
 SPEECH_FRAMES = 2  # of running speech that are kept as their mean
 LARGEST = 5  # differences in running speech whose mean is the level of a word
 BEHIND_SECONDS = 0.24  # of quiet noise behind an utterance; longer than the delay of the network
+SMALL_ROWS = 32
+ONE_THREAD = 2**18  # multiplications up to which OpenBLAS uses no further threads (its interface/gemm.c)
 LEVEL_HOP = 320  # samples of a level of `speech_bounds`
 
 
@@ -77,6 +79,18 @@ class WordClip(NamedTuple):
     hidden: NDArray
     start: float
     end: float
+
+
+def product(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``a @ b``; the few rows of a step of a stream in parts that OpenBLAS computes on one thread.
+
+    Its threads wait for each other by polling. In so small a product this takes more of all cores than the product.
+    """
+    if len(a) > SMALL_ROWS:
+        return a @ b
+    columns = max(1, ONE_THREAD // max(1, a.size))
+    parts = [a @ b[:, start : start + columns] for start in range(0, b.shape[1], columns)]
+    return np.concatenate(parts, axis=1)
 
 
 def template(vectors: NDArray[np.float32], frames: Sequence[float], maps: str = "") -> Word:
@@ -184,10 +198,10 @@ class WordMaps:
         return hashlib.sha256(self.front.tobytes() + self.mapping.tobytes()).hexdigest()[:16]
 
     def write(self, file: str | Path) -> None:
-        """Write the file: other words and the two large matrices in 8 bits, speech in 4, the other weights in 16."""
+        """Write the file: other words and the large matrices in 8 bits, speech in 4, the other weights in 16."""
         small = {name: getattr(self, name).astype(np.float16) for name in WEIGHTS if name not in LARGE}
         for name in LARGE:  # each column has its scale
-            scale = np.abs(matrix := getattr(self, name)).max(axis=0) / 127 + 1e-12
+            scale = np.abs(matrix := getattr(self, name)).max(axis=-2, keepdims=True) / 127 + 1e-12
             small |= {name: np.round(matrix / scale).astype(np.int8), f"{name}_scale": scale}
         scale = self.speech.std(axis=(0, 1)) * 3 / 7 + 1e-12  # values are clipped at three standard deviations
         small |= {"speech": np.clip(np.round(self.speech / scale), -7, 7).astype(np.int8), "speech_scale": scale}
@@ -209,13 +223,13 @@ class WordMaps:
             ``(frames, width)``, and the past of the frames that follow.
         """
         past = self.start() if past is None else past
-        x = np.concatenate([past, np.asarray(hidden, np.float32) @ self.front + self.front_bias])
+        x = np.concatenate([past, product(np.asarray(hidden, np.float32), self.front) + self.front_bias])
         past = x[len(x) - len(past) :]
         taps = self.depth.shape[1]
         for depth, depth_bias, mix, mix_bias in zip(self.depth, self.depth_bias, self.mix, self.mix_bias, strict=True):
             frames = len(x) - taps + 1
             y = sum(x[tap : tap + frames] * depth[tap] for tap in range(taps)) + depth_bias
-            x = x[taps - 1 :] + np.maximum(y, 0) @ mix + mix_bias
+            x = x[taps - 1 :] + product(np.maximum(y, 0), mix) + mix_bias
         return x, past
 
     def vectors(self, encoded: NDArray, starts: NDArray, ends: NDArray) -> NDArray[np.float32]:
@@ -227,7 +241,7 @@ class WordMaps:
         at_bounds = sums[before] + (bounds - before)[..., None] * encoded[before]
         means = np.diff(at_bounds, axis=1) / ((ends - starts) / self.segments)[:, None, None]
         joined = means.reshape(len(starts), -1).astype(np.float32)
-        return unit_length(joined @ self.mapping + self.mapping_bias)
+        return unit_length(product(joined, self.mapping) + self.mapping_bias)
 
     def clip_vector(self, clip: WordClip) -> NDArray[np.float32]:
         """The vector ``(size,)``, of length 1, of the word in a clip."""
@@ -246,8 +260,13 @@ class WordMaps:
             if word.maps not in ("", self.digest):
                 raise ValueError(f"{name}: is a word of another model: enrol it with this model")
 
-    def raw_scores(self, word: Word, encoded: NDArray, ends: NDArray) -> NDArray[np.float32]:
-        """The largest difference of cosines ``(ends,)`` over the lengths of the windows that end at these frames."""
+    def raw_scores(
+        self, word: Word, encoded: NDArray, ends: NDArray, same: NDArray[np.intp] | None = None
+    ) -> NDArray[np.float32]:
+        """The largest difference of cosines ``(ends,)`` over the lengths of the windows that end at these frames.
+
+        ``same``: as in `differences`.
+        """
         lengths = word.frames * np.array(LENGTHS)
         stops = np.repeat(ends.astype(np.float64), len(lengths))
         starts = stops - np.tile(lengths, len(ends))
@@ -255,19 +274,28 @@ class WordMaps:
         starts = np.maximum(starts, 0)
         vectors = self.vectors(encoded, starts[fits], stops[fits])
         differences = np.full(len(stops), -np.inf, np.float32)
-        differences[fits] = self.differences(vectors, word.vector)
+        differences[fits] = self.differences(vectors, word.vector, same)
         return differences.reshape(len(ends), -1).max(axis=1)
 
-    def differences(self, vectors: NDArray, template: NDArray) -> NDArray[np.float32]:
+    def differences(
+        self, vectors: NDArray, template: NDArray, same: NDArray[np.intp] | None = None
+    ) -> NDArray[np.float32]:
         """The cosine of ``vectors (n, size)`` to the template, minus the mean one to their closest other words.
 
-        Other words that are as similar to the template as its own recordings are left out: they are the same word.
+        ``same``: the result of `same_words`, which are left out.
         """
-        cosines, same = vectors @ self.others.T, self.others @ template >= SAME_WORD
-        if len(same) - same.sum() >= CLOSEST:
-            cosines[:, same] = -1
+        cosines = product(vectors, self.others.T)
+        cosines[:, self.same_words(template) if same is None else same] = -1
         closest = np.partition(cosines, -CLOSEST, axis=1)[:, -CLOSEST:]
         return vectors @ template - closest.mean(axis=1)
+
+    def same_words(self, template: NDArray) -> NDArray[np.intp]:
+        """Which other words are as similar to a template as its own recordings: they are the same word.
+
+        None if fewer than `CLOSEST` others would be left.
+        """
+        same = np.flatnonzero(self.others @ template >= SAME_WORD)
+        return same if len(self.others) - len(same) >= CLOSEST else same[:0]
 
     def threshold(self, word: Word, false_accepts: float) -> float:
         """The difference of cosines that this share of utterances of other words reaches.
@@ -351,6 +379,7 @@ class WordTracker:
     def __init__(self, maps: WordMaps, words: Mapping[str, Word], false_alarms: float = FALSE_ALARMS) -> None:
         self.maps, self.words = maps, dict(words)
         maps.check_words(words)
+        self._same = {name: maps.same_words(word.vector) for name, word in words.items()}
         self._limits = {name: maps.stream_threshold(word, false_alarms) for name, word in words.items()}
         self._longest = math.ceil(max((word.frames for word in words.values()), default=0) * LENGTHS[-1]) + 1
         self.reset()
@@ -369,7 +398,7 @@ class WordTracker:
         for name, word in self.words.items():
             ends = np.arange(len(recent), len(recent) - len(hidden), -STEP)[::-1]
             ends = ends[ends >= word.frames * LENGTHS[0]]
-            best = self.maps.raw_scores(word, recent, ends).max() if len(ends) else -math.inf
+            best = self.maps.raw_scores(word, recent, ends, self._same[name]).max() if len(ends) else -math.inf
             scores[name] = self.maps.probability(float(best), self._limits[name])
         return scores
 
