@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from distilled_student.common.arithmetic import ceil_div
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, write_files
 from distilled_student.common.model_cards import corpus_names, licence_of
@@ -92,7 +93,7 @@ def write_card(
         parts += _classes(name, results[name])
         parts += _groups(name, task.headline, results[name])
     limits = LIMITS.format(data=data) + ("" if has_groups else f" {NO_GROUPS}")
-    parts += [*_other_lists(folder), *_curve(folder), "## Limits", limits, "## Made by", f"    {_command(arguments)}"]
+    parts += [*_other_lists(folder), *_curves(folder), "## Limits", limits, "## Made by", f"    {_command(arguments)}"]
     write_files(folder, {file.name: ("\n\n".join(parts) + "\n").encode()})
 
 
@@ -147,13 +148,20 @@ def _other_lists(folder: Path) -> list[str]:
     return [_table(rows)] if len(rows) > 1 else []
 
 
-def _curve(folder: Path) -> list[str]:
-    """The score on development data during the training."""
+def _curves(folder: Path) -> list[str]:
+    """Losses and accuracies on about eight batches of the training, and each score on development data."""
     file = folder / LOG
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    entries = [entry for entry in map(json.loads, lines) if entry.get("split") == "dev" and "score" in entry]
-    rows = [["step", "score on development data"]] + [[str(e["step"]), f"{e['score']:.2f}"] for e in entries]
-    return [_table(rows)] if entries else []
+    entries = [json.loads(line) for line in lines]
+    train = [entry for entry in entries if entry.get("split") == "train"]
+    names = sorted({name for entry in train for name in entry if "/" in name})
+    rows = [["step of training", *names]]
+    stride = max(1, ceil_div(len(train), 8))
+    for entry in train[::-stride][::-1]:  # the last one is among them
+        rows.append([str(entry["step"]), *(f"{entry[name]:.2f}" if name in entry else "" for name in names)])
+    scores = [[str(e["step"]), f"{e['score']:.2f}"] for e in entries if e.get("split") == "dev" and "score" in e]
+    tables = [rows, [["step", "score on development data"], *scores]]
+    return [_table(table) for table in tables if len(table) > 1]
 
 
 def _command(arguments: Mapping[str, Any]) -> str:

@@ -66,6 +66,8 @@ def test_the_card_of_a_joint_run(small_logmel: StudentConfig, tmp_path: Path, ca
         assert f"| {word} | {share} | {sum(row)} |" in card
     development = [json.loads(line) for line in (exp / "log.jsonl").read_text().splitlines() if '"dev"' in line]
     assert f"| 2 | {development[-1]['score']:.2f} |" in card
+    header, _, *steps = card.split("| step of training | ")[1].split("\n\n")[0].splitlines()
+    assert "sv/loss" in header and [step[:4] for step in steps] == ["| 1 ", "| 2 "]
     command = "run_downstream.py -m train -u distilled_student -k my-student -s hidden_states -f -d multitask -c c.yaml"
     overrides = "-o config.runner.log_step=1,,config.downstream_expert.tasks.kws.train_root=train"
     assert f"    {command} -p exp --seed 1337 {overrides}\n" in card
