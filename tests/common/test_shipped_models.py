@@ -1,4 +1,4 @@
-"""The models that ship are found by name, unless something here has that name."""
+"""The models that ship are found by name, unless a model here has that name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import distilled_student as ds
+from distilled_student.common.settings import find_config
 from distilled_student.common.shipped_models import ASSETS, DEFAULT, MODELS, model_path, shipped_models
 from distilled_student.teachers.early_checks import teacher_path
 
@@ -16,12 +17,26 @@ def test_the_default_model_ships() -> None:
     assert model_path(DEFAULT) == MODELS / DEFAULT
 
 
-def test_a_file_or_folder_here_comes_before_a_model_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_here_comes_before_one_that_ships_and_another_folder_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("edge").mkdir()
+    assert model_path("edge") == MODELS / "edge"
+    Path("edge/states-10.ckpt").touch()
     assert model_path("edge") == Path("edge")
+    Path("tiny").touch()
+    assert model_path("tiny") == Path("tiny")
     with pytest.raises(ds.UserError, match=r"edge: is neither a checkpoint file nor a folder with config\.json"):
         ds.load_student("edge")
+
+
+def test_a_config_that_ships_is_found_beside_a_folder_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    assert find_config("own", "multitask").parts[-2:] == ("multitask", "own.yaml")
 
 
 def test_other_names_are_paths() -> None:
@@ -34,6 +49,7 @@ def test_teachers_are_found_by_the_same_names(tmp_path: Path, monkeypatch: pytes
     assert teacher_path("edge") == teacher_path("distilled_student") == MODELS / "edge"
     assert teacher_path("shipped") == teacher_path("teacher") == ASSETS / "teacher"
     Path("edge").mkdir()
+    Path("edge/config.json").touch()
     assert teacher_path("edge") == Path("edge") and teacher_path("distilled_student") == MODELS / "edge"
     assert teacher_path("facebook/hubert-base-ls960") == Path("facebook/hubert-base-ls960")
 

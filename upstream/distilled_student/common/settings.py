@@ -44,14 +44,14 @@ def find_config(name: str | Path, kind: str = "") -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if path.is_dir():
-        raise UserError(f"{name}: is a folder; give a YAML file or the name of a config")
     configs, word = shipped_configs(), str(name).removesuffix(".yaml")
     folders = [kind, *(folder for folder, read_as in READ_AS.items() if read_as == kind)]
     for folder in folders:
         full_name = word if folder and word.startswith(f"{folder}/") else f"{folder}/{word}".lstrip("/")
         if full_name.rpartition("/")[0] == folder and full_name in configs:
             return configs[full_name]
+    if path.is_dir():
+        raise UserError(f"{name}: is a folder; give a YAML file or the name of a config")
     if word in configs:
         raise UserError(f"{name}: is a config of another kind, for {KINDS[word.rpartition('/')[0]]}")
     similar = [full.removeprefix(f"{kind}/") for full in configs if full.rpartition("/")[0] in folders]

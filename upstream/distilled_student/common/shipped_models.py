@@ -9,6 +9,7 @@ from distilled_student.common.errors import did_you_mean
 ASSETS = Path(__file__).parents[1] / "assets"
 MODELS = ASSETS / "models"
 DEFAULT = "edge"
+MODEL_FILES = ("config.json", "*.ckpt", "*.onnx", "*.pte")  # a folder with one of these holds a model or a run
 
 
 def shipped_models() -> list[str]:
@@ -22,5 +23,8 @@ def other_models(name: str | Path) -> str:
 
 
 def model_path(name: str | Path) -> Path:
-    """The folder of a model that ships; ``name`` as a path if it is another one, or if it exists here."""
-    return MODELS / name if str(name) in shipped_models() and not Path(name).exists() else Path(name)
+    """The folder of a model that ships, unless a model of this name is here; ``name`` as a path for all others."""
+    path = Path(name)
+    if str(name) not in shipped_models() or path.is_file():
+        return path
+    return path if any(any(path.glob(pattern)) for pattern in MODEL_FILES) else MODELS / name
