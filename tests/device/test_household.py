@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from helpers.people import CALIBRATION
 
 from distilled_student import UserError
@@ -130,6 +131,10 @@ def test_a_calibration_is_kept_used_and_forgotten(command: Command, people: Path
     after = json.loads(command("verify", "Emma", file_of_emma, "--json")[1])
     # 20 and 2 * log(3 clips) for each unit of the cosine
     assert before["ratio"] - after["ratio"] == pytest.approx(0.5 * (20 + 2 * np.log(3)), abs=1e-3)
+    low = tmp_path / "stranger.wav"  # of 8 kHz, in a household that was calibrated at 16 kHz
+    soundfile.write(low, soxr.resample(soundfile.read(people / "am_onyx" / "go.wav")[0], 16_000, 8_000), 8_000)
+    code, out, _ = command("verify", "Emma", low)
+    assert code == 1 and out.startswith("no: Emma, nothing above ")
     file.write_text("{}")
     assert "is not a calibration" in command("verify", "Emma", file_of_emma)[2]
     assert command("calibrate", "--forget")[:2] == (0, f"edge: the calibration {file} is forgotten\n")

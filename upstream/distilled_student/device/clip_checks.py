@@ -59,18 +59,15 @@ def measure_sound(samples: NDArray[np.float32]) -> ClipSound:
     )
 
 
-def not_comparable(sound: ClipSound, any_band: bool = False) -> str | None:
-    """Why a recording cannot be compared with enrolled people, in words; None if it can.
-
-    ``any_band``: also if nothing is above some frequency.
-    """
+def not_comparable(sound: ClipSound) -> str | None:
+    """Why a recording cannot be compared with enrolled people, in words; None if it can."""
     if sound.level < SILENT_LEVEL:
         return _silent(sound)
     if sound.speech_seconds < MIN_COMPARED_SECONDS:
         return _too_short(sound, MIN_COMPARED_SECONDS)
     if sound.snr < MIN_COMPARED_SNR:
         return "no speech: its level does not change, as that of a hum or of noise"
-    return None if sound.band_limit is None or any_band else band_fault(sound.band_limit)
+    return None if sound.band_limit is None else band_fault(sound.band_limit)
 
 
 def _silent(sound: ClipSound) -> str:

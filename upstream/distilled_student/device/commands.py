@@ -408,8 +408,7 @@ def _as_utterance(model: Model, samples: NDArray[np.float32]) -> tuple[Enrolment
     from distilled_student.device.model_files import one_line_errors
     from distilled_student.onnx import Enrolment
 
-    any_band = model.calibration is not None and model.calibration.any_band
-    fault = not_comparable(measure_sound(samples), any_band)
+    fault = not_comparable(measure_sound(samples))
     with one_line_errors():
         return Enrolment(model.embed(samples), 1, len(samples) / model.rate), fault
 

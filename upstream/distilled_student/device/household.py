@@ -239,7 +239,7 @@ def fit_offset(trials: Sequence[Trial], calibration: Calibration) -> Fit:
 
 
 def shifted(calibration: Calibration, offset: float) -> Calibration:
-    """A calibration for which a cosine means what ``cosine - offset`` meant before, for recordings of any band."""
+    """A calibration for which a cosine means what ``cosine - offset`` meant before."""
     thresholds = {
         share: {**weights, "bias": weights.get("bias", 0.0) + offset}
         for share, weights in calibration.threshold_weights.items()
@@ -250,7 +250,7 @@ def shifted(calibration: Calibration, offset: float) -> Calibration:
             factors.remove("cosine")
             rest = "*".join(factors) or "bias"
             ratio[rest] = ratio.get(rest, 0.0) - offset * weight
-    return replace(calibration, ratio_weights=ratio, threshold_weights=thresholds, any_band=True)
+    return replace(calibration, ratio_weights=ratio, threshold_weights=thresholds)
 
 
 def expect(trials: Sequence[Trial], calibration: Calibration, false_accepts: float) -> Expected:

@@ -79,8 +79,6 @@ class Calibration:
             of them the values are those of the nearest condition inside.
         mean_voice: ``(embedding,)``, of length 1: the direction of the mean embedding of the speech of the fit. Other
             people's embeddings near it have larger cosines. Empty if it is not known: a typicality is then 0.
-        any_band: Whether recordings whose spectrum ends early are compared too, see `band.band_limit`: a household's
-            calibration is of its own recordings.
 
     Raises:
         ValueError: from all methods.
@@ -90,7 +88,6 @@ class Calibration:
     threshold_weights: Mapping[float, Mapping[str, float]] = field(default_factory=dict)
     seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     mean_voice: tuple[float, ...] = ()
-    any_band: bool = False
 
     @classmethod
     def from_json(cls, text: str) -> Calibration:
@@ -145,10 +142,6 @@ class Calibration:
 
     def _typicality(self, vector: NDArray) -> float:
         return float(np.asarray(vector, np.float64) @ np.array(self.mean_voice)) if self.mean_voice else 0.0
-
-    def compares(self, band_limit: float | None) -> bool:
-        """Whether recordings with this `band.band_limit` are compared with enrolled speakers."""
-        return band_limit is None or self.any_band
 
     def ratio(self, cosine: float, condition: Condition) -> float:
         """The natural log-likelihood ratio of "the same speaker" to "another speaker"."""

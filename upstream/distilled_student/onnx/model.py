@@ -199,7 +199,7 @@ class Model(ModelFile):
         if threshold is None:
             return found
         notes = tuple(note for note in found.notes if note != speakers.UNSTATED)
-        accepted = found.ratio >= threshold and calibration.compares(band)
+        accepted = found.ratio >= threshold and band is None
         return found._replace(accepted=accepted, notes=notes, needed_ratio=threshold)
 
     def identify(

@@ -101,8 +101,7 @@ def verify(
         seconds: The length of the audio that the embedding was computed from.
         false_accepts: The share of other speakers' utterances that are accepted; not used by an older calibration.
         same_word: See `Condition`.
-        band_limit: See `band.band_limit`. A recording that has one is not accepted, whatever its embedding is, unless
-            the calibration is of recordings of the same kind.
+        band_limit: See `band.band_limit`. A recording that has one is not accepted, whatever its embedding is.
 
     Raises:
         ValueError: see `Calibration.threshold`; or the enrolment is from another model.
@@ -115,14 +114,13 @@ def verify(
         embedding, enrolment.vector, enrolment.clips, enrolment.seconds, seconds, same_word
     )
     ratio = calibration.ratio(cosine, condition)
-    comparable = calibration.compares(band_limit)
-    faults = () if comparable else (f"not accepted: {band_fault(band_limit)}",)
+    faults = () if band_limit is None else (f"not accepted: {band_fault(band_limit)}",)
     if not calibration.shares:
-        return Verified(ratio >= 0 and comparable, ratio, cosine, (UNSTATED, *faults))
+        return Verified(ratio >= 0 and not faults, ratio, cosine, (UNSTATED, *faults))
     threshold = calibration.threshold(false_accepts, condition)
     needed = calibration.ratio(threshold, condition)
     notes = (*calibration.unseen(condition), *faults)
-    return Verified(cosine >= threshold and comparable, ratio, cosine, notes, needed)
+    return Verified(cosine >= threshold and not faults, ratio, cosine, notes, needed)
 
 
 def identify(

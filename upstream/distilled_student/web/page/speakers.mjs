@@ -80,7 +80,7 @@ export function shifted(content, offset) {
     const rest = factors.filter((_, i) => i !== place).join("*") || "bias";
     ratio[rest] = (ratio[rest] ?? 0) - offset * weight;
   }
-  return { ...content, ratio, thresholds: Object.fromEntries(moved), any_band: true }; // of recordings of its own
+  return { ...content, ratio, thresholds: Object.fromEntries(moved) };
 }
 
 function sumOfTerms(weights, condition, cosine) {
@@ -130,16 +130,15 @@ function normalShare(x) {
 /**
  * Whether an embedding of length 1 is from an enrolled person {vector, clips, seconds}: {accepted, ratio, cosine}.
  *
- * limit: bandLimit of the recording; one that has a limit is not accepted, unless the calibration is of its kind.
+ * limit: bandLimit of the recording; one that has a limit is not accepted.
  */
 export function verify(calibration, embedding, seconds, person, falseAccepts, limit = null) {
   const similarity = cosine(embedding, person.vector);
   const condition = calibration.condition(embedding, person.vector, person.clips, person.seconds, seconds);
   const ratio = calibration.ratio(similarity, condition);
   const isStated = calibration.shares.length > 0; // else the calibration has no thresholds
-  const isComparable = limit === null || calibration.content.any_band === true;
   const isAlike = isStated ? similarity >= calibration.threshold(falseAccepts, condition) : ratio >= 0;
-  const accepted = isComparable && isAlike;
+  const accepted = limit === null && isAlike;
   return { accepted, ratio, cosine: similarity };
 }
 
