@@ -64,10 +64,22 @@ def test_one_person_in_two_folders_leaves_nothing_behind_and_says_so(
 ) -> None:
     words = ["if_sara/yes", "if_sara/no", "if_sara/stop", "if_sara/left"]
     code, out, err = command("calibrate", write_home(tmp_path / "home", people, p0=words, p1=words))
-    assert code == 1 and "4 of 4 clips of p1 are as much like p0 as p0's own clips: their voices overlap" in out
+    assert code == 1 and "of 4 clips of p1, 4 are accepted as p0, 4 are as much like p0 as p0's own clips" in out
     assert "thresholds moved by +0.000, nothing is stored" in out and "one person is in two folders" in err
     assert not list((tmp_path / "profiles").glob("calibration-*"))
     assert json.loads(command("calibrate", tmp_path / "home", "--json")[1])["file"] is None
+
+
+@pytest.mark.parametrize(("accepted", "is_found"), [(2, True), (1, False)])
+def test_one_person_with_other_words_in_a_second_folder_is_found_by_what_is_accepted(
+    accepted: int, is_found: bool
+) -> None:
+    condition = Condition(3, 3.0, 1.0)  # 1 % of other people's cosines are 0.465 or more
+    cosines = {("a", "a"): [0.9] * 4, ("b", "b"): [0.9] * 4, ("b", "a"): [0.3] * 4}
+    cosines["a", "b"] = [0.5] * accepted + [0.3] * (4 - accepted)
+    trials_ = [Trial(*pair, cosine, condition) for pair, values in cosines.items() for cosine in values]
+    found = household.find_overlaps(trials_, CALIBRATION)
+    assert found == ([("a", "b", 0, 2, 4)] if is_found else [])
 
 
 def test_copies_of_a_clip_are_left_out_of_a_calibration(command: Command, people: Path, tmp_path: Path) -> None:
@@ -153,7 +165,7 @@ def test_two_folders_of_one_voice_are_named_with_exit_code_1(command: Command, p
             samples, rate_of_file = soundfile.read(people / voice / f"{word}.wav")
             soundfile.write(tmp_path / "home" / name / f"{word}.flac", samples, rate_of_file)
     code, out, _ = command("calibrate", tmp_path / "home")
-    assert code == 1 and "3 of 3 clips of Eva are as much like Ana as Ana's own clips: their voices overlap" in out
+    assert code == 1 and "of 3 clips of Eva, 3 are accepted as Ana, 3 are as much like Ana as Ana's own clips" in out
     assert "Max" not in out and "thresholds moved by +0.000" in out
 
 

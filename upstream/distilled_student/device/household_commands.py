@@ -69,10 +69,7 @@ def _print_report(report: Report, file: Path | None, as_json: bool) -> None:
             {"false_accepts": at.false_accepts, "misses": at.misses._asdict(), "accepted": at.accepted._asdict()}
             for at in report.expected
         ],
-        "overlaps": [
-            {"enrolled": enrolled, "speaker": speaker, "alike": alike, "clips": clips}
-            for enrolled, speaker, alike, clips in report.overlaps
-        ],
+        "overlaps": [overlap._asdict() for overlap in report.overlaps],
         "left_out": [{"file": clip.file, "problems": clip.problems} for clip in report.left_out],
         "file": None if file is None else str(file),
         "notes": list(report.notes),
@@ -85,8 +82,8 @@ def _print_report(report: Report, file: Path | None, as_json: bool) -> None:
         for at in report.expected
     ]
     lines += [
-        f"warning: {alike} of {clips} clips of {speaker} are as much like {enrolled} as {enrolled}'s own clips: their"
-        " voices overlap"
-        for enrolled, speaker, alike, clips in report.overlaps
+        f"warning: of {clips} clips of {speaker}, {accepted} are accepted as {enrolled}, {alike} are as much like"
+        f" {enrolled} as {enrolled}'s own clips: their voices overlap, or they are one person"
+        for enrolled, speaker, alike, accepted, clips in report.overlaps
     ]
     print_result(content, "\n".join(lines), as_json, report.notes)
