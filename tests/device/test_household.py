@@ -65,7 +65,7 @@ def test_one_person_in_two_folders_leaves_nothing_behind_and_says_so(
     words = ["if_sara/yes", "if_sara/no", "if_sara/stop", "if_sara/left"]
     code, out, err = command("calibrate", write_home(tmp_path / "home", people, p0=words, p1=words))
     assert code == 1 and "of 4 clips of p1, 4 are accepted as p0, 4 are as much like p0 as p0's own clips" in out
-    assert "thresholds moved by +0.000, nothing is stored" in out and "one person is in two folders" in err
+    assert "thresholds not moved, nothing is stored" in out and "one person is in two folders" in err
     assert not list((tmp_path / "profiles").glob("calibration-*"))
     assert json.loads(command("calibrate", tmp_path / "home", "--json")[1])["file"] is None
 
@@ -106,6 +106,20 @@ def test_an_offset_that_refuses_most_of_the_peoples_own_clips_is_not_used() -> N
 def test_a_calibration_says_that_strangers_were_not_measured(command: Command, people: Path) -> None:
     code, _, err = command("calibrate", people)
     assert code in (0, 1) and "note: people who are not in this folder were not measured" in err
+
+
+def test_more_accepted_clips_than_stated_are_said_with_a_smaller_share() -> None:
+    points = [
+        household.Expected(share, rate(0, 9), rate(accepted, 120))
+        for share, accepted in ((0.05, 17), (0.01, 3), (0.001, 0))
+    ]
+    (note,) = household.exceeded(points)  # 3 of 120 may be 1 % by its interval
+    assert note.startswith(
+        "at 5.0% false accepts 14.2% [9.0%, 21.5%] (17 of 120) of the other people's clips are accepted"
+    )
+    assert "use --false-accepts 0.01, which accepts 2.5%" in note
+    (note,) = household.exceeded([household.Expected(0.05, rate(0, 9), rate(30, 120))])
+    assert "and no smaller --false-accepts helps" in note
 
 
 def test_a_shifted_calibration_takes_the_offset_from_every_cosine() -> None:
@@ -166,7 +180,7 @@ def test_two_folders_of_one_voice_are_named_with_exit_code_1(command: Command, p
             soundfile.write(tmp_path / "home" / name / f"{word}.flac", samples, rate_of_file)
     code, out, _ = command("calibrate", tmp_path / "home")
     assert code == 1 and "of 3 clips of Eva, 3 are accepted as Ana, 3 are as much like Ana as Ana's own clips" in out
-    assert "Max" not in out and "thresholds moved by +0.000" in out
+    assert "Max" not in out and "thresholds not moved, kept in" in out
 
 
 def test_too_little_to_calibrate_on_is_said_with_what_was_found(command: Command, people: Path, tmp_path: Path) -> None:

@@ -168,8 +168,8 @@ def calibrate(model: Model, folder: Path, model_name: str) -> Report:
     count = sum(map(len, people.values()))
     household = Household(model.fingerprint, model_name, round(fit.offset, 4), len(people), count)
     points = [expect(trials, fitted, share) for share in sorted(fitted.shares, reverse=True)]
-    notes = (fit.note, STRANGERS) if fit.note else (STRANGERS,)
-    return Report(household, points, overlaps, left_out, fit.is_usable, notes)
+    notes = ([fit.note] if fit.note else []) + (exceeded(points) if fit.is_usable else []) + [STRANGERS]
+    return Report(household, points, overlaps, left_out, fit.is_usable, tuple(notes))
 
 
 def read_people(model: Model, folder: Path) -> tuple[dict[str, list[Clip]], list[Clip]]:
@@ -222,7 +222,8 @@ def _fit(trials: Sequence[Trial], overlaps: Sequence[Overlap], calibration: Cali
     before = expect(trials, calibration, share).misses.share
     after = expect(trials, shifted(calibration, fit.offset), share).misses.share
     if after > max(before, MAX_MISSES):
-        reason = f"with the offset of these clips, {fit.offset:+.3f}, {after:.0%} of the people's own clips are refused"
+        of_clips = f"with the offset of these clips' cosines, {fit.offset:+.3f}"
+        reason = f"{of_clips}, {after:.0%} of the people's own clips are refused"
         return Fit(0.0, f"{reason}: the thresholds were not moved, and nothing is stored", is_usable=False)
     return fit
 
@@ -251,7 +252,7 @@ def fit_offset(trials: Sequence[Trial], calibration: Calibration) -> Fit:
     unit = float(np.mean(spreads))
     offset = unit * (float(np.mean(scores)) + QUANTILE(0.99) * (spread_here - 1))
     error = unit * PAIR_SPREAD / math.sqrt(pairs)
-    of_clips = f"the offset of these clips, {offset:+.3f}, was not applied"
+    of_clips = f"the offset of these clips' cosines, {offset:+.3f}, was not applied"
     if abs(offset) <= error:
         return Fit(0.0, f"{of_clips}: it is below its standard error, {error:.3f}")
     if offset < 0:
@@ -279,6 +280,26 @@ def expect(trials: Sequence[Trial], calibration: Calibration, false_accepts: flo
     own = [_accepts(trial, calibration, false_accepts) for trial in trials if trial.speaker == trial.enrolled]
     others = [_accepts(trial, calibration, false_accepts) for trial in trials if trial.speaker != trial.enrolled]
     return Expected(false_accepts, rate(own.count(False), len(own)), rate(others.count(True), len(others)))
+
+
+def exceeded(points: Sequence[Expected]) -> list[str]:
+    """A sentence for each operating point whose share of accepted clips lies above it with its whole interval.
+
+    Args:
+        points: From the largest share to the smallest.
+    """
+    notes = []
+    for point in (point for point in points if point.accepted.low > point.false_accepts):
+        stated = f"{point.false_accepts:.1%}"
+        found = f"at {stated} false accepts {point.accepted} of the other people's clips are accepted, more than stated"
+        smaller = next((at for at in points if at.accepted.share <= point.false_accepts), None)
+        if smaller is None:
+            notes.append(f"{found}, and no smaller --false-accepts helps")
+        else:
+            notes.append(
+                f"{found}: use --false-accepts {smaller.false_accepts:g}, which accepts {smaller.accepted.share:.1%}"
+            )
+    return notes
 
 
 def find_overlaps(trials: Sequence[Trial], calibration: Calibration) -> list[Overlap]:

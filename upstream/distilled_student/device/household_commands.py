@@ -75,7 +75,8 @@ def _print_report(report: Report, file: Path | None, as_json: bool) -> None:
         "notes": list(report.notes),
     }
     where = "nothing is stored" if file is None else f"kept in {file}"
-    lines = [f"{found.people} people, {found.clips} clips: thresholds moved by {found.offset:+.3f}, {where}"]
+    moved = f"thresholds of the cosine moved by {found.offset:+.4f}" if found.offset else "thresholds not moved"
+    lines = [f"{found.people} people, {found.clips} clips: {moved}, {where}"]
     lines += [f"left out: {clip.file}: {'; '.join(clip.problems)}" for clip in report.left_out]
     lines += [
         f"at {at.false_accepts:.1%} false accepts: misses {at.misses}; accepted of the other people {at.accepted}"
