@@ -178,14 +178,18 @@ def pack(
     set_stream_threshold(output / STREAM, alarms, rate)
 
 
-def graph_without_torch(model: Path) -> Path | None:
-    """The int8 stream of a packed model whose float weights or torch are not installed; None: use PyTorch."""
+def packed_graph(model: Path, window: float | None) -> Path | None:
+    """The int8 stream of a packed model, which `listen` uses too; None: use PyTorch.
+
+    A ``window`` of another length needs PyTorch and float weights; where they are not installed, the graph is given.
+    """
     from distilled_student.onnx import STREAM
 
     folder = model_path(model)
     file = folder / STREAM
     can_use_torch = has_weights(folder) and is_installed("torch")
-    return file if (folder / JOINT).is_file() and file.is_file() and not can_use_torch else None
+    is_packed = (folder / JOINT).is_file() and file.is_file()
+    return file if is_packed and (window is None or not can_use_torch) else None
 
 
 def stream(
@@ -210,7 +214,7 @@ def stream(
     check_window(window)
     check_probability("--threshold", threshold)
     is_exported = model.suffix == ".onnx" and not model.is_dir()
-    graph = model if is_exported else graph_without_torch(model)
+    graph = model if is_exported else packed_graph(model, window)
     if graph is not None and window is not None:
         raise UserError(f"--window {window:g}: the window is part of {graph}: leave it out")
     if graph is None:
