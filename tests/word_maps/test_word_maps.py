@@ -128,7 +128,7 @@ def test_the_loss_is_zero_for_the_teachers_own_vectors_given_later_and_the_order
 def test_training_brings_the_vectors_of_unseen_speech_nearer_to_the_teachers(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name, size in (("STRIPS", 4), ("WINDOWS", 8)):
+    for name, size in (("BATCH", 4), ("WINDOWS", 8)):
         monkeypatch.setattr(network, name, size)
     rng, words = np.random.default_rng(0), random_words(5)
     steps = np.cumsum(rng.normal(size=(24, 400, 5)), axis=1) / 8  # frames that change slowly, as those of speech

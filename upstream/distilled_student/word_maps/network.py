@@ -31,12 +31,12 @@ WIDTH, BLOCKS, TAPS = 128, 4, 7
 DELAY = 8  # frames: windows of the student are so much later than those of the teacher
 STRIP = 8 * SAMPLE_RATE  # samples
 PART = 4.0  # seconds of a strip that a step uses
-STRIPS, WINDOWS = 32, 16  # of a step; of a strip
+BATCH, WINDOWS = 32, 16  # strips of a step; windows of a strip
 SECONDS = (0.28, 0.96)  # length of a window
 TEMPERATURE = 0.07
 LEARNING_RATE, WARMUP = 1.2e-2, 0.1
 AVERAGE = 0.998  # decay of the running mean of the weights
-LARGEST = 15.0  # of the teacher's projected frames; a few are much larger
+LIMIT = 15.0  # of the teacher's projected frames; a few are much larger
 HELD_OUT = 0.04  # share of the strips
 LEAST_STRIPS = 10
 
@@ -100,7 +100,7 @@ class Speech:
         for array in (self.hidden, self.targets):
             first, frames = (round(time * array.shape[1] * SAMPLE_RATE / STRIP) for time in (start, seconds))
             found.append(torch.from_numpy(array[strips, first : first + frames].astype(np.float32)))
-        return found[0], found[1].clamp(-LARGEST, LARGEST)
+        return found[0], found[1].clamp(-LIMIT, LIMIT)
 
 
 @torch.no_grad()
@@ -170,7 +170,7 @@ def train(speech: Speech, words: TeacherWords, fingerprint: str, steps: int, see
 
     with Progress(steps, "training", lines=False) as progress:
         for step in range(1, steps + 1):
-            value = loss_of(network, rng.choice(trained, min(STRIPS, len(trained)), replace=False), rng)
+            value = loss_of(network, rng.choice(trained, min(BATCH, len(trained)), replace=False), rng)
             optimizer.zero_grad()
             value.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
