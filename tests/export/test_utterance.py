@@ -156,7 +156,8 @@ def test_in_int8_nearly_all_weights_have_one_byte(tmp_path: Path, capsys: pytest
     torch.manual_seed(0)
     student = ds.build_student(dataclasses.replace(CAUSAL, hidden_size=64, conv_dim=[64, 64], feed_forward=256))
     export_onnx(student, tmp_path / "model.onnx", int8=True)
-    assert "cosine with float32: dynamic 0.99" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "cosine with float32: dynamic 0.99" in printed and f"\n{tmp_path / 'model.onnx'}: int8 " in printed
     proto = onnx.load(tmp_path / "model.onnx")
     assert {e.key: e.value for e in proto.metadata_props}["precision"] in ("int8 dynamic", "int8 static")
     sizes = {weight.name: numpy_helper.to_array(weight).size for weight in proto.graph.initializer}

@@ -51,6 +51,9 @@ def test_an_enrolment_has_the_mean_vector_the_number_of_clips_and_their_seconds(
     assert (enrolment.clips, enrolment.seconds) == (3, pytest.approx(sum(map(len, wavs)) / 16_000))
     assert model.enrol(enrolment) is enrolment
     assert (model.enrol(wavs[0]).clips, model.enrol(wavs[0]).seconds) == (1, len(wavs[0]) / 16_000)
+    added = model.enrol([model.enrol(wavs[:2]), wavs[2]])
+    assert added[1:] == (3, pytest.approx(enrolment.seconds), *enrolment[3:])
+    assert 0.999 < float(added.vector @ enrolment.vector) > float(model.enrol([wavs[0], wavs[2]]).vector @ enrolment)
     of_vectors = model.enrol(np.stack([model.embed(wav) for wav in wavs]))
     assert of_vectors.clips == 3 and math.isnan(of_vectors.seconds)
     np.testing.assert_allclose(of_vectors.vector, enrolment.vector, atol=1e-6)
@@ -62,7 +65,8 @@ def test_samples_of_16_bits_and_floats_of_any_precision_are_one_voice(
 ) -> None:
     wav = clips["am_adam"][0]
     integers = np.round(wav * 32767).astype(np.int16)
-    for other in (integers, wav.astype(np.float64), (integers / 32768).tolist()):
+    swapped = integers.astype(">i2"), wav.astype(">f4")
+    for other in (integers, *swapped, wav.astype(np.float64), (integers / 32768).tolist()):
         assert model.similarity(wav, other) > 0.99
     for length in (1, 100, 1_599, 1_601):
         assert -1 <= model.similarity(wav[:length], integers[:length]) <= 1.001
@@ -86,6 +90,12 @@ def test_the_operating_point_decides_what_is_accepted(model: Model, clips: dict[
     assert model.verify(wav, clips["af_heart"][1:4]) == model.verify(wav, enrolment)
     with pytest.raises(ValueError, match=r"false_accepts: 0\.2: this model has thresholds"):
         model.verify(wav, enrolment, 0.2)
+    for share in (None, "1%", 0, 1.5, math.nan):
+        for method, enrolled in ((model.verify, enrolment), (model.identify, {"Ana": enrolment})):
+            with pytest.raises(ValueError, match=f"^false_accepts: {share}: expected a number above 0 and up to 1$"):
+                method(wav, enrolled, share)
+    with pytest.raises(ValueError, match="threshold: is not a number"):
+        model.verify(wav, enrolment, threshold=math.nan)
 
 
 def test_a_length_that_calibration_has_not_seen_is_said(model: Model, clips: dict[str, list[np.ndarray]]) -> None:
@@ -220,5 +230,7 @@ def test_an_enrolled_utterance_is_compared_as_the_utterance_is(
 
 def test_models_have_fingerprints_and_the_two_files_of_one_model_have_the_same(tmp_path: Path) -> None:
     tiny, edge = onnx.load("tiny"), onnx.load("edge")
+    shown = r"<Model .*tiny/utterance.onnx: of utterances; keywords: .* stop.*; embeddings of 192 numbers>"
+    assert re.fullmatch(shown, repr(tiny))
     assert tiny.fingerprint == tiny.stream().model.fingerprint != edge.fingerprint
     assert onnx.load("tiny").fingerprint == tiny.fingerprint

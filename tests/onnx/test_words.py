@@ -309,3 +309,7 @@ def test_a_word_of_another_model_is_refused_in_utterances_and_streams() -> None:
     for attempt in (lambda: tiny.spot(samples, {"lamp": word}), lambda: tiny.stream().watch({"lamp": word})):
         with pytest.raises(ValueError, match="lamp: is a word of another model: enrol it with this model"):
             attempt()
+    with pytest.raises(ValueError, match="false_alarms: 0: expected a number above 0"):
+        edge.stream().watch({"lamp": word}, 0)
+    with pytest.raises(ValueError, match="false_accepts: 0: expected a number above 0 and up to 1"):
+        edge.spot(samples, {"lamp": word}, 0)

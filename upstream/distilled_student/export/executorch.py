@@ -130,5 +130,5 @@ def export_executorch(
     difference = check_program(program, module, fit_lengths(with_halves(waveforms), SHORTEST, longest))
     write_files(path.parent, {path.name: program})
     parity = f"differs by at most {difference:.1e} from PyTorch on {len(waveforms)} utterances"
-    print(f"{path.name}: {file_size(path)}, {parity}")
+    print(f"{path}: {file_size(path)}, {parity}")
     return difference

@@ -55,8 +55,8 @@ def pack(
         work = Path(name)
         save_packed(packed, work)
         model.student.load_state_dict(open_joint(work).student.state_dict())  # rounded, as it is stored
-        export_onnx(model, work / UTTERANCE, int8=True, max_loss=max_loss, checkpoint=checkpoint, splits=("dev",))
-        export_stream(model, work / STREAM, window, checkpoint, int8=True, max_loss=max_loss)
+        export_onnx(model, work / UTTERANCE, True, max_loss, checkpoint, splits=("dev",), printed_as=UTTERANCE)
+        export_stream(model, work / STREAM, window, checkpoint, int8=True, max_loss=max_loss, printed_as=STREAM)
         share_weights(work / UTTERANCE, work / STREAM)
         for copied in COPIED:
             shutil.copyfile(run / copied, work / copied)

@@ -154,6 +154,7 @@ def export_stream(
     checkpoint: str = "",
     int8: bool = False,
     max_loss: float = 0.3,
+    printed_as: str = "",
 ) -> float:
     """Write the stream of a causal model to ``path`` after a comparison with PyTorch on whole utterances.
 
@@ -167,6 +168,7 @@ def export_stream(
         checkpoint: Name of the checkpoint, for the metadata.
         int8: Weights and matrix products in 8 bits, see `quantize_best`; the losses are those of streams.
         max_loss: Points of accuracy or EER that int8 may lose.
+        printed_as: See `export_onnx`.
 
     Returns:
         The largest difference of the float32 graph from PyTorch.
@@ -204,5 +206,5 @@ def export_stream(
             metadata[DETECTOR] = settings.to_json()
         write_onnx(load_onnx()[0].load(written.file), written.file, metadata)
         os.replace(written.file, path)
-    print(f"{path.name}: {written.precision}, {file_size(path)}{written.losses}")
+    print(f"{printed_as or path}: {written.precision}, {file_size(path)}{written.losses}")
     return difference

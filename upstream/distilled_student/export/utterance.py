@@ -94,6 +94,7 @@ def export_onnx(
     max_loss: float = 0.3,
     checkpoint: str = "",
     splits: Sequence[str] = ("dev", "test"),
+    printed_as: str = "",
 ) -> None:
     """Write a model's graph to ``path`` after a comparison with PyTorch on speech.
 
@@ -105,6 +106,7 @@ def export_onnx(
         max_loss: Points of accuracy or EER that int8 may lose.
         checkpoint: Name of the checkpoint, for the metadata.
         splits: What the losses are printed of; ``dev``, which decides, must be among them.
+        printed_as: What is printed instead of a path that is moved afterwards.
 
     Raises:
         UserError: onnx or onnxruntime is not installed; ``path`` is a folder; the float32 graph differs from PyTorch
@@ -133,4 +135,4 @@ def export_onnx(
         metadata = file_metadata(model, checkpoint, written.precision, measured)
         write_onnx(load_onnx()[0].load(written.file), written.file, metadata)
         os.replace(written.file, path)
-    print(f"{path.name}: {written.precision}, {file_size(path)}{written.losses}")
+    print(f"{printed_as or path}: {written.precision}, {file_size(path)}{written.losses}")

@@ -38,5 +38,5 @@ def clip_frames(samples: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def band_fault(frequency: float) -> str:
     """Why a recording with this limit is of nobody, in words."""
-    reason = f"nothing above {frequency / 1000:.1f} kHz, as after a lower sampling rate or a telephone, or too quiet"
-    return f"{reason}: voices are alike there: record at 16 kHz or more, and louder"
+    reason = f"nothing above {frequency / 1000:.1f} kHz, as in telephone calls, at low sampling rates or if too quiet"
+    return f"{reason}. Such voices cannot be told apart: record louder, at 16 kHz or more"

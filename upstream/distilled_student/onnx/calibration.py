@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -20,6 +21,13 @@ RANGES = {  # of a condition, and how a message names it
     "typicality": ("cosine of the utterance and the mean voice", "{:.2f}"),
     "enrolled_typicality": ("cosine of the enrolled speaker and the mean voice", "{:.2f}"),
 }
+
+
+def check_above_zero(name: str, value: Any, most: float = math.inf) -> None:
+    """Raise ValueError, which names the argument, unless it is a number above 0 and not above ``most``."""
+    if not isinstance(value, Real) or not 0 < value <= most:
+        limit = "" if most == math.inf else f" and up to {most:g}"
+        raise ValueError(f"{name}: {value}: expected a number above 0{limit}")
 
 
 class Condition(NamedTuple):

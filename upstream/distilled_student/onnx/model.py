@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import speakers
 from .band import band_limit
-from .calibration import Calibration
+from .calibration import Calibration, check_above_zero
 from .chunks import ChunkStream
 from .detector import HOP_SECONDS, TAIL_SECONDS, Detector, Hit, Spotted, UndecidedHits, decide_words, owner_said
 from .model_file import STREAM, UTTERANCE, ModelFile
@@ -109,6 +109,7 @@ class Model(ModelFile):
         The hidden states are those after `CONTEXT_SECONDS` of quiet noise. Without any earlier frames they would differ
         from those in a stream.
         """
+        check_above_zero("false_accepts", false_accepts, 1)
         clip = word_clip(self._after_noise, self._read_utterance(wav))
         return self.word_maps.scores(words, clip.hidden, false_accepts)
 
@@ -154,7 +155,9 @@ class Model(ModelFile):
 
         Args:
             enrolment: One, or a list or tuple of them, or an array ``(number, embedding)``. An array counts as an
-                embedding, not as samples, if it has the size of one. What this method returned stays as it is.
+                embedding, not as samples, if it has the size of one. What this method returned stays as it is. In a
+                list it counts as all of its clips, each with their mean vector, which has length 1: the vector of all
+                is nearly that of the clips enrolled at once.
         """
         if isinstance(enrolment, Enrolment):
             self.check_enrolment(enrolment)
@@ -163,9 +166,7 @@ class Model(ModelFile):
         items = enrolment if is_matrix or isinstance(enrolment, list | tuple) else [enrolment]
         if not len(items):
             raise ValueError("enrolment: is empty; give at least one utterance or embedding")
-        vectors, seconds, bands = zip(*map(self._embedded, items), strict=True)
-        band = min((limit for limit in bands if limit is not None), default=None)
-        return speakers.mean_enrolment(vectors, seconds)._replace(model=self.fingerprint, band_limit=band)
+        return speakers.mean_enrolment(list(map(self._embedded, items)), self.fingerprint)
 
     def check_enrolment(self, enrolment: Enrolment) -> None:
         """Raise ValueError if this is a speaker whom another model has enrolled."""
@@ -174,7 +175,7 @@ class Model(ModelFile):
 
     def similarity(self, a: Enrolment | Wav, b: Enrolment | Wav) -> float:
         """The cosine similarity of two utterances, embeddings or enrolled speakers, from -1 to 1."""
-        return float(self._embedded(a)[0] @ self._embedded(b)[0])
+        return float(self._embedded(a).vector @ self._embedded(b).vector)
 
     def verify(
         self,
@@ -194,7 +195,9 @@ class Model(ModelFile):
             same_word: Whether the utterance has the words of the enrolled ones; None if it is not known.
             threshold: The smallest log-likelihood ratio that is accepted, instead of ``false_accepts``.
         """
-        calibration, (vector, seconds, band) = self._needed_calibration(), self._embedded(wav)
+        if threshold is not None and math.isnan(threshold):
+            raise ValueError("threshold: is not a number")
+        calibration, (vector, _, seconds, _, band) = self._needed_calibration(), self._embedded(wav)
         found = speakers.verify(calibration, vector, seconds, self.enrol(enrolment), false_accepts, same_word, band)
         if threshold is None:
             return found
@@ -217,19 +220,20 @@ class Model(ModelFile):
             false_accepts: The share of the utterances of people who are not enrolled that get any name.
             same_word: See `verify`.
         """
-        calibration, (vector, seconds, band) = self._needed_calibration(), self._embedded(wav)
+        calibration, (vector, _, seconds, _, band) = self._needed_calibration(), self._embedded(wav)
         enrolled = {name: self.enrol(enrolment) for name, enrolment in enrolments.items()}
         return speakers.identify(calibration, vector, seconds, enrolled, false_accepts, same_word, band)
 
-    def _embedded(self, item: Enrolment | Wav) -> tuple[NDArray[np.float32], float, float | None]:
-        """Of an utterance, an embedding or an enrolled speaker: embedding, of length 1; seconds, or NaN; band limit."""
+    def _embedded(self, item: Enrolment | Wav) -> Enrolment:
+        """One utterance, embedding or enrolled speaker."""
         if isinstance(item, Enrolment):
             self.check_enrolment(item)
-            return item.vector, item.seconds, item.band_limit
+            return item
         if not isinstance(item, str | Path) and np.shape(item) == (self.embedding_size,):
-            return speakers.unit_length(np.asarray(item)), math.nan, None
+            return Enrolment(speakers.unit_length(np.asarray(item)), 1, math.nan)
         samples = self._read_utterance(item)
-        return self.embed(samples), len(samples) / self.rate, band_limit(samples)
+        seconds, band = len(samples) / self.rate, band_limit(samples)
+        return Enrolment(self.embed(samples), 1, seconds, band_limit=band)
 
     def _needed_calibration(self) -> Calibration:
         if self.calibration is None:
@@ -312,8 +316,9 @@ class Stream(ChunkStream):
 
         Args:
             words: By name; they replace earlier ones.
-            false_alarms: Of each word, in an hour of running speech.
+            false_alarms: Of each word, in an hour of running speech; above 0.
         """
+        check_above_zero("false_alarms", false_alarms)
         self._own_words = WordTracker(self.model.word_maps, words, false_alarms) if words else None
 
     def spot(self, samples: NDArray) -> Spotted | None:

@@ -76,6 +76,12 @@ class ModelFile:
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
 
+    def __repr__(self) -> str:
+        kind = f"a stream in chunks of {self.chunk} samples" if self.chunk else "of utterances"
+        keywords = " ".join(label for label in self.labels if not label.startswith("_"))
+        size = f"embeddings of {self.embedding_size} numbers" if self.embedding_size else "no embeddings"
+        return f"<{type(self).__name__} {self.file}: {kind}; keywords: {keywords or 'none'}; {size}>"
+
     def _check_mean_voice(self) -> None:
         """Raise ValueError if the calibration's mean voice is no vector of the size of an embedding."""
         shape = self.output_shapes.get("speaker_embedding")

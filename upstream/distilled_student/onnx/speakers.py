@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .band import band_fault
-from .calibration import Calibration
+from .calibration import Calibration, check_above_zero
 
 FALSE_ACCEPTS = 0.01  # the default share of other speakers' utterances that are accepted
 UNSTATED = (
@@ -81,9 +81,12 @@ def unit_length(vectors: NDArray) -> NDArray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True).clip(min=1e-12)
 
 
-def mean_enrolment(vectors: Sequence[NDArray], seconds: Sequence[float]) -> Enrolment:
-    """The enrolment of one or several embeddings ``(embedding,)`` of length 1, and the length of each clip."""
-    return Enrolment(unit_length(np.mean(vectors, axis=0)), len(vectors), math.fsum(seconds))
+def mean_enrolment(parts: Sequence[Enrolment], model: str) -> Enrolment:
+    """The enrolment of all clips of several, each weighing as many as it has; ``model``: see `Enrolment`."""
+    clips = np.array([part.clips for part in parts], np.float32)
+    vector = unit_length(np.average([part.vector for part in parts], axis=0, weights=clips))
+    band = min((part.band_limit for part in parts if part.band_limit is not None), default=None)
+    return Enrolment(vector, int(clips.sum()), math.fsum(part.seconds for part in parts), model, band)
 
 
 def verify(
@@ -104,8 +107,9 @@ def verify(
         band_limit: See `band.band_limit`. A recording that has one is not accepted, whatever its embedding is.
 
     Raises:
-        ValueError: see `Calibration.threshold`; or the enrolment is from another model.
+        ValueError: see `Calibration.threshold`; ``false_accepts`` is no share; or the enrolment is from another model.
     """
+    check_above_zero("false_accepts", false_accepts, 1)
     if np.shape(enrolment.vector) != embedding.shape:
         sizes = f"{np.size(enrolment.vector)} numbers, the embeddings of this model have {embedding.size}"
         raise ValueError(f"enrolment: has {sizes}: enrol the speaker with this model")
@@ -142,6 +146,7 @@ def identify(
     """
     if not enrolments:
         raise ValueError("enrolments: nobody is enrolled; give at least one speaker")
+    check_above_zero("false_accepts", false_accepts, 1)
     wanted = false_accepts / len(enrolments)
     share = max(wanted, min(calibration.shares, default=0.0))
     results = {

@@ -169,7 +169,7 @@ def read_samples(wav: Wav, rate: int) -> NDArray[np.float32]:
     samples = read_wav(wav, rate) if isinstance(wav, str | Path) else np.asarray(wav)
     if samples.ndim != 1 or not len(samples):
         raise ValueError(f"{name}: expected one channel (samples,), found shape {samples.shape}")
-    if samples.dtype == np.int16:
+    if samples.dtype.newbyteorder("=") == np.int16:
         samples = samples / 32768
     if not np.issubdtype(samples.dtype, np.floating):
         raise ValueError(f"{name}: expected floats in [-1, 1] or int16, found {samples.dtype}: convert them")
