@@ -48,13 +48,13 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], 
 
 
 def test_recordings_that_are_added_at_the_same_time_are_all_kept(model: Model, tmp_path: Path) -> None:
-    vectors = np.eye(model.word_maps.others.shape[1], dtype=np.float32)[:16]
+    vectors = np.eye(model.word_maps.others.shape[1], dtype=np.float32)[:6]
 
     def add(number: int) -> None:
         OwnWords(tmp_path, model, "tiny").write("happy", [Recording(f"{number}.wav", vectors[number], 20.0)])
 
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(add, range(16)))
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(add, range(6)))
     kept = OwnWords(tmp_path, model).find("happy")
     assert np.array(kept.vectors).sum(axis=0).tolist() == vectors.sum(axis=0).tolist()
 
