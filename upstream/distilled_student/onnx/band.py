@@ -39,4 +39,4 @@ def clip_frames(samples: NDArray[np.float32]) -> NDArray[np.float64]:
 def band_fault(frequency: float) -> str:
     """Why a recording with this limit is of nobody, in words."""
     reason = f"nothing above {frequency / 1000:.1f} kHz, as in telephone calls, at low sampling rates or if too quiet"
-    return f"{reason}. Such voices cannot be told apart: record louder, at 16 kHz or more"
+    return f"{reason}. Such voices are too much alike: record louder, at 16 kHz or more"
