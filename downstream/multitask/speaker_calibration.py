@@ -19,6 +19,7 @@ from torch import Tensor
 
 from distilled_student.common import audio, audio_reading
 from distilled_student.common.audio import SAMPLE_RATE
+from distilled_student.common.operating_points import SHARES
 from distilled_student.onnx.calibration import Calibration
 from distilled_student.onnx.speakers import unit_length
 
@@ -28,7 +29,6 @@ SPEAKERS = 64  # of each source, at most
 ENROLMENTS, OTHERS = 2, 40  # of each half of a speaker, and pieces of other speakers for each enrolment, at most
 CALIBRATION_SECONDS = 200  # of the development speech of each task, for a checkpoint and for a single export
 MEAN_VOICE_SPEAKERS = 20  # fewer do not give a mean voice: it would be near each of them, and not near other people
-SHARES = (0.05, 0.01, 0.001)  # of other speakers' pieces that are accepted
 TARGET_PRIOR = 0.05  # the decisions at which the ratio is to be right: rare targets, as few false accepts are wanted
 SMOOTHED = (0.05, 0.02, 0.004)  # cosines over which the cost of quantile regression is smoothed, one after the other
 UNKNOWN_WORD = 0.5  # the value of ``same_word`` of a trial whose words are not known

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from distilled_student.common.errors import UserError
+from distilled_student.common.operating_points import SHARES
 from distilled_student.common.typer_errors import Commands
 from distilled_student.device.odds import as_odds, with_needed
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 PANEL = "Use a model"
 YES, NO, MISTAKE, SOME = 0, 1, 2, 3  # exit codes; MISTAKE: of the user, or a file that cannot be read
-SHARES = 0.001, 0.05  # of false accepts: the smallest and the largest that calibrations are fitted for
-ENOUGH_CLIPS = 3  # of a person
 LONG_SECONDS = 3.0  # from here on a recording is no single word
 Item = TypeVar("Item")
 Record = TypeVar("Record", "Profile", "OwnWord")
@@ -62,8 +61,8 @@ def register(app: typer.Typer) -> None:
 
 
 def parse_share(text: str, option: str = "--false-accepts") -> float:
-    """``1%`` or ``0.01`` -> 0.01. Raises UserError that names the option, for a share that is not in `SHARES` too."""
-    low, high = SHARES
+    """``1%`` or ``0.01`` -> 0.01. Raises UserError that names the option, for a share outside of `SHARES` too."""
+    low, high = min(SHARES), max(SHARES)
     try:
         number = float(text.removesuffix("%"))
     except ValueError:
@@ -239,10 +238,8 @@ def enrol(
     text = f"{done.name}: {in_all}"
     if done.refused:
         text += "; record the refused clips again, or add --force"
-    few = f"{count} of at least {ENOUGH_CLIPS} clips: people are recognised less reliably; add others"
-    notes = [*done.notes, *([few] if 0 < count < ENOUGH_CLIPS else [])]
-    content = {"name": done.name, "clips": clips, "count": count, "seconds": seconds, "notes": notes}
-    print_result(content, text, as_json, notes)
+    content = {"name": done.name, "clips": clips, "count": count, "seconds": seconds, "notes": list(done.notes)}
+    print_result(content, text, as_json, done.notes)
     raise typer.Exit(YES if not done.refused else SOME if done.enrolled else NO)
 
 

@@ -20,7 +20,7 @@ from distilled_student.device.clip_checks import (
     sound_problems,
 )
 from distilled_student.device.model_files import one_line_errors
-from distilled_student.device.named_files import checked_name, note_of_case
+from distilled_student.device.named_files import checked_name, note_of_case, note_of_few
 from distilled_student.device.profiles import Profile, Profiles
 from distilled_student.device.recordings import read_recording
 
@@ -61,7 +61,7 @@ class Enrolled:
         name: The person.
         enrolled, refused: The clips that are in the profile now, and the others.
         profile: The profile as it is now; None if the person has none of this model.
-        notes: What was not checked, a sentence each.
+        notes: What was not checked, and what to do better, a sentence each.
     """
 
     name: str
@@ -107,12 +107,13 @@ def enrol(
         elif replace:  # nothing was replaced
             profile = profiles.find(name)
     refused = [clip for clip in clips if clip.problems and not force]
-    return Enrolled(name, good, refused, profile, _notes(model, profiles, name))
+    return Enrolled(name, good, refused, profile, _notes(model, profiles, name, profile))
 
 
-def _notes(model: Model, profiles: Profiles, name: str) -> tuple[str, ...]:
+def _notes(model: Model, profiles: Profiles, name: str, profile: Profile | None) -> tuple[str, ...]:
     unchecked = "the model has no calibration of speakers: whether the clips are of one person was not checked"
-    return (*([unchecked] if model.calibration is None else []), *note_of_case(name, profiles.names, "people"))
+    few = note_of_few(profile.count if profile else 0, "clips: people are recognised less reliably")
+    return (*([unchecked] if model.calibration is None else []), *note_of_case(name, profiles.names, "people"), *few)
 
 
 def read_clip(model: Model, file: str | Path) -> Clip:
@@ -152,7 +153,8 @@ def typical_ratio(clip: Clip, vectors: NDArray[np.float32], calibration: Calibra
     Not that of their mean, which is like all of them where they are of two people.
     """
     seconds = clip.sound.seconds  # the length of an enrolled clip is not known: as long as this one
-    conditions = [calibration.condition(clip.vector, vector, 1, seconds, seconds) for vector in vectors]
-    return float(
-        np.median([calibration.ratio(float(clip.vector @ v), c) for v, c in zip(vectors, conditions, strict=True)])
-    )
+    ratios = []
+    for vector in vectors:
+        condition = calibration.condition(clip.vector, vector, 1, seconds, seconds)
+        ratios.append(calibration.ratio(float(clip.vector @ vector), condition))
+    return float(np.median(ratios))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FOLDER = "DISTILLED_STUDENT_PROFILES"  # environment variable: the folder of the profiles
 MAX_NAME = 100  # characters
+RECOMMENDED = 3  # recordings of a person or of a word
 LOCK, LOCK_SECONDS = ".lock", 30  # file of the folder, and how long to wait for it
 
 
@@ -61,6 +62,11 @@ def note_of_case(name: str, read_names: Callable[[], Iterable[str]], kind: str) 
         return []
     alike = [other for other in names if other != name and other.casefold() == name.casefold()]
     return [f"{name} and {', '.join(alike)} are different {kind}: their names differ in case alone"] if alike else []
+
+
+def note_of_few(count: int, items_and_effect: str) -> list[str]:
+    """A note if there are fewer than `RECOMMENDED`, but some, of ``items: what too few of them lead to``."""
+    return [f"{count} of at least {RECOMMENDED} {items_and_effect}; add others"] if 0 < count < RECOMMENDED else []
 
 
 class NamedFiles:

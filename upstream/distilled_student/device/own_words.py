@@ -22,6 +22,7 @@ from distilled_student.device.named_files import (
     checked_name,
     is_number,
     note_of_case,
+    note_of_few,
     profiles_folder,
 )
 from distilled_student.device.recordings import read_recording
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 PREFIX = "word-"  # of the files' names
 FORMAT = 1
 MAX_FRAMES = 100_000  # of a recording: more than half an hour
-RECOMMENDED = 3  # recordings of a word
 COPY_COSINE = 0.9995  # of two recordings; those of two takes have less
 LARGEST_LEVEL = 2.0  # a difference of cosines is between -2 and 2
 UNLIKE = -0.1  # difference of cosines to the others; see `WordMaps.differences`
@@ -247,10 +247,8 @@ def add_word(
 
 
 def _notes(words: OwnWords, name: str, word: OwnWord | None) -> tuple[str, ...]:
-    count = RECOMMENDED if word is None else word.count
-    few = f"{count} of at least {RECOMMENDED} recordings: words are missed more often; add others"
-    in_case = note_of_case(name, lambda: [other.name for other in words.all()], "words")
-    return (*([few] if count < RECOMMENDED else []), *in_case)
+    few = note_of_few(word.count if word else 0, "recordings: words are missed more often")
+    return (*few, *note_of_case(name, lambda: [other.name for other in words.all()], "words"))
 
 
 def read_word(model: Model, file: str | Path) -> Recording:

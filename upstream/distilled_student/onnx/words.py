@@ -198,10 +198,10 @@ class WordMaps:
         return hashlib.sha256(self.front.tobytes() + self.mapping.tobytes()).hexdigest()[:16]
 
     def write(self, file: str | Path) -> None:
-        """Write the file: other words and the large matrices in 8 bits, speech in 4, the other weights in 16."""
+        """Write the file: other words and the two large matrices in 8 bits, speech in 4, the other weights in 16."""
         small = {name: getattr(self, name).astype(np.float16) for name in WEIGHTS if name not in LARGE}
         for name in LARGE:  # each column has its scale
-            scale = np.abs(matrix := getattr(self, name)).max(axis=-2, keepdims=True) / 127 + 1e-12
+            scale = np.abs(matrix := getattr(self, name)).max(axis=0) / 127 + 1e-12
             small |= {name: np.round(matrix / scale).astype(np.int8), f"{name}_scale": scale}
         scale = self.speech.std(axis=(0, 1)) * 3 / 7 + 1e-12  # values are clipped at three standard deviations
         small |= {"speech": np.clip(np.round(self.speech / scale), -7, 7).astype(np.int8), "speech_scale": scale}
