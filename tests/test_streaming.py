@@ -29,14 +29,20 @@ VARIANTS = {
 CHUNKS = {f"{ms} ms": [16 * ms] for ms in (20, 40, 60, 80, 100)} | {"uneven": [1, 37, 700, 319, 5_001, 0, 123]}
 
 
-def joint(config: ds.StudentConfig, key: str = "last_hidden_state", superb: bool = False) -> JointModel:
-    """A model with random weights and heads for both tasks, ours or SUPERB's."""
+def joint(
+    config: ds.StudentConfig, key: str = "last_hidden_state", superb: bool = False, fill: bool = True
+) -> JointModel:
+    """A model with random weights and heads for both tasks, ours or SUPERB's.
+
+    ``fill``: whether short utterances of speakers are repeated. A graph then encodes twice, which doubles its export.
+    """
     torch.manual_seed(0)
     parts = {"last_hidden_state": 1, "concatenated": config.layers + 1, "predictions": 1}[key]
     width = config.target_size if key == "predictions" else config.hidden_size
     settings = {"standardize": not superb, "pooling": "mean_std"}
     words = kws.Settings(**settings, head="projection" if superb else "linear")
-    voices = sv.Settings(**settings, head="xvector" if superb else "linear", root=".", trials=None, embedding_size=8)
+    settings |= {"fill": fill, "head": "xvector" if superb else "linear"}
+    voices = sv.Settings(**settings, root=".", trials=None, embedding_size=8)
     tasks = {"kws": kws.Task(words, parts * width, 0, "kws"), "sv": sv.Task(voices, parts * width, 0, "sv")}
     model = JointModel(ds.build_student(config), Features(key), tasks, {n: LayerChoice(1, None) for n in tasks}, 1.5)
     return perturbed(model).requires_grad_(False)

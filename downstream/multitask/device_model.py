@@ -211,9 +211,9 @@ class JointModel(nn.Module):
         ``round(samples / shift)`` frames, which Python and torch round half to even.
         """
         shift = self.student.config.frame_shift
-        index = torch.arange((samples + shift - 1) // shift, device=x.device)[None, :]
-        index = index.minimum(frames.to(x.device)[:, None] - 1)
-        x = x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
+        index = torch.arange((samples + shift - 1) // shift, device=x.device)
+        index = index.minimum(frames.to(x.device).unsqueeze(1) - 1)
+        x = x.gather(1, index.unsqueeze(2).expand(-1, -1, x.shape[2]))
         return x, torch.round(lengths.double() / shift).long().clamp(min=1)
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> JointOutput:
@@ -259,7 +259,8 @@ class JointModel(nn.Module):
 
     def _encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[StudentOutput, Tensor]:
         """The student's output for ``waveforms (rows, samples)``, and the features that the tasks use."""
-        output = self.student(waveforms if self.gain == 1.0 else self.gain * waveforms, lengths)
+        waveforms = waveforms if self.gain == 1.0 else self.gain * waveforms
+        output = self.student(waveforms, lengths, predict=self.select.key in PREDICTED)
         return output, self.features(output)
 
     @property

@@ -34,7 +34,7 @@ class Pooling(nn.Module):
             self.attention = nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, 1, bias=False))
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        mask = frame_mask(lengths.to(x.device), x.shape[1])[:, :, None]
+        mask = frame_mask(lengths, x.shape[1], x.device).unsqueeze(2)
         # masked_fill, not a multiplication by the mask: NaN * 0 is NaN
         x = x.masked_fill(~mask, 0.0)
         if self.kind.startswith("attentive"):

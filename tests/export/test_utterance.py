@@ -24,6 +24,7 @@ from distilled_student.export import graph, utterance
 from distilled_student.export.graph import Graph
 from distilled_student.export.utterance import export_onnx
 from distilled_student.multitask.device_model import JointModel
+from distilled_student.multitask.short_utterances import pad_to
 from distilled_student.student.log_mel import fourier_matrices, power_by_matrices
 from distilled_student.teachers.open import open_speaker_encoder
 
@@ -32,10 +33,10 @@ NORMALIZED = ds.StudentConfig(**SMALL, **THREE_LAYERS, normalize=True)
 WHISPER = dataclasses.replace(
     CAUSAL, causal=False, positions="sinusoidal", conv_norm="layer", encoder_stride=2, shared=True
 )
-MODELS = {  # configuration of the student, features of the tasks, whether the heads are SUPERB's
-    "heads on predictions": (NORMALIZED, "predictions", False),
-    "with SUPERB's heads": (WHISPER, "concatenated", True),
-    "causal": (dataclasses.replace(CAUSAL, encoder_stride=2), "last_hidden_state", False),
+MODELS = {  # arguments of `joint`
+    "heads on predictions": (NORMALIZED, "predictions", False, False),
+    "with SUPERB's heads": (WHISPER, "concatenated", True, False),
+    "causal": (dataclasses.replace(CAUSAL, encoder_stride=2), "last_hidden_state", False, False),
 }
 SAMPLES = (
     1_600,
@@ -75,17 +76,20 @@ def test_a_graph_computes_what_pytorch_computes_alone_and_in_any_batch(exported:
         assert not batch.hidden_state[i, frames:].any()
 
 
-def test_a_graph_and_the_devices_class_repeat_what_is_shorter_than_a_training_crop(
+def test_a_graph_and_the_devices_class_repeat_what_is_shorter_than_a_training_crop_if_the_training_did(
     exported: tuple[JointModel, Path],
 ) -> None:
     model, file = exported
+    fills = model.tasks["sv"].settings.fill
     waves = [tone(1.3, seed=n)[:n] * torch.linspace(1.0, 0.2, n) for n in (800, 9_600, 20_000)]
     batch = Graph(file)(pad_sequence(waves, batch_first=True), torch.tensor([len(wave) for wave in waves]))
     for i, wave in enumerate(waves):
-        repeated = torch.from_numpy(np.resize(wave, 32_000))[None]  # 2 s, the `crop_seconds` of training
-        features = model.features(model.student(model.gain * repeated))
-        index = torch.arange(100).clamp(max=features.shape[1] - 1)  # as s3prl, which repeats the last frame
-        expected = model.head("speaker_embedding", features[:, index], torch.tensor([100]))[0]
+        # 2 s, the `crop_seconds` of training; without them at least 0.1 s
+        heard = torch.from_numpy(np.resize(wave, 32_000)) if fills else pad_to(wave, 1_600)
+        features = model.features(model.student(model.gain * heard[None]))
+        frames = round(len(heard) / 320)
+        index = torch.arange(frames).clamp(max=features.shape[1] - 1)  # as s3prl, which repeats the last frame
+        expected = model.head("speaker_embedding", features[:, index], torch.tensor([frames]))[0]
         torch.testing.assert_close(batch.speaker_embedding[i], expected, atol=1e-4, rtol=0)
         found = torch.from_numpy(distilled_student.onnx.load(file).embed(wave.numpy()))
         torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=0), atol=1e-4, rtol=0)

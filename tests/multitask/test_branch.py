@@ -187,6 +187,7 @@ def test_a_branched_run_is_exported_for_utterances_and_streams(run: Path, tmp_pa
     from distilled_student.export.utterance import export_onnx
 
     model, wave = open_joint(run), tone(0.96)
+    model.tasks["sv"].settings.fill = False  # a graph that encodes once is exported in half the time
     with torch.no_grad():
         expected = model(wave[None]).speaker_embedding[0].numpy()
     export_onnx(model, tmp_path / "whole.onnx")

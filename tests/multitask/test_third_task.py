@@ -140,6 +140,7 @@ def test_a_third_task_has_an_output_in_the_device_model_and_in_exported_files(fo
     results = evaluate(folder / "exp", device="cpu")
     assert measure(model, model, "test", "loud").score == results["loud"]["accuracy"]
 
+    model.tasks["sv"].settings.fill = False  # a graph that encodes once is exported in half the time
     export_onnx(model, tmp_path / "model.onnx")
     assert [value.name for value in onnx.load(tmp_path / "model.onnx").graph.output] == names
     graph = Graph(tmp_path / "model.onnx")

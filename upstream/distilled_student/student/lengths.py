@@ -51,8 +51,9 @@ def checked_lengths(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
 
 def frame_mask(lengths: Tensor, frames: int, device: torch.device | None = None) -> Tensor:
     """``(batch, frames)`` bool, True for valid frames; on ``device``, by default that of ``lengths (batch,)``."""
-    lengths = lengths.to(device or lengths.device, non_blocking=True)
-    return torch.arange(frames, device=lengths.device)[None, :] < lengths[:, None]
+    if not is_exporting():  # each operation of a graph takes time to export
+        lengths = lengths.to(device or lengths.device, non_blocking=True)
+    return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
 
 
 def mask_if_padded(lengths: Tensor | None, frames: int, device: torch.device | None = None) -> Tensor | None:
@@ -66,7 +67,7 @@ def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
     """``x (batch, frames, features)`` or ``(batch, frames)`` with padded frames set to zero."""
     if mask is None:
         return x
-    return x.masked_fill(~(mask if x.dim() == 2 else mask[:, :, None]), 0.0)
+    return x.masked_fill(~(mask if x.dim() == 2 else mask.unsqueeze(2)), 0.0)
 
 
 def conv_lengths(lengths: Tensor, kernel: int, stride: int, padding: int = 0) -> Tensor:

@@ -62,7 +62,7 @@ def average_frames(x: Tensor, lengths: Tensor, stride: int) -> tuple[Tensor, Ten
     """
     if stride == 1:
         return x, lengths
-    mask = frame_mask(lengths, x.shape[1], x.device)[:, :, None]
+    mask = frame_mask(lengths, x.shape[1], x.device).unsqueeze(2)
     missing = ceil_div(x.shape[1], stride) * stride - x.shape[1]
     x, count = (F.pad(t, (0, 0, 0, missing)) for t in (x.masked_fill(~mask, 0.0), mask.to(x.dtype)))
     x, count = (t.unflatten(1, (-1, stride)).sum(2) for t in (x, count))
