@@ -14,6 +14,7 @@ import soundfile
 from scipy.stats import chi2
 
 from distilled_student import cli, onnx
+from distilled_student.common import progress
 from distilled_student.common.errors import UserError
 from distilled_student.common.shipped_models import MODELS
 from distilled_student.corpora.shipped import read_index, read_voice
@@ -302,8 +303,9 @@ def run(*words: str) -> int:
 
 
 def test_the_command_writes_a_report_and_the_chosen_threshold(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     model = tmp_path / "stream.onnx"
     shutil.copy(MODELS / "tiny" / "stream.onnx", model)
     arguments = ["--audio", str(folder / "am_adam.wav"), "--output", str(tmp_path / "out")]
@@ -325,6 +327,7 @@ def test_the_command_writes_a_report_and_the_chosen_threshold(
     words = ["--keywords", str(folder / "words"), "--clips", "1", "--levels", "60"]
     assert run("alarms", str(model), *arguments, *words) == 0
     printed = capsys.readouterr()
+    assert "\nkeywords at 60 dB: seconds of audio: 1, " in printed.err
     assert "misses at 60 dB" in printed.out and "3 keywords mixed into the audio" in printed.out
     assert (
         f"note: {folder / 'words'} has no clips of yes, no, up, down, right, on, off; misses are of the others"

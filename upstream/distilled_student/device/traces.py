@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from distilled_student.common.progress import Progress
 from distilled_student.onnx.detector import hits_of_trace
 
 if TYPE_CHECKING:
     from distilled_student.onnx import Enrolment, Stream
 
 LOWEST = 0.1  # smallest threshold: below it, it is not decided whether the owner speaks
-REPORT_SECONDS = 600  # of audio between two lines of progress
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def record(
 
     Args:
         owner, false_accepts: See `Stream.listen`.
-        name: Of what is recorded, for lines of progress on stderr; empty: none.
+        name: Of what is recorded, for the progress on stderr; empty: none is shown.
 
     Raises:
         ValueError: see `distilled_student.onnx.Model`.
@@ -91,21 +90,19 @@ def record(
     keywords = [i for i, label in enumerate(detector.labels) if not label.startswith("_")]
     best, scores, is_loud, is_owner = [], [], [], []
     words, word_scores = [], []
-    begin, reported = time.process_time(), 0.0
-    for hop, outputs in stream.hops(blocks):
-        smoothed = detector.smooth(outputs["keyword_scores"])[keywords]
-        best.append(int(smoothed.argmax()))
-        scores.append(smoothed.max())
-        is_loud.append(detector.is_loud(hop))
-        if own := stream.word_scores(outputs):
-            words.append(max(own, key=own.__getitem__))
-            word_scores.append(own[words[-1]])
-        recent = scores[-detector.speaker_hops - 1 :] + word_scores[-detector.speaker_hops - 1 :]
-        is_owner.append(owner is None or (max(recent) >= LOWEST and stream.is_from(owner, false_accepts)))
-        seconds = len(scores) * detector.hop
-        if name and seconds - reported >= REPORT_SECONDS:
-            reported, spent = seconds, max(time.process_time() - begin, 1e-9)
-            print(f"{name}: {seconds / 3600:.2f} h, {seconds / spent:.0f} times real time", file=sys.stderr)
+    begin = time.process_time()
+    with Progress(None, f"{name}: seconds of audio", shown=bool(name)) as progress:
+        for hop, outputs in stream.hops(blocks):
+            smoothed = detector.smooth(outputs["keyword_scores"])[keywords]
+            best.append(int(smoothed.argmax()))
+            scores.append(smoothed.max())
+            is_loud.append(detector.is_loud(hop))
+            if own := stream.word_scores(outputs):
+                words.append(max(own, key=own.__getitem__))
+                word_scores.append(own[words[-1]])
+            recent = scores[-detector.speaker_hops - 1 :] + word_scores[-detector.speaker_hops - 1 :]
+            is_owner.append(owner is None or (max(recent) >= LOWEST and stream.is_from(owner, false_accepts)))
+            progress.update_to(int(len(scores) * detector.hop))
     labels = np.array([detector.labels[i] for i in keywords])[np.array(best, int)]
     cpu_seconds = time.process_time() - begin
     arrays = np.array(scores, float), np.array(is_loud, bool), np.array(is_owner, bool)
