@@ -108,8 +108,7 @@ class DownstreamExpert(nn.Module):
             entry.check_layer(layers, selected)
             width = entry.width(upstream_dim, layers, len(branched))
             self.tasks[name] = entry.module.Task(entry.settings, width, self.seed, entry.key)
-            choice = layers + branched.index(name) if name in branched else entry.settings.layer
-            self.choices[name] = LayerChoice(layers, choice, len(branched))
+            self.choices[name] = LayerChoice(layers, entry.layer(layers, branched), len(branched))
 
         self.owner = self._owner_evaluation(kwargs.get("mode"))
         self.register_buffer("best_score", torch.full((1,), float("-inf"), dtype=torch.float64))

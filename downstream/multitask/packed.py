@@ -1,14 +1,15 @@
 """A joint model as a small folder: a student with its heads, without the run that trained them. Needs no s3prl.
 
 The folder is a student folder too (``config.json``, ``model.safetensors``), so that ``-k FOLDER`` takes the fine-tuned
-student. ``joint.json`` says what the heads are, ``heads.safetensors`` holds their weights.
+student. ``joint.json`` says what the heads are, ``heads.safetensors`` holds their weights, and the student's branches
+for tasks.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,11 @@ from distilled_student.common.shipped_models import DEFAULT, model_path
 from distilled_student.multitask.heads import LayerChoice
 from distilled_student.multitask.settings import ExpertSettings, read_tasks
 from distilled_student.onnx.calibration import KEY, Calibration
-from distilled_student.student.config import StudentConfig
 from distilled_student.student.network import Student
 
 HEADS = "heads.safetensors"
 FEATURE_WEIGHTS = "features.weights"
+BRANCHES = "branches."
 TRAINING_ONLY = "objective."  # the loss: its weights are one vector for each training speaker
 NOT_PACKED = ("augment", "loss", "train_root", "test_root", "root", "trials", "trials_root", "extra_roots")
 NOT_PACKED += ("teacher", "teacher_weight", "teacher_temperature")
@@ -60,15 +61,19 @@ class PackedModel:
     thresholds: dict[str, float]
 
 
-def _heads(tasks: Mapping[str, nn.Module], choices: Mapping[str, nn.Module]) -> nn.ModuleDict:
-    return nn.ModuleDict({"tasks": nn.ModuleDict(tasks), "choices": nn.ModuleDict(choices)})
+def _heads(
+    tasks: Mapping[str, nn.Module], choices: Mapping[str, nn.Module], branches: Sequence[nn.Module] = ()
+) -> nn.ModuleDict:
+    parts = {"tasks": nn.ModuleDict(tasks), "choices": nn.ModuleDict(choices), "branches": nn.ModuleList(branches)}
+    return nn.ModuleDict(parts)
 
 
 def save_packed(model: PackedModel, folder: Path) -> None:
     """Write a joint model; the folder need not exist. The student's weights are rounded to half precision."""
     from safetensors.torch import save
 
-    state = _heads(model.tasks, model.choices).state_dict()
+    state = _heads(model.tasks, model.choices, model.student.branches).state_dict()
+    state |= {name: value.half() for name, value in state.items() if name.startswith(BRANCHES)}
     kept = {name: value for name, value in state.items() if isinstance(value, Tensor) and TRAINING_ONLY not in name}
     if model.weights is not None:
         kept[FEATURE_WEIGHTS] = model.weights
@@ -83,7 +88,7 @@ def save_packed(model: PackedModel, folder: Path) -> None:
     calibrations = {name: task.speaker_calibration for name, task in model.tasks.items()}
     if found := {name: json.loads(c.to_json()) for name, c in calibrations.items() if c is not None}:
         description[KEY] = found
-    save_student(model.student, folder, torch.float16)
+    save_student(model.student.without_branches(), folder, torch.float16)
     content = save({name: value.detach().cpu().contiguous() for name, value in kept.items()})
     write_files(folder, {HEADS: content, JOINT: (json.dumps(description, indent=2) + "\n").encode()})
 
@@ -107,17 +112,21 @@ def load_packed(folder: Path) -> PackedModel:
         features = {name: features[name] for name in ("key", "layer", "normalize")}
         thresholds = {name: float(value) for name, value in description["thresholds"].items()}
         groups = {"tasks": dict(description["tasks"]), "layers": layers}
+        groups["schedule"] = dict.fromkeys(groups["tasks"], 1)
         saved = {name: Calibration.from_json(json.dumps(found)) for name, found in description.get(KEY, {}).items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: damaged, or of another version ({short_reason(error)})") from None
     settings, student = typed(ExpertSettings, groups, str(file)), load_student(folder)
-    tasks, choices, width = {}, {}, _width(student.config, features["key"])
+    branched = settings.branched
+    if branched:
+        student.add_branches(len(branched))
+    tasks, choices, width = {}, {}, _width(student, features["key"])
     for name, entry in read_tasks(settings, str(file)).items():
-        tasks[name] = entry.module.Task(entry.settings, entry.width(width, layers), 0, entry.key)
+        tasks[name] = entry.module.Task(entry.settings, entry.width(width, layers, len(branched)), 0, entry.key)
         tasks[name].speaker_calibration = saved.get(name)
-        choices[name] = LayerChoice(layers, entry.settings.layer)
+        choices[name] = LayerChoice(layers, entry.layer(layers, branched), len(branched))
     weights = tensors.pop(FEATURE_WEIGHTS, None)
-    _load_heads(_heads(tasks, choices), tensors, folder / HEADS)
+    _load_heads(_heads(tasks, choices, student.branches), tensors, folder / HEADS)
     return PackedModel(student, features, weights, gain, tasks, choices, thresholds)
 
 
@@ -152,7 +161,8 @@ def _load_heads(heads: nn.ModuleDict, tensors: dict[str, Tensor], file: Path) ->
         raise UserError(f"{file}: does not fit {JOINT}: missing or unexpected: {', '.join(wrong)}")
 
 
-def _width(config: StudentConfig, key: str) -> int:
+def _width(student: Student, key: str) -> int:
     """The number of features of a frame."""
-    layers = {"concatenated": config.layers + 1, "all": config.layers + 1 + len(config.targets)}
+    config, states = student.config, student.config.layers + 1 + len(student.branches)
+    layers = {"concatenated": states, "all": states + len(config.targets)}
     return (config.target_size if key == "predictions" else config.hidden_size) * layers.get(key, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -213,6 +213,11 @@ class TaskEntry(NamedTuple):
         of_one = features // (layers + branches)
         uses_all = self.settings.layer is None and not self.settings.branch
         return layers * of_one if uses_all else of_one
+
+    def layer(self, layers: int, branched: Sequence[str]) -> int | str | None:
+        """The layer that the task uses: its branch, which follows the layers, or its setting."""
+        name = self.key.rpartition(".")[2]
+        return layers + branched.index(name) if name in branched else self.settings.layer
 
 
 def read_tasks(settings: ExpertSettings, where: str) -> dict[str, TaskEntry]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ from helpers.trees import tasks
 from torch import Tensor
 
 import distilled_student as ds
-from distilled_student import Student, StudentConfig, build_student, save_student
+from distilled_student import Student, StudentConfig, build_student, onnx, save_student
 from distilled_student.common.errors import UserError
-from distilled_student.export.pack import pack
+from distilled_student.export.pack import COPIED, pack
 from distilled_student.host import launch
 from distilled_student.multitask.device_model import open_joint
 from distilled_student.multitask.evaluate import evaluate
 from distilled_student.multitask.heads import LayerChoice
+from distilled_student.onnx.speakers import unit_length
 from distilled_student.streaming import Stream
 from distilled_student.student.cost import macs_per_second
 
@@ -70,6 +70,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A joint training in which speaker verification has a branch, and keywords the student's own last layer."""
     groups = tasks(tmp_path_factory.mktemp("corpora"))
     groups["kws"]["layer"], groups["sv"]["branch"] = 2, True
+    groups["sv"]["fill"] = False  # a graph that encodes once is exported in half the time
     return {
         "runner": RUNNER,
         "optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": RATE},
@@ -152,7 +153,7 @@ def test_a_branched_run_is_evaluated_with_its_cost_and_opened_for_a_device(run: 
         states = model.student(wave[None]).hidden_states
         by_hand = runner.expert.tasks["sv"](states[3], torch.tensor([50]))
     torch.testing.assert_close(by_hand, expected)
-    with pytest.raises(UserError, match="has a branch for a task of a joint run"):
+    with pytest.raises(UserError, match="has branches for tasks, which are saved with their heads only"):
         save_student(model.student, run / "student")
 
 
@@ -180,23 +181,23 @@ def test_a_stream_of_a_branched_run_equals_the_whole_utterance(run: Path) -> Non
     torch.testing.assert_close(outputs[-1].speaker_embedding, expected.speaker_embedding[0], atol=1e-4, rtol=1e-4)
 
 
-def test_a_branched_run_is_exported_for_utterances_and_streams(run: Path, tmp_path: Path) -> None:
+def test_a_branched_run_is_packed_and_answers_as_before(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
-    from distilled_student import onnx
-    from distilled_student.export.stream import export_stream
-    from distilled_student.export.utterance import export_onnx
-
-    model, wave = open_joint(run), tone(0.96)
-    model.tasks["sv"].settings.fill = False  # a graph that encodes once is exported in half the time
+    evaluated, packed, wave = shutil.copytree(run, tmp_path / "run"), tmp_path / "packed", tone(0.96)
+    for name in COPIED:
+        (evaluated / name).write_text("{}")
+    pack(evaluated, packed, "best-dev.ckpt", window=1.0, max_loss=100.0)
+    assert not ds.load_student(packed).branches, "the student alone"
     with torch.no_grad():
-        expected = model(wave[None]).speaker_embedding[0].numpy()
-    export_onnx(model, tmp_path / "whole.onnx")
-    found = onnx.Model(tmp_path / "whole.onnx").run(wave.numpy(), "speaker_embedding")
-    assert found == pytest.approx(expected, abs=1e-4)
-    export_stream(model, tmp_path / "stream.onnx")
-    stream = onnx.Stream(tmp_path / "stream.onnx")
+        expected, found = (open_joint(folder)(wave[None]) for folder in (run, packed))
+    assert found.tasks.keys() == expected.tasks.keys() == {"keyword_scores", "speaker_embedding"}
+    for name, value in expected.tasks.items():
+        torch.testing.assert_close(found.tasks[name], value, atol=5e-3, rtol=5e-3)  # weights in half precision
+    model = onnx.load(packed)
+    stream = model.stream()
     outputs = [output for part in wave.numpy().reshape(-1, 640) if (output := stream.feed(part)) is not None]
-    assert outputs[-1]["speaker_embedding"] == pytest.approx(expected, abs=1e-4)
+    for embedding in (model.embed(wave.numpy()), unit_length(outputs[-1]["speaker_embedding"])):
+        assert embedding @ unit_length(expected.speaker_embedding[0].numpy()) > 0.98, "in int8"
 
 
 @pytest.mark.parametrize(
@@ -232,13 +233,3 @@ def test_a_task_has_a_branch_or_a_layer(config: dict[str, Any], student: Path, t
     config["downstream_expert"]["tasks"]["sv"]["layer"] = 1
     with pytest.raises(UserError, match="branch: the task uses its branch, which excludes layer: 1"):
         launch.run(command(tmp_path, config, student, "-f", "-s", "concatenated"))
-
-
-def test_packing_a_branched_run_is_refused_at_once_with_the_key_and_the_remedy(run: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(run, tmp_path / "run"))
-    for name in ("README.md", "results.json"):  # as if it were evaluated
-        (copy / name).write_text("{}")
-    refusal = rf"{re.escape(str(copy))}: tasks\.sv\.branch: a packed model cannot .*: use `distilled-student export`"
-    with pytest.raises(UserError, match=refusal):
-        pack(copy, tmp_path / "packed", "best-dev.ckpt", window=1.0, max_loss=0.3)
-    assert not (tmp_path / "packed").exists()

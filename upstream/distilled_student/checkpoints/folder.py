@@ -51,7 +51,7 @@ def save_student(
     if format not in FORMATS:
         raise ValueError(f"format: '{format}' is not one of {', '.join(FORMATS)}")
     if len(student.branches):
-        raise UserError(f"{path}: the student has a branch for a task of a joint run, and is saved with that run only")
+        raise UserError(f"{path}: the student has branches for tasks, which are saved with their heads only")
     folder = Path(path)
     if format == "transformers":
         return write_transformers(student, folder, dtype)

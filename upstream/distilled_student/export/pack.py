@@ -34,7 +34,7 @@ def pack(
             development speakers of the run, see `folder_pieces`.
 
     Raises:
-        UserError: the run was not evaluated, has no heads, has branches or no causal student, or a folder of
+        UserError: the run was not evaluated, has no heads or no causal student, or a folder of
             ``calibrate`` cannot be used; see `export_onnx` and `export_stream`.
     """
     model = open_joint(run, checkpoint)
@@ -45,9 +45,6 @@ def pack(
             raise UserError(f"{run}: has no {name}: run `distilled-student evaluate {run}{option}` first")
     if not model.tasks:
         raise UserError(f"{run}: is a student without heads: give the folder of a joint training run")
-    if branched := [name for name, task in model.tasks.items() if task.settings.branch]:
-        reason = "a packed model cannot have branches: use `distilled-student export`, or train without this key"
-        raise UserError(f"{run}: tasks.{branched[0]}.branch: {reason}")
     packed = as_packed(model, calibrate)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # in a folder beside it: a model whose int8 graphs lose too much is not left there without graphs

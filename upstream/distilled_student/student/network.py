@@ -173,10 +173,16 @@ class Student(nn.Module):
     def add_branches(self, count: int) -> None:
         """Add ``count`` copies of the last layer, with the same input. Their outputs follow the other hidden states.
 
-        They are not part of the configuration: a student with branches is saved in the checkpoint of a joint run only.
+        They are not part of the configuration: they are saved with the heads that use them.
         """
         norm = self.norm if self.config.norm_first else nn.Identity()
         self._modules["branches"] = nn.ModuleList(Branch(self.layers[-1], norm) for _ in range(count))
+
+    def without_branches(self) -> Student:
+        """This student without its branches; it shares all other weights."""
+        student = copy.copy(self)
+        student._modules = {name: module for name, module in self._modules.items() if name != "branches"}
+        return student
 
     @property
     def attending_layers(self) -> int:
