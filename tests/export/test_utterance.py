@@ -85,9 +85,9 @@ def test_a_graph_and_the_devices_class_repeat_what_is_shorter_than_a_training_cr
     batch = Graph(file)(pad_sequence(waves, batch_first=True), torch.tensor([len(wave) for wave in waves]))
     for i, wave in enumerate(waves):
         # 2 s, the `crop_seconds` of training; without them at least 0.1 s
-        heard = torch.from_numpy(np.resize(wave, 32_000)) if fills else pad_to(wave, 1_600)
-        features = model.features(model.student(model.gain * heard[None]))
-        frames = round(len(heard) / 320)
+        longer = torch.from_numpy(np.resize(wave, 32_000)) if fills else pad_to(wave, 1_600)
+        features = model.features(model.student(model.gain * longer[None]))
+        frames = round(len(longer) / 320)
         index = torch.arange(frames).clamp(max=features.shape[1] - 1)  # as s3prl, which repeats the last frame
         expected = model.head("speaker_embedding", features[:, index], torch.tensor([frames]))[0]
         torch.testing.assert_close(batch.speaker_embedding[i], expected, atol=1e-4, rtol=0)
