@@ -83,6 +83,8 @@ def _initial_outcomes(bench: Bench, runs: Sequence[Run]) -> dict[Run, Outcome]:
     seeds = [int(found[1]) for name in names if (found := re.fullmatch(r"seed-(\d+)", name))]
     outcomes = {run: Outcome(run, error="not run yet") for run in runs}
     for run in plan(bench.suite, 1 + max([0, *seeds]), extra=True):
+        if not run.folder(bench.output).is_dir():
+            continue
         with contextlib.suppress(UserError):  # other settings or damaged: reported when the run is executed
             if (outcome := finished(bench, run)) is not None:
                 outcomes[run] = outcome

@@ -188,7 +188,7 @@ def typed(schema: type[T], values: Mapping[str, Any], where: str | Path, overrid
         for key, value in values.items():
             check_containers(schema, key, value)
             _check_groups_of_list(schema, key, value, where)
-        config = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values)))
+        config = OmegaConf.merge(_structured(schema), OmegaConf.create(dict(values)))
         for pair in overrides:
             if "=" not in pair:
                 raise UserError(f"{pair}: overrides are written key=value")
@@ -207,6 +207,10 @@ def typed(schema: type[T], values: Mapping[str, Any], where: str | Path, overrid
         raise UserError(f"{where}: {_omegaconf_reason(error, schema, given, at)}") from None
     except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"{where}: {error}") from None
+
+
+# takes half of the time of `typed`; `merge` copies it
+_structured = functools.cache(OmegaConf.structured)
 
 
 def _check_groups_of_list(schema: Any, key: str, value: Any, where: str | Path) -> None:
