@@ -8,7 +8,7 @@ import logging
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,13 +58,13 @@ def _has_started(folder: Path) -> bool:
     return has_checkpoint or any((folder / name).is_file() for name in (RESULTS, CONFIG))
 
 
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise UserError if a training in this folder had other settings."""
+def _check_settings(folder: Path, settings: Callable[[Run], dict[str, Any]], run: Run) -> None:
+    """Raise UserError if a training in this folder had other settings than those of the run."""
     record = folder / RECORD
     if not record.is_file() or not _has_started(folder):
         return
     before = flat(read_json(record).get("settings", {}))
-    now = flat(json.loads(json.dumps(settings)))
+    now = flat(json.loads(json.dumps(settings(run))))
     if not any(before):
         raise UserError(f"{record}: has no settings: choose another --output or remove {folder}")
     for key in {**now, **before}:
@@ -101,7 +101,7 @@ def _distil(bench: Bench, run: Run) -> None:
     from distilled_student.distillation.train import distill
 
     folder, untrained = bench.student(run), bench.untrained_student(run)
-    _check_settings(folder, bench.student_settings(run))
+    _check_settings(folder, bench.student_settings, run)
     if not (folder / CONFIG).is_file():
         # accelerate, which chooses the device of a distillation, takes the best one here
         forced = {"ACCELERATE_USE_CPU": True} if bench.device == "cpu" else {}
@@ -168,7 +168,7 @@ def finished(bench: Bench, run: Run) -> Outcome | None:
         UserError: its folder holds results of other settings, or damaged results.
     """
     folder = run.folder(bench.output)
-    _check_settings(folder, bench.settings(run))
+    _check_settings(folder, bench.settings, run)
     scores = folder / _scores(bench)
     if not ((folder / RESULTS).is_file() and scores.is_file()):
         return None

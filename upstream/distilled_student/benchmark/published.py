@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -115,6 +116,7 @@ def _entry(schema: type[T], values: Any, where: str) -> T:
     return typed(schema, values, where)
 
 
+@functools.cache  # rows of a report read it
 def read_baselines(path: Path | None = None) -> list[Baseline]:
     """The rows of SUPERB's table in the file's order. Default file: ``configs/superb/baselines.yaml``.
 
@@ -136,6 +138,7 @@ def read_baselines(path: Path | None = None) -> list[Baseline]:
     return baselines
 
 
+@functools.cache  # rows of a report read it
 def read_paper_results(path: Path | None = None) -> list[PaperResult]:
     """The cells of the paper's tables in the file's order. Default file: ``configs/benchmark/paper-results.yaml``.
 

@@ -83,8 +83,6 @@ def _initial_outcomes(bench: Bench, runs: Sequence[Run]) -> dict[Run, Outcome]:
     seeds = [int(found[1]) for name in names if (found := re.fullmatch(r"seed-(\d+)", name))]
     outcomes = {run: Outcome(run, error="not run yet") for run in runs}
     for run in plan(bench.suite, 1 + max([0, *seeds]), extra=True):
-        if not run.folder(bench.output).is_dir():
-            continue
         with contextlib.suppress(UserError):  # other settings or damaged: reported when the run is executed
             if (outcome := finished(bench, run)) is not None:
                 outcomes[run] = outcome
@@ -177,10 +175,13 @@ def dry_run(bench: Bench, runs: Sequence[Run], tflops: float | None = None, verb
             state = _data_state(bench, run, bench.missing_to_distil(run), distillation=True)
             state = "done" if (bench.student(run) / CONFIG).is_file() else state
             name, seed = f"distill {bench.suite.models[run.model].distill}", str(bench.distillation(run)[0].seed)
-            seeds, _ = lines.setdefault((name, state), ([], estimator.distillation(run)))
-            if seed not in seeds:
-                seeds.append(seed)
-        lines.setdefault((run.name, _state(bench, run)), ([], estimator.training(run)))[0].append(str(run.seed))
+            if (name, state) not in lines:
+                lines[name, state] = [], estimator.distillation(run)
+            if seed not in lines[name, state][0]:
+                lines[name, state][0].append(seed)
+        if (key := (run.name, _state(bench, run))) not in lines:
+            lines[key] = [], estimator.training(run)
+        lines[key][0].append(str(run.seed))
     for (name, state), (seeds, estimate) in lines.items():
         hours = _hours(estimate.audio_hours), _hours(estimate.hours(tflops))
         table.add_row(name, " ".join(seeds), state, f"{estimate.steps:,}", *hours)
