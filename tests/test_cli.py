@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import yaml
@@ -24,27 +28,52 @@ from distilled_student.speed.part_names import PART_NAMES
 
 ROOT = Path(__file__).parents[1]
 LARGE = ("torch", "s3prl", "transformers", "lhotse", "onnxruntime")
-# runs the main function of a console script; the last line of stdout then lists the large libraries it imported
+# Runs the main function of a console script in a fork for each line of stdin, so that Python and the script start once.
+# The last line of a fork's stdout lists the large libraries that it imported.
 PROGRAM = f"""
-import sys
-try:
-    from distilled_student.{{module}} import main
-    code = main(sys.argv[1:])
-except SystemExit as end:
-    code = end.code
-print()
-print("imported:", *sorted(set({LARGE}) & set(sys.modules)))
-sys.exit(code)
+import json, os, sys, tempfile
+from distilled_student.{{module}} import main
+# what most forks would import
+import distilled_student.benchmark.suite, distilled_student.distillation.early_checks, distilled_student.onnx
+for line in sys.stdin:
+    folder, arguments = json.loads(line)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        if (child := os.fork()) == 0:
+            os.chdir(folder)
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            try:
+                code = main(arguments)
+            except SystemExit as end:
+                code = end.code
+            print()
+            print("imported:", *sorted(set({LARGE}) & set(sys.modules)))
+            sys.exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        texts = [file.seek(0) or file.read() for file in (out, err)]
+    print(json.dumps([code, *texts]), flush=True)
 """
+Run = Callable[..., tuple[int, str, str, str]]
 
 
-def run(*arguments: str, folder: Path, module: str = "cli") -> tuple[int, str, str, str]:
-    """Exit code, stdout, stderr and the large libraries that were imported."""
-    program = PROGRAM.format(module=module)
-    command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    out, _, imported = done.stdout.rpartition("\nimported:")
-    return done.returncode, out, done.stderr, imported.strip()
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """Runs a command in a folder: exit code, stdout, stderr and the large libraries that were imported."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def start(module: str) -> subprocess.Popen[str]:
+            command = [sys.executable, "-c", PROGRAM.format(module=module)]
+            return stack.enter_context(subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True))
+
+        def run(*arguments: str, folder: Path, module: str = "cli") -> tuple[int, str, str, str]:
+            process = start(module)
+            print(json.dumps([str(folder), arguments]), file=process.stdin, flush=True)
+            code, out, err = json.loads(process.stdout.readline())
+            out, _, imported = out.rpartition("\nimported:")
+            return code, out, err, imported.strip()
+
+        yield run
 
 
 @pytest.fixture(scope="module")
@@ -199,14 +228,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("configs copy hubert-base gone/own.yaml", "gone/own.yaml: cannot be written"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2_without_a_large_import(command: str, message: str, folder: Path) -> None:
+def test_a_mistake_is_one_line_and_exit_code_2_without_a_large_import(
+    command: str, message: str, run: Run, folder: Path
+) -> None:
     code, out, err, imported = run(*command.split(), folder=folder)
     assert err.startswith("error: ") and message in err and err.count("\n") == 1 and err.endswith("\n")
     assert (code, out, imported) == (2, "", "")
     assert not (folder / "out").exists() and not (folder / "gone").exists()
 
 
-def test_without_a_command_the_help_lists_all(folder: Path) -> None:
+def test_without_a_command_the_help_lists_all(run: Run, folder: Path) -> None:
     code, out, err, imported = run(folder=folder)
     assert (code, err, imported) == (2, "", "")
     for command in ("distill", "evaluate", "export", "demo", "prepare", "benchmark", "speed", "stream", "configs"):
@@ -214,7 +245,7 @@ def test_without_a_command_the_help_lists_all(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["cli", "host.launch"])
-def test_both_scripts_print_the_version_without_a_large_import(module: str, folder: Path) -> None:
+def test_both_scripts_print_the_version_without_a_large_import(module: str, run: Run, folder: Path) -> None:
     code, out, _, imported = run("--version", folder=folder, module=module)
     assert (code, out.strip(), imported) == (0, f"distilled-student {ds.__version__}", "")
 
@@ -226,7 +257,7 @@ def test_setup_py_and_the_package_have_one_version() -> None:
     assert f"## {ds.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_every_shipped_config_is_listed_with_its_first_sentence(folder: Path) -> None:
+def test_every_shipped_config_is_listed_with_its_first_sentence(run: Run, folder: Path) -> None:
     code, out, err, imported = run("configs", "list", folder=folder)
     assert (code, err, imported) == (0, "", "")
     files = {file.relative_to(ROOT / "configs").with_suffix("").as_posix() for file in ROOT.glob("configs/**/*.yaml")}
@@ -237,7 +268,7 @@ def test_every_shipped_config_is_listed_with_its_first_sentence(folder: Path) ->
 
 
 @pytest.mark.parametrize("name", ["hubert-base", "distill/hubert-base", "hubert-base.yaml"])
-def test_a_config_is_shown_and_copied_by_its_name(name: str, folder: Path, tmp_path: Path) -> None:
+def test_a_config_is_shown_and_copied_by_its_name(name: str, run: Run, folder: Path, tmp_path: Path) -> None:
     content = find_config("hubert-base", "distill").read_text(encoding="utf-8")
     assert run("configs", "show", name, folder=folder)[:3] == (0, content, "")
     printed = f"{tmp_path / 'mine.yaml'}: a copy of distill/hubert-base\n"
@@ -250,13 +281,11 @@ def test_names_that_are_checked_early_are_those_of_the_modules_that_run() -> Non
     assert ("multitask", *EXPERTS) == suite.DOWNSTREAMS
 
 
-def test_the_recipes_are_those_of_s3prl(folder: Path) -> None:
-    program = (
-        "import json, distilled_student; distilled_student.register();"
-        " from s3prl import problem; print(json.dumps(problem.__all__))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True)
-    assert recipe_names() == json.loads(done.stdout.splitlines()[-1])
+def test_the_recipes_are_those_of_s3prl() -> None:
+    ds.register()
+    from s3prl import problem
+
+    assert recipe_names() == problem.__all__
 
 
 @pytest.mark.parametrize(
@@ -285,18 +314,22 @@ def test_what_the_terminal_cannot_show_is_printed_as_escapes(tmp_path: Path, enc
     names = ["Zoë".encode(), "日本".encode(), b"caf\xe9"]  # the last one is not UTF-8
     for name in names:
         (tmp_path / os.fsdecode(name)).write_bytes(b"no audio")
-    program = "from distilled_student.cli import main, app; import sys; app.command('say')(lambda: print(sys.argv[1]));"
-    for name in names:
-        command = [sys.executable, "-c", f"{program} main(['say'])", name]
-        done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
-        shown = os.fsdecode(name).encode(encoding, "backslashreplace")
-        assert (done.returncode, done.stdout.strip(), done.stderr) == (0, shown, b"")
-        command = [
-            sys.executable,
-            "-c",
-            "from distilled_student.cli import main; main()",
-            "spot",
-            tmp_path / os.fsdecode(name),
-        ]
-        done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
-        assert done.returncode == 2 and done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
+    program = """
+import contextlib, sys
+from distilled_student.cli import app, main
+app.command("say")(lambda: print(*sys.argv[1:], sep="\\n"))
+with contextlib.suppress(SystemExit):
+    main(["say"])
+for name in sys.argv[1:]:
+    try:
+        main(["spot", name])
+    except SystemExit as end:
+        print(end.code)
+"""
+    command, environment = [sys.executable, "-c", program, *names], {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=tmp_path)
+    shown = [os.fsdecode(name).encode(encoding, "backslashreplace") for name in names]
+    assert (done.returncode, done.stdout.splitlines()) == (0, [*shown, b"2", b"2", b"2"])
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(b"error: " + name) for line, name in zip(lines, shown, strict=True))
