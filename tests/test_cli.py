@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from subprocess import PIPE
 
 import pytest
 import yaml
+from helpers.forks import Forks
 
 import distilled_student as ds
 from distilled_student import cli
@@ -28,48 +27,36 @@ from distilled_student.speed.part_names import PART_NAMES
 
 ROOT = Path(__file__).parents[1]
 LARGE = ("torch", "s3prl", "transformers", "lhotse", "onnxruntime")
-# Runs the main function of a console script in a fork for each line of stdin, so that Python and the script start once.
-# The last line of a fork's stdout lists the large libraries that it imported.
+# runs the main function of a console script; the last line of stdout then lists the large libraries it imported
 PROGRAM = f"""
-import json, os, sys, tempfile
-from distilled_student.{{module}} import main
-# what most forks would import
+import sys
+import distilled_student.{{module}} as script
+# what most commands import
 import distilled_student.benchmark.suite, distilled_student.distillation.early_checks, distilled_student.onnx
-for line in sys.stdin:
-    folder, arguments = json.loads(line)
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        if (child := os.fork()) == 0:
-            os.chdir(folder)
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
-            try:
-                code = main(arguments)
-            except SystemExit as end:
-                code = end.code
-            print()
-            print("imported:", *sorted(set({LARGE}) & set(sys.modules)))
-            sys.exit(code)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        texts = [file.seek(0) or file.read() for file in (out, err)]
-    print(json.dumps([code, *texts]), flush=True)
+def main(arguments):
+    try:
+        return script.main(arguments)
+    finally:
+        print()
+        print("imported:", *sorted(set({LARGE}) & set(sys.modules)))
 """
 Run = Callable[..., tuple[int, str, str, str]]
 
 
 @pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Runs a command in a folder: exit code, stdout, stderr and the large libraries that were imported."""
     with contextlib.ExitStack() as stack:
 
         @functools.cache
-        def start(module: str) -> subprocess.Popen[str]:
-            command = [sys.executable, "-c", PROGRAM.format(module=module)]
-            return stack.enter_context(subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True))
+        def forks(module: str) -> Forks:
+            return stack.enter_context(Forks(PROGRAM.format(module=module)))
 
         def run(*arguments: str, folder: Path, module: str = "cli") -> tuple[int, str, str, str]:
-            process = start(module)
-            print(json.dumps([str(folder), arguments]), file=process.stdin, flush=True)
-            code, out, err = json.loads(process.stdout.readline())
+            files = [tmp_path_factory.mktemp("run") / name for name in ("out", "err")]
+            process = forks(module).start(*arguments, folder=folder, out=files[0], err=files[1])
+            code = forks(module).wait(process)
+            out, err = (file.read_text() for file in files)
             out, _, imported = out.rpartition("\nimported:")
             return code, out, err, imported.strip()
 

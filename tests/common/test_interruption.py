@@ -5,22 +5,33 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.forks import Forks
 from stress import kills
 from torch.utils.data import DataLoader, Dataset
 
 from distilled_student.common.interruption import Interrupted, Interruption
 from distilled_student.common.processes import end_with_parent, start_workers
 
-PROGRAM = "import sys; from distilled_student.{} import main; sys.exit(main())"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+PROGRAM = """
+import importlib
+import distilled_student.distillation.train, distilled_student.multitask.expert
+distilled_student.load_student("tiny")  # torch imports more at the first use
+def main(arguments):
+    return importlib.import_module(f"distilled_student.{arguments[0]}").main(arguments[1:])
+"""
 SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks(PROGRAM) as forks:
+        yield forks
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def distil(data: Path, output: Path, workers: int) -> list[str]:
     config = str(data / "distillation" / "distill.yaml")
     options = [f"output={output}", f"data.workers={workers}", "steps=100000", "log_every=1"]
-    return [sys.executable, "-c", PROGRAM.format("cli"), "distill", config, *options]
+    return ["cli", "distill", config, *options]
 
 
 def train(data: Path, output: Path, workers: int) -> list[str]:
@@ -42,7 +53,7 @@ def train(data: Path, output: Path, workers: int) -> list[str]:
     settings = f"config.downstream_expert.num_workers={workers},,config.runner.total_steps=100000"
     models = ["-u", "distilled_student", "-k", str(folder / "student"), "-f", "-d", "multitask"]
     options = ["-c", str(folder / "joint.yaml"), "-p", str(output), "--device", "cpu", "-o", settings]
-    return [sys.executable, "-c", PROGRAM.format("host.launch"), "-m", "train", *models, *options]
+    return ["host.launch", "-m", "train", *models, *options]
 
 
 def members(group: int) -> list[int]:
@@ -60,38 +71,39 @@ def wait_for(condition: Callable[[], object], log: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGTERM, 2), (signal.SIGHUP, 2), (signal.SIGUSR1, 2)]
-)
-@pytest.mark.parametrize(
-    ("command", "checkpoints"), [(distil, "checkpoints/step-*.pt"), (train, "states-*.ckpt")], ids=["distill", "joint"]
+    ("command", "checkpoints", "number", "workers"),
+    [
+        (distil, "checkpoints/step-*.pt", signal.SIGTERM, 0),
+        (distil, "checkpoints/step-*.pt", signal.SIGHUP, 2),
+        (train, "states-*.ckpt", signal.SIGUSR1, 0),
+        (train, "states-*.ckpt", signal.SIGTERM, 2),
+    ],
 )
 def test_a_signal_to_the_process_group_saves_and_ends_all_processes(
     command: Callable[[Path, Path, int], list[str]],
     checkpoints: str,
     number: int,
     workers: int,
+    forks: Forks,
     data: Path,
     tmp_path: Path,
 ) -> None:
     log, output = tmp_path / "log", tmp_path / "out"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command(data, output, workers), stdout=out, stderr=out, env=ENVIRONMENT, start_new_session=True
-        )
+    process = forks.start(*command(data, output, workers), folder=tmp_path, out=log, err=log)
     try:
-        wait_for(lambda: list(output.glob(checkpoints)) or process.poll() is not None, log)
-        assert len(members(process.pid)) >= 1 + workers, log.read_text()[-3000:]
-        os.kill(process.pid, number)  # `timeout` signals its command, and then the group
-        os.killpg(process.pid, number)
-        assert process.wait(timeout=SECONDS) == 128 + number, log.read_text()[-3000:]
-        wait_for(lambda: not members(process.pid), log)
+        wait_for(lambda: list(output.glob(checkpoints)) or not members(process), log)
+        assert len(members(process)) >= 1 + workers, log.read_text()[-3000:]
+        os.kill(process, number)  # `timeout` signals its command, and then the group
+        os.killpg(process, number)
+        wait_for(lambda: not members(process), log)
+        assert forks.wait(process) == 128 + number, log.read_text()[-3000:]
         text = log.read_text()
         assert "saved step" in text and "Traceback" not in text
         saved = int(text.rpartition("saved step ")[2].partition(";")[0])
         assert any(str(saved) in path.stem for path in output.glob(checkpoints))
     finally:
-        if members(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
+        if members(process):
+            os.killpg(process, signal.SIGKILL)
 
 
 class Slow(Dataset):
