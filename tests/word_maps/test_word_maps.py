@@ -31,9 +31,8 @@ from distilled_student.word_maps.thresholds import (
     trial_scores,
 )
 
-VOICES = [clip.voice for clip in read_index() if clip.text == "yes" and clip.take == 1][:9]
-
-WITHOUT = [f"0:{word}" for word in ("yes", "no", "up", "down", "left", "right", "on", "off", "go", "dog")]
+VOICES = [clip.voice for clip in read_index() if clip.text == "yes" and clip.take == 1][:7]
+LEFT_OUT = {"yes", "no", "up", "down", "left", "right", "on", "off", "go"}  # of 29, to take less time
 
 
 def write_words(root: Path, voices: list[str] = VOICES) -> Path:
@@ -41,7 +40,7 @@ def write_words(root: Path, voices: list[str] = VOICES) -> Path:
     for voice in voices:
         samples = read_voice(voice)
         for clip in read_index():
-            if clip.voice == voice and clip.kind == "word" and clip.take == 1:
+            if clip.voice == voice and clip.kind == "word" and clip.take == 1 and clip.text not in LEFT_OUT:
                 folder = root / (UNKNOWN if clip.text == "zero" else clip.text)
                 folder.mkdir(parents=True, exist_ok=True)
                 speech = samples[max(0, clip.start - 1_600) : clip.start + clip.samples + 1_600]
@@ -136,11 +135,11 @@ def test_training_brings_the_vectors_of_unseen_speech_nearer_to_the_teachers(
     delayed = np.roll(steps, network.DELAY, axis=1) @ mixing
     speech = network.Speech(delayed.astype(np.float16), steps.astype(np.float16))
     with caplog.at_level("INFO"):
-        maps = network.train(speech, words, "f", steps=100)
+        network.train(speech, words, "f", steps=100)
         network.train(speech, words, "f", steps=1)
     after, before = (float(record.getMessage().split()[-1]) for record in caplog.records)
     assert after < 0.6 * before
-    again = network.train(speech, words, "f", steps=100)
+    maps, again = (network.train(speech, words, "f", steps=5) for _ in range(2))
     assert np.array_equal(maps.front, again.front) and np.array_equal(maps.mapping, again.mapping)
 
 
@@ -210,7 +209,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The words, and the file that the command makes from them."""
     root = tmp_path_factory.mktemp("words")
     words, file = write_words(root / "words"), root / "words.npz"
-    run([str(words), "--steps", "60", "-o", str(file)])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(network, "BATCH", 8)
+        run([str(words), "--steps", "60", "-o", str(file)])
     return words, file
 
 
@@ -224,7 +225,7 @@ def test_the_command_makes_a_file_that_finds_a_word_it_has_not_seen(made: tuple[
     model, (_, file) = onnx.load("tiny"), made
     maps = WordMaps.read(file)
     assert maps.fingerprint == model.fingerprint
-    assert maps.others.shape == (29 + len(VOICES) + RUNNING_OTHERS, network.SIZE)
+    assert maps.others.shape == (20 + len(VOICES) + RUNNING_OTHERS, network.SIZE)
     assert maps.rates == pytest.approx(RATES) and (np.diff(maps.thresholds, axis=1) < 0).all()
     assert maps.alarms == pytest.approx(ALARMS) and (np.diff(maps.margins) <= 0).all()
     for part in (model.file, model.file.with_name(onnx.STREAM)):
@@ -247,10 +248,7 @@ def test_the_command_makes_a_file_that_finds_a_word_it_has_not_seen(made: tuple[
     ("arguments", "message"),
     [
         (["--layer", "7"], "--layer: shipped has the layers 0 to 2, not 7"),
-        (
-            ["--without", *WITHOUT],
-            "19 words",
-        ),
+        (["--without", "0:dog"], "19 words"),
         (["--noise", "nowhere"], "nowhere"),
         (["--audio", "nowhere"], "nowhere"),
     ],
