@@ -211,7 +211,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     words, file = write_words(root / "words"), root / "words.npz"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(network, "BATCH", 8)
-        run([str(words), "--steps", "60", "-o", str(file)])
+        run([str(words), "--steps", "20", "-o", str(file)])
     return words, file
 
 
