@@ -23,16 +23,26 @@ def clips() -> list[shipped.PackedClip]:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole packed corpus, expanded."""
-    return embedded.expand(tmp_path_factory.mktemp("cache") / "demo")
+def part(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed corpus of eleven voices: six for training, two for development, three for test."""
+    voices = ("af_alloy", "af_heart", "am_adam", "em_alex", "jf_alpha", "zm_yunjian", "af_kore", "bm_fable")
+    return packed_subset(tmp_path_factory.mktemp("packed"), (*voices, "af_bella", "bm_george", "zf_xiaoyi"))
+
+
+@pytest.fixture(scope="module")
+def root(part: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packed corpus of eleven voices, expanded."""
+    return embedded.expand(tmp_path_factory.mktemp("cache") / "demo", packed=part)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A packed corpus of seven voices, for tests that expand it."""
+    """A packed corpus of a few clips of seven voices, for tests that expand it."""
     voices = ("af_alloy", "af_aoede", "af_heart", "af_jessica", "af_kore", "af_bella", "am_puck")
-    return packed_subset(tmp_path_factory.mktemp("packed"), voices)
+    packed = packed_subset(tmp_path_factory.mktemp("packed"), voices)
+    header, *clips = (packed / "index.csv").read_text(encoding="utf-8").splitlines()
+    (packed / "index.csv").write_text("\n".join([header, *clips[::5]]) + "\n", encoding="utf-8")
+    return packed
 
 
 def names(folder: Path) -> set[str]:
@@ -142,10 +152,11 @@ def test_each_voxceleb_speaker_has_two_sessions_of_utterances_of_at_least_1_5_se
 
 
 def test_trials_are_balanced_unique_and_correct_and_most_impostors_have_the_same_gender(
-    root: Path, clips: list[shipped.PackedClip]
+    root: Path, part: Path, clips: list[shipped.PackedClip]
 ) -> None:
     gender = {speaker: voice[1] for voice, speaker in embedded.speaker_ids(clips).items()}
-    trials = [line.split(" ") for line in (root / "voxceleb1/veri_test.txt").read_text().splitlines()]
+    outputs = embedded.plan_files()
+    trials = [line.split(" ") for line in embedded.make_trials(outputs)]
     assert 1_800 <= len(trials) <= 2_200
     assert len({(a, b) for _, a, b in trials}) == len(trials)
     assert sum(label == "1" for label, _, _ in trials) == len(trials) / 2
@@ -154,13 +165,17 @@ def test_trials_are_balanced_unique_and_correct_and_most_impostors_have_the_same
         assert (label == "1") == (a.split("/")[0] == b.split("/")[0])
         same_gender += label == "0" and gender[a.split("/")[0]] == gender[b.split("/")[0]]
     assert same_gender > 0.7 * len(trials) / 2
-    paths = {path for _, *pair in trials for path in pair}
+    paths = {f"voxceleb1/test/wav/{path}" for _, *pair in trials for path in pair}
+    assert paths <= {output.path for output in outputs}
+    lines = (root / "voxceleb1/veri_test.txt").read_text().splitlines()
+    assert lines == embedded.make_trials(embedded.plan_files(part))
+    paths = {path for line in lines for path in line.split(" ")[1:]}
     assert all((root / "voxceleb1/test/wav" / path).is_file() for path in paths)
 
 
-def test_a_file_rendered_alone_equals_the_file_of_the_whole_expansion(root: Path) -> None:
-    train_noises, test_noises = embedded.noise_sets()
-    outputs = embedded.plan_files()
+def test_a_file_rendered_alone_equals_the_file_of_the_whole_expansion(root: Path, part: Path) -> None:
+    train_noises, test_noises = embedded.noise_sets(part)
+    outputs = embedded.plan_files(part)
     for output in outputs[:: len(outputs) // 12]:
         noises = test_noises if output.clip.split == "test" else train_noises
         alone = embedded.render(output, shipped.read_voice(output.clip.voice), noises)
