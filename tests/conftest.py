@@ -144,13 +144,6 @@ def packed_subset(folder: Path, voices: tuple[str, ...]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight voices of the embedded corpus, in the layouts of Speech Commands and VoxCeleb1."""
-    packed = packed_subset(tmp_path_factory.mktemp("packed"), SMALL_VOICES)
-    return embedded.expand(tmp_path_factory.mktemp("cache") / "small", packed=packed)
-
-
-@pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
     """Calls ``make(folder)`` once in all workers for each name of a new folder; returns the folder, to be read only."""
     base = tmp_path_factory.getbasetemp()
@@ -167,6 +160,15 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
         return folder
 
     return once
+
+
+@pytest.fixture(scope="session")
+def small_corpus(
+    made_once: Callable[[str, Callable[[Path], object]], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Eight voices of the embedded corpus, in the layouts of Speech Commands and VoxCeleb1."""
+    packed = packed_subset(tmp_path_factory.mktemp("packed"), SMALL_VOICES)
+    return made_once("small_corpus", lambda folder: embedded.expand(folder / "small", packed=packed)) / "small"
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import distilled_student as ds
 from distilled_student.cli import main
 from distilled_student.demo.run_demo import run_demo
 from distilled_student.host import launch
+from distilled_student.multitask import speaker_calibration
 
 DISTIL = [
     "steps=3",
@@ -36,6 +37,11 @@ JOINT = [
     "config.downstream_expert.tasks.sv.crop_seconds=0.5",
 ]
 ROW = {"name", "kws_accuracy", "sv_eer", "min_dcf", "parameters", "macs_per_second", "rtf", "train_seconds"}
+
+
+@pytest.fixture(autouse=True)
+def little_speech_for_calibrations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speaker_calibration, "PIECES", {1.0: 5, 3.0: 1})
 
 
 def _exit_code(function: object, *argv: object) -> int:
