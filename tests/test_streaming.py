@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -58,8 +59,11 @@ def feed(stream: Stream, wave: Tensor, sizes: Sequence[int]) -> list[StreamOutpu
     return [output for output in outputs if output is not None]
 
 
-@pytest.mark.parametrize("chunks", CHUNKS)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "chunks"),
+    # all sizes of chunks where frames have 40 ms
+    [*itertools.product(VARIANTS, ("60 ms", "uneven")), *(("strided", f"{ms} ms") for ms in (20, 40, 80, 100))],
+)
 def test_chunks_have_the_hidden_states_and_scores_of_the_whole_utterance(variant: str, chunks: str) -> None:
     model, wave = joint(VARIANTS[variant]), tone(2.4)  # longer than any context
     stream = Stream(model, window=2.4)
