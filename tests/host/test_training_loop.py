@@ -39,9 +39,7 @@ for line in sys.stdin:
     sys.argv = ["run_downstream.py", *line.rstrip("\\n").split("\\t")]
     run_downstream.main()
 """
-CASES = [
-    (name, accumulate) for name in ("example", "speech_commands", "example, upstream trained") for accumulate in (1, 3)
-]
+CASES = [("example", 1), ("speech_commands", 3), ("example, upstream trained", 3)]  # downstream, batches in a step
 STEPS, SAVE_STEP = 30, 10
 # the random utterances of the example downstream: few and short, so that there are several epochs in little time
 EXAMPLE_DATA = {"EXAMPLE_DATASET_SIZE": 20, "EXAMPLE_WAV_MIN_SEC": 1, "EXAMPLE_WAV_MAX_SEC": 3}
