@@ -19,9 +19,10 @@ for line in sys.stdin:
     elif answer := os.fork():
         os.setpgid(answer, answer)
     else:
-        folder, out, err, arguments = values
+        folder, out, err, variables, arguments = values
         os.setpgid(0, 0)
         os.chdir(folder)
+        os.environ.update(variables)
         for file, number in (out, 1), (err, 2):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
         sys.exit(main(arguments))
@@ -43,9 +44,15 @@ class Forks:
         print(json.dumps([request, values]), file=self._server.stdin, flush=True)
         return json.loads(self._server.stdout.readline())
 
-    def start(self, *arguments: str, folder: Path, out: Path, err: Path) -> int:
-        """Start ``sys.exit(main(arguments))`` in a fork, the leader of a process group; returns its process ID."""
-        return self._ask("start", str(folder), str(out), str(err), arguments)
+    def start(self, *arguments: str, folder: Path, out: Path, err: Path, **variables: str) -> int:
+        """Start ``sys.exit(main(arguments))`` in a fork, the leader of a process group; returns its process ID.
+
+        Args:
+            folder: The working folder.
+            out, err: Files for stdout and stderr.
+            variables: Of the environment.
+        """
+        return self._ask("start", str(folder), str(out), str(err), variables, arguments)
 
     def wait(self, process: int) -> int:
         """The exit code of a process, negative for a signal, when it has ended."""

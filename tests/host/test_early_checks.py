@@ -6,10 +6,12 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers.forks import Forks
 from helpers.trees import tasks
 
 from distilled_student import register
@@ -24,6 +26,22 @@ from distilled_student.multitask.tasks.kws_settings import Settings
 
 JOINT = ["-m", "train", "-u", "fbank", "-d", "multitask", "-p", "new"]
 LARGE_LIBRARIES = ("torch", "s3prl", "transformers", "torchaudio", "lhotse", "onnxruntime")
+
+
+PROGRAM = f"""
+import sys
+from distilled_student.host import launch
+def main(arguments):
+    code = launch.main(arguments)
+    print(*(set({LARGE_LIBRARIES}) & set(sys.modules)))
+    return code
+"""
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks(PROGRAM) as forks:
+        yield forks
 
 
 @pytest.mark.parametrize(
@@ -83,16 +101,15 @@ LARGE_LIBRARIES = ("torch", "s3prl", "transformers", "torchaudio", "lhotse", "on
     ],
 )
 def test_a_simple_mistake_is_reported_in_one_line_before_a_large_library_is_imported(
-    arguments: list[str], message: str, tmp_path: Path
+    arguments: list[str], message: str, forks: Forks, tmp_path: Path
 ) -> None:
-    code = (
-        "import sys; from distilled_student.host.launch import main; code = main(sys.argv[1:]);"
-        f" print(*({set(LARGE_LIBRARIES)} & set(sys.modules))); sys.exit(code)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout.strip() == ""
-    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ") and message in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    (folder := tmp_path / "work").mkdir()
+    out, err = tmp_path / "out", tmp_path / "err"
+    assert forks.wait(forks.start(*arguments, folder=folder, out=out, err=err)) == 2
+    line = err.read_text()
+    assert out.read_text().strip() == ""
+    assert len(line.splitlines()) == 1 and line.startswith("error: ") and message in line
+    assert list(folder.iterdir()) == []
 
 
 def test_the_command_line_options_are_those_of_s3prl(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import builtins
 import pickle
 import shutil
-import subprocess
-import sys
+import socket
 import urllib.error
 from argparse import Namespace
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from helpers.forks import Forks
 from torchaudio.functional import resample
 
 import distilled_student as ds
@@ -77,15 +77,25 @@ def test_a_checkpoint_is_evaluated_in_another_working_folder(
 
 
 def test_two_processes_without_a_gpu_train_and_resume(tmp_path: Path) -> None:
-    program = "import sys; from distilled_student.host.launch import main; sys.exit(main())"
-    (tmp_path / "run.py").write_text(program)
+    program = """
+import distilled_student
+distilled_student.register()
+from s3prl.downstream.example import dataset
+from distilled_student.host.launch import main
+dataset.EXAMPLE_DATASET_SIZE = 8
+"""
     register()  # allows torch.load to read the argparse.Namespace of a checkpoint
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "run.py"]
     options = ["-a", "-m", "train", "-u", "fbank", "-d", "example", "-p", "exp", "--device", "cpu", "-o"]
-    for steps in (2, 3):
-        settings = SHORT.replace("total_steps=3", f"total_steps={steps}")
-        done = subprocess.run([*start, *options, settings], cwd=tmp_path, capture_output=True, text=True, timeout=180)
-        assert done.returncode == 0, done.stderr
+    with Forks(program) as forks:
+        for steps in (2, 3):
+            settings = SHORT.replace("total_steps=3", f"total_steps={steps}")
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+            files, processes = {"out": tmp_path / "log", "err": tmp_path / "log"}, []
+            for rank in ("0", "1"):
+                torchrun |= {"RANK": rank, "LOCAL_RANK": rank}
+                processes.append(forks.start(*options, settings, folder=tmp_path, **files, **torchrun))
+            assert [forks.wait(process) for process in processes] == [0, 0], (tmp_path / "log").read_text()
     state = torch.load(tmp_path / "exp" / "states-3.ckpt", weights_only=True)
     assert (state["Step"], state["WorldSize"], state["Args"].local_rank) == (3, 2, 0)
 
