@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -53,6 +54,7 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+@functools.cache  # measured once: a suite distils several students
 @torch.no_grad()
 def peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
     """The highest FLOP/s that the device reaches: large square products for ``seconds``, the fastest one counts."""
