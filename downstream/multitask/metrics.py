@@ -144,13 +144,6 @@ def eer_interval(
     return quantile_interval(found, level) if found else None
 
 
-def mean_interval(values: ArrayLike, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap interval of the mean of ``values (utterances,)``: 1 for a correct answer, 0 for a wrong one."""
-    values, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
-    return quantile_interval(means, level)
-
-
 def share_interval(
     values: ArrayLike, speakers: ArrayLike, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:

@@ -79,8 +79,7 @@ def write_card(
     rows += [["multiply-accumulates", f"{upstream['macs_per_second'] / 1e6:.0f} M per second of audio, without heads"]]
     rows += [["licence", f"{_licence(arguments)}; the licences of the training data apply too"]]
     data = {"dev": "development"}.get(results["split"], results["split"])
-    over = f"{data} utterances (keywords) or {data} speakers"
-    note = f"Intervals: 95 %, bootstrap over {over}. Accuracies and EER in percent."
+    note = f"Intervals: 95 %, bootstrap over {data} speakers. Accuracies and EER in percent."
     if results["split"] == "dev":
         note += " The figures are optimistic: the development data have chosen the checkpoint."
     if OWNER in results:

@@ -113,12 +113,11 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_a_row_has_our_figure_with_seeds_and_interval_and_the_published_one_with_its_source(finished: Path) -> None:
+def test_a_row_has_our_figure_with_seeds_and_the_published_one_with_its_source(finished: Path) -> None:
     row = rows(finished)["distilled-hubert/joint"]
     assert [seed["seed"] for seed in row["seeds"]] == [0, 1]
     assert row["kws_accuracy"] == pytest.approx(np.mean([seed["kws_accuracy"] for seed in row["seeds"]]))
-    low, high = row["intervals"]["kws_accuracy"]
-    assert low <= row["kws_accuracy"] <= high
+    assert row["intervals"]["kws_accuracy"] is None, "two test speakers have none"
     assert row["published"]["kws_accuracy"] == 97.90
     report = (finished / "report.md").read_text()
     start = "| distilled-hubert (trial) |"

@@ -77,7 +77,7 @@ def test_an_ablation_is_reported_with_its_difference_from_the_recipe_over_the_sa
     results = [json.loads(file.read_text()) for file in tmp_path.glob("runs/*/*/seed-*/results.json")]
     assert {result["split"] for result in results} == {"dev"}  # these figures choose settings
     report = (tmp_path / "report.md").read_text()
-    assert "over development utterances (KWS)" in report
+    assert "bootstrap interval of the mean, over development speakers" in report
     assert "| KWS accuracy % | difference | SV EER % | difference |" in report
     line = next(line for line in report.splitlines() if line.startswith("| tiny, words only"))
     assert f"| {mean:+.2f} ± {deviation:.2f} | - | - |" in line

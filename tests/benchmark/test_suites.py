@@ -138,7 +138,7 @@ def test_each_setting_that_the_paper_does_not_state_is_marked_as_ours(kind: str,
 
 def test_the_interval_of_a_mean_agrees_with_its_standard_error() -> None:
     correct = np.random.default_rng(0).random(3081) < 0.97
-    low, high = M.mean_interval(correct)
+    low, high = M.share_interval(correct, np.arange(len(correct)))
     error = np.sqrt(correct.mean() * (1 - correct.mean()) / len(correct))
     assert (low, high) == pytest.approx((correct.mean() - 1.96 * error, correct.mean() + 1.96 * error), abs=0.001)
 

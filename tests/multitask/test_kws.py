@@ -94,6 +94,29 @@ def test_unknown_files_of_the_test_archive_have_the_word_before_the_speaker() ->
     assert found == dict(zip(keys, [("bed", "0c40e715"), ("yes", "0c40e715"), ("no", "ab")], strict=False))
 
 
+def test_the_interval_of_the_accuracy_is_over_speakers_and_single_silences(tmp_path: Path) -> None:
+    task = kws.Task(settings(speech_commands(tmp_path)), 4, 0, "F")
+    right = {f"spk{speaker}": speaker % 3 > 0 for speaker in range(12)}  # all or none of the clips of a speaker
+    said = [
+        (2, 2 if good else 3, f"yes/{name}_nohash_{take}.wav") for name, good in right.items() for take in range(10)
+    ]
+    silence = [(0, 0, f"_silence_/{number}") for number in range(20)]
+    results, arrays = task.metrics("test", said + silence)
+    rng = np.random.default_rng(1)
+    units = [(good, 10) for good in right.values()] + [(True, 1)] * len(silence)
+    accuracies = []
+    for _ in range(4_000):
+        drawn = [units[number] for number in rng.integers(len(units), size=len(units))]
+        accuracies.append(100 * sum(good * clips for good, clips in drawn) / sum(clips for _, clips in drawn))
+    assert results["accuracy_interval"] == pytest.approx(np.quantile(accuracies, [0.025, 0.975]), abs=2.5)
+    assert results["accuracy_interval"] == list(task.interval([arrays])) and results["speakers"] == 12
+    others = task.interval(
+        [arrays, {**arrays, "labels": arrays["labels"][::-1], "predicted": arrays["predicted"][::-1]}]
+    )
+    assert np.diff(others) < np.diff(task.interval([arrays])), "runs with other clips are drawn apart"
+    assert task.metrics("test", said[:20])[0]["accuracy_interval"] is None, "two speakers are too few"
+
+
 def test_the_header_gives_the_length_of_eight_kilohertz_and_stereo_files(tmp_path: Path) -> None:
     root = speech_commands(tmp_path)
     write_tone(root / "test/yes/low_nohash_0.wav", 300, 1.0, rate=8000, channels=2)

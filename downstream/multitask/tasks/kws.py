@@ -256,16 +256,20 @@ class Task(BaseTask):
         labels, predicted, keys = zip(*collected, strict=True)
         confusion = M.confusion_matrix(labels, predicted, len(self.labels))
         shares = [None if share is None else 100 * share for share in M.per_class_accuracy(confusion)]
+        names = {key: speaker for key, (_, speaker) in _spoken(keys, self._speaker_pattern).items()}
+        _, speakers = np.unique([names.get(key, f"/{i}") for i, key in enumerate(keys)], return_inverse=True)
+        arrays = {"labels": np.array(labels), "predicted": np.array(predicted), "speakers": speakers}
         results = {
             "accuracy": 100 * M.accuracy(confusion),
+            "accuracy_interval": None if (interval := self.interval([arrays])) is None else list(interval),
             "balanced_accuracy": float(np.mean([share for share in shares if share is not None])),
             "per_class": dict(zip(self.labels, shares, strict=True)),
             "confusion": confusion.tolist(),
             "labels": self.labels,
             "utterances": len(keys),
-            "speakers": len({speaker for _, speaker in _spoken(keys, self._speaker_pattern).values()}),
+            "speakers": len(set(names.values())),
         }
-        return results, {"labels": np.array(labels), "predicted": np.array(predicted)}
+        return results, arrays
 
     def figures_by_group(
         self, split: str, groups: SpeakerGroups, collected: list[Any], arrays: Mapping[str, np.ndarray]
@@ -298,12 +302,18 @@ class Task(BaseTask):
 
     @classmethod
     def interval(cls, runs: Sequence[Mapping[str, np.ndarray]]) -> tuple[float, float] | None:
-        """Bootstrap over test utterances."""
-        first = runs[0]
+        """Bootstrap over speakers; a clip without one, such as silence, counts as one. None for less than three."""
         correct = [run["labels"] == run["predicted"] for run in runs]
+        # scores of versions before 0.2 do not say the speakers
+        speakers = [run.get("speakers", np.arange(len(run["labels"]))) for run in runs]
+        if len(np.unique(speakers[0])) < 3:
+            return None
         # without a test archive the seeds may have different unknown words and silences
-        same_utterances = all(np.array_equal(run["labels"], first["labels"]) for run in runs)
-        low, high = M.mean_interval(np.mean(correct, axis=0) if same_utterances else np.concatenate(correct))
+        if all(np.array_equal(run["labels"], runs[0]["labels"]) for run in runs):
+            low, high = M.share_interval(np.mean(correct, axis=0), speakers[0])
+        else:
+            apart = np.concatenate([of_run + run * 10**9 for run, of_run in enumerate(speakers)])
+            low, high = M.share_interval(np.concatenate(correct), apart)
         return 100 * low, 100 * high
 
     def describe(self, output: Tensor) -> str:

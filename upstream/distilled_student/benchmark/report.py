@@ -237,9 +237,7 @@ def write_report(folder: Path, suite: Suite, rows: Sequence[Row], images: Sequen
             in_table = [row for row in rows if row["setting"] in settings]
             parts += [f"## {escape_markdown(title_of(title, in_table))}", table]
     kind = "test" if suite.split == "test" else "development"
-    intervals = (
-        f"In brackets: 95 % bootstrap interval of the mean, over {kind} utterances (KWS) or {kind} speakers (SV)"
-    )
+    intervals = f"In brackets: 95 % bootstrap interval of the mean, over {kind} speakers"
     parts += [f"{intervals}; ±: standard deviation over seeds.", _about_differences(suite), _loads(rows)]
     parts += [_trials(rows), _baselines(suite, sources), _errors(rows)]
     parts += [f"![{name}]({name}.png)" for name in images]
