@@ -97,7 +97,6 @@ LONG_FILES = (
     "multitask/test_device_model.py",
     "benchmark/test_benchmark.py",
     "common/test_processes.py",
-    "common/test_interruption.py",
     "host/test_resume.py",
     "test_end_to_end.py",
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,9 +56,14 @@ class Forks:
         """
         return self._ask("start", str(folder), str(out), str(err), variables, arguments)
 
-    def wait(self, process: int) -> int:
-        """The exit code of a process, negative for a signal, when it has ended."""
-        return self._ask("wait", process)
+    def wait(self, process: int, seconds: float = 180.0) -> int:
+        """The exit code of a process, negative for a signal, when it has ended; after ``seconds`` it is killed."""
+        late = threading.Timer(seconds, os.killpg, (process, signal.SIGKILL))
+        late.start()
+        try:
+            return self._ask("wait", process)
+        finally:
+            late.cancel()
 
     def __enter__(self) -> Forks:
         return self
