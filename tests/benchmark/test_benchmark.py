@@ -185,6 +185,20 @@ def test_results_of_other_settings_are_refused(finished: Path, data: Path) -> No
     assert "runner.total_steps was 2, is 3" in outcome.error and "choose another --output" in outcome.error
 
 
+def test_results_of_an_earlier_version_without_a_setting_that_is_off_are_kept(finished: Path, data: Path) -> None:
+    bench = paper(data, finished)
+    run = plan(bench.suite, 1, ["wav2vec2/joint-frozen"])[0]
+    file = run.folder(bench.output) / "run.json"
+    text = file.read_text()
+    for key, error in (("gain_db", None), ("update", "downstream_expert.update was None, is alternate")):
+        record = json.loads(text)
+        del record["settings"]["downstream_expert"][key]
+        file.write_text(json.dumps(record))
+        found = execute(bench, run).error
+        file.write_text(text)
+        assert found is None if error is None else error in found
+
+
 def test_results_of_another_student_are_refused(finished: Path, data: Path) -> None:
     bench = paper(data, finished)
     other_rate = dataclasses.replace(bench, distil=[*DISTIL, "learning_rate=0.5"])

@@ -70,7 +70,8 @@ def _check_settings(folder: Path, settings: Callable[[Run], dict[str, Any]], run
     for key in {**now, **before}:
         if key.removeprefix("student.") in STUDENT_DATA:  # in the records of older versions
             continue
-        if before.get(key) != now.get(key):
+        # a setting that a later version has, and that is off, is no change
+        if (before.get(key) or None) != (now.get(key) or None):
             change = f"{key} was {before.get(key)}, is {now.get(key)}"
             raise UserError(f"{record}: {change}: choose another --output or remove {folder}")
 
