@@ -21,10 +21,10 @@ torchaudio.sox_effects = sys.modules["torchaudio.sox_effects"] = types.ModuleTyp
 torchaudio.sox_effects.apply_effects_file = torchaudio.sox_effects.apply_effects_tensor = print
 import s3prl.hub
 """
-HELP = "import sys; sys.argv[1:] = ['--help']; from distilled_student.host.launch import main; main()"
+PLUGIN = "from distilled_student.host.plugin import register; register(); import s3prl.hub"
 COMPARED = {  # name: code that is timed, code that it is compared with
     "import distilled_student": ("import distilled_student; distilled_student.Student", "import torch"),
-    "run_downstream.py --help": (HELP, HUB),
+    "run_downstream.py, before it reads data": (PLUGIN, HUB),
     "import distilled_student.onnx": ("import distilled_student.onnx, onnxruntime", "import onnxruntime"),
 }
 
