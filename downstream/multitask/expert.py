@@ -36,7 +36,7 @@ from distilled_student.multitask.heads import LayerChoice
 from distilled_student.multitask.loader import Batch, EvaluationLoader
 from distilled_student.multitask.own_data import long_words, report
 from distilled_student.multitask.owner_evaluation import OWNER, OwnerEvaluation
-from distilled_student.multitask.packed import start_heads
+from distilled_student.multitask.packed import start_branches, start_heads
 from distilled_student.multitask.precise_batch_norm import measure_statistics
 from distilled_student.multitask.resume import EpochPosition, saved_calibrations, saved_classes, saved_recordings
 from distilled_student.multitask.settings import (
@@ -149,10 +149,13 @@ class DownstreamExpert(nn.Module):
             note(line)
 
     @staticmethod
-    def prepare_upstream(upstream: nn.Module, downstream_expert: Mapping[str, Any], where: str) -> None:
+    def prepare_upstream(
+        upstream: nn.Module, downstream_expert: Mapping[str, Any], where: str, ckpt: str | None = None
+    ) -> None:
         """Add the branches of the tasks to a student; called before the weights of a checkpoint are loaded.
 
-        ``where``: ``FILE: downstream_expert``, for messages.
+        ``where``: ``FILE: downstream_expert``, for messages. ``ckpt``: ``-k``, from whose branches they start with
+        ``initial_heads``.
 
         Raises:
             UserError: the upstream is no student, or has another number of hidden states than ``layers``.
@@ -166,6 +169,8 @@ class DownstreamExpert(nn.Module):
         if settings.layers != states:
             raise UserError(f"{where}.layers: {settings.layers}, but the student has {states} hidden states")
         upstream.student.add_branches(len(settings.branched))
+        if settings.initial_heads:
+            start_branches(ckpt, settings.branched, upstream.student.branches)
 
     def _owner_evaluation(self, mode: str | None) -> OwnerEvaluation | None:
         """The owner-and-word trials of a run with a keyword task and a speaker task; None for other runs.

@@ -144,11 +144,29 @@ def start_heads(name: str | None, tasks: Mapping[str, nn.Module], choices: Mappi
     if not (folder / JOINT).is_file():
         remedy = f"give -k {DEFAULT} or a folder of `distilled-student pack`, or set it to false"
         raise UserError(f"{key}: -k {name}: has no {JOINT}, the description of its heads: {remedy}")
-    heads, saved = _heads(tasks, choices), read_safetensors(folder / HEADS)
+    heads = _heads(tasks, choices)
+    saved = {k: v for k, v in read_safetensors(folder / HEADS).items() if not k.startswith(BRANCHES)}
     own = heads.state_dict()
     fitting = {k: v for k, v in saved.items() if isinstance(own.get(k), Tensor) and own[k].shape == v.shape}
     heads.load_state_dict(own | fitting)
     note(f"{key}: {len(fitting)} of {len(saved)} tensors of the heads start from {folder.name}")
+
+
+def start_branches(name: str | None, branched: Sequence[str], branches: Sequence[nn.Module]) -> None:
+    """Copy the weights of a packed model's branches to those of the same tasks; the others keep theirs.
+
+    Args:
+        name: See `start_heads`, which also says what is wrong with it.
+        branched: The tasks of ``branches``.
+    """
+    folder = model_path(name or DEFAULT)
+    if not (folder / JOINT).is_file():
+        return
+    packed = load_packed(folder)
+    saved = [task for task in packed.tasks if packed.tasks[task].settings.branch]
+    for task, branch in zip(branched, branches, strict=True):
+        if task in saved:
+            branch.load_state_dict(packed.student.branches[saved.index(task)].state_dict())
 
 
 def _load_heads(heads: nn.ModuleDict, tensors: dict[str, Tensor], file: Path) -> None:

@@ -19,9 +19,12 @@ from distilled_student import Student, StudentConfig, build_student, onnx, save_
 from distilled_student.common.errors import UserError
 from distilled_student.export.pack import COPIED, pack
 from distilled_student.host import launch
+from distilled_student.host.upstreams import StudentUpstream
 from distilled_student.multitask.device_model import open_joint
 from distilled_student.multitask.evaluate import evaluate
+from distilled_student.multitask.expert import DownstreamExpert
 from distilled_student.multitask.heads import LayerChoice
+from distilled_student.multitask.packed import load_packed
 from distilled_student.onnx.speakers import unit_length
 from distilled_student.streaming import Stream
 from distilled_student.student.cost import macs_per_second
@@ -198,6 +201,13 @@ def test_a_branched_run_is_packed_and_answers_as_before(run: Path, tmp_path: Pat
     outputs = [output for part in wave.numpy().reshape(-1, 640) if (output := stream.feed(part)) is not None]
     for embedding in (model.embed(wave.numpy()), unit_length(outputs[-1]["speaker_embedding"])):
         assert embedding @ unit_length(expected.speaker_embedding[0].numpy()) > 0.98, "in int8"
+    trained = load_packed(packed).student.branches[0].state_dict()
+    for task, initial, expected_start in (("sv", True, True), ("sv", False, False), ("kws", True, False)):
+        group = {"tasks": {task: {"branch": True}}, "schedule": {task: 1}, "layers": 3, "initial_heads": initial}
+        upstream = StudentUpstream(ds.load_student(packed))
+        DownstreamExpert.prepare_upstream(upstream, group, "", str(packed))
+        equal = [torch.equal(value, trained[name]) for name, value in upstream.student.branches[0].state_dict().items()]
+        assert all(equal) == expected_start, "a training starts from the branch of the same task, with initial_heads"
 
 
 @pytest.mark.parametrize(

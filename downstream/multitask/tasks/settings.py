@@ -176,8 +176,7 @@ class TaskSettings:
             layers describe the speaker best, late layers the word.
         branch: A copy of the student's last layer for this task, trained with it, whose output the task uses instead of
             a ``layer``; with ``-u distilled_student -f -s concatenated`` and ``layers``. One task of two needs it: the
-            other one then has the student's own last layer. ``distilled-student export`` writes such a model, but
-            ``pack`` cannot.
+            other one then has the student's own last layer.
         standardize: Bring each pooled feature to zero mean and unit variance (batch norm without weights): before the
             linear layer of the ``linear`` head, or as the embedding of the ``pooled`` head. The head then needs a tenth
             of the steps: the differences between classes are small compared with what all utterances have in common.
@@ -230,7 +229,7 @@ class TaskSettings:
         if isinstance(self.layer, str) and self.layer != WEIGHTED:
             raise ValueError(f"layer: '{self.layer}' is neither a number nor {WEIGHTED}")
         if self.branch and self.layer is not None:
-            raise ValueError(f"branch: the task uses its branch, which excludes layer: {self.layer}")
+            raise ValueError(f"branch: the task uses its branch, which excludes layer: {self.layer}; set layer to null")
 
     def class_names(self) -> list[str] | None:
         """The names of the classes in the order of their numbers; None where the settings alone do not name them."""

@@ -227,7 +227,7 @@ class RunnerParts(s3prl_runner.Runner):
         """What the downstream adds to the upstream before the weights of a checkpoint are loaded, such as branches."""
         expert = importlib.import_module(f"s3prl.downstream.{self.args.downstream}.expert").DownstreamExpert
         if hasattr(expert, "prepare_upstream"):
-            expert.prepare_upstream(model, self.config["downstream_expert"], self.where)
+            expert.prepare_upstream(model, self.config["downstream_expert"], self.where, self.args.upstream_ckpt)
 
     def _get_optimizer(self, models: Sequence[nn.Module]) -> torch.optim.Optimizer:
         optimizer = get_optimizer(models, self.config["runner"]["total_steps"], self.config["optimizer"])
