@@ -327,7 +327,7 @@ def test_the_command_writes_a_report_and_the_chosen_threshold(
     words = ["--keywords", str(folder / "words"), "--clips", "1", "--levels", "60"]
     assert run("alarms", str(model), *arguments, *words) == 0
     printed = capsys.readouterr()
-    assert "\nkeywords at 60 dB: seconds of audio: 1, " in printed.err
+    assert "\nkeywords at 60 dB: seconds of audio: 1 of 11, " in printed.err
     assert "misses at 60 dB" in printed.out and "3 keywords mixed into the audio" in printed.out
     assert (
         f"note: {folder / 'words'} has no clips of yes, no, up, down, right, on, off; misses are of the others"
@@ -362,3 +362,13 @@ def test_wrong_options_are_one_line(
     assert run("alarms", "tiny", *words) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_the_table_says_at_which_rate_alarms_are_counted_by_keyword() -> None:
+    points = [Point(threshold, alarms, alarms / 2, (0.0, 9.0), {}) for threshold, alarms in ((0.5, 5), (0.9, 2))]
+    assert "alarms by keyword (at most 1): no 2" in table(
+        Alarms(2.0, Curve(points, 0, {"no": 2}), None, 60.0), 0.5, 0.5
+    )
+    assert "alarms by keyword (threshold 1): no 5" in table(
+        Alarms(2.0, Curve(points[:1], 0, {"no": 5}), None, 60.0), 0.5, 0.5
+    )

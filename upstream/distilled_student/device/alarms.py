@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from distilled_student.common.audio_folders import audio_files
 from distilled_student.common.errors import UserError
 from distilled_student.common.shipped_models import MODELS
-from distilled_student.device.keyword_mix import Clip, Mix
+from distilled_student.device.keyword_mix import Clip, Mix, mixed_seconds
 from distilled_student.device.recordings import check_readable, recording_blocks
 from distilled_student.device.traces import Trace, poisson_interval, record
 from distilled_student.onnx.detector import HOP_SECONDS
@@ -166,13 +166,15 @@ def measure(
         owner, false_accepts: See `Stream.listen`.
         where: The option that ``files`` come from, for messages.
     """
-    of_audio = record(stream, blocks_of(files), owner, false_accepts, "audio")
+    of_audio = record(stream, blocks_of(files), owner, false_accepts, "audio", check_readable(files))
     if not of_audio.seconds:
         raise UserError(f"{where}: is shorter than {of_audio.hop} s: give hours of audio")
     mixes: dict[str, tuple[Mix, Trace]] = {}
+    seconds = mixed_seconds(clips)
     for level in levels if clips else ():
         mix = Mix(clips, level)
-        trace = record(stream, mix.blocks(_endless(files)), owner, false_accepts, f"keywords at {level:g} dB")
+        name = f"keywords at {level:g} dB"
+        trace = record(stream, mix.blocks(_endless(files)), owner, false_accepts, name, seconds)
         mixes[f"{level:g}"] = mix, trace
     keywords = {label for label in stream.detector.labels if not label.startswith("_")}
     words = {clip.label for clip in clips} - keywords

@@ -57,6 +57,11 @@ def keyword_clips(folder: Path, labels: Sequence[str], per_keyword: int) -> list
     return clips
 
 
+def mixed_seconds(clips: Sequence[Clip]) -> float:
+    """The length of the stream of a `Mix` of these clips."""
+    return check_readable(clip.file for clip in clips) + GAP_SECONDS * (len(clips) + 1)
+
+
 @dataclass
 class Mix:
     """A stream of running audio with keywords in it.

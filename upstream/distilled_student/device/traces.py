@@ -75,12 +75,14 @@ def record(
     owner: Enrolment | None = None,
     false_accepts: float = 0.01,
     name: str = "",
+    seconds: float | None = None,
 ) -> Trace:
     """Run a stream on blocks of samples as a device does.
 
     Args:
         owner, false_accepts: See `Stream.listen`.
         name: Of what is recorded, for the progress on stderr; empty: none is shown.
+        seconds: Of the blocks, for the progress; None: not known.
 
     Raises:
         ValueError: see `distilled_student.onnx.Model`.
@@ -91,7 +93,7 @@ def record(
     best, scores, is_loud, is_owner = [], [], [], []
     words, word_scores = [], []
     begin = time.process_time()
-    with Progress(None, f"{name}: seconds of audio", shown=bool(name)) as progress:
+    with Progress(seconds and round(seconds), f"{name}: seconds of audio", shown=bool(name)) as progress:
         for hop, outputs in stream.hops(blocks):
             smoothed = detector.smooth(outputs["keyword_scores"])[keywords]
             best.append(int(smoothed.argmax()))
