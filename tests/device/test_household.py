@@ -189,6 +189,8 @@ def test_too_little_to_calibrate_on_is_said_with_what_was_found(command: Command
     (tmp_path / "home" / "Ana").symlink_to(people / "if_sara")
     code, _, err = command("calibrate", tmp_path / "home")
     assert code == 2 and "needs 2 people or more" in err and "found Ana 6 (0 clips with problems)" in err
+    (tmp_path / "home" / "Ben").mkdir()
+    assert "each; found Ben 0 (0 clips with problems)" in command("calibrate", tmp_path / "home")[2], "Ana has enough"
 
 
 def test_a_calibration_of_another_model_is_not_used(command: Command, people: Path, tmp_path: Path) -> None:

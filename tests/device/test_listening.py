@@ -134,6 +134,7 @@ def test_the_command_stream_takes_an_exported_file_and_finds_what_its_stream_fin
     for chunk in ("7", "100"):
         code, out, _ = run_command(("stream", file, speech, "--threshold", "0.5", "--chunk-ms", chunk), capsys)
         assert (code, out) == (0, expected) and expected
+    assert run_command(("stream", file, speech, "--threshold", "1"), capsys) == (0, "", f"{speech}: no keyword\n")
     code, _, err = run_command(("stream", file, speech, "--window", "2"), capsys)
     assert code == 2 and f"--window 2: the window is part of {file}: leave it out" in err
     code, _, err = run_command(("stream", tmp_path / "gone.onnx", speech), capsys)

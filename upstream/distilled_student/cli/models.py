@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -221,8 +222,7 @@ def stream(
         check_model(model)
     check_file("", recording)
     if graph is not None:
-        for hit in keywords_of_file(graph, recording, chunk_ms, threshold):
-            print(KEYWORD_LINE.format(hit.seconds, hit.label, hit.score))
+        _print_keywords(recording, keywords_of_file(graph, recording, chunk_ms, threshold))
         return
     import torch
 
@@ -232,5 +232,14 @@ def stream(
 
     torch.set_num_threads(1)  # a chunk is too small for several threads
     opened = Stream(open_joint(model), WINDOW_SECONDS if window is None else window)
-    for seconds, label, score in listen(opened, audio.load(recording), chunk_ms, threshold):
-        print(KEYWORD_LINE.format(seconds, label, score))
+    _print_keywords(recording, listen(opened, audio.load(recording), chunk_ms, threshold))
+
+
+def _print_keywords(recording: Path, hits: Iterable[tuple[Any, ...]]) -> None:
+    """A line for each hit, which begins with seconds, label and score; that there is none is said on standard error."""
+    has_hits = False
+    for hit in hits:
+        has_hits = True
+        print(KEYWORD_LINE.format(*hit))
+    if not has_hits:
+        typer.echo(f"{recording}: no keyword", err=True)

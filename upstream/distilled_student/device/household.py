@@ -181,8 +181,9 @@ def read_people(model: Model, folder: Path) -> tuple[dict[str, list[Clip]], list
         mark_copies(clips, np.zeros((0, 0), np.float32), COPY_COSINE, "")
         people[person.name] = [clip for clip in clips if not clip.problems]
         left_out += [clip for clip in clips if clip.problems]
-    counts = ", ".join(f"{name} {len(clips)}" for name, clips in people.items()) or "no folders"
-    if len(people) < MIN_PEOPLE or min(map(len, people.values())) < MIN_CLIPS:
+    short = {name: clips for name, clips in people.items() if len(people) < MIN_PEOPLE or len(clips) < MIN_CLIPS}
+    if short or not people:
+        counts = ", ".join(f"{name} {len(clips)}" for name, clips in short.items()) or "no folders"
         needed = f"{MIN_PEOPLE} people or more, a folder each, with {MIN_CLIPS} good clips or more each"
         raise UserError(f"{folder}: needs {needed}; found {counts} ({len(left_out)} clips with problems)")
     return people, left_out
