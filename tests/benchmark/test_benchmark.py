@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -21,10 +22,10 @@ from helpers.trees import SMALL_JOINT, TASKS, speech_commands, voxceleb
 
 from distilled_student.benchmark import trials
 from distilled_student.benchmark.commands import Bench
-from distilled_student.benchmark.execute import execute
+from distilled_student.benchmark.execute import _check_settings, execute
 from distilled_student.benchmark.report import write_report
 from distilled_student.benchmark.run_suite import open_bench, run_suite
-from distilled_student.benchmark.suite import plan, read_suite
+from distilled_student.benchmark.suite import Run, plan, read_suite
 from distilled_student.cli import main
 from distilled_student.common.errors import UserError
 from distilled_student.common.interruption import Interrupted
@@ -197,6 +198,31 @@ def test_results_of_an_earlier_version_without_a_setting_that_is_off_are_kept(fi
         found = execute(bench, run).error
         file.write_text(text)
         assert found is None if error is None else error in found
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "change"),
+    [
+        ({}, {"standardize": False, "fill": True, "augment": {"noise": 0.0}}, None),
+        ({"augment": {"noise": 0.0}}, {}, None),
+        ({}, {"fill": False}, "kws.fill was True, is False"),
+        ({"fill": False}, {}, "kws.fill was False, is True"),
+        ({}, {"unknown_percentage": None}, "kws.unknown_percentage was 10.0, is None"),
+        ({}, {"layer": 0}, "kws.layer was None, is 0"),
+        ({"silence_percentage": 0}, {"silence_percentage": None}, "kws.silence_percentage was 0, is None"),
+    ],
+)
+def test_a_setting_of_a_task_that_is_not_named_has_its_default(
+    before: dict[str, Any], now: dict[str, Any], change: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "results.json").write_text("{}")
+
+    def settings(of_task: dict[str, Any]) -> dict[str, Any]:
+        return {"downstream_expert": {"tasks": {"kws": {"head": "linear", **of_task}}}}
+
+    (tmp_path / "run.json").write_text(json.dumps({"settings": settings(before)}))
+    with contextlib.nullcontext() if change is None else pytest.raises(UserError, match=change):
+        _check_settings(tmp_path, lambda run: settings(now), Run("", "", 0))
 
 
 def test_results_of_another_student_are_refused(finished: Path, data: Path) -> None:

@@ -8,7 +8,7 @@ import logging
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import patch_environment
+from omegaconf import OmegaConf
 
 from distilled_student.benchmark.commands import STUDENT_DATA, Bench
 from distilled_student.benchmark.suite import Run
@@ -29,6 +30,7 @@ from distilled_student.common.files import read_json, write_json
 from distilled_student.common.interruption import Interrupted
 from distilled_student.common.settings import flat
 from distilled_student.host import launch
+from distilled_student.multitask.tasks import task_module
 from distilled_student.student import cost
 from distilled_student.student.network import build_student
 
@@ -58,22 +60,31 @@ def _has_started(folder: Path) -> bool:
     return has_checkpoint or any((folder / name).is_file() for name in (RESULTS, CONFIG))
 
 
+def _defaults_of_tasks(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of the settings of the joint downstream's tasks, by the keys that `flat` gives them."""
+    tasks = settings.get("downstream_expert", {}).get("tasks") or {}
+    modules = {name: task_module(name, (group or {}).get("module"), name) for name, group in tasks.items()}
+    groups = {name: OmegaConf.to_container(OmegaConf.structured(m.Settings)) for name, m in modules.items()}
+    return flat({"downstream_expert": {"tasks": groups}})
+
+
 def _check_settings(folder: Path, settings: Callable[[Run], dict[str, Any]], run: Run) -> None:
     """Raise UserError if a training in this folder had other settings than those of the run."""
     record = folder / RECORD
     if not record.is_file() or not _has_started(folder):
         return
-    before = flat(read_json(record).get("settings", {}))
-    now = flat(json.loads(json.dumps(settings(run))))
+    of_run = settings(run)
+    before, now = flat(read_json(record).get("settings", {})), flat(json.loads(json.dumps(of_run)))
     if not any(before):
         raise UserError(f"{record}: has no settings: choose another --output or remove {folder}")
+    defaults = _defaults_of_tasks(of_run)
     for key in {**now, **before}:
         if key.removeprefix("student.") in STUDENT_DATA:  # in the records of older versions
             continue
-        # a setting that a later version has, and that is off, is no change
-        if (before.get(key) or None) != (now.get(key) or None):
-            change = f"{key} was {before.get(key)}, is {now.get(key)}"
-            raise UserError(f"{record}: {change}: choose another --output or remove {folder}")
+        old, new = (values.get(key, defaults.get(key)) for values in (before, now))
+        is_new = key not in before and key not in defaults and not new  # a later version has it, and it is off
+        if old != new and not is_new:
+            raise UserError(f"{record}: {key} was {old}, is {new}: choose another --output or remove {folder}")
 
 
 def _seconds(folder: Path) -> float:
