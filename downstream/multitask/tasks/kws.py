@@ -54,6 +54,7 @@ from distilled_student.multitask.tasks.kws_own import SPEAKER, loudest, own_clas
 from distilled_student.multitask.tasks.kws_settings import Settings
 
 log = logging.getLogger(__name__)
+NOBODY = "/"  # starts what stands for the speaker of a clip that has none
 
 
 def filling_of(settings: Settings) -> Filling:
@@ -256,8 +257,9 @@ class Task(BaseTask):
         labels, predicted, keys = zip(*collected, strict=True)
         confusion = M.confusion_matrix(labels, predicted, len(self.labels))
         shares = [None if share is None else 100 * share for share in M.per_class_accuracy(confusion)]
-        names = {key: speaker for key, (_, speaker) in _spoken(keys, self._speaker_pattern).items()}
-        _, speakers = np.unique([names.get(key, f"/{i}") for i, key in enumerate(keys)], return_inverse=True)
+        of_speech = [key for key, label in zip(keys, labels, strict=True) if label != SILENCE_LABEL]
+        names = {key: speaker for key, (_, speaker) in _spoken(of_speech, self._speaker_pattern).items()}
+        speakers = np.array([names.get(key, f"{NOBODY}{number}") for number, key in enumerate(keys)])
         arrays = {"labels": np.array(labels), "predicted": np.array(predicted), "speakers": speakers}
         results = {
             "accuracy": 100 * M.accuracy(confusion),
@@ -302,18 +304,17 @@ class Task(BaseTask):
 
     @classmethod
     def interval(cls, runs: Sequence[Mapping[str, np.ndarray]]) -> tuple[float, float] | None:
-        """Bootstrap over speakers; a clip without one, such as silence, counts as one. None for less than three."""
-        correct = [run["labels"] == run["predicted"] for run in runs]
-        # scores of versions before 0.2 do not say the speakers
-        speakers = [run.get("speakers", np.arange(len(run["labels"]))) for run in runs]
-        if len(np.unique(speakers[0])) < 3:
+        """Bootstrap over speakers; a clip without one, such as silence, is drawn as one of its own.
+
+        The seeds have the same speakers, but may have different unknown words and silences without a test archive.
+        None for fewer than three speakers, and for scores of versions before 0.2, which do not say them.
+        """
+        if any("speakers" not in run for run in runs):
             return None
-        # without a test archive the seeds may have different unknown words and silences
-        if all(np.array_equal(run["labels"], runs[0]["labels"]) for run in runs):
-            low, high = M.share_interval(np.mean(correct, axis=0), speakers[0])
-        else:
-            apart = np.concatenate([of_run + run * 10**9 for run, of_run in enumerate(speakers)])
-            low, high = M.share_interval(np.concatenate(correct), apart)
+        if sum(not name.startswith(NOBODY) for name in set(runs[0]["speakers"].tolist())) < 3:
+            return None
+        correct = np.concatenate([run["labels"] == run["predicted"] for run in runs])
+        low, high = M.share_interval(correct, np.concatenate([run["speakers"] for run in runs]))
         return 100 * low, 100 * high
 
     def describe(self, output: Tensor) -> str:
