@@ -136,11 +136,12 @@ def test_training_brings_the_vectors_of_unseen_speech_nearer_to_the_teachers(
     speech = network.Speech(delayed.astype(np.float16), steps.astype(np.float16))
     with caplog.at_level("INFO"):
         network.train(speech, words, "f", steps=100)
-        network.train(speech, words, "f", steps=1)
+        first = network.train(speech, words, "f", steps=1)
     after, before = (float(record.getMessage().split()[-1]) for record in caplog.records)
     assert after < 0.6 * before
     maps, again = (network.train(speech, words, "f", steps=5) for _ in range(2))
     assert np.array_equal(maps.front, again.front) and np.array_equal(maps.mapping, again.mapping)
+    assert not np.array_equal(maps.mapping, first.mapping), "these are the weights that were trained"
 
 
 def test_words_are_found_by_language_and_the_most_frequent_ones_are_drawn_from(tmp_path: Path) -> None:
