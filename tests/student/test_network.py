@@ -13,6 +13,7 @@ from conftest import tone
 
 import distilled_student as ds
 from distilled_student.checkpoints.foreign_config import config_to_hubert
+from distilled_student.student.lengths import mask_if_padded
 
 
 def test_padding_never_changes_a_result(student_variant: ds.Student) -> None:
@@ -109,6 +110,13 @@ def test_with_encoder_stride_2_each_hidden_state_is_given_twice(small_cnn: ds.St
 def test_impossible_lengths_are_refused(small_cnn: ds.StudentConfig, lengths: list[int]) -> None:
     with pytest.raises(ValueError, match="lengths"):
         ds.build_student(small_cnn)(torch.zeros(2, 4_000), torch.tensor(lengths))
+
+
+def test_a_mask_is_where_the_frames_are_also_in_an_exported_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    for function in (lambda: False, lambda: True):
+        monkeypatch.setattr(torch.compiler, "is_exporting", function)
+        mask = mask_if_padded(torch.tensor([1, 2]), 3, torch.device("meta"))
+        assert mask is not None and mask.device.type == "meta"
 
 
 def test_the_package_needs_torch_alone_and_a_saved_student_torch_and_safetensors_alone(

@@ -51,8 +51,8 @@ def checked_lengths(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
 
 def frame_mask(lengths: Tensor, frames: int, device: torch.device | None = None) -> Tensor:
     """``(batch, frames)`` bool, True for valid frames; on ``device``, by default that of ``lengths (batch,)``."""
-    if not is_exporting():  # each operation of a graph takes time to export
-        lengths = lengths.to(device or lengths.device, non_blocking=True)
+    if device is not None and device != lengths.device:  # each operation of a graph takes time to export
+        lengths = lengths.to(device, non_blocking=True)
     return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
 
 
