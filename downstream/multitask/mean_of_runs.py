@@ -120,6 +120,7 @@ def _meaning(file: Path, state: Mapping[str, Any]) -> dict[str, Any]:
         return found
     settings = typed(ExpertSettings, state["Config"].get("downstream_expert") or {}, f"{file}: downstream_expert")
     found |= {"downstream_expert.layers": settings.layers, "downstream_expert.gain_db": settings.gain_db}
+    found["downstream_expert.schedule: branches in this order"] = settings.branched
     entries, saved = read_tasks(settings, str(file)), _saved_classes(file, state)
     for name in sorted(settings.schedule):
         task = entries[name].settings

@@ -138,6 +138,21 @@ def test_a_checkpoint_of_a_run_is_never_overwritten(
     assert file.read_bytes() == before
 
 
+def test_branches_of_tasks_in_another_order_are_refused(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def branched(state: dict[str, Any], order: tuple[str, str]) -> None:
+        expert = state["Config"]["downstream_expert"]
+        expert["schedule"] = dict.fromkeys(order, 1)
+        for name in order:
+            expert["tasks"][name] |= {"branch": True, "layer": None}
+
+    orders = ("kws", "sv"), ("sv", "kws")
+    first, second = (changed(runs[i], tmp_path / str(i), lambda state, i=i: branched(state, orders[i])) for i in (0, 1))
+    message = "branches in this order: ['kws', 'sv'], but ['sv', 'kws'] in"
+    assert message in refusal(first, second, tmp_path / "mean", capsys)
+
+
 def edit(*keys: str, value: object) -> Callable[[dict[str, Any]], object]:
     """A change of a checkpoint: one setting in ``Config``, or one argument in ``Args``."""
 
