@@ -10,14 +10,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import patch_environment
-from omegaconf import OmegaConf
 
 from distilled_student.benchmark.commands import STUDENT_DATA, Bench
 from distilled_student.benchmark.suite import Run
@@ -64,8 +63,8 @@ def _defaults_of_tasks(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of the settings of the joint downstream's tasks, by the keys that `flat` gives them."""
     tasks = settings.get("downstream_expert", {}).get("tasks") or {}
     modules = {name: task_module(name, (group or {}).get("module"), name) for name, group in tasks.items()}
-    groups = {name: OmegaConf.to_container(OmegaConf.structured(m.Settings)) for name, m in modules.items()}
-    return flat({"downstream_expert": {"tasks": groups}})
+    groups = {name: asdict(module.Settings()) for name, module in modules.items()}
+    return flat(json.loads(json.dumps({"downstream_expert": {"tasks": groups}})))
 
 
 def _check_settings(folder: Path, settings: Callable[[Run], dict[str, Any]], run: Run) -> None:

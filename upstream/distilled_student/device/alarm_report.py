@@ -36,7 +36,7 @@ def _curve_lines(curve: Curve, threshold: float | None, what: str, short: Sequen
     widths = [max(len(row[i]) for row in cells) for i in range(len(heading))]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     if curve.labels:
-        reached = next((f"at most {rate:g}" for rate in reversed(RATES) if curve.at(rate) is not None), "threshold 1")
+        reached = "threshold 1" if (rate := curve.rate_of_labels) is None else f"at most {rate:g}"
         counts = ", ".join(f"{label} {count}" for label, count in curve.labels.items())
         lines.append(f"alarms by {what} ({reached}): {counts}")
     return lines

@@ -80,6 +80,11 @@ class Curve:
             kept.append(point)
         return min(reversed(kept), key=lambda point: sum(point.misses.values()), default=None)
 
+    @property
+    def rate_of_labels(self) -> float | None:
+        """The largest of `RATES` that is reached, which ``labels`` are counted at; None: the largest threshold."""
+        return next((rate for rate in reversed(RATES) if self.at(rate) is not None), None)
+
     def to_json(self) -> dict[str, Any]:
         def row(point: Point | None) -> dict[str, Any] | None:
             return None if point is None else {**vars(point), "interval": list(point.interval)}
@@ -202,7 +207,8 @@ class _Recorded(NamedTuple):
             tried = sorted({*tried, now})
         points = [self._point(threshold, labels, is_of_words) for threshold in tried]
         curve = Curve(points, 0, {})
-        reached = next((point for rate in reversed(RATES) if (point := curve.at(rate)) is not None), points[-1])
+        rate = curve.rate_of_labels
+        reached = points[-1] if rate is None else curve.at(rate)
         counts = Counter(label for _, label in _hits(self.of_audio, reached.threshold, is_of_words))
         spoken = max((_count(mix, labels) for mix, _ in self.mixes.values()), default=0)
         return Curve(points, spoken, dict(counts.most_common()))
