@@ -129,7 +129,8 @@ class DownstreamExpert(nn.Module):
         if self.settings.initial_heads and mode == "train" and not kwargs.get("past_exp"):
             if (upstream := kwargs.get("upstream", STUDENT)) != STUDENT:
                 raise UserError(f"{self._where}.initial_heads: -u {upstream}: has no heads: set it to false")
-            start_heads(kwargs.get("upstream_ckpt"), self.tasks, self.choices, f"{self._where}.initial_heads")
+            key = f"{self._where}.initial_heads"
+            start_heads(kwargs.get("upstream_ckpt"), self.tasks, self.choices, self.settings.branched, key)
         if mode == "train":  # find what is wrong with the evaluation data now, not after hours of training
             for split in runner.get("eval_dataloaders") or ():
                 self.get_dataloader(split)

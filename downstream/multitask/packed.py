@@ -130,20 +130,30 @@ def load_packed(folder: Path) -> PackedModel:
     return PackedModel(student, features, weights, gain, tasks, choices, thresholds)
 
 
-def start_heads(name: str | None, tasks: Mapping[str, nn.Module], choices: Mapping[str, nn.Module], key: str) -> None:
+def start_heads(
+    name: str | None,
+    tasks: Mapping[str, nn.Module],
+    choices: Mapping[str, nn.Module],
+    branched: Sequence[str],
+    key: str,
+) -> None:
     """Copy the weights of a packed model's heads to heads of the same shape; the others keep theirs, as of new words.
 
     Args:
         name: Of ``-k``: a model that ships, or a folder that `save_packed` wrote; None: the default upstream.
+        branched: The tasks that have a branch of the student.
         key: ``FILE: dotted.key`` of the setting, for messages.
 
     Raises:
-        UserError: it is no packed model, or is damaged.
+        UserError: it is no packed model, or is damaged, or has a branch for a task that has none here.
     """
     folder = model_path(name or DEFAULT)
     if not (folder / JOINT).is_file():
         remedy = f"give -k {DEFAULT} or a folder of `distilled-student pack`, or set it to false"
         raise UserError(f"{key}: -k {name}: has no {JOINT}, the description of its heads: {remedy}")
+    if dropped := [task for task in _packed_branches(folder) if task in tasks and task not in branched]:
+        reason = f"-k {name or DEFAULT}: its head of '{dropped[0]}' was trained behind a branch of the student"
+        raise UserError(f"{key}: {reason}: set tasks.{dropped[0]}.branch to true, or this to false")
     heads = _heads(tasks, choices)
     saved = {k: v for k, v in read_safetensors(folder / HEADS).items() if not k.startswith(BRANCHES)}
     own = heads.state_dict()
@@ -158,15 +168,33 @@ def start_branches(name: str | None, branched: Sequence[str], branches: Sequence
     Args:
         name: See `start_heads`, which also says what is wrong with it.
         branched: The tasks of ``branches``.
+
+    Raises:
+        UserError: the packed model is damaged, or its branches have another shape.
     """
     folder = model_path(name or DEFAULT)
     if not (folder / JOINT).is_file():
         return
-    packed = load_packed(folder)
-    saved = [task for task in packed.tasks if packed.tasks[task].settings.branch]
+    if not (saved := _packed_branches(folder)):
+        return
+    tensors = read_safetensors(folder / HEADS)
     for task, branch in zip(branched, branches, strict=True):
         if task in saved:
-            branch.load_state_dict(packed.student.branches[saved.index(task)].state_dict())
+            prefix = f"{BRANCHES}{saved.index(task)}."
+            state = {k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)}
+            try:
+                branch.load_state_dict(state)
+            except RuntimeError as error:
+                reason = short_reason(error)
+                raise UserError(f"{folder / HEADS}: its branch does not fit the student's ({reason})") from None
+
+
+def _packed_branches(folder: Path) -> list[str]:
+    """The tasks of a packed model that have a branch, in the order of the branches."""
+    try:
+        return [task for task, settings in read_json(folder / JOINT)["tasks"].items() if settings.get("branch")]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / JOINT}: damaged, or of another version ({short_reason(error)})") from None
 
 
 def _load_heads(heads: nn.ModuleDict, tensors: dict[str, Tensor], file: Path) -> None:

@@ -24,7 +24,7 @@ from distilled_student.multitask.device_model import open_joint
 from distilled_student.multitask.evaluate import evaluate
 from distilled_student.multitask.expert import DownstreamExpert
 from distilled_student.multitask.heads import LayerChoice
-from distilled_student.multitask.packed import load_packed
+from distilled_student.multitask.packed import load_packed, start_heads
 from distilled_student.onnx.speakers import unit_length
 from distilled_student.streaming import Stream
 from distilled_student.student.cost import macs_per_second
@@ -208,6 +208,10 @@ def test_a_branched_run_is_packed_and_answers_as_before(run: Path, tmp_path: Pat
         DownstreamExpert.prepare_upstream(upstream, group, "", str(packed))
         equal = [torch.equal(value, trained[name]) for name, value in upstream.student.branches[0].state_dict().items()]
         assert all(equal) == expected_start, "a training starts from the branch of the same task, with initial_heads"
+    joint = load_packed(packed)
+    with pytest.raises(UserError, match=r"'sv' was trained behind a branch.*set tasks.sv.branch to true"):
+        start_heads(str(packed), joint.tasks, joint.choices, [], "config.yaml: initial_heads")
+    start_heads(str(packed), joint.tasks, joint.choices, ["sv"], "config.yaml: initial_heads")
 
 
 @pytest.mark.parametrize(
