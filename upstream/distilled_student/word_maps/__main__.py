@@ -18,7 +18,7 @@ from distilled_student.onnx import Model, load
 from distilled_student.onnx.words import LEAST_WORDS, WORDS, WordMaps
 from distilled_student.teachers.open import open_teacher
 from distilled_student.word_maps import network
-from distilled_student.word_maps.clips import draw, find_words, read_clips, strips
+from distilled_student.word_maps.clips import MOST_HEARD, draw, find_words, read_clips, strips
 from distilled_student.word_maps.teacher_words import fit_words, word_segments
 from distilled_student.word_maps.thresholds import RUNNING_STRIPS, encode_running, with_thresholds
 
@@ -35,7 +35,14 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--without", nargs="*", default=[], help="words to leave out, as NUMBER:WORD; 0 is the first language"
     )
-    parser.add_argument("--audio", nargs="*", default=[], type=Path, help="folders with any speech, for the network")
+    parser.add_argument("--audio", nargs="*", default=[], type=Path, help="folders with any speech of people")
+    parser.add_argument(
+        "--synthetic",
+        nargs="*",
+        default=[],
+        type=Path,
+        help="folders with speech of synthesizers, better in many languages: for the training of the network alone",
+    )
     parser.add_argument("--teacher", default="openai/whisper-base", help="as in the settings of a distillation")
     parser.add_argument("--layer", type=int, default=5, help="of the teacher; those that know words (default: 5)")
     parser.add_argument("--noise", help="a folder of noises that the network learns to ignore; default: white noise")
@@ -58,7 +65,9 @@ def make(model: Model, options: argparse.Namespace) -> tuple[WordMaps, int]:
     if (number := len(set(words))) < LEAST_WORDS:
         raise UserError(f"{number} words; the maps need at least {LEAST_WORDS}, better hundreds")
     running = [file for folder in options.audio for file in files_of(folder, "--audio")]
-    audio = [one.file for one in found] + running
+    synthetic = [file for folder in options.synthetic for file in files_of(folder, "--synthetic")]
+    heard = draw(found, options.seed, MOST_HEARD, MOST_HEARD)
+    audio = [one.file for one in heard] + running
     # words alone would not do where there is other speech: they hold the words of the tests
     speech_alone = list(itertools.islice(strips(running or audio, network.STRIP, options.seed), RUNNING_STRIPS))
     if len(speech_alone) < network.LEAST_STRIPS:
@@ -67,7 +76,7 @@ def make(model: Model, options: argparse.Namespace) -> tuple[WordMaps, int]:
     noise = {"noise": 0.5, "snr": [5.0, 30.0], "noise_root": options.noise, "gain": 1.0, "gain_db": [-12.0, 6.0]}
     effects = Effects(EffectSettings(**noise), "--noise")
     of_teacher = fit_words(word_segments(encoder, options.layer, labelled, options.seed), words)
-    pieces = strips(audio, network.STRIP, options.seed)
+    pieces = strips(audio, network.STRIP, options.seed, synthetic)
     speech = network.encode(model, encoder, options.layer, of_teacher, pieces, effects, options.seed)
     maps = network.train(speech, of_teacher, model.fingerprint, options.steps, options.seed)
     features = encode_running(model, maps, speech_alone)

@@ -20,6 +20,7 @@ from distilled_student.onnx.words import CONTEXT_SECONDS, PAUSE_SECONDS, WordCli
 
 MOST_CLIPS = 60  # of a word
 MOST_UNKNOWN = 250  # clips of unknown words
+MOST_HEARD = 350  # clips of a word, or of unknown words, in the network's speech: it learns frequent ones by heart
 CONTEXTS = 5  # pairs of utterances that clips follow; as many clips follow noise
 SPEEDS = (0.82, 1.2)  # of a file's second reading
 
@@ -68,15 +69,17 @@ def find_words(languages: Sequence[Sequence[Path]], without: Sequence[str] = ())
     return found
 
 
-def draw(files: Sequence[WordFile], seed: int = 0) -> list[WordFile]:
-    """Up to `MOST_CLIPS` files of each word and `MOST_UNKNOWN` of unknown words."""
+def draw(
+    files: Sequence[WordFile], seed: int = 0, most: int = MOST_CLIPS, most_unknown: int = MOST_UNKNOWN
+) -> list[WordFile]:
+    """Up to ``most`` files of each word and ``most_unknown`` of unknown words."""
     rng, by_word = random.Random(seed), defaultdict(list)
     for one in files:
         by_word[one.word].append(one)
     drawn = []
     for word, same in by_word.items():
-        most = MOST_UNKNOWN if word == UNKNOWN else MOST_CLIPS
-        drawn += same if len(same) <= most else rng.sample(same, most)
+        limit = most_unknown if word == UNKNOWN else most
+        drawn += same if len(same) <= limit else rng.sample(same, limit)
     return drawn
 
 
@@ -110,13 +113,17 @@ def read_clip(stream: Stream, samples: NDArray[np.float32], word: str, speaker: 
     return Clip(word, speaker, hidden.astype(np.float16), start, end)
 
 
-def strips(files: Sequence[Path], samples: int, seed: int = 0) -> Iterator[NDArray[np.float32]]:
-    """All files twice, in random order, one after the other and partly with pauses, cut into pieces of ``samples``.
+def strips(
+    files: Sequence[Path], samples: int, seed: int = 0, once: Sequence[Path] = ()
+) -> Iterator[NDArray[np.float32]]:
+    """All files twice, and those of ``once``, in random order, partly with pauses, cut into pieces of ``samples``.
 
-    The second time a file is faster or slower, by `SPEEDS`. A piece that is not filled at the end is left out.
+    The second time a file is faster or slower, by `SPEEDS`, and so are half of those of ``once``. A piece that is not
+    filled at the end is left out.
     """
     rng, waiting, count = np.random.default_rng(seed), list[NDArray[np.float32]](), 0
     readings = [(file, speed) for file in files for speed in (1.0, float(rng.uniform(*SPEEDS)))]
+    readings += [(file, 1.0 if rng.random() < 0.5 else float(rng.uniform(*SPEEDS))) for file in once]
     for index in rng.permutation(len(readings)):
         file, speed = readings[index]
         audio = load(file).numpy()
