@@ -151,7 +151,7 @@ def evaluate(
     if not suffix:
         of_training = getattr(runner.init_ckpt.get("Args"), "override", None)
         arguments = vars(runner.args) | {"override": of_training}  # instead of this evaluation's
-        write_card(expdir, expert.tasks, results, arrays, arguments, runner.init_ckpt.get("Step"))
+        write_card(expdir, expert.tasks, results, arguments, runner.init_ckpt.get("Step"))
     return results
 
 

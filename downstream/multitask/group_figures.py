@@ -144,5 +144,4 @@ def figure_text(figure: Mapping[str, Any], metric: str) -> str:
     if figure[metric] is None:
         few = f"too few speakers (at least {FEWEST})"
         return few if figure.get("too_few_speakers") else "no target or no non-target trials"
-    interval = figure.get(f"{metric}_interval")
-    return f"{figure[metric]:.2f}" + ("" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]")
+    return M.with_interval(figure, metric)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -158,6 +161,12 @@ def quantile_interval(found: ArrayLike, level: float = 0.95) -> tuple[float, flo
     """The bounds that leave out equal shares of the values ``found`` of a bootstrap, ``1 - level`` in all."""
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def with_interval(results: Mapping[str, Any], metric: str, digits: int = 2) -> str:
+    """The text ``VALUE [LOW, HIGH]`` of a metric and its ``METRIC_interval``; ``VALUE`` alone if there is none."""
+    text, interval = f"{results[metric]:.{digits}f}", results.get(f"{metric}_interval")
+    return text if interval is None else f"{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
 def confusion_matrix(labels: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray:

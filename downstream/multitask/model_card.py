@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
-
 from distilled_student.common.arithmetic import ceil_div
 from distilled_student.common.errors import UserError
 from distilled_student.common.files import read_json, write_files
@@ -22,6 +20,7 @@ from distilled_student.common.shipped_models import DEFAULT, MODELS, model_path
 from distilled_student.common.tables import markdown_table
 from distilled_student.common.untrusted import escape_markdown
 from distilled_student.multitask.group_figures import FEWEST, GROUPS, counts_text, figure_text
+from distilled_student.multitask.metrics import with_interval
 from distilled_student.multitask.owner_evaluation import OWNER
 from distilled_student.multitask.owner_trials import ENROLLED, FALSE_ACCEPTS
 from distilled_student.multitask.tasks.base import BaseTask
@@ -51,7 +50,6 @@ def write_card(
     folder: Path,
     tasks: Mapping[str, BaseTask],
     results: Mapping[str, Any],
-    arrays: Mapping[str, np.ndarray],
     arguments: Mapping[str, Any],
     step: int | None,
 ) -> None:
@@ -60,7 +58,7 @@ def write_card(
     The training data come from the run's ``provenance.json``.
 
     Args:
-        results, arrays: Of the evaluation, as in ``results.json`` and ``scores-SPLIT.npz``.
+        results: Of the evaluation, as in ``results.json``.
         arguments: The arguments of its training (``-u``, ``-k``, ``-o``, ...).
         step: The number of updates of the checkpoint.
     """
@@ -72,7 +70,7 @@ def write_card(
     rows += [["checkpoint", f"{results['checkpoint']}{'' if step is None else f', step {step:,}'}"]]
     trained = _training_data(folder)
     for name, task in tasks.items():
-        rows += [[f"{name}: {what}", text] for what, text in _task_rows(name, task, results, arrays, trained)]
+        rows += [[f"{name}: {what}", text] for what, text in _task_rows(name, task, results, trained)]
     rows += _owner_rows(results)
     upstream, heads = results["upstream"], sum(results["head_parameters"].values())
     rows += [["parameters", f"{upstream['parameters'] / 1e6:.2f} M in the upstream, {heads / 1e6:.3f} M in the heads"]]
@@ -105,14 +103,9 @@ def _owner_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
     for count in ENROLLED:
         if found := (results.get(OWNER) or {}).get(f"enrolled_{count}"):
             both = found["owner_and_word"]
-            parts = [f"owner EER {_with_interval(found, 'eer', 2)}", f"with word {_with_interval(both, 'eer', 2)}"]
-            parts += [f"misses at {p} % {_with_interval(both, f'miss_at_{p}', 1)}" for p in FALSE_ACCEPTS]
+            parts = [f"owner EER {with_interval(found, 'eer', 2)}", f"with word {with_interval(both, 'eer', 2)}"]
+            parts += [f"misses at {p} % {with_interval(both, f'miss_at_{p}', 1)}" for p in FALSE_ACCEPTS]
             yield [f"owner, {count} enrolled: {results['split']}", ", ".join(parts)]
-
-
-def _with_interval(values: Mapping[str, Any], key: str, digits: int) -> str:
-    interval, text = values.get(f"{key}_interval"), f"{values[key]:.{digits}f}"
-    return text if interval is None else f"{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
 def _classes(name: str, results: Mapping[str, Any]) -> list[str]:
@@ -221,7 +214,6 @@ def _task_rows(
     name: str,
     task: BaseTask,
     results: Mapping[str, Any],
-    arrays: Mapping[str, np.ndarray],
     trained: Mapping[str, Any],
 ) -> Iterable[tuple[str, str]]:
     of_task, split = results[name], results["split"]
@@ -236,8 +228,6 @@ def _task_rows(
     counts = [f"{of_task[key]:,} {key}" for key in ("utterances", "speakers", "trials") if key in of_task]
     yield f"{split} data", ", ".join(counts) or "of the task"
     if task.headline in of_task:
-        own = {key.removeprefix(f"{name}_"): array for key, array in arrays.items() if key.startswith(f"{name}_")}
-        interval = of_task.get(f"{task.headline}_interval") or task.interval([own])
-        text = f"{of_task[task.headline]:.2f}"
-        text += " (no interval)" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
+        text = with_interval(of_task, task.headline)
+        text += "" if of_task.get(f"{task.headline}_interval") else " (no interval)"
         yield f"{split} {task.headline}", text

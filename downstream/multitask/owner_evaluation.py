@@ -134,8 +134,9 @@ class OwnerEvaluation:
         for count in T.ENROLLED:
             if found := results.get(f"enrolled_{count}"):
                 both = found["owner_and_word"]
-                missed = f"misses at 1 % {both['miss_at_1']:.1f} %"
-                parts.append(f"{count} enrolled: EER {found['eer']:.2f} %, with word {both['eer']:.2f} %, {missed}")
+                missed = f"misses at 1 % {M.with_interval(both, 'miss_at_1', 1)} %"
+                word = f"with word {M.with_interval(both, 'eer')} %, {missed}"
+                parts.append(f"{count} enrolled: EER {M.with_interval(found, 'eer')} %, {word}")
         return "; ".join(parts)
 
     def curves(self, results: Mapping[str, Any]) -> dict[str, float]:

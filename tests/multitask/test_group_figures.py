@@ -157,10 +157,15 @@ def test_an_evaluation_prints_and_writes_the_figures_of_each_group(
         "f": {"eer": None, "too_few_speakers": True, "speakers": 2, "targets": 2, "non_targets": 4}
     }
     assert (results["kws"], results["sv"]) == (plain["kws"], plain["sv"]), "the other figures stay"
+    low, high = results["kws"]["accuracy_interval"]
+    assert low < results["kws"]["accuracy"] < high and high - low > 5, "of eleven speakers"
+    whole = f"{results['kws']['accuracy']:.2f} [{low:.2f}, {high:.2f}]"
+    assert f"test: kws: accuracy {whole} %" in printed.out + printed.err
     assert (
         "kws: by sex: f " in printed.out + printed.err and "sv: by sex: f too few speakers" in printed.out + printed.err
     )
     card = (exp / "README.md").read_text().replace("\\", "")
+    assert f"| kws: test accuracy | {whole} |" in card
     assert "| kws: group of speakers | accuracy | number |" in card and "The data do not say groups" not in card
     low, high = by_sex["m"]["accuracy_interval"]
     row = f"| sex: m | {by_sex['m']['accuracy']:.2f} [{low:.2f}, {high:.2f}] | 5 speakers, 15 utterances |"

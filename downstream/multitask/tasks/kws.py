@@ -300,7 +300,7 @@ class Task(BaseTask):
         return float(results["balanced_accuracy" if self.settings.sampling == "class" else "accuracy"])
 
     def summary(self, results: Mapping[str, Any]) -> str:
-        return f"accuracy {results['accuracy']:.2f} % ({results['utterances']} utterances)"
+        return f"accuracy {M.with_interval(results, 'accuracy')} % ({results['utterances']} utterances)"
 
     @classmethod
     def interval(cls, runs: Sequence[Mapping[str, np.ndarray]]) -> tuple[float, float] | None:

@@ -404,7 +404,7 @@ class Task(BaseTask):
         return -float(results["eer"])
 
     def summary(self, results: Mapping[str, Any]) -> str:
-        line = f"EER {results['eer']:.2f} %, minDCF(0.01) {results['min_dcf_0.01']:.3f}"
+        line = f"EER {M.with_interval(results, 'eer')} %, minDCF(0.01) {results['min_dcf_0.01']:.3f}"
         if "as_norm" in results:
             line += f", with AS-norm {results['as_norm']['eer']:.2f} %"
         return f"{line} ({results['trials']} trials)"

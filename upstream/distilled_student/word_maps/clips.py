@@ -20,7 +20,7 @@ from distilled_student.onnx.words import CONTEXT_SECONDS, PAUSE_SECONDS, WordCli
 
 MOST_CLIPS = 60  # of a word
 MOST_UNKNOWN = 250  # clips of unknown words
-MOST_HEARD = 350  # clips of a word, or of unknown words, in the network's speech: it learns frequent ones by heart
+MOST_IN_SPEECH = 350  # clips of a word, or of unknown words, in the network's speech: it learns frequent ones by heart
 CONTEXTS = 5  # pairs of utterances that clips follow; as many clips follow noise
 SPEEDS = (0.82, 1.2)  # of a file's second reading
 
