@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from distilled_student.checkpoints.folder import load_student
 from distilled_student.common.early_checks import BEST, JOINT
 from distilled_student.common.errors import UserError
+from distilled_student.common.progress import Progress
 from distilled_student.common.shipped_models import model_path
 from distilled_student.host.upstreams import PREDICTED, StudentUpstream
 from distilled_student.multitask.calibration_folders import OPTION, folder_pieces
@@ -445,11 +446,14 @@ def measure(model: JointModel, run: Callable[[Tensor, Tensor], JointOutput], spl
     task = model.tasks[name]
     output_name = next(output for output, task_name in model.task_of_output.items() if task_name == name)
     outputs, labels, collected = [], [], []
-    for wavs, _, label, key, _ in EvaluationLoader({name: task.evaluation_data(split)}, {name: 1}):
-        output = run(torch.from_numpy(np.stack(wavs)), torch.tensor([len(wavs[0])])).tasks[output_name]
-        outputs.append(output[0])
-        labels += label
-        collected += task.collect(output, label, key)
+    data = task.evaluation_data(split)
+    with Progress(len(data), f"measuring {name} on {split}") as progress:
+        for wavs, _, label, key, _ in EvaluationLoader({name: data}, {name: 1}):
+            output = run(torch.from_numpy(np.stack(wavs)), torch.tensor([len(wavs[0])])).tasks[output_name]
+            outputs.append(output[0])
+            labels += label
+            collected += task.collect(output, label, key)
+            progress.update()
     results, _ = copy.deepcopy(task).metrics(split, collected)  # a copy: on development data sv fits its calibration
     threshold = task.device_threshold(torch.stack(outputs), labels) if task.has_threshold else None
     return Measured(task.score(results), task.summary(results), threshold)

@@ -223,7 +223,7 @@ def points_lost(float32: Measurements, int8: Mapping[str, Measurements]) -> dict
         if split == "dev":
             for method, value in points.items():
                 lost[method][task] = value
-        first_metric = re.split("[,(]", reference.summary)[0]
+        first_metric = re.split("[,(]", re.sub(r" \[.*?\]", "", reference.summary))[0]  # without its interval
         table.add_row(task, split, first_metric, *(f"{value:.2f}" for value in points.values()))
     Console().print(table)
     return lost

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distilled_student.common.progress import note
 from distilled_student.export.graph import (
     calibration_speech,
     compare,
@@ -185,6 +186,7 @@ def export_stream(
     layout |= {"padded_to": json.dumps(step.padded_to), "repeated_to": json.dumps(step.repeated_to)}
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder) / "stream.onnx"
+        note(f"{printed_as or path}: tracing the model")
         write_onnx(trace_step(step), file, file_metadata(model, checkpoint, "float32", {}) | layout)
         waveforms = speech_samples(model)
         long_enough = [waveform for waveform in with_halves(waveforms) if len(waveform) >= step.chunk]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distilled_student.common.errors import UserError
+from distilled_student.common.progress import note
 from distilled_student.common.sample_rate import SAMPLE_RATE
 from distilled_student.export.graph import (
     INPUTS,
@@ -121,6 +122,7 @@ def export_onnx(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file, waveforms = Path(folder) / "float32.onnx", speech_samples(model)
+        note(f"{printed_as or path}: tracing the model")
         write_onnx(trace_model(model), file, {})
         difference = check_graph(file, model, with_halves(waveforms))
         print(
