@@ -18,7 +18,7 @@ from distilled_student.onnx import Model, load
 from distilled_student.onnx.words import LEAST_WORDS, WORDS, WordMaps
 from distilled_student.teachers.open import open_teacher
 from distilled_student.word_maps import network
-from distilled_student.word_maps.clips import MOST_IN_SPEECH, draw, find_words, read_clips, strips
+from distilled_student.word_maps.clips import draw, find_words, read_clips, strips
 from distilled_student.word_maps.teacher_words import fit_words, word_segments
 from distilled_student.word_maps.thresholds import RUNNING_STRIPS, encode_running, with_thresholds
 
@@ -66,8 +66,7 @@ def make(model: Model, options: argparse.Namespace) -> tuple[WordMaps, int]:
         raise UserError(f"{number} words; the maps need at least {LEAST_WORDS}, better hundreds")
     running = [file for folder in options.audio for file in files_of(folder, "--audio")]
     synthetic = [file for folder in options.synthetic for file in files_of(folder, "--synthetic")]
-    spoken = draw(found, options.seed, MOST_IN_SPEECH, MOST_IN_SPEECH)
-    audio = [one.file for one in spoken] + running
+    audio = [one.file for one in found] + running
     # words alone would not do where there is other speech: they hold the words of the tests
     speech_alone = list(itertools.islice(strips(running or audio, network.STRIP, options.seed), RUNNING_STRIPS))
     if len(speech_alone) < network.LEAST_STRIPS:

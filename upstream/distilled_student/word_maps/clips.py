@@ -20,7 +20,6 @@ from distilled_student.onnx.words import CONTEXT_SECONDS, PAUSE_SECONDS, WordCli
 
 MOST_CLIPS = 60  # of a word
 MOST_UNKNOWN = 250  # clips of unknown words
-MOST_IN_SPEECH = 350  # clips of a word, or of unknown words, in the network's speech: it learns frequent ones by heart
 CONTEXTS = 5  # pairs of utterances that clips follow; as many clips follow noise
 SPEEDS = (0.82, 1.2)  # of a file's second reading
 
@@ -69,17 +68,15 @@ def find_words(languages: Sequence[Sequence[Path]], without: Sequence[str] = ())
     return found
 
 
-def draw(
-    files: Sequence[WordFile], seed: int = 0, most: int = MOST_CLIPS, most_unknown: int = MOST_UNKNOWN
-) -> list[WordFile]:
-    """Up to ``most`` files of each word and ``most_unknown`` of unknown words."""
+def draw(files: Sequence[WordFile], seed: int = 0) -> list[WordFile]:
+    """Up to `MOST_CLIPS` files of each word and `MOST_UNKNOWN` of unknown words."""
     rng, by_word = random.Random(seed), defaultdict(list)
     for one in files:
         by_word[one.word].append(one)
     drawn = []
     for word, same in by_word.items():
-        limit = most_unknown if word == UNKNOWN else most
-        drawn += same if len(same) <= limit else rng.sample(same, limit)
+        most = MOST_UNKNOWN if word == UNKNOWN else MOST_CLIPS
+        drawn += same if len(same) <= most else rng.sample(same, most)
     return drawn
 
 
