@@ -57,9 +57,7 @@ def read_words(lists: Sequence[str]) -> dict[str, list[str]]:
             raise UserError(f"{one}: expected LANGUAGE:FILE, with a word on each line of the file")
         lines = Path(file).read_text(encoding="utf-8", errors="ignore").splitlines()
         words = (line.partition("/")[0].strip() for line in lines)
-        found[language] = [
-            word for word in words if 2 <= len(word) <= LONGEST and not re.search(r"[\W\d_]{2}|\d", word)
-        ]
+        found[language] = [word for word in words if 2 <= len(word) <= LONGEST and not NO_WORD.search(word)]
         if not found[language]:
             raise UserError(f"{file}: has no words")
     return found
