@@ -151,13 +151,14 @@ def start_heads(
     if not (folder / JOINT).is_file():
         remedy = f"give -k {DEFAULT} or a folder of `distilled-student pack`, or set it to false"
         raise UserError(f"{key}: -k {name}: has no {JOINT}, the description of its heads: {remedy}")
-    if dropped := [task for task in _packed_branches(folder) if task in tasks and task not in branched]:
-        reason = f"-k {name or DEFAULT}: its head of '{dropped[0]}' was trained behind a branch of the student"
-        raise UserError(f"{key}: {reason}: set tasks.{dropped[0]}.branch to true, or this to false")
     heads = _heads(tasks, choices)
     saved = {k: v for k, v in read_safetensors(folder / HEADS).items() if not k.startswith(BRANCHES)}
     own = heads.state_dict()
     fitting = {k: v for k, v in saved.items() if isinstance(own.get(k), Tensor) and own[k].shape == v.shape}
+    for task in _packed_branches(folder):
+        if task not in branched and any(k.startswith(f"tasks.{task}.") for k in fitting):
+            reason = f"-k {name or DEFAULT}: its head of '{task}' was trained behind a branch of the student"
+            raise UserError(f"{key}: {reason}: set tasks.{task}.branch to true, or this to false")
     heads.load_state_dict(own | fitting)
     note(f"{key}: {len(fitting)} of {len(saved)} tensors of the heads start from {folder.name}")
 

@@ -43,7 +43,8 @@ class ExpertSettings:
             than ten people.
         initial_heads: Whether the heads start from those of the model that ``-k`` names (``edge``, or a folder that
             ``distilled-student pack`` wrote), where they have the same shape. Otherwise they start at random. A branch
-            of a task starts from that of the same task of the model, if it has one.
+            of a task starts from that of the same task of the model, if it has one; a head that was trained behind a
+            branch needs one.
         tasks: A group of settings for each task, by the task's name. ``module`` in a group names the task's Python
             module; it is needed for a task that is not part of this package.
         schedule: Batches of each task in a cycle, in this order. Only the tasks named here are used: one name means

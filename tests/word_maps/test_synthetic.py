@@ -31,7 +31,7 @@ def test_voices_say_words_of_their_language_and_the_others_words_in_latin_letter
     lists: list[str], tmp_path: Path
 ) -> None:
     words, rng = synthetic.read_words(lists), random.Random(0)
-    found = {"espeak-ng": ["ar", "fr", "sw"], "flite": ["slt"], "text2wave": ["kal_diphone"]}
+    found = {"espeak-ng": ["ar", "fr-be", "sw"], "flite": ["slt"], "text2wave": ["kal_diphone"]}
     drawn = [synthetic.draw(words, words["fr"], found, tmp_path / "0.wav", rng) for _ in range(200)]
     assert {one.command[0] for one in drawn} == set(found)
     for one in drawn:
@@ -42,7 +42,7 @@ def test_voices_say_words_of_their_language_and_the_others_words_in_latin_letter
     assert drawn == [synthetic.draw(words, words["fr"], found, tmp_path / "0.wav", rng) for _ in range(200)]
 
 
-def speak(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["synthetic", *arguments])
     synthetic.main()
 
@@ -51,19 +51,37 @@ def speak(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_writes_files_with_speech(
     lists: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    speak([str(tmp_path / "out"), *lists, "--files", "4"], monkeypatch)
+    run([str(tmp_path / "out"), *lists, "--files", "4"], monkeypatch)
     files = sorted((tmp_path / "out").glob("*.wav"))
     assert files and all(soundfile.info(file).duration > 0.5 for file in files)
 
 
-def test_what_is_missing_is_said(lists: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+def test_voices_that_spell_latin_letters_have_a_list_of_their_language_or_are_left_out(lists: list[str]) -> None:
+    found = {"espeak-ng": ["ar", "fr-fr", "he", "sw"]}
+    assert synthetic.usable(found, synthetic.read_words(lists)) == {"espeak-ng": ["ar", "fr-fr", "sw"]}
+    assert synthetic.usable(found, synthetic.read_words(lists[:1])) == {"espeak-ng": ["fr-fr", "sw"]}
+
+
+def test_what_is_missing_or_wrong_is_said(lists: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flite: dict[str, list[str]] = {"flite": ["slt"]}
+    latin = tmp_path / "latin.dic"
+    latin.write_bytes("\u00e9t\u00e9\n".encode("latin-1"))
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "a.wav").touch()
+    out = str(tmp_path / "out")
     for arguments, found, message in (
-        (lists, {}, "install espeak-ng"),
-        (lists[1:], flite, "a list of words in Latin letters is missing"),
-        (["fr:nothing"], flite, "fr:nothing: expected LANGUAGE:FILE"),
+        ([out, *lists], {}, "install espeak-ng"),
+        ([out, *lists[1:]], flite, "a list of words in Latin letters is missing"),
+        ([out, "fr:nothing"], flite, "fr:nothing: expected LANGUAGE:FILE"),
+        ([out, f"fr:{latin}"], flite, "latin.dic: is not in UTF-8"),
+        ([out, *lists, "--files", "0"], flite, "--files: 0: expected 1 or more"),
+        ([out, *lists], {"espeak-ng": ["sw"]}, "ar: is no language of"),
+        ([str(full), *lists], flite, "full: is not empty"),
+        ([str(latin), *lists], flite, "latin.dic: "),
     ):
         monkeypatch.setattr(synthetic, "voices", lambda found=found: found)
         with pytest.raises(SystemExit, match=message):
-            speak([str(tmp_path / "out"), *arguments], monkeypatch)
-        assert not (tmp_path / "out").exists()
+            run(arguments, monkeypatch)
+        assert not Path(out).exists()

@@ -220,7 +220,10 @@ class BaseTask(nn.Module):
         raise NotImplementedError
 
     def metrics(self, split: str, collected: list[Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """The results of a split, which JSON can hold, and arrays such as scores for plots and intervals."""
+        """The results of a split, which JSON can hold, and arrays such as scores for plots and intervals.
+
+        An evaluation and the model card show the interval ``HEADLINE_interval``, two bounds, where the results have it.
+        """
         raise NotImplementedError
 
     def speaker_groups(self, split: str) -> SpeakerGroups | None:

@@ -37,6 +37,7 @@ Measurements = dict[tuple[str, str], Measured]  # an evaluation of each task and
 METHODS = ("dynamic", "static")  # see `quantize`
 # Operators that hold the weights of a matrix product in 8 bits -> the number of the input with the weights.
 WEIGHT_INPUTS = {"MatMulInteger": 1, "QLinearMatMul": 3, "DequantizeLinear": 0}
+INTERVAL = re.compile(r" \[-?[\d.]+, -?[\d.]+\]")  # in `BaseTask.summary`
 LARGEST_SIGNED = 64  # absolute value of a weight with 7 bits
 
 
@@ -223,7 +224,7 @@ def points_lost(float32: Measurements, int8: Mapping[str, Measurements]) -> dict
         if split == "dev":
             for method, value in points.items():
                 lost[method][task] = value
-        first_metric = re.split("[,(]", re.sub(r" \[.*?\]", "", reference.summary))[0]  # without its interval
+        first_metric = re.split("[,(]", INTERVAL.sub("", reference.summary))[0]
         table.add_row(task, split, first_metric, *(f"{value:.2f}" for value in points.values()))
     Console().print(table)
     return lost

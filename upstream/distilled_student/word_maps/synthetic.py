@@ -15,9 +15,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from distilled_student.common.errors import UserError
+from distilled_student.common.errors import UserError, short_reason
 from distilled_student.common.progress import Progress
 
 DESCRIPTION = """Writes files with lists of random words, spoken by the voices of espeak-ng, flite and festival that are
@@ -31,6 +31,8 @@ STRETCHES = (0.75, 1.3)  # of flite: of the durations
 VARIANTS = ("", *(f"+m{number}" for number in range(1, 9)), *(f"+f{number}" for number in range(1, 6)))
 SHARES = {"espeak-ng": 0.8, "flite": 0.1, "text2wave": 0.1}  # of the files
 FLITE = ("awb", "kal16", "rms", "slt")  # those at 16 kHz
+LONGEST_WAIT = 60.0  # seconds for a file
+AS_TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
 FESTIVAL = "(mapcar (lambda (name) (print name)) (voice.list))"
 
 
@@ -48,36 +50,63 @@ def read_words(lists: Sequence[str]) -> dict[str, list[str]]:
     hunspell.
 
     Raises:
-        UserError: a list is missing or has no words.
+        UserError: a list is missing, is not in UTF-8 or has no words.
     """
-    found = {}
+    found: dict[str, list[str]] = {}
     for one in lists:
         language, _, file = one.partition(":")
         if not Path(file).is_file():
             raise UserError(f"{one}: expected LANGUAGE:FILE, with a word on each line of the file")
-        lines = Path(file).read_text(encoding="utf-8", errors="ignore").splitlines()
+        try:
+            lines = Path(file).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"{file}: is not in UTF-8: convert it with iconv") from None
         words = (line.partition("/")[0].strip() for line in lines)
-        found[language] = [word for word in words if 2 <= len(word) <= LONGEST and not NO_WORD.search(word)]
-        if not found[language]:
+        kept = [word for word in words if 2 <= len(word) <= LONGEST and not NO_WORD.search(word)]
+        if not kept:
             raise UserError(f"{file}: has no words")
+        found.setdefault(language, []).extend(kept)
     return found
 
 
 def voices() -> dict[str, list[str]]:
-    """The installed voices of each program that is installed; those of espeak-ng are languages."""
-    found = {}
-    if shutil.which("espeak-ng"):
-        lines = _output(["espeak-ng", "--voices"]).splitlines()[1:]
-        found["espeak-ng"] = [line.split()[1] for line in lines]
-    if shutil.which("flite"):
-        found["flite"] = [name for name in FLITE if name in _output(["flite", "-lv"]).split()]
-    if shutil.which("text2wave") and shutil.which("festival"):
-        found["text2wave"] = _output(["festival", "--pipe"], FESTIVAL).split()
+    """The voices of each program that is installed and answers; those of espeak-ng are languages."""
+    espeak = [line.split()[1] for line in _output(["espeak-ng", "--voices"]).splitlines()[1:]]
+    flite = _output(["flite", "-lv"]).split()
+    festival = _output(["festival", "--pipe"], FESTIVAL).split() if shutil.which("text2wave") else []
+    found = {"espeak-ng": espeak, "flite": [name for name in FLITE if name in flite], "text2wave": festival}
     return {program: names for program, names in found.items() if names}
 
 
 def _output(command: list[str], text: str = "") -> str:
-    return subprocess.run(command, input=text, text=True, capture_output=True, check=True).stdout
+    """What a program prints; nothing if it is not installed or fails."""
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, timeout=LONGEST_WAIT, check=True, **AS_TEXT)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout
+
+
+def own_list(voice: str, words: Mapping[str, list[str]]) -> list[str] | None:
+    """The words for a voice of espeak-ng, such as ``fr-be``: of this language, or of ``fr``."""
+    return words.get(voice) or words.get(voice.partition("-")[0])
+
+
+def usable(found: Mapping[str, list[str]], words: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The voices without those of espeak-ng that have no list and spell words in Latin letters instead of reading them.
+
+    Raises:
+        UserError: a list is of no language of espeak-ng.
+    """
+    if "espeak-ng" not in found:
+        return dict(found)
+    languages = {part for voice in found["espeak-ng"] for part in (voice, voice.partition("-")[0])}
+    if unknown := sorted(set(words) - languages):
+        raise UserError(f"{unknown[0]}: is no language of `espeak-ng --voices`")
+    with ThreadPoolExecutor() as pool:
+        said = pool.map(lambda voice: _output(["espeak-ng", "-v", voice, "-x", "-q", "maletu"]), found["espeak-ng"])
+        pairs = list(zip(found["espeak-ng"], said, strict=True))
+    return {**found, "espeak-ng": [voice for voice, text in pairs if own_list(voice, words) or "(en)" not in text]}
 
 
 def draw(
@@ -86,7 +115,7 @@ def draw(
     """A random voice of ``found`` that says words of its language, or else of ``latin``, into ``file``."""
     program = rng.choices(list(found), [SHARES[name] for name in found])[0]
     voice = rng.choice(found[program])
-    listed = words.get(voice, latin) if program == "espeak-ng" else latin
+    listed = (own_list(voice, words) if program == "espeak-ng" else None) or latin
     text = rng.choice(PAUSES).join(rng.choices(listed, k=rng.randint(*IN_A_FILE)))
     if program == "espeak-ng":
         options = ["-s", str(rng.randint(*SPEEDS)), "-p", str(rng.randint(*PITCHES))]
@@ -97,33 +126,49 @@ def draw(
     return Spoken([program, "-eval", f"(voice_{voice})", "-o", str(file)], text)
 
 
+def speak(folder: Path, lists: Sequence[str], files: int, seed: int) -> int:
+    """Write the files into a folder that has none; the number that was written.
+
+    A voice that fails on a word, or whose data are not installed, leaves its file out.
+
+    Raises:
+        UserError: see `read_words` and `usable`; no synthesizer is installed, or nothing was written.
+    """
+    if files < 1:
+        raise UserError(f"--files: {files}: expected 1 or more")
+    words, found = read_words(lists), voices()
+    latin = [word for listed in words.values() for word in listed if word.isascii()]
+    if not found or not latin:
+        missing = "a list of words in Latin letters is missing" if found else "install espeak-ng, flite or festival"
+        raise UserError(missing)
+    found, rng = usable(found, words), random.Random(seed)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: {short_reason(error)}") from None
+    if any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty: give another folder")
+    drawn = [draw(words, latin, found, folder / f"{number:06}.wav", rng) for number in range(files)]
+    with ThreadPoolExecutor() as pool, Progress(len(drawn), "speaking") as progress:
+        for _ in pool.map(lambda one: _output(one.command, one.text), drawn):
+            progress.update()
+    if not (written := len(list(folder.glob("*.wav")))):
+        raise UserError(f"{folder}: none of the voices has spoken")
+    return written
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m distilled_student.word_maps.synthetic", description=DESCRIPTION)
-    parser.add_argument("output", type=Path, help="a folder for the files")
+    parser.add_argument("output", type=Path, help="a new folder for the files")
     parser.add_argument("lists", nargs="+", help="LANGUAGE:FILE, as fr:/usr/share/dict/french; languages of espeak-ng")
-    parser.add_argument("--files", type=int, default=8000, help="an hour has about 800 (default: 8000)")
+    parser.add_argument("--files", type=int, default=5000, help="an hour has about 700 to 900 (default: 5000)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     try:
-        words, found = read_words(options.lists), voices()
-        latin = [word for listed in words.values() for word in listed if word.isascii()]
-        if not found or not latin:
-            missing = "a list of words in Latin letters is missing" if found else "install espeak-ng, flite or festival"
-            raise UserError(missing)
+        written = speak(options.output, options.lists, options.files, options.seed)
     except UserError as error:
         sys.exit(str(error))
-    options.output.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(options.seed)
-    drawn = [draw(words, latin, found, options.output / f"{number:06}.wav", rng) for number in range(options.files)]
-
-    def speak(one: Spoken) -> None:
-        # a voice that fails on a word, or whose data are not installed, leaves its file out
-        subprocess.run(one.command, input=one.text, text=True, capture_output=True, check=False)
-
-    with ThreadPoolExecutor() as pool, Progress(len(drawn), "speaking") as progress:
-        for _ in pool.map(speak, drawn):
-            progress.update()
-    print(f"{options.output}: {len(list(options.output.glob('*.wav')))} files")
+    print(f"{options.output}: {written} of {options.files} files were spoken")
 
 
 if __name__ == "__main__":
