@@ -234,3 +234,12 @@ def test_emulated_cpus_compute_what_this_one_computes(written: dict[str, Path], 
     assert max(differences.values()) < 0.01, differences
     if cpu == "Haswell":
         assert saturating > 3 * max(differences.values()), "the emulated CPU must show what is avoided"
+
+
+def test_the_table_of_losses_has_the_first_figure_without_its_interval(capsys: pytest.CaptureFixture) -> None:
+    before = Measured(96.88, "accuracy 96.88 [94.00, 98.10] % (763 utterances)", None)
+    after = Measured(96.5, "accuracy 96.50 [93.00, 98.00] % (763 utterances)", None)
+    lost = int8.points_lost({("kws", "dev"): before}, {"dynamic": {("kws", "dev"): after}})
+    assert lost["dynamic"]["kws"] == pytest.approx(0.38)
+    printed = capsys.readouterr().out
+    assert "accuracy 96.88 %" in printed and "94.00" not in printed
