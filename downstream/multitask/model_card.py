@@ -103,7 +103,7 @@ def _owner_rows(results: Mapping[str, Any]) -> Iterable[list[str]]:
     for count in ENROLLED:
         if found := (results.get(OWNER) or {}).get(f"enrolled_{count}"):
             both = found["owner_and_word"]
-            parts = [f"owner EER {with_interval(found, 'eer', 2)}", f"with word {with_interval(both, 'eer', 2)}"]
+            parts = [f"owner EER {with_interval(found, 'eer')}", f"with word {with_interval(both, 'eer')}"]
             parts += [f"misses at {p} % {with_interval(both, f'miss_at_{p}', 1)}" for p in FALSE_ACCEPTS]
             yield [f"owner, {count} enrolled: {results['split']}", ", ".join(parts)]
 
@@ -228,6 +228,5 @@ def _task_rows(
     counts = [f"{of_task[key]:,} {key}" for key in ("utterances", "speakers", "trials") if key in of_task]
     yield f"{split} data", ", ".join(counts) or "of the task"
     if task.headline in of_task:
-        text = with_interval(of_task, task.headline)
-        text += "" if of_task.get(f"{task.headline}_interval") else " (no interval)"
-        yield f"{split} {task.headline}", text
+        missing = "" if of_task.get(f"{task.headline}_interval") else " (no interval)"
+        yield f"{split} {task.headline}", with_interval(of_task, task.headline) + missing

@@ -75,11 +75,11 @@ def test_what_is_missing_or_wrong_is_said(lists: list[str], tmp_path: Path, monk
         ([out, *lists], {}, "install espeak-ng"),
         ([out, *lists[1:]], flite, "a list of words in Latin letters is missing"),
         ([out, "fr:nothing"], flite, "fr:nothing: expected LANGUAGE:FILE"),
-        ([out, f"fr:{latin}"], flite, "latin.dic: is not in UTF-8"),
+        ([out, f"fr:{latin}"], flite, "latin.dic: cannot be read as a list of words, is not UTF-8"),
         ([out, *lists, "--files", "0"], flite, "--files: 0: expected 1 or more"),
         ([out, *lists], {"espeak-ng": ["sw"]}, "ar: is no language of"),
         ([str(full), *lists], flite, "full: is not empty"),
-        ([str(latin), *lists], flite, "latin.dic: "),
+        ([str(latin), *lists], flite, "latin.dic: cannot be written: .* is a file; give a folder"),
     ):
         monkeypatch.setattr(synthetic, "voices", lambda found=found: found)
         with pytest.raises(SystemExit, match=message):

@@ -122,8 +122,8 @@ class Alarms:
         return found if self.of_words is None else found | {"own_words": self.of_words.to_json()}
 
 
-def audio_of(path: Path, option: str = "--audio") -> list[Path]:
-    """The file, or all audio files of a folder and its subfolders.
+def audio_of(path: Path, option: str = "--audio") -> tuple[list[Path], float]:
+    """The file, or all audio files of a folder and its subfolders, and their seconds.
 
     Raises:
         UserError: there is none, one of them cannot be read, or they are shorter than a hop of a stream.
@@ -133,9 +133,9 @@ def audio_of(path: Path, option: str = "--audio") -> list[Path]:
     files = [path] if path.is_file() else audio_files(path, option)
     if not files:
         raise UserError(f"{option} {path}: holds no audio files")
-    if check_readable(files) < HOP_SECONDS:
+    if (seconds := check_readable(files)) < HOP_SECONDS:
         raise UserError(f"{option} {path}: is shorter than {HOP_SECONDS} s: give hours of audio")
-    return files
+    return files, seconds
 
 
 def blocks_of(files: Sequence[Path]) -> Iterator[NDArray[np.float32]]:
@@ -157,6 +157,7 @@ def measure(
     owner: Enrolment | None = None,
     false_accepts: float = 0.01,
     where: str = "--audio",
+    seconds: float | None = None,
 ) -> Alarms:
     """Run a stream once over audio without keywords, and once for each level over audio with keywords.
 
@@ -170,16 +171,17 @@ def measure(
         levels: In dB, see `Mix`.
         owner, false_accepts: See `Stream.listen`.
         where: The option that ``files`` come from, for messages.
+        seconds: Of ``files``, for the progress; None: not known.
     """
-    of_audio = record(stream, blocks_of(files), owner, false_accepts, "audio", check_readable(files))
+    of_audio = record(stream, blocks_of(files), owner, false_accepts, "audio", seconds)
     if not of_audio.seconds:
         raise UserError(f"{where}: is shorter than {of_audio.hop} s: give hours of audio")
     mixes: dict[str, tuple[Mix, Trace]] = {}
-    seconds = mixed_seconds(clips)
+    of_mix = mixed_seconds(clips)
     for level in levels if clips else ():
         mix = Mix(clips, level)
         name = f"keywords at {level:g} dB"
-        trace = record(stream, mix.blocks(_endless(files)), owner, false_accepts, name, seconds)
+        trace = record(stream, mix.blocks(_endless(files)), owner, false_accepts, name, of_mix)
         mixes[f"{level:g}"] = mix, trace
     keywords = {label for label in stream.detector.labels if not label.startswith("_")}
     words = {clip.label for clip in clips} - keywords
@@ -281,7 +283,8 @@ def choose_threshold(file: Path, audio: Path, rate: float) -> str:
     from distilled_student.onnx import Stream
 
     stream = Stream(file)
-    found = measure(stream, audio_of(audio, "--alarms"), where=f"--alarms {audio}")
+    files, seconds = audio_of(audio, "--alarms")
+    found = measure(stream, files, where=f"--alarms {audio}", seconds=seconds)
     point, default = found.of_keywords.at(rate), stream.detector.settings.threshold
     if point is None:
         raise UserError(

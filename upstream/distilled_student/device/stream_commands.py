@@ -185,7 +185,7 @@ def alarms(
     from distilled_student.device.keyword_mix import keyword_clips
     from distilled_student.device.model_files import one_line_errors
 
-    files = audio_of(audio)
+    files, seconds = audio_of(audio)
     try:
         stream = _open_stream(model, None, smoothing, hold_off, gate)
     except UserError as error:  # here the model is an argument
@@ -204,7 +204,7 @@ def alarms(
         check_share(stream.model, share)
         person = _enrolled(stream, profiles, model, owner)[owner]
     with one_line_errors():
-        found = measure(stream, files, chosen, chosen_levels, person, share)
+        found = measure(stream, files, chosen, chosen_levels, person, share, seconds=seconds)
     settings = json.loads(stream.detector.settings.to_json())
     about = {"model": model, "audio": str(audio), "keywords_from": None if keywords is None else str(keywords)}
     about |= {"owner": owner, "detector": settings}

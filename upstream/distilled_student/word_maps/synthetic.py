@@ -17,7 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilled_student.common.errors import UserError, short_reason
+from distilled_student.common.early_checks import check_new_folder
+from distilled_student.common.errors import UserError
+from distilled_student.common.files import read_utf8
 from distilled_student.common.progress import Progress
 
 DESCRIPTION = """Writes files with lists of random words, spoken by the voices of espeak-ng, flite and festival that are
@@ -57,10 +59,7 @@ def read_words(lists: Sequence[str]) -> dict[str, list[str]]:
         language, _, file = one.partition(":")
         if not Path(file).is_file():
             raise UserError(f"{one}: expected LANGUAGE:FILE, with a word on each line of the file")
-        try:
-            lines = Path(file).read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise UserError(f"{file}: is not in UTF-8: convert it with iconv") from None
+        lines = read_utf8(Path(file), "a list of words").splitlines()
         words = (line.partition("/")[0].strip() for line in lines)
         kept = [word for word in words if 2 <= len(word) <= LONGEST and not NO_WORD.search(word)]
         if not kept:
@@ -132,22 +131,19 @@ def speak(folder: Path, lists: Sequence[str], files: int, seed: int) -> int:
     A voice that fails on a word, or whose data are not installed, leaves its file out.
 
     Raises:
-        UserError: see `read_words` and `usable`; no synthesizer is installed, or nothing was written.
+        UserError: see `check_new_folder`, `read_words` and `usable`; no synthesizer is installed, or nothing was
+            written.
     """
     if files < 1:
         raise UserError(f"--files: {files}: expected 1 or more")
+    check_new_folder("", folder)
     words, found = read_words(lists), voices()
     latin = [word for listed in words.values() for word in listed if word.isascii()]
     if not found or not latin:
         missing = "a list of words in Latin letters is missing" if found else "install espeak-ng, flite or festival"
         raise UserError(missing)
     found, rng = usable(found, words), random.Random(seed)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: {short_reason(error)}") from None
-    if any(folder.iterdir()):
-        raise UserError(f"{folder}: is not empty: give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
     drawn = [draw(words, latin, found, folder / f"{number:06}.wav", rng) for number in range(files)]
     with ThreadPoolExecutor() as pool, Progress(len(drawn), "speaking") as progress:
         for _ in pool.map(lambda one: _output(one.command, one.text), drawn):
